@@ -1,0 +1,198 @@
+"""Settings: from the ConfigDict that a user edits to frozen, validated dataclasses.
+
+The dataclasses below are the one place where a field is named, documented and given its default. `default_config()` turns
+them into a `ConfigDict` for `configs/*.py` to edit, `resolve()` turns the edited ConfigDict back, checking every rule that
+spans more than one field, before anything is compiled. This module imports no other room, so every room may read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where images come from, and in which order."""
+
+    source: str = "scenes"  # scenes | folder | arrayrecord | tfds | mixture
+    path: str = ""  # folder: directory; arrayrecord: directory, file or glob of shards; tfds: data_dir (empty: TFDS default)
+    name: str = ""  # tfds: the data set's name, for example "imagenet2012" or "oxford_flowers102:2.1.1"
+    split: str = "train"  # tfds: the split, slicing syntax allowed
+    records: int = 1_000_000  # scenes: how many scenes make an epoch
+    mixture: tuple[Mapping[str, Any], ...] = ()  # mixture: dicts of the fields source, path, name, split, records and weight
+    image_size: int = 256  # side in pixels of the square images in a batch
+    crop: str = "center"  # center | random; random crops keep the shorter side whole
+    flip: bool = False  # mirror half of the records, chosen from (seed, position)
+    seed: int = 0  # of the global permutation and of crops and flips
+    holdout: int = 0  # records kept out of training, for the held-out loss and the sample sheets
+    workers: int = 0  # decoding processes per host; 0 decodes in threads of the main process
+    threads: int = 4  # decoding threads per process
+    prefetch: int = 4  # batches read ahead
+    max_corrupt_rate: float = 0.01  # share of undecodable records, over the run so far, above which it stops
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """The frozen image encoder whose features are the condition."""
+
+    kind: str = "vit"  # vit
+    weights: str = "facebook/dino-vitb16"  # directory, .safetensors or .npz file, hub id, or random:<seed>
+    output: str = "cls"  # cls | patch | all
+    normalize: bool = True  # L2-normalise each token
+    resize: int = 224  # shorter side after resizing (bilinear, antialiased), pixels
+    image_size: int = 224  # side of the centre crop that the encoder sees, pixels
+    size: str = "B"  # random weights only: Ti | S | B | L | custom
+    patch_size: int = 16  # random weights only
+    width: int = 0  # size "custom" only
+    depth: int = 0  # size "custom" only
+    heads: int = 0  # size "custom" only; weights with official DINO names: 0 means width / 64
+    dtype: str = "bfloat16"  # compute dtype: float32 | bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+    """The frozen map between pixels and latents."""
+
+    kind: str = "kl"  # kl (Stable Diffusion's KL autoencoder) | identity (pixels in [-1, 1] are the latents)
+    weights: str = "stabilityai/sd-vae-ft-mse"  # directory (diffusers layout), .safetensors file, hub id, or random:<seed>
+    scale: float = 0.18215  # multiplies the latents so that their variance is near one
+    posterior: str = "sample"  # sample | mode
+    tile: int = 0  # decode in tiles of this many latent pixels a side; 0 decodes whole
+    channels: tuple[int, ...] = (128, 256, 512, 512)  # random weights only: width of each resolution
+    layers: int = 2  # random weights only: residual blocks per resolution
+    groups: int = 32  # random weights only: group-norm groups
+    dtype: str = "bfloat16"  # compute dtype: float32 | bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The diffusion transformer."""
+
+    size: str = "XL"  # S | B | L | XL (the DiT paper's table) | custom
+    patch_size: int = 2
+    width: int = 0  # size "custom" only
+    depth: int = 0  # size "custom" only
+    heads: int = 0  # size "custom" only
+    mlp_ratio: float = 4.0
+    position_scale: float = 1.0  # 1.0 at 256 and 512 px, 2.0 at 1024 px
+    position_base: int = 0  # tokens a side at which positions count in ones; 0: the training grid
+    dtype: str = "bfloat16"  # compute dtype: float32 | bfloat16; parameters are float32
+    remat: str = "none"  # none | dots (recompute all but matmuls) | full
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """The corruption process, what the network predicts, and its loss."""
+
+    schedule: str = "linear"  # linear | cosine | flow (straight lines, flow matching)
+    steps: int = 1000  # discrete timesteps (linear and cosine); network time is scaled to it for flow
+    prediction: str = "noise"  # noise | x0 | v | flow
+    learned_variance: bool = True  # the network's second half of channels interpolates the log variance
+    loss: str = "hybrid"  # hybrid (MSE + VLB with the mean detached; needs learned_variance) | simple (eq. (1): MSE alone)
+    min_snr_gamma: float = 0.0  # 0: no weighting; 5 is the paper's value (min-SNR)
+    timesteps: str = "uniform"  # uniform | logit_normal
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Which task, and how its condition is dropped."""
+
+    name: str = "i2i"
+    condition_dropout: float = 0.1  # probability of the null condition, for classifier-free guidance
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW, its schedule, and the running average of the weights."""
+
+    learning_rate: float = 1e-4
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: str = "constant"  # constant | cosine (to zero at train.steps)
+    clip_norm: float = 0.0  # global gradient norm; 0: no clipping
+    accumulate: int = 1  # gradient accumulation: micro-batches per step
+    ema_decay: float = 0.9999
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The run."""
+
+    steps: int = 400_000
+    batch_size: int = 256  # global
+    seed: int = 0  # of initialisation, noise, timesteps and dropout
+    nonfinite_limit: int = 10  # stop after this many steps in a row without a finite loss and gradient
+    profile_at: int = -1  # first step of a profiler trace; -1: none
+    profile_steps: int = 5
+    compilation_cache: str = "~/.cache/lumos_jax/xla"  # persistent compilation cache; empty: none
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices per mesh axis; -1 takes what the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    context: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    every: int = 5000  # steps
+    keep: int = 3  # newest checkpoints kept
+    keep_every: int = 0  # steps whose checkpoints are kept for ever; 0: none
+    allow_change: tuple[str, ...] = ()  # fields that may differ from the checkpoint's, for example ("train.batch_size",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    every: int = 50  # steps
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """The held-out loss and the sample sheet, drawn from `data.holdout` records with the EMA weights."""
+
+    every: int = 5000  # steps; 0: never
+    records: int = 512  # held-out records whose denoising loss is averaged
+    batch_size: int = 64  # global
+    rows: int = 8  # sources on the sample sheet
+    samples: int = 2  # samples a source
+    sampler: str = "dpm++"  # ddpm | ddim | dpm++ | euler | heun (the last two need diffusion.schedule = flow)
+    steps: int = 20  # sampling steps
+    guidance: float = 4.5
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the noise levels (0 clean, 1 noise) where guidance acts
+    guidance_rescale: float = 0.0  # 0: none; 0.7 is usual (Lin et al. 2023)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All settings of a run; `config.json` in the run's directory holds them."""
+
+    data: Data = Data()
+    encoder: Encoder = Encoder()
+    autoencoder: Autoencoder = Autoencoder()
+    model: Model = Model()
+    diffusion: Diffusion = Diffusion()
+    task: Task = Task()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    eval: Eval = Eval()
+    init_from: str = ""  # a run's directory whose EMA weights start this one
