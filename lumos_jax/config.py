@@ -1,20 +1,14 @@
-"""Settings: from the ConfigDict that a user edits to frozen, validated dataclasses.
+"""Settings: every field of a run, named, documented and given its default in one place, and every rule they obey.
 
-The dataclasses below are the one place where a field is named, documented and given its default. `default_config()` turns
-them into a `ConfigDict` for `configs/*.py` to edit, `resolve()` turns the edited ConfigDict back, checking every rule that
-spans more than one field, before anything is compiled. This module imports no other room, so every room may read it.
+`config_io` turns these dataclasses into a `ConfigDict` for `configs/*.py` to edit and back again; `validate` runs before
+anything is compiled. This module imports no other room, so every room may read it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
-import typing
 from collections.abc import Mapping
 from typing import Any
-
-import ml_collections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +16,12 @@ class Data:
     """Where images come from, and in which order."""
 
     source: str = "scenes"  # scenes | folder | arrayrecord | tfds | mixture
-    path: str = ""  # folder: directory; arrayrecord: directory, file or glob of shards; tfds: data_dir (empty: TFDS default)
+    path: str = ""  # folder: directory; arrayrecord: directory, file or glob; tfds: data_dir (empty: its default)
     name: str = ""  # tfds: the data set's name, for example "imagenet2012" or "oxford_flowers102:2.1.1"
     split: str = "train"  # tfds: the split, slicing syntax allowed
     records: int = 1_000_000  # scenes: how many scenes make an epoch
-    mixture: tuple[Mapping[str, Any], ...] = ()  # mixture: dicts of the fields source, path, name, split, records and weight
+    # mixture: dicts of the fields source, path, name, split and records, and weight
+    mixture: tuple[Mapping[str, Any], ...] = ()
     image_size: int = 256  # side in pixels of the square images in a batch
     crop: str = "center"  # center | random; random crops keep the shorter side whole
     flip: bool = False  # mirror half of the records, chosen from (seed, position)
@@ -61,7 +56,7 @@ class Autoencoder:
     """The frozen map between pixels and latents."""
 
     kind: str = "kl"  # kl (Stable Diffusion's KL autoencoder) | identity (pixels in [-1, 1] are the latents)
-    weights: str = "stabilityai/sd-vae-ft-mse"  # directory (diffusers layout), .safetensors file, hub id, or random:<seed>
+    weights: str = "stabilityai/sd-vae-ft-mse"  # directory (diffusers layout), .safetensors, hub id, or random:<seed>
     scale: float = 0.18215  # multiplies the latents so that their variance is near one
     posterior: str = "sample"  # sample | mode
     tile: int = 0  # decode in tiles of this many latent pixels a side; 0 decodes whole
@@ -95,7 +90,7 @@ class Diffusion:
     steps: int = 1000  # discrete timesteps (linear and cosine); network time is scaled to it for flow
     prediction: str = "noise"  # noise | x0 | v | flow
     learned_variance: bool = True  # the network's second half of channels interpolates the log variance
-    loss: str = "hybrid"  # hybrid (MSE + VLB with the mean detached; needs learned_variance) | simple (eq. (1): MSE alone)
+    loss: str = "hybrid"  # hybrid (MSE + VLB with the mean detached) | simple (eq. (1): the MSE alone)
     min_snr_gamma: float = 0.0  # 0: no weighting; 5 is the paper's value (min-SNR)
     timesteps: str = "uniform"  # uniform | logit_normal
     logit_mean: float = 0.0
@@ -154,7 +149,7 @@ class Checkpoint:
     every: int = 5000  # steps
     keep: int = 3  # newest checkpoints kept
     keep_every: int = 0  # steps whose checkpoints are kept for ever; 0: none
-    allow_change: tuple[str, ...] = ()  # fields that may differ from the checkpoint's, for example ("train.batch_size",)
+    allow_change: tuple[str, ...] = ()  # fields that may differ from the checkpoint's, as ("train.batch_size",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,15 +162,15 @@ class Log:
 class Eval:
     """The held-out loss and the sample sheet, drawn from `data.holdout` records with the EMA weights."""
 
-    every: int = 5000  # steps; 0: never
+    every: int = 0  # steps; 0: never
     records: int = 512  # held-out records whose denoising loss is averaged
     batch_size: int = 64  # global
     rows: int = 8  # sources on the sample sheet
     samples: int = 2  # samples a source
     sampler: str = "dpm++"  # ddpm | ddim | dpm++ | euler | heun (the last two need diffusion.schedule = flow)
-    steps: int = 20  # sampling steps
+    steps: int = 20  # of the sampler
     guidance: float = 4.5
-    guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the noise levels (0 clean, 1 noise) where guidance acts
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the time (0 clean, 1 noise) with guidance
     guidance_rescale: float = 0.0  # 0: none; 0.7 is usual (Lin et al. 2023)
 
 
@@ -196,3 +191,198 @@ class Settings:
     log: Log = Log()
     eval: Eval = Eval()
     init_from: str = ""  # a run's directory whose EMA weights start this one
+
+
+_CHOICES = {
+    "data.source": ("scenes", "folder", "arrayrecord", "tfds", "mixture"),
+    "data.crop": ("center", "random"),
+    "encoder.kind": ("vit",),
+    "encoder.output": ("cls", "patch", "all"),
+    "encoder.size": ("Ti", "S", "B", "L", "custom"),
+    "encoder.dtype": ("float32", "bfloat16"),
+    "autoencoder.kind": ("kl", "identity"),
+    "autoencoder.posterior": ("sample", "mode"),
+    "autoencoder.dtype": ("float32", "bfloat16"),
+    "model.size": ("S", "B", "L", "XL", "custom"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "diffusion.schedule": ("linear", "cosine", "flow"),
+    "diffusion.prediction": ("noise", "x0", "v", "flow"),
+    "diffusion.loss": ("hybrid", "simple"),
+    "diffusion.timesteps": ("uniform", "logit_normal"),
+    "optimizer.decay": ("constant", "cosine"),
+    "eval.sampler": ("ddpm", "ddim", "dpm++", "euler", "heun"),
+}
+
+# Smallest value allowed, for the fields where zero or less would only fail later, and less clearly.
+_AT_LEAST = {
+    "data.image_size": 1, "data.records": 1, "data.holdout": 0, "data.workers": 0, "data.threads": 1, "data.prefetch": 1,
+    "data.max_corrupt_rate": 0, "encoder.image_size": 1, "encoder.patch_size": 1, "autoencoder.tile": 0,
+    "autoencoder.layers": 1, "autoencoder.groups": 1, "model.patch_size": 1, "model.position_base": 0, "diffusion.steps": 1,
+    "diffusion.min_snr_gamma": 0, "task.condition_dropout": 0, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
+    "optimizer.clip_norm": 0, "optimizer.accumulate": 1, "optimizer.weight_decay": 0, "optimizer.ema_decay": 0,
+    "train.steps": 1, "train.batch_size": 1, "train.nonfinite_limit": 1, "train.profile_steps": 1, "checkpoint.every": 1,
+    "checkpoint.keep": 1, "checkpoint.keep_every": 0, "log.every": 1, "eval.every": 0, "eval.records": 1,
+    "eval.batch_size": 1, "eval.rows": 1, "eval.samples": 1, "eval.steps": 1, "eval.guidance": 0,
+    "eval.guidance_rescale": 0,
+}  # fmt: skip
+_AT_MOST = {
+    "data.max_corrupt_rate": 1, "task.condition_dropout": 1, "optimizer.ema_decay": 1, "eval.guidance_rescale": 1,
+}  # fmt: skip
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups -> {"group.field": value}, tuples as lists (as JSON gives them back)."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _require(rule: bool, message: str) -> None:
+    if not rule:
+        raise ValueError(message)
+
+
+def validate(settings: Settings) -> None:
+    """Checks every value and every rule between fields.
+
+    Raises:
+      ValueError: names the field, its value and what is allowed.
+    """
+    flat = flatten(dataclasses.asdict(settings))
+    for name, allowed in _CHOICES.items():
+        _require(flat[name] in allowed, f"config.{name}={flat[name]!r} is not one of {', '.join(allowed)}")
+    for name, least in _AT_LEAST.items():
+        _require(flat[name] >= least, f"config.{name}={flat[name]} must be at least {least}")
+    for name, most in _AT_MOST.items():
+        _require(flat[name] <= most, f"config.{name}={flat[name]} must be at most {most}")
+    for name in settings.checkpoint.allow_change:
+        known = name in flat or name.endswith(".fingerprint")
+        _require(known, f"config.checkpoint.allow_change names {name!r}, which is no field")
+    _check_data(settings)
+    _check_networks(settings)
+    _check_diffusion(settings)
+    _check_eval(settings)
+    _check_train(settings)
+
+
+def _check_data(s: Settings) -> None:
+    data = s.data
+    if data.source in ("folder", "arrayrecord"):
+        _require(bool(data.path), f"config.data.source={data.source} needs config.data.path")
+    if data.source == "tfds":
+        _require(bool(data.name), "config.data.source=tfds needs config.data.name, the name of a TFDS data set")
+    _require(
+        (data.source == "mixture") == bool(data.mixture),
+        "config.data.mixture, a tuple of dicts (source, path, ..., weight), goes with config.data.source=mixture",
+    )
+    if data.source == "scenes":
+        _require(data.records <= 2**40, f"config.data.records={data.records}: scenes have indices below 2^40")
+
+
+def _check_networks(s: Settings) -> None:
+    for group, net in (("encoder", s.encoder), ("model", s.model)):
+        here = f"config.{group}"
+        if net.size == "custom":
+            sizes = (net.width, net.depth, net.heads)
+            _require(min(sizes) >= 1, f"{here}.size=custom needs {here}.width, depth and heads, not {sizes}")
+            _require(net.width % net.heads == 0, f"{here}.width={net.width} is not divisible by heads={net.heads}")
+            _require(net.width % 4 == 0, f"{here}.width={net.width}: sin-cos positions need a multiple of 4")
+        else:
+            fixed = net.width or net.depth or (net.heads and group == "model")
+            _require(
+                not fixed, f"{here}.size={net.size} fixes width, depth and heads; set {here}.size=custom to choose"
+            )
+    enc = s.encoder
+    _require(
+        enc.resize >= enc.image_size,
+        f"config.encoder.resize={enc.resize} is smaller than the crop, encoder.image_size={enc.image_size}",
+    )
+    for group, weights in (("encoder", enc.weights), ("autoencoder", s.autoencoder.weights)):
+        needed = group == "encoder" or s.autoencoder.kind != "identity"
+        _require(
+            bool(weights) or not needed,
+            f"config.{group}.weights is empty: give a directory, a .safetensors file, a hub id or random:<seed>",
+        )
+        seed = weights.removeprefix("random:")
+        _require(
+            seed == weights or seed.isdecimal(),
+            f"config.{group}.weights={weights!r}: write random:<seed> with a whole number, as random:0",
+        )
+    if enc.weights.startswith("random:"):
+        _require(
+            enc.image_size % enc.patch_size == 0,
+            f"config.encoder.image_size={enc.image_size} is not divisible by encoder.patch_size={enc.patch_size}",
+        )
+
+
+def _check_diffusion(s: Settings) -> None:
+    diffusion = s.diffusion
+    flow = diffusion.schedule == "flow"
+    _require(
+        flow == (diffusion.prediction == "flow"),
+        f"config.diffusion.schedule={diffusion.schedule} does not go with prediction={diffusion.prediction}: "
+        "flow goes with flow; linear and cosine go with noise, x0 and v",
+    )
+    _require(
+        diffusion.learned_variance == (diffusion.loss == "hybrid"),
+        f"config.diffusion.learned_variance={diffusion.learned_variance} does not go with loss={diffusion.loss}: "
+        "the hybrid loss is what trains the variance; set both or neither",
+    )
+    _require(
+        not (flow and diffusion.learned_variance),
+        "config.diffusion.learned_variance is for schedules linear and cosine",
+    )
+    _require(
+        not (flow and diffusion.min_snr_gamma > 0), "config.diffusion.min_snr_gamma is for schedules linear and cosine"
+    )
+    _require(diffusion.logit_std > 0, f"config.diffusion.logit_std={diffusion.logit_std} must be above 0")
+    _require(
+        flow == (s.eval.sampler in ("euler", "heun")),
+        f"config.eval.sampler={s.eval.sampler} does not solve diffusion.schedule={diffusion.schedule}: "
+        "euler and heun are for flow; ddpm, ddim and dpm++ for linear and cosine",
+    )
+    _require(
+        flow or s.eval.steps <= diffusion.steps,
+        f"config.eval.steps={s.eval.steps} exceeds diffusion.steps={diffusion.steps}",
+    )
+
+
+def _check_eval(s: Settings) -> None:
+    low, high = s.eval.guidance_interval
+    _require(0 <= low <= high <= 1, f"config.eval.guidance_interval={(low, high)} must satisfy 0 <= low <= high <= 1")
+    if s.eval.every:
+        _require(
+            s.eval.records % s.eval.batch_size == 0,
+            f"config.eval.records={s.eval.records} must be a multiple of eval.batch_size={s.eval.batch_size}",
+        )
+        needed = max(s.eval.rows, s.eval.records)
+        _require(
+            s.data.holdout >= needed,
+            f"config.data.holdout={s.data.holdout} must be at least {needed} (eval.records, eval.rows); "
+            "set config.eval.every=0 to train without a held-out set",
+        )
+
+
+def _check_train(s: Settings) -> None:
+    train, optimizer = s.train, s.optimizer
+    _require(
+        train.batch_size % optimizer.accumulate == 0,
+        f"config.train.batch_size={train.batch_size} is not divisible by optimizer.accumulate={optimizer.accumulate}",
+    )
+    _require(
+        optimizer.decay != "cosine" or optimizer.warmup_steps < train.steps,
+        f"config.optimizer.warmup_steps={optimizer.warmup_steps} leaves no step of train.steps={train.steps} to decay",
+    )
+    axes = dataclasses.asdict(s.mesh)
+    _require(list(axes.values()).count(-1) <= 1, f"config.mesh: only one axis may be -1, not {axes}")
+    _require(all(n >= 1 or n == -1 for n in axes.values()), f"config.mesh: axis sizes are positive or -1, not {axes}")
+    _require(
+        s.mesh.tensor == 1 and s.mesh.context == 1,
+        f"config.mesh.tensor={s.mesh.tensor}, context={s.mesh.context}: images are sharded over data and fsdp; "
+        "leave the other axes at 1",
+    )
