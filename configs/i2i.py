@@ -1,0 +1,95 @@
+"""Image to image, the prior: reproduce images from their frozen DINO features.
+
+python -m lumos_jax.main --config=configs/i2i.py --config.data.source=arrayrecord --config.data.path=DIR --workdir=RUN
+    DiT-XL/2 (822 M parameters) at 256 px on SD VAE latents and DINO ViT-B/16 [CLS]: the paper's scale, for a TPU pod or a
+    CUDA host. Lumos's own optimiser values are unknown; these are DiT's.
+configs/i2i.py:desk   scenes at 32 px, pixels as latents: about five minutes on 2 CPU cores
+configs/i2i.py:test   the same in seconds
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # config files are loaded by path, from anywhere
+
+from configs import common
+
+
+def paper():
+    config = common.base()
+    config.data.source = "arrayrecord"
+    config.data.crop = "random"
+    config.data.flip = True
+    config.data.holdout = 5120
+    config.data.workers = 16
+    config.train.batch_size = 256
+    config.train.steps = 400_000
+    config.optimizer.learning_rate = 1e-4
+    config.eval.every = 10_000
+    config.eval.records = 5120
+    config.eval.batch_size = 256
+    return config
+
+
+def desk():
+    config = common.base()
+    config.data.source = "scenes"
+    config.data.image_size = 32
+    config.data.holdout = 512
+    # A random network has no semantics, but all its tokens together still say what is where, which is what a prior that
+    # reproduces images needs.
+    config.encoder.weights = "random:0"
+    config.encoder.size = "custom"
+    config.encoder.width, config.encoder.depth, config.encoder.heads = 96, 2, 4
+    config.encoder.patch_size = 8
+    config.encoder.resize = config.encoder.image_size = 32
+    config.encoder.output = "all"
+    config.encoder.dtype = "float32"
+    config.autoencoder.kind = "identity"
+    config.model.size = "custom"
+    config.model.width, config.model.depth, config.model.heads = 128, 4, 4
+    config.model.patch_size = 4
+    config.model.dtype = "float32"
+    # At this size predicting v converges within minutes where predicting noise is still mush.
+    config.diffusion.schedule = "cosine"
+    config.diffusion.prediction = "v"
+    config.diffusion.loss = "simple"
+    config.diffusion.learned_variance = False
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.decay = "cosine"
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.ema_decay = 0.995
+    config.train.batch_size = 64
+    config.train.steps = 2000
+    config.checkpoint.every = 500
+    config.log.every = 50
+    config.eval.every = 500
+    config.eval.records = 256
+    config.eval.guidance = 1.5
+    return config
+
+
+def test():
+    config = desk()
+    config.data.image_size = 16
+    config.data.records = 256
+    config.data.holdout = 32
+    config.encoder.width = 32
+    config.encoder.resize = config.encoder.image_size = 16
+    config.model.width, config.model.depth, config.model.heads = 32, 2, 2
+    config.optimizer.warmup_steps = 2
+    config.train.batch_size = 16
+    config.train.steps = 12
+    config.checkpoint.every = 4
+    config.log.every = 2
+    config.eval.every = 6
+    config.eval.records = 32
+    config.eval.batch_size = 16
+    config.eval.rows = 2
+    config.eval.steps = 4
+    return config
+
+
+def get_config(size=""):
+    return common.pick(size, {"": paper, "desk": desk, "test": test})

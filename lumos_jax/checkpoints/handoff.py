@@ -1,0 +1,90 @@
+"""Hand-off: one run's weights as another run's first parameters, with a full account (invariant 4).
+
+Every parameter of both sides is loaded, re-initialised or dropped by a named rule; anything else is an error that lists
+both sides. The account is printed and saved as handoff.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """What became of every parameter, by path ("blocks/attn/qkv/kernel")."""
+
+    source: str
+    loaded: tuple[str, ...]
+    reinitialised: tuple[str, ...]
+    dropped: tuple[str, ...]
+    parameters: Mapping[str, int]  # parameter counts by fate
+
+    def table(self) -> str:
+        """A few lines for people."""
+        lines = [f"hand-off from {self.source}"]
+        for fate in ("loaded", "reinitialised", "dropped"):
+            names = getattr(self, fate)
+            lines.append(f"  {fate:<14}{len(names):>5} arrays {self.parameters[fate]:>13,} parameters")
+            if fate != "loaded":
+                lines += [f"    {name}" for name in names]
+        return "\n".join(lines)
+
+    def save(self, path: str | pathlib.Path) -> None:
+        pathlib.Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Nested dicts -> {"a/b/c": leaf}."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def transfer(source: Any, target: Any, *, origin: str, reinitialise: Sequence[str] = (), drop: Sequence[str] = ()):
+    """Parameters for the target: the source's where a path and shape agree, else by the named rules.
+
+    Args:
+      source: tree of arrays that is handed on.
+      target: freshly initialised tree of arrays (or only shapes); re-initialised entries are taken from it.
+      origin: where the source came from, for the account.
+      reinitialise: patterns (fnmatch over "a/b/c") of target parameters that start anew.
+      drop: patterns of source parameters that are not used.
+
+    Returns:
+      (parameters like target, Account)
+
+    Raises:
+      ValueError: a parameter of either side that no rule names, or that differs in shape; lists all of them.
+    """
+
+    def matches(name, patterns):
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    have, want = flatten(source), flatten(target)
+    fresh = [name for name in want if matches(name, reinitialise)]
+    dropped = [name for name in have if matches(name, drop) or name in fresh]
+    loaded = [name for name in want if name in have and name not in fresh and name not in dropped]
+    problems = [
+        f"  {name}: {tuple(have[name].shape)} there, {tuple(want[name].shape)} here"
+        for name in loaded
+        if have[name].shape != want[name].shape
+    ]
+    problems += [f"  {name}: only here" for name in want if name not in loaded and name not in fresh]
+    problems += [f"  {name}: only there" for name in have if name not in loaded and name not in dropped]
+    if problems:
+        raise ValueError(f"the weights of {origin} do not fit this model:\n" + "\n".join(problems))
+    taken = {name: have[name] if name in loaded else want[name] for name in want}
+    params = jax.tree.unflatten(jax.tree.structure(target), [taken[name] for name in want])
+    counts = {
+        "loaded": sum(math.prod(have[name].shape) for name in loaded),
+        "reinitialised": sum(math.prod(want[name].shape) for name in fresh),
+        "dropped": sum(math.prod(have[name].shape) for name in dropped),
+    }
+    return params, Account(origin, tuple(loaded), tuple(fresh), tuple(dropped), counts)

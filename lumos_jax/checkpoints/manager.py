@@ -1,0 +1,120 @@
+"""Checkpoints of a run: Orbax, asynchronous, atomic, restorable on any mesh.
+
+A checkpoint is `checkpoints/<step>/` with `state` (arrays) and `meta` (JSON: settings, fingerprints and the little that the
+loop itself remembers). Orbax writes under a temporary name and renames when all is on disk, so that a kill or a full disk
+leaves the ones before it untouched; temporary leftovers are removed at the next start.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from lumos_jax import config
+
+DIRECTORY = "checkpoints"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message says which, why, and what is still good."""
+
+
+class Checkpoints:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, workdir: str | pathlib.Path, settings: config.Checkpoint | None = None):
+        """Opens `workdir`/checkpoints: for writing by the rules in `settings`, or read-only when None."""
+        self.directory = pathlib.Path(workdir).absolute() / DIRECTORY
+        common = dict(single_host_load_and_broadcast=jax.process_count() > 1)
+        if settings is None:
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False, **common)
+        else:
+            keep = [policies.LatestN(settings.keep)]
+            if settings.keep_every:
+                keep.append(policies.EveryNSteps(settings.keep_every))
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True, **common
+            )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=options,
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+        )
+
+    def latest(self) -> int | None:
+        """The newest complete checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Starts writing; returns as soon as the arrays are copied off the devices.
+
+        Raises:
+          CheckpointError: this or the previous write failed (a full disk, say).
+        """
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+                force=True,
+            )
+            self._manager.check_for_errors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk. Raises CheckpointError as `save` does."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(error) from error
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON part of a checkpoint."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        """The arrays, laid out as `abstract` (ShapeDtypeStructs with shardings) says, whatever mesh wrote them.
+
+        Raises:
+          CheckpointError: the checkpoint does not hold these arrays.
+        """
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            return self._manager.restore(step, args=args)["state"]
+        except (ValueError, KeyError, OSError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.directory / str(step)} cannot be restored: {error}. If it is damaged, remove that "
+                "directory: the one before it is used then"
+            ) from error
+
+    def shapes(self, step: int, name: str) -> Any:
+        """ShapeDtypeStructs of one entry of the state ("ema" or "params"), as the checkpoint holds it."""
+        tree = self._manager.item_metadata(step)["state"].tree[name]
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+    def restore_subtree(self, step: int, name: str, abstract: Any) -> Any:
+        """One entry of the state ("ema" or "params") without reading the others, laid out as `abstract` says."""
+        handler = ocp.PyTreeCheckpointHandler()
+        args = ocp.args.PyTreeRestore(
+            item={name: abstract},
+            restore_args=ocp.checkpoint_utils.construct_restore_args({name: abstract}),
+            partial_restore=True,
+        )
+        return handler.restore(self.directory / str(step) / "state", args=args)[name]
+
+    def close(self) -> None:
+        """Waits for writes under way and releases threads."""
+        self._manager.close()
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        good = [step for step in self._manager.all_steps(read=True) if (self.directory / str(step)).is_dir()]
+        last = f"the last good checkpoint is {max(good)}" if good else "there is no earlier checkpoint"
+        return CheckpointError(
+            f"writing a checkpoint into {self.directory} failed ({error}); {last}. "
+            "Free some space (or lower config.checkpoint.keep) and run the same command again"
+        )

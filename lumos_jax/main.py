@@ -1,0 +1,60 @@
+"""Trains: python -m lumos_jax.main --config=configs/i2i.py:desk --workdir=runs/desk
+
+Any field can be set on the command line, as --config.train.steps=40; lumos_jax/config.py documents them all. The same
+command continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only writes TensorBoard events here
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from lumos_jax import config_io
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file in configs/, with :desk or :test for its small sizes."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory: checkpoints, metrics, samples.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, to run several processes as one.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are; goes with --coordinator.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0; goes with --coordinator.")
+
+USER_ERROR = 2
+
+
+def _start_processes() -> None:
+    """Joins the other processes, if --coordinator names a meeting point."""
+    given = [_COORDINATOR.value, _PROCESSES.value, _PROCESS.value]
+    if all(value is None for value in given):
+        return
+    if any(value is None for value in given):
+        raise ValueError("--coordinator, --processes and --process go together: give all three or none")
+    jax.distributed.initialize(*given)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"what is {argv[1]!r}? Fields are set as --config.group.field=value")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        settings = config_io.resolve(_CONFIG.value)
+        _start_processes()
+        from lumos_jax.train import loop  # after jax.distributed, which must come before any computation
+
+        run = loop.prepare(settings, _WORKDIR.value)
+    except ValueError as error:
+        logging.debug("setting up failed", exc_info=error)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    sys.exit(loop.train(run))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,47 @@
+"""What a task is: how a batch becomes (x0, Condition), and what a sample of it looks like.
+
+The trainer, the held-out loss and the samplers see tasks through this interface only; a new task is one file in this
+folder, one line in `tasks.make_task` and one file in configs/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+
+from lumos_jax.diffusion import Process
+from lumos_jax.models import Condition, DiT
+
+
+class Task(Protocol):
+    """Frozen and hashable. Parameters of frozen encoders travel beside it, as the tree `frozen`.
+
+    Attributes:
+      name: as in config.task.name.
+      dit: the network that is trained.
+      process: the diffusion process.
+      latent_shape: (h, w, c) of x0.
+      condition_dropout: probability in [0, 1] of the null condition in training.
+      identity: names and content hashes of the frozen networks; compared when a run is resumed.
+    """
+
+    name: str
+    dit: DiT
+    process: Process
+    latent_shape: tuple[int, int, int]
+    condition_dropout: float
+    identity: Mapping[str, str]
+
+    def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
+        """uint8 `image` (B, H, W, 3) -> x0 (B, h, w, c) float32 and its Condition; `key` draws the posterior."""
+        ...
+
+    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+        """The Condition alone, for sampling."""
+        ...
+
+    def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
+        """(B, h, w, c) -> pixels (B, H, W, 3) float32 in [-1, 1]."""
+        ...

@@ -1,0 +1,200 @@
+"""What a run reports: averages over the steps since the last log, written as metrics.jsonl, TensorBoard and a line.
+
+The averages are part of a checkpoint (`Window.state`), so that a resumed run writes the very numbers that an uninterrupted
+one would. Timings are not: they are reported, never resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from clu import metric_writers
+from tqdm import tqdm
+
+FILE = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+class Window:
+    """Sums of per-step metrics since the last log; steps that were not finite are counted, not averaged."""
+
+    def __init__(self, state: Mapping[str, Any] | None = None):
+        state = state or {}
+        self.sums: dict[str, list[float] | float] = dict(state.get("sums", {}))
+        self.steps: int = state.get("steps", 0)
+        self.skipped: int = state.get("skipped", 0)
+
+    def add(self, metrics: Mapping[str, np.ndarray]) -> bool:
+        """Adds one step's metrics; False (and only counted) if that step was not finite."""
+        if not metrics["finite"]:
+            self.skipped += 1
+            return False
+        for name, value in metrics.items():
+            new = np.asarray(value, np.float64) + self.sums.get(name, 0.0)
+            self.sums[name] = new.tolist()
+        self.steps += 1
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for JSON, which keeps every bit of a float64."""
+        return {"sums": self.sums, "steps": self.steps, "skipped": self.skipped}
+
+    def close(self) -> dict[str, float]:
+        """The averages by name, with loss_q1 .. loss_q4 by quartile of the timestep; empties the window."""
+        result: dict[str, float] = {"skipped_steps": self.skipped}
+        for name, total in self.sums.items():
+            if name not in ("quartile_loss", "quartile_weight", "finite"):
+                result[name] = total / self.steps
+        if self.steps:
+            pairs = zip(self.sums["quartile_loss"], self.sums["quartile_weight"], strict=True)
+            for i, (loss, weight) in enumerate(pairs, start=1):
+                if weight > 0:  # a small batch may miss a quartile
+                    result[f"loss_q{i}"] = loss / weight
+        self.__init__()
+        return result
+
+
+class Stopwatch:
+    """Where the wall time of steps goes: waiting for data, waiting for the device, or host work."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        self.start = time.perf_counter()
+        self.spent = {"data": 0.0, "device": 0.0, "paused": 0.0}
+        self.steps = 0
+
+    class _Part:
+        def __init__(self, watch, name):
+            self.watch, self.name = watch, name
+
+        def __enter__(self):
+            self.begun = time.perf_counter()
+
+        def __exit__(self, *_):
+            self.watch.spent[self.name] += time.perf_counter() - self.begun
+
+    def part(self, name: str) -> _Part:
+        """Context manager that books its time on "data", "device" or "paused" (evaluation and checkpoints)."""
+        return self._Part(self, name)
+
+    def close(self, batch_size: int) -> dict[str, float]:
+        """images_per_second, step_seconds and the fractions of the step time; starts anew."""
+        total = max(time.perf_counter() - self.start - self.spent["paused"], 1e-9)
+        data, device = self.spent["data"] / total, self.spent["device"] / total
+        steps = self.steps
+        self.reset()
+        return {
+            "images_per_second": batch_size * steps / total,
+            "step_seconds": total / max(steps, 1),
+            "data_wait_fraction": data,
+            "device_wait_fraction": device,
+            "host_fraction": max(1.0 - data - device, 0.0),
+        }
+
+
+class Reporter:
+    """Writes metrics.jsonl and TensorBoard events, and keeps the progress line. Silent when not the first process."""
+
+    def __init__(self, workdir: pathlib.Path, *, total: int, start: int, tensorboard: bool, active: bool):
+        self.active = active
+        if not active:
+            return
+        self.path = workdir / FILE
+        _truncate(self.path, start)
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
+        self.writer = None
+        if tensorboard:
+            # Only TensorBoard: clu's default writer would also print every scalar through the log.
+            self.writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir / TENSORBOARD)))
+        self.total, self.begun, self.first = total, time.monotonic(), start
+        live = sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1) if live else None
+
+    def say(self, text: str) -> None:
+        """A line above the progress line."""
+        if not self.active:
+            return
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def step(self, step: int) -> None:
+        """Moves the progress line."""
+        if self.active and self.bar is not None:
+            self.bar.update(step - self.bar.n)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One object in metrics.jsonl and one point per name in TensorBoard."""
+        if not self.active:
+            return
+        values = {name: float(value) if isinstance(value, np.floating) else value for name, value in values.items()}
+        self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        self.file.flush()
+        if self.writer is not None:
+            self.writer.write_scalars(step, values)
+
+    def progress(self, step: int, values: Mapping[str, float]) -> None:
+        """The progress line: loss, images/s and time left."""
+        if not self.active:
+            return
+        loss = f"loss {values['loss']:.4f}" if "loss" in values else "loss not finite"
+        rate = f"{values['images_per_second']:.0f} images/s"
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{loss}, {rate}")
+            return
+        done, elapsed = step - self.first, time.monotonic() - self.begun
+        left = elapsed / max(done, 1) * (self.total - step)
+        print(f"step {step}/{self.total}  {loss}  {rate}  {_clock(left)} left", file=sys.stderr, flush=True)
+
+    def pictures(self, step: int, picture: np.ndarray) -> None:
+        """A sample sheet (H, W, 3) uint8 for TensorBoard."""
+        if self.active and self.writer is not None:
+            self.writer.write_images(step, {"samples": picture[None]})
+
+    def sync(self) -> None:
+        """All that was written is on disk: called before a checkpoint that counts on it."""
+        if self.active:
+            os.fsync(self.file.fileno())
+            if self.writer is not None:
+                self.writer.flush()
+
+    def close(self) -> None:
+        if self.active:
+            self.file.close()
+            if self.writer is not None:
+                self.writer.close()
+            if self.bar is not None:
+                self.bar.close()
+
+
+def _truncate(path: pathlib.Path, start: int) -> None:
+    """Drops the lines after step `start` (they will be written again) and a half-written last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            step = json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError):
+            continue
+        if start > 0 and step <= start:
+            kept.append(line + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

@@ -1,0 +1,115 @@
+"""All sharding on one screen: the mesh, the table of rules, and how batches and parameters are laid out.
+
+Parameters carry logical axis names (`DiT.logical_axes`); RULES says which mesh axis each may be split over. Gradients,
+optimiser state and EMA follow the parameters. Batches are split over (data, fsdp). Under FSDP each layer's weights are
+gathered inside the scanned body, after the cast to the compute dtype: left to the partitioner the same program becomes
+windowed collective matmuls, estimated 3.4 times slower on 16 v5e chips.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lumos_jax import config
+
+AXES = ("data", "fsdp", "tensor", "context")
+BATCH = P(("data", "fsdp"))
+
+# Logical axis -> mesh axis. Names that are absent here are replicated.
+RULES: Mapping[str, str] = {"embed": "fsdp", "mlp": "tensor", "heads": "tensor"}
+
+
+def make_mesh(settings: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh over all devices, with axes data, fsdp, tensor, context.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [getattr(settings, axis) for axis in AXES]
+    fixed = math.prod(size for size in sizes if size != -1)
+    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
+        wanted = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise ValueError(
+            f"config.mesh ({wanted}) does not fit {len(devices)} device(s): the axes must multiply to that number; "
+            "-1 lets one axis take what the others leave"
+        )
+    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def check_batch(mesh: jax.sharding.Mesh, batch_size: int, field: str) -> None:
+    """Raises ValueError unless `batch_size` rows split evenly over the mesh's data and fsdp axes."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % ways:
+        raise ValueError(
+            f"config.{field}={batch_size} does not split over mesh data x fsdp = {ways} devices; "
+            f"use a multiple of {ways} or fewer devices"
+        )
+
+
+def param_shardings(mesh: jax.sharding.Mesh, shapes: Any, logical_axes: Any) -> Any:
+    """A NamedSharding per parameter: the first dim whose rule names a mesh axis that divides it is split over it."""
+
+    def one(shape, names):
+        spec: list[str | None] = [None] * len(names)
+        used: set[str] = set()
+        for dim, name in enumerate(names):
+            axis = RULES.get(name)
+            if axis and axis not in used and mesh.shape[axis] > 1 and shape.shape[dim] % mesh.shape[axis] == 0:
+                spec[dim] = axis
+                used.add(axis)
+        return NamedSharding(mesh, P(*spec))
+
+    return jax.tree.map(one, shapes, logical_axes)
+
+
+def make_gather(mesh: jax.sharding.Mesh, dtype: str) -> Callable[[Any], Any] | None:
+    """What the scanned body does to one layer's weights: cast on the shard, then gather. None without an fsdp axis."""
+    if mesh.shape["fsdp"] == 1:
+        return None
+    compute = jnp.dtype(dtype)
+
+    def gather(block_params):
+        cast = jax.tree.map(lambda p: p.astype(compute), block_params)
+        return jax.lax.with_sharding_constraint(cast, replicated(mesh))
+
+    return gather
+
+
+def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
+    """The rows of the global batch that this process's devices hold, ascending."""
+    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (index,) in slices for row in range(*index.indices(batch_size))})
+
+
+def global_batch(mesh: jax.sharding.Mesh, local: Mapping[str, np.ndarray], rows: Sequence[int], batch_size: int):
+    """Global arrays, split over the mesh, from the rows that this process read (`rows` as `local_rows` gives them)."""
+    position = {row: i for i, row in enumerate(rows)}
+    sharding = batch_sharding(mesh)
+
+    def build(array):
+        def shard(index):
+            start, stop, _ = index[0].indices(batch_size)
+            first = position[start]
+            return array[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, shard)
+
+    return {name: build(array) for name, array in local.items()}

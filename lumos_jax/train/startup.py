@@ -1,0 +1,85 @@
+"""Where a run's first state comes from, in this order (invariant 6):
+
+1. the run's own newest checkpoint;
+2. `config.init_from`, another run's EMA weights;
+3. scratch, from `config.train.seed`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from lumos_jax import config, config_io
+from lumos_jax.checkpoints import Checkpoints, transfer
+from lumos_jax.train import sharding
+from lumos_jax.train.state import TrainState, make_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The first state, the step it stands at, what the loop remembered, and a sentence about where it is from."""
+
+    state: TrainState
+    step: int
+    memory: dict[str, Any]
+    origin: str
+
+
+def start(settings: config.Settings, workdir: pathlib.Path, checkpoints: Checkpoints, dit, optimizer, mesh,
+          fingerprints: dict[str, str]) -> Start:  # fmt: skip
+    """Goes down the list in the module's docstring and takes the first that is there.
+
+    Raises:
+      ValueError: a setting or a fingerprint differs from the checkpoint's in a way that would break an exact resume; or
+        the hand-off does not fit.
+    """
+    newest = checkpoints.latest()
+    if newest is not None:
+        return _resume(settings, checkpoints, newest, dit, optimizer, mesh, fingerprints)
+    if settings.init_from:
+        return _hand_off(settings, workdir, dit, optimizer, mesh)
+    _, state = make_state(settings, dit, optimizer, mesh)
+    return Start(state, 0, {}, f"from scratch, seed {settings.train.seed}")
+
+
+def _resume(settings, checkpoints: Checkpoints, step: int, dit, optimizer, mesh, fingerprints) -> Start:
+    meta = checkpoints.meta(step)
+    changed = config_io.frozen_differences(config_io.from_dict(meta["settings"]), settings)
+    for name, now in fingerprints.items():
+        before, field = meta["fingerprints"].get(name), f"{name}.fingerprint"
+        if before != now and field not in settings.checkpoint.allow_change:
+            changed[field] = (before, now)
+    if changed:
+        lines = "\n".join(f"  {name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items())
+        names = ",".join(repr(name) for name in changed)
+        raise ValueError(
+            f"checkpoint {step} of this run was made with other settings, so continuing it would not be exact:\n{lines}\n"
+            "Set them back, use another --workdir, or accept the difference with "
+            f'--config.checkpoint.allow_change="({names},)"'
+        )
+    abstract, _ = make_state(settings, dit, optimizer, mesh, abstract_only=True)
+    state = checkpoints.restore(step, vars(abstract))
+    return Start(TrainState(**state), step, meta["memory"], f"continues at step {step}")
+
+
+def _hand_off(settings, workdir, dit, optimizer, mesh) -> Start:
+    source = Checkpoints(settings.init_from)
+    step = source.latest()
+    if step is None:
+        raise ValueError(f"config.init_from={settings.init_from}: there is no checkpoint in {source.directory}")
+    everywhere = sharding.replicated(mesh)
+    theirs = source.shapes(step, "ema")
+    theirs = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), theirs)
+    ours, _ = make_state(settings, dit, optimizer, mesh, abstract_only=True)
+    # Judged by shapes first, so that weights that do not fit are refused before gigabytes are read.
+    transfer(theirs, ours.params, origin=settings.init_from)
+    params, account = transfer(source.restore_subtree(step, "ema", theirs), ours.params, origin=settings.init_from)
+    source.close()
+    if jax.process_index() == 0:
+        account.save(workdir / "handoff.json")
+    _, state = make_state(settings, dit, optimizer, mesh, params=params)
+    return Start(state, 0, {}, account.table())

@@ -1,0 +1,83 @@
+"""One training step: prepare, corrupt, predict, differentiate, update, average.
+
+The step is one compiled program. A step whose loss or gradient is not finite changes nothing but the step counter, so
+that the state stays good whatever one batch or one overflow does; the loop counts such steps and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lumos_jax import config, diffusion
+from lumos_jax.tasks import objective
+from lumos_jax.train import rngs, sharding
+from lumos_jax.train.state import TrainState
+
+QUARTILES = 4
+
+
+def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callable:
+    """The jitted step: (state, frozen, batch) -> (state, metrics); the state's buffers are donated.
+
+    `metrics` are replicated float32 scalars: loss, mse, vlb (hybrid loss only), grad_norm, finite (1 or 0), and vectors
+    quartile_loss and quartile_weight (4,): the weighted sum of losses and of weights by quartile of the timestep.
+    """
+    gather = sharding.make_gather(mesh, settings.model.dtype)
+    micro = settings.optimizer.accumulate
+    decay = settings.optimizer.ema_decay
+    batch_spec = sharding.batch_sharding(mesh)
+
+    def total_loss(params, example: objective.Example, total_weight):
+        terms = objective.loss_terms(task, params, example, gather)
+        # Divided by the whole batch's weight, so that micro-batches add up to the large batch exactly.
+        terms = {name: value * example.weight / total_weight for name, value in terms.items()}
+        quartile = jax.nn.one_hot(diffusion.timestep_quartile(task.process, example.t), QUARTILES)
+        sums = {name: value.sum() for name, value in terms.items()}
+        sums["quartile_loss"] = terms["loss"] @ quartile * total_weight
+        sums["quartile_weight"] = example.weight @ quartile
+        return sums["loss"], sums
+
+    differentiate = jax.grad(total_loss, has_aux=True)
+
+    def gradients(params, example: objective.Example):
+        total_weight = jnp.maximum(example.weight.sum(), 1.0)
+        if micro == 1:
+            return differentiate(params, example, total_weight)
+
+        # Micro-batch j takes the rows r with r % micro == j: every device keeps the rows it has.
+        def split(x):
+            return jnp.moveaxis(x.reshape(x.shape[0] // micro, micro, *x.shape[1:]), 1, 0)
+
+        def body(carry, part):
+            part = jax.lax.with_sharding_constraint(part, batch_spec)
+            return jax.tree.map(jnp.add, carry, differentiate(params, part, total_weight)), None
+
+        parts = jax.tree.map(split, example)
+        shapes = jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], parts), total_weight)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(body, zeros, parts)[0]
+
+    def step(state: TrainState, frozen: Any, batch: Mapping[str, jax.Array]):
+        keys = rngs.streams(settings.train.seed, "train", state.step)
+        example = objective.make_example(task, frozen, batch, keys, task.condition_dropout)
+        example = jax.lax.with_sharding_constraint(example, batch_spec)
+        grads, metrics = gradients(state.params, example)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # Written as a step towards the parameter: where the two are equal (the null table) the average stays exact.
+        ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema, params)
+        new = (params, ema, opt_state)
+        old = (state.params, state.ema, state.opt_state)
+        params, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        metrics |= {"grad_norm": norm, "finite": finite.astype(jnp.float32)}
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    # The state keeps the layout it came with; metrics are whole everywhere, so that any process can read them.
+    return jax.jit(step, donate_argnums=0, out_shardings=(None, sharding.replicated(mesh)))
