@@ -1,0 +1,94 @@
+"""Settings: what is refused, what may change on resume, and that every config file resolves."""
+
+import dataclasses
+import pathlib
+import sys
+
+import pytest
+
+from lumos_jax import config, config_io
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def changed(**fields):
+    """Default settings with "group__field" replaced."""
+    tree = config_io.to_dict(config.Settings())
+    for name, value in fields.items():
+        group, field = name.split("__")
+        tree[group][field] = value
+    return config_io.from_dict(tree)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train__batch_siz": 3}, "did you mean batch_size"),
+        ({"train__batch_size": "many"}, "must be of type int"),
+        ({"train__batch_size": True}, "must be of type int"),
+        ({"model__size": "XXL"}, "not one of S, B, L, XL, custom"),
+        ({"model__size": "custom"}, "needs config.model.width"),
+        ({"model__width": 64}, "set config.model.size=custom"),
+        ({"diffusion__prediction": "flow"}, "does not go with prediction=flow"),
+        ({"diffusion__learned_variance": False}, "does not go with loss=hybrid"),
+        ({"eval__sampler": "heun"}, "does not solve"),
+        ({"optimizer__accumulate": 3}, "not divisible by optimizer.accumulate=3"),
+        ({"mesh__data": -1, "mesh__fsdp": -1}, "only one axis may be -1"),
+        ({"mesh__context": 2}, "leave the other axes at 1"),
+        ({"mesh__fsdp": 0}, "positive or -1"),
+        ({"eval__every": 10}, "data.holdout=0 must be at least"),
+        ({"eval__guidance_interval": (0.8, 0.2)}, "low <= high"),
+        ({"encoder__weights": "random:x"}, "random:<seed>"),
+        ({"encoder__resize": 100}, "smaller than the crop"),
+        ({"data__source": "folder"}, "needs config.data.path"),
+        ({"data__source": "mixture"}, "config.data.mixture"),
+        ({"optimizer__learning_rate": float("nan")}, "at least 0"),
+        ({"checkpoint__allow_change": ("train.batchsize",)}, "no field"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        changed(**fields)
+
+
+def test_json_round_trip_keeps_every_field(tmp_path):
+    settings = changed(eval__guidance_interval=(0.1, 0.9), autoencoder__channels=(8, 16), train__seed=7)
+    config_io.save(settings, tmp_path / "config.json")
+    assert config_io.load(tmp_path / "config.json") == settings
+
+
+def test_load_names_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        config_io.load(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        config_io.load(tmp_path / "config.json")
+
+
+def test_only_changes_that_break_a_resume_are_frozen():
+    old = config.Settings()
+    new = changed(log__every=7, data__workers=2, mesh__fsdp=4, train__steps=9, train__batch_size=8, data__seed=3)
+    assert set(config_io.frozen_differences(old, new)) == {"train.batch_size", "data.seed"}
+    allowed = changed(train__batch_size=8, checkpoint__allow_change=("train.batch_size",))
+    assert config_io.frozen_differences(old, allowed) == {}
+    cosine = dataclasses.replace(old, optimizer=dataclasses.replace(old.optimizer, decay="cosine"))
+    longer = dataclasses.replace(cosine, train=dataclasses.replace(cosine.train, steps=9))
+    assert set(config_io.frozen_differences(cosine, longer)) == {"train.steps"}
+
+
+def test_every_config_file_resolves_and_unknown_sizes_are_named():
+    from configs import i2i
+
+    sizes = {}
+    for size in ("desk", "test"):
+        sizes[size] = config_io.resolve(i2i.get_config(size))
+    paper = i2i.get_config()
+    with pytest.raises(ValueError, match=r"config\.data\.path"):  # the paper's data are not ours to guess
+        config_io.resolve(paper)
+    paper.data.path = "shards"
+    settings = config_io.resolve(paper)
+    assert (settings.model.size, settings.data.image_size, settings.encoder.output) == ("XL", 256, "cls")
+    assert sizes["test"].train.steps < sizes["desk"].train.steps
+    with pytest.raises(ValueError, match=":desk"):
+        i2i.get_config("desc")

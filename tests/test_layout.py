@@ -1,0 +1,77 @@
+"""The architecture that DESIGN draws, held against the imports that the code has."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "lumos_jax"
+ROOMS = ("data", "encoders", "models", "diffusion", "tasks", "train", "checkpoints", "evaluation")
+
+# Room -> rooms that it may import; every room may import the leaves below.
+ALLOWED = {
+    "data": set(),
+    "encoders": set(),
+    "models": set(),
+    "diffusion": set(),
+    "tasks": {"encoders", "models", "diffusion"},
+    "evaluation": {"tasks", "diffusion", "models", "encoders"},
+    "checkpoints": set(),
+    "train": {"data", "tasks", "diffusion", "checkpoints", "evaluation"},
+}
+LEAVES = {"config", "config_io", "name_rules"}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms_of(path: pathlib.Path) -> set[str]:
+    return {name.split(".")[1] for name in imports(path) if name.startswith("lumos_jax.")}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way(room):
+    files = list((PACKAGE / room).rglob("*.py"))
+    assert files
+    for path in files:
+        stray = rooms_of(path) - ALLOWED[room] - LEAVES - {room}
+        assert not stray, f"{path.relative_to(ROOT)} imports {sorted(stray)}"
+
+
+def test_settings_import_no_room():
+    assert rooms_of(PACKAGE / "config.py") == set()
+    assert rooms_of(PACKAGE / "config_io.py") == {"config"}
+
+
+def test_only_models_and_encoders_import_flax():
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name not in ("models", "encoders"):
+            assert not any(name.split(".")[0] == "flax" for name in imports(path)), path
+
+
+def test_torch_is_no_dependency():
+    for path in PACKAGE.rglob("*.py"):
+        assert not any(name.split(".")[0] in ("torch", "diffusers") for name in imports(path)), path
+    assert "torch" not in (ROOT / "requirements.txt").read_text()
+
+
+def test_only_tasks_and_configs_know_task_names():
+    for path in PACKAGE.rglob("*.py"):
+        if "tasks" in path.parts or path.name == "config.py":  # config.py holds the default's name
+            continue
+        strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not strings & {"i2i", "t2i", "nvs", "i2v"}, path
+
+
+def test_files_stay_small():
+    long = {str(p.relative_to(ROOT)): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 450}
+    assert not long
