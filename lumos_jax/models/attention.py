@@ -1,0 +1,87 @@
+"""Self-attention over latent tokens, and cross-attention from them to condition tokens.
+
+softmax(q k^T / sqrt(K)) v. Logits and softmax are float32 whatever the compute dtype. Axis letters: B batch, N latent
+tokens, L condition tokens, D width, H heads, K head dim.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lumos_jax.models.layers import dense, parameter, reshaped, xavier, zeros
+
+# Far below any logit, and finite: a row whose tokens are all masked averages them instead of becoming NaN.
+MASKED = -1e30
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """q (B, H, N, K), k and v (B, H, L, K), mask (B, L) bool, True for tokens that are seen -> (B, H, N, K)."""
+    logits = jnp.einsum("bhnk,bhlk->bhnl", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, MASKED)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhnl,bhlk->bhnk", weights, v)
+
+
+def _project(module: nn.Module, name: str, parts: int, width: int, heads: int):
+    """Kernel (D, parts, H, K) and bias (parts, H, K): heads are a dim of their own, so that they can be split."""
+    axes = ("embed", None, "heads", "head_dim")
+    shape = (width, parts, heads, width // heads)
+    kernel = parameter(module, f"{name}_kernel", reshaped(xavier, width, parts * width), axes, shape)
+    return kernel, parameter(module, f"{name}_bias", zeros, axes[1:], shape[1:])
+
+
+def _output(module: nn.Module, init, width: int, heads: int):
+    axes, shape = ("heads", "head_dim", "embed"), (heads, width // heads, width)
+    kernel = parameter(module, "out_kernel", reshaped(init, width, width), axes, shape)
+    return kernel.reshape(width, width), parameter(module, "out_bias", zeros, axes[2:], (width,))
+
+
+def _split_heads(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """x (B, N, D) -> (parts, B, H, N, K)."""
+    width, parts, heads, head_dim = kernel.shape
+    x = dense(x, kernel.reshape(width, -1), bias.reshape(-1))
+    return x.reshape(*x.shape[:2], parts, heads, head_dim).transpose(2, 0, 3, 1, 4)
+
+
+def _merge_heads(x: jax.Array) -> jax.Array:
+    """(B, H, N, K) -> (B, N, D)."""
+    b, h, n, k = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(b, n, h * k)
+
+
+class SelfAttention(nn.Module):
+    """(B, N, D) -> (B, N, D), one fused projection to queries, keys and values."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        q, k, v = _split_heads(x, *_project(self, "qkv", 3, width, self.heads))
+        return dense(_merge_heads(attend(q, k, v)), *_output(self, xavier, width, self.heads))
+
+
+class CrossAttention(nn.Module):
+    """x (B, N, D), y (B, L, D), mask (B, L) -> (B, N, D), or (B, 1, D), to be broadcast, for a single token.
+
+    With one condition token the softmax is the constant 1 whatever the query (and whatever the mask, by the rule for
+    rows whose tokens are all masked), so the layer is two products on that token. `fold` False keeps the general path.
+    """
+
+    heads: int
+    fold: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        width = x.shape[-1]
+        q_kernel, q_bias = _project(self, "q", 1, width, self.heads)
+        kv_kernel, kv_bias = _project(self, "kv", 2, width, self.heads)
+        output = _output(self, zeros, width, self.heads)
+        if self.fold and y.shape[1] == 1:
+            return dense(dense(y, kv_kernel[:, 1].reshape(width, width), kv_bias[1].reshape(width)), *output)
+        (q,) = _split_heads(x, q_kernel, q_bias)
+        k, v = _split_heads(y, kv_kernel, kv_bias)
+        return dense(_merge_heads(attend(q, k, v, mask)), *output)

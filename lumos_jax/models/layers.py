@@ -1,0 +1,146 @@
+"""The small layers that the transformer is made of: dense, layer norm, modulation, embedders, patches and positions.
+
+Parameters are float32 and annotated with logical axis names (flax boxes, which `DiT.init` takes off again); what is
+computed from them is in the dtype of the input. Axis letters: B batch, N tokens, D width, h w c latent, p patch side.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+EPSILON = 1e-6  # of every layer norm
+FREQUENCY_DIM = 256  # of the timestep's sinusoid
+MAX_PERIOD = 10000.0
+
+Initializer = Callable[..., jax.Array]
+xavier = nn.initializers.xavier_uniform()
+small = nn.initializers.normal(0.02)
+zeros = nn.initializers.zeros_init()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: jax.Array, kernel: jax.Array, out_dtype: Any) -> jax.Array:
+    """(..., D) @ (D, E) -> (..., E), computed in the dtype of x, accumulated in float32, returned in `out_dtype`.
+
+    The gradient is written by hand for two reasons. The kernel's is one product of the (rows, D) input, transposed,
+    with the (rows, E) cotangent, where autodiff of an input with several leading dims produces a transposed product
+    that XLA runs at half the speed on CPUs. And it is accumulated and returned in the kernel's own dtype, float32 for
+    float32 parameters, while the residual is that parameter and not its bfloat16 copy.
+    """
+    return _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), out_dtype)
+
+
+def _dot(a, b, a_dims, b_dims, dtype):
+    return jax.lax.dot_general(a, b, ((a_dims, b_dims), ((), ())), preferred_element_type=dtype)
+
+
+def _matmul_forward(x, kernel, out_dtype):
+    return matmul(x, kernel, out_dtype), (x, kernel)
+
+
+def _matmul_backward(out_dtype, residuals, grad):
+    x, kernel = residuals
+    grad = grad.astype(x.dtype)
+    leading = tuple(range(x.ndim - 1))
+    grad_x = _dot(grad, kernel.astype(x.dtype), (x.ndim - 1,), (1,), x.dtype)
+    return grad_x, _dot(x, grad, leading, leading, kernel.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, out_dtype: Any = None) -> jax.Array:
+    """x @ kernel + bias, as `matmul`; `out_dtype` defaults to the dtype of x."""
+    out_dtype = out_dtype or x.dtype
+    return matmul(x, kernel, out_dtype) + jnp.expand_dims(bias.astype(out_dtype), range(x.ndim - 1))
+
+
+def reshaped(initializer: Initializer, fan_in: int, fan_out: int) -> Initializer:
+    """An initialiser of a (fan_in, fan_out) matrix for a parameter stored with more dims, as (D, 3, H, K)."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return initializer(key, (fan_in, fan_out), dtype).reshape(shape)
+
+    return init
+
+
+def parameter(module: nn.Module, name: str, init: Initializer, axes: Sequence[str | None], shape: Sequence[int]):
+    """A float32 parameter that carries logical axis names."""
+    return module.param(name, nn.with_partitioning(init, tuple(axes)), tuple(shape), jnp.float32)
+
+
+class Dense(nn.Module):
+    """Linear layer (..., D) -> (..., features) with `kernel` (D, features) and `bias`."""
+
+    features: int
+    axes: tuple[str | None, str | None]
+    kernel_init: Initializer = xavier
+    out_dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = parameter(self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features))
+        bias = parameter(self, "bias", zeros, self.axes[1:], (self.features,))
+        return dense(x, kernel, bias, self.out_dtype)
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """Layer norm over the last dim, without affine parameters, in float32 whatever the input's dtype."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + EPSILON)
+
+
+def modulated_norm(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """LN(x) (1 + scale) + shift in float32, returned in the dtype of x. x: (B, N, D); shift, scale: (B, D) float32."""
+    return (layer_norm(x) * (1.0 + scale[:, None]) + shift[:, None]).astype(x.dtype)
+
+
+def sinusoid(t: jax.Array, dim: int = FREQUENCY_DIM) -> jax.Array:
+    """(B,) -> (B, dim) float32: [cos, sin] of t times geometric frequencies from 1 to 1 / MAX_PERIOD."""
+    half = dim // 2
+    frequencies = np.exp(-math.log(MAX_PERIOD) * np.arange(half) / half).astype(np.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def patchify(x: jax.Array, patch: int) -> jax.Array:
+    """(B, h, w, c) -> (B, N, p p c), tokens row by row, features in the order (row, column, channel)."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, (h // patch) * (w // patch), patch * patch * c)
+
+
+def unpatchify(x: jax.Array, patch: int, grid: tuple[int, int]) -> jax.Array:
+    """The inverse of `patchify`: (B, N, p p c) -> (B, h, w, c) for a grid of (h / p, w / p) tokens."""
+    b, _, features = x.shape
+    rows, columns = grid
+    x = x.reshape(b, rows, columns, patch, patch, features // patch**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, rows * patch, columns * patch, features // patch**2)
+
+
+def positions(grid: tuple[int, int], base: tuple[int, int], scale: float, width: int) -> jax.Array:
+    """Fixed 2-D sin-cos positions (N, D) float32 of a grid of tokens; first half of the dims for x, second for y.
+
+    Positions along a side count `arange(grid) / (grid / base) / scale`: a grid larger than `base` is squeezed into the
+    same range. Each half is [sin, cos], of unit amplitude. [PixArt]
+    """
+
+    def one_side(count, count_base):
+        frequencies = MAX_PERIOD ** -(np.arange(width // 4) / (width / 4))
+        angles = np.outer(np.arange(count) / (count / count_base) / scale, frequencies)
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+    rows, columns = grid
+    # Only the two sides are constants of the program; the (N, D) table is broadcast from them on the device.
+    x = jnp.broadcast_to(one_side(columns, base[1])[None], (rows, columns, width // 2))
+    y = jnp.broadcast_to(one_side(rows, base[0])[:, None], (rows, columns, width // 2))
+    return jnp.concatenate([x, y], axis=-1).reshape(rows * columns, width)
