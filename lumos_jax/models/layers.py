@@ -107,7 +107,9 @@ def modulated_norm(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Arra
 def sinusoid(t: jax.Array, dim: int = FREQUENCY_DIM) -> jax.Array:
     """(B,) -> (B, dim) float32: [cos, sin] of t times geometric frequencies from 1 to 1 / MAX_PERIOD."""
     half = dim // 2
-    frequencies = np.exp(-math.log(MAX_PERIOD) * np.arange(half) / half).astype(np.float32)
+    # The exponents are rounded to float32 first, as in the networks that are imported: at t near 1000 it shows in 1e-5.
+    exponents = np.float32(-math.log(MAX_PERIOD)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
