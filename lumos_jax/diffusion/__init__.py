@@ -1,0 +1,28 @@
+"""Diffusion as functions: schedule, corruption and targets, losses, guidance, samplers. Knows no network and no task."""
+
+from lumos_jax.diffusion.guidance import guided
+from lumos_jax.diffusion.loss import loss_terms
+from lumos_jax.diffusion.process import (
+    Process,
+    corrupt,
+    make_process,
+    network_time,
+    sample_timesteps,
+    target,
+    timestep_quartile,
+)
+from lumos_jax.diffusion.samplers import SAMPLERS, sample
+
+__all__ = [
+    "SAMPLERS",
+    "Process",
+    "corrupt",
+    "guided",
+    "loss_terms",
+    "make_process",
+    "network_time",
+    "sample",
+    "sample_timesteps",
+    "target",
+    "timestep_quartile",
+]
