@@ -1,0 +1,111 @@
+"""The frozen map between images and latents: the KL-autoencoder, or pixels as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lumos_jax import config, name_rules
+from lumos_jax.encoders import autoencoder as kl
+from lumos_jax.encoders import files, names
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+    """Fields as in config.Autoencoder; `shape` is None for the identity."""
+
+    kind: str
+    scale: float
+    posterior: str
+    tile: int
+    dtype: str
+    shape: kl.KlShape | None
+    identity: str
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """(h, w, c) of a square image's latents.
+
+        Raises:
+          ValueError: the side does not divide.
+        """
+        if self.shape is None:
+            return image_size, image_size, 3
+        if image_size % self.shape.factor:
+            raise ValueError(
+                f"config.data.image_size={image_size} is not divisible by the autoencoder's {self.shape.factor}"
+            )
+        side = image_size // self.shape.factor
+        return side, side, self.shape.latent_channels
+
+    def encode(self, params: Any, image: jax.Array, key: jax.Array) -> jax.Array:
+        """uint8 (B, H, W, 3) -> (B, h, w, c) float32, scaled; `key` draws the posterior sample."""
+        pixels = image.astype(jnp.float32) / 127.5 - 1.0
+        if self.shape is None:
+            return pixels
+        mean, log_variance = kl.moments(self.shape, params, pixels.astype(self.dtype))
+        latent = mean.astype(jnp.float32)
+        if self.posterior == "sample":
+            spread = jnp.exp(0.5 * log_variance.astype(jnp.float32))
+            latent = latent + spread * jax.random.normal(key, latent.shape)
+        return latent * self.scale
+
+    def decode(self, params: Any, latent: jax.Array) -> jax.Array:
+        """(B, h, w, c) scaled -> pixels (B, H, W, 3) float32 in [-1, 1], clipped."""
+        if self.shape is not None:
+            unscaled = (latent / self.scale).astype(self.dtype)
+            latent = kl.decode(self.shape, params, unscaled, self.tile)
+        return jnp.clip(latent.astype(jnp.float32), -1.0, 1.0)
+
+
+def make_autoencoder(autoencoder: config.Autoencoder) -> tuple[Autoencoder, Any]:
+    """The autoencoder that config.autoencoder names, and its parameters in the compute dtype.
+
+    Raises:
+      ValueError: weights that cannot be found, read or fitted.
+    """
+    common = (autoencoder.posterior, autoencoder.tile, autoencoder.dtype)
+    if autoencoder.kind == "identity":
+        return Autoencoder("identity", 1.0, *common, None, "identity"), {}
+    if autoencoder.weights.startswith("random:"):
+        shape = kl.KlShape(autoencoder.channels, autoencoder.layers, autoencoder.groups)
+        seed = int(autoencoder.weights.removeprefix("random:"))
+        params = jax.tree.map(np.asarray, kl.init(shape, jax.random.key(seed)))
+    else:
+        shape, params = load_kl(autoencoder.weights)
+    identity = f"{autoencoder.weights.rstrip('/').rsplit('/', 1)[-1]}@{files.content_hash(name_rules.flatten(params))}"
+    made = Autoencoder("kl", autoencoder.scale, *common, shape, identity)
+    return made, jax.tree.map(lambda a: a.astype(jnp.dtype(autoencoder.dtype)), params)
+
+
+def load_kl(weights: str) -> tuple[kl.KlShape, Any]:
+    """A pre-trained KL-autoencoder in diffusers' layout.
+
+    Raises:
+      ValueError: as `files.locate`, `files.read` and `name_rules.convert` do; or another architecture.
+    """
+    state, told = files.read(files.locate(weights, "config.autoencoder.weights"), "diffusion_pytorch_model")
+    shape = kl.KlShape() if told is None else kl_shape_of(told, weights)
+    flat, _ = convert_kl(state, shape, weights)
+    return shape, name_rules.unflatten(flat)
+
+
+def kl_shape_of(told: dict[str, Any], origin: str) -> kl.KlShape:
+    """The network's shape from diffusers' config.json. Raises ValueError for another architecture."""
+    if told.get("_class_name") != "AutoencoderKL" or set(told["down_block_types"]) != {"DownEncoderBlock2D"}:
+        raise ValueError(
+            f"{origin}: config.json describes a {told.get('_class_name')}, not Stable Diffusion's AutoencoderKL"
+        )
+    return kl.KlShape(
+        tuple(told["block_out_channels"]), told["layers_per_block"], told["norm_num_groups"], told["latent_channels"]
+    )
+
+
+def convert_kl(state: dict[str, Any], shape: kl.KlShape, origin: str):
+    """State dict (arrays, or shapes alone) -> ({path: array}, account). Raises ValueError as `name_rules.convert`."""
+    shapes = name_rules.flatten(jax.eval_shape(lambda: kl.init(shape, jax.random.key(0))))
+    target = {path: leaf.shape for path, leaf in shapes.items()}
+    return name_rules.convert(names.modern_kl_names(state), names.kl_rules(target), target, origin=origin)

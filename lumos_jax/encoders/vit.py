@@ -1,0 +1,124 @@
+"""Vision transformer as DINO uses it (Dosovitskiy et al. 2021; Caron et al. 2021): pre-norm, exact GELU, one [CLS] token.
+
+Axes: B batch, N tokens with [CLS] first, D width, H heads, K head dim. Layers are stacked and scanned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# name: (width, depth, heads)
+SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
+MLP_RATIO = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Vit:
+    """Shape of the network.
+
+    Attributes:
+      trained_side: side in pixels of the images that the position table is for.
+      eps: of the layer norms; 1e-6 in the official DINO, 1e-12 in Hugging Face's.
+      position_offset: added to the grid before positions are interpolated: 0.1 in the official DINO, else 0.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    patch_size: int
+    trained_side: int
+    eps: float = 1e-6
+    position_offset: float = 0.1
+
+    @property
+    def _block(self) -> _Block:
+        return _Block(self.heads, self.eps)
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """Random float32 parameters: Flax's defaults; positions as strong as the patches, so that tokens say where they are."""
+        keys = jax.random.split(key, 4)
+        x = jnp.zeros((1, 1, self.width))
+        count = (self.trained_side // self.patch_size) ** 2
+        patch = nn.Dense(self.width).init(keys[0], jnp.zeros((1, self.patch_size**2 * 3)))["params"]
+        blocks = jax.vmap(lambda k: self._block.init(k, x)["params"])(jax.random.split(keys[1], self.depth))
+        return {
+            "patch": patch,
+            "cls": 0.02 * jax.random.normal(keys[2], (self.width,)),
+            "positions": 0.7 * jax.random.normal(keys[3], (1 + count, self.width)),
+            "blocks": blocks,
+            "norm": {"scale": jnp.ones(self.width), "bias": jnp.zeros(self.width)},
+        }
+
+    def apply(self, params: dict[str, Any], image: jax.Array) -> jax.Array:
+        """image (B, H, W, 3), normalised, sides multiples of the patch size -> tokens (B, 1 + N, D) after the last norm."""
+        p, dtype = self.patch_size, image.dtype
+        size, height, width, _ = image.shape
+        grid = (height // p, width // p)
+        x = image.reshape(size, grid[0], p, grid[1], p, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(size, grid[0] * grid[1], p * p * 3)
+        x = nn.Dense(self.width, dtype=dtype).apply({"params": params["patch"]}, x)
+        cls = jnp.broadcast_to(params["cls"].astype(dtype), (size, 1, self.width))
+        x = jnp.concatenate([cls, x], axis=1)
+        x = x + self.positions(params["positions"], grid)[None].astype(dtype)
+
+        def body(x, block):
+            return self._block.apply({"params": block}, x), None
+
+        x, _ = jax.lax.scan(body, x, params["blocks"])
+        return nn.LayerNorm(epsilon=self.eps, dtype=dtype).apply({"params": params["norm"]}, x)
+
+    def positions(self, table: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """(1 + trained N, D) -> (1 + N, D): the patches' positions resampled bicubically for another grid."""
+        side = self.trained_side // self.patch_size
+        if grid == (side, side):
+            return table
+        patches = table[1:].astype(jnp.float32).reshape(side, side, -1)
+        rows, columns = (jnp.asarray(bicubic_matrix(side, n, self.position_offset), jnp.float32) for n in grid)
+        patches = jnp.einsum("hr,rcd,wc->hwd", rows, patches, columns, precision="highest")
+        return jnp.concatenate([table[:1].astype(jnp.float32), patches.reshape(-1, table.shape[-1])])
+
+
+class _Block(nn.Module):
+    heads: int
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size, tokens, width = x.shape
+        dtype = x.dtype
+        h = nn.LayerNorm(epsilon=self.eps, dtype=dtype, name="norm1")(x)
+        qkv = nn.Dense(3 * width, dtype=dtype, name="qkv")(h)
+        q, k, v = jnp.moveaxis(qkv.reshape(size, tokens, 3, self.heads, width // self.heads), 2, 0)
+        h = jax.nn.dot_product_attention(q, k, v).reshape(size, tokens, width)
+        x = x + nn.Dense(width, dtype=dtype, name="proj")(h)
+        h = nn.LayerNorm(epsilon=self.eps, dtype=dtype, name="norm2")(x)
+        h = nn.gelu(nn.Dense(MLP_RATIO * width, dtype=dtype, name="fc1")(h), approximate=False)
+        return x + nn.Dense(width, dtype=dtype, name="fc2")(h)
+
+
+def bicubic_matrix(source: int, target: int, offset: float) -> np.ndarray:
+    """(target, source) float64 weights of cubic convolution with a = -0.75, half-pixel centres, borders repeated.
+
+    With an offset the scale is (target + offset) / source, as the official DINO passes it; without, target / source.
+    """
+    a = -0.75
+
+    def kernel(distance):
+        d = np.abs(distance)
+        near = ((a + 2) * d - (a + 3)) * d * d + 1
+        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+    weights = np.zeros((target, source))
+    for row in range(target):
+        centre = (row + 0.5) / ((target + offset) / source) - 0.5
+        first = int(np.floor(centre)) - 1
+        for tap in range(first, first + 4):
+            weights[row, min(max(tap, 0), source - 1)] += kernel(centre - tap)
+    return weights
