@@ -1,0 +1,18 @@
+"""Images in a known order: sources, order, decoding, batches. Knows no trainer and no network."""
+
+from lumos_jax.data.corrupt import CorruptMeter, TooManyCorruptRecords
+from lumos_jax.data.order import holdout_records
+from lumos_jax.data.pipeline import load_image, make_train_iterator, read_batch
+from lumos_jax.data.sources import Source, make_source, write_arrayrecord
+
+__all__ = [
+    "CorruptMeter",
+    "Source",
+    "TooManyCorruptRecords",
+    "holdout_records",
+    "load_image",
+    "make_source",
+    "make_train_iterator",
+    "read_batch",
+    "write_arrayrecord",
+]

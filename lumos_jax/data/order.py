@@ -1,0 +1,114 @@
+"""Which record stands where: a pure function of (seed, position), with no memory that grows with the data.
+
+Row r of the global batch of step s is record pi(s B + r), pi a seeded permutation of the training records for each epoch (of
+each source of a mixture, which are then interleaved by weight). Hosts and workers only choose which rows they read. Held-out
+records are the first of a fixed permutation; training permutes the rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import zlib
+
+import grain
+
+from lumos_jax import config
+from lumos_jax.data.sources import MixtureSource, Source
+
+# The held-out choice does not follow config.data.seed: two runs that differ in their order hold out the same records.
+_HOLDOUT_SEED = 0x1005
+
+MAX_RECORDS = 2**32 - 1  # Grain's index shuffle works on 32 bits
+
+
+def _permuted(count: int) -> grain.MapDataset:
+    return grain.MapDataset.range(count).shuffle(seed=_HOLDOUT_SEED)
+
+
+def holdout_records(data: config.Data, source: Source) -> list[int]:
+    """The `data.holdout` records that no training batch holds; of a mixture, spread over its sources by weight.
+
+    Raises:
+      ValueError: there are not more records than that.
+    """
+    counts = holdout_counts(data, source)
+    parts = _parts(source)
+    chosen = []
+    for (start, part), count in zip(parts, counts, strict=True):
+        permuted = _permuted(len(part))
+        chosen.append([start + int(permuted[i]) for i in range(count)])
+    # Taken in turns, so that the first few of them come from all sources.
+    longest = max(map(len, chosen))
+    return [column[i] for i in range(longest) for column in chosen if i < len(column)]
+
+
+def _parts(source: Source) -> list[tuple[int, Source]]:
+    """(number of the first record, source) of each part of a mixture, or of the source itself."""
+    if isinstance(source, MixtureSource):
+        return [(source.start(i), part) for i, part in enumerate(source.sources)]
+    return [(0, source)]
+
+
+def holdout_counts(data: config.Data, source: Source) -> list[int]:
+    """How many records each part holds out; they add up to `data.holdout`."""
+    parts = [part for _, part in _parts(source)]
+    weights = source.weights if isinstance(source, MixtureSource) else [1.0]
+    edges, total, whole = [0], 0.0, sum(weights)
+    for weight in weights:
+        total += weight
+        edges.append(round(data.holdout * total / whole))
+    counts = [after - before for before, after in itertools.pairwise(edges)]
+    for part, count in zip(parts, counts, strict=True):
+        if len(part) > MAX_RECORDS:
+            raise ValueError(f"{len(part)} records are more than the {MAX_RECORDS} that can be put in order")
+        if count >= len(part):
+            raise ValueError(
+                f"config.data.holdout={data.holdout} leaves nothing to train on: {part.describe(0)} ... has {len(part)} "
+                "records. Lower data.holdout (and eval.records, eval.rows), or set eval.every=0"
+            )
+    return counts
+
+
+def training_order(data: config.Data, source: Source) -> grain.MapDataset:
+    """An endless MapDataset: position -> record number."""
+    orders = []
+    for number, ((start, part), held) in enumerate(zip(_parts(source), holdout_counts(data, source), strict=True)):
+        kept = len(part) - held
+        # Far apart for neighbouring seeds and sources: Grain adds the epoch's number to the seed.
+        seed = zlib.crc32(f"{data.seed}/{number}".encode())
+        shuffled = grain.MapDataset.range(kept).shuffle(seed=seed).repeat(None)
+        orders.append(shuffled.map(_Kept(_permuted(len(part)), held, start)))
+    if len(orders) == 1:
+        return orders[0]
+    return grain.MapDataset.mix(orders, source.weights)
+
+
+class _Kept(grain.transforms.Map):
+    """Number among the training records -> record number, past the held-out ones."""
+
+    def __init__(self, permuted: grain.MapDataset, held: int, start: int):
+        self.permuted, self.held, self.start = permuted, held, start
+
+    def map(self, element: int) -> int:
+        return self.start + int(self.permuted[self.held + element])
+
+
+class HostSteps(grain.MapDataset):
+    """Step -> the (position, record) pairs of the rows that one host reads."""
+
+    def __init__(self, order: grain.MapDataset, *, batch_size: int, rows: tuple[int, ...], start_step: int):
+        super().__init__(order)
+        self._batch_size, self._rows, self._start = batch_size, rows, start_step
+
+    def __len__(self) -> int:
+        return sys.maxsize // max(self._batch_size, 1) - self._start - 1
+
+    def __str__(self) -> str:
+        return f"HostSteps(batch_size={self._batch_size}, rows={len(self._rows)})"
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        first = (self._start + index) * self._batch_size
+        return [(first + row, int(self._parent[first + row])) for row in self._rows]
