@@ -16,13 +16,44 @@ from lumos_jax.models.layers import dense, parameter, reshaped, xavier, zeros
 MASKED = -1e30
 
 
+@jax.custom_vjp
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """q (B, H, N, K), k and v (B, H, L, K), mask (B, L) bool, True for tokens that are seen -> (B, H, N, K)."""
-    logits = jnp.einsum("bhnk,bhlk->bhnl", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    """q (B, N, H, K), k and v (B, L, H, K), mask (B, L) bool, True for tokens that are seen -> (B, N, H, K).
+
+    Both passes divide by the softmax's sum where heads are K wide, never where they are L wide (Dao et al. 2022):
+        e = exp(l - max l),  o = (e v) / sum e,    do' = do / sum e,  dl = e (do' v^T - <do', o>),  dv = e^T do'
+    """
+    return _attend_forward(q, k, v, mask)[0]
+
+
+def _attend_forward(q, k, v, mask):
+    scale = q.shape[-1] ** -0.5
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    logits = jnp.einsum("bhnk,bhlk->bhnl", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :], logits, MASKED)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhnl,bhlk->bhnk", weights, v)
+    e = jnp.exp(scale * (logits - logits.max(axis=-1, keepdims=True)))
+    total = e.sum(axis=-1, keepdims=True)
+    e = e.astype(v.dtype)
+    out = jnp.einsum("bhnl,bhlk->bhnk", e, v, preferred_element_type=jnp.float32) / total
+    out = out.astype(v.dtype)
+    return out.transpose(0, 2, 1, 3), (q, k, v, e, total, out)
+
+
+def _attend_backward(residuals, grad):
+    q, k, v, e, total, out = residuals
+    grad = grad.transpose(0, 2, 1, 3).astype(jnp.float32) / total
+    inner = (grad * out).sum(axis=-1, keepdims=True)
+    grad = grad.astype(v.dtype)
+    grad_v = jnp.einsum("bhnl,bhnk->bhlk", e, grad)
+    grad_e = jnp.einsum("bhnk,bhlk->bhnl", grad, v, preferred_element_type=jnp.float32)
+    grad_logits = (q.shape[-1] ** -0.5 * e * (grad_e - inner)).astype(q.dtype)
+    grad_q = jnp.einsum("bhnl,bhlk->bhnk", grad_logits, k)
+    grad_k = jnp.einsum("bhnl,bhnk->bhlk", grad_logits, q)
+    return (*(g.transpose(0, 2, 1, 3) for g in (grad_q, grad_k, grad_v)), None)
+
+
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _project(module: nn.Module, name: str, parts: int, width: int, heads: int):
@@ -39,17 +70,16 @@ def _output(module: nn.Module, init, width: int, heads: int):
     return kernel.reshape(width, width), parameter(module, "out_bias", zeros, axes[2:], (width,))
 
 
-def _split_heads(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """x (B, N, D) -> (parts, B, H, N, K)."""
+def _split_heads(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> list[jax.Array]:
+    """x (B, N, D) -> parts arrays (B, N, H, K)."""
     width, parts, heads, head_dim = kernel.shape
-    x = dense(x, kernel.reshape(width, -1), bias.reshape(-1))
-    return x.reshape(*x.shape[:2], parts, heads, head_dim).transpose(2, 0, 3, 1, 4)
+    x = dense(x, kernel.reshape(width, -1), bias.reshape(-1)).reshape(*x.shape[:2], parts, heads, head_dim)
+    return [x[:, :, i] for i in range(parts)]
 
 
 def _merge_heads(x: jax.Array) -> jax.Array:
-    """(B, H, N, K) -> (B, N, D)."""
-    b, h, n, k = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(b, n, h * k)
+    """(B, N, H, K) -> (B, N, D)."""
+    return x.reshape(*x.shape[:2], -1)
 
 
 class SelfAttention(nn.Module):

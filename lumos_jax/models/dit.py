@@ -15,7 +15,6 @@ features, h w c latent, p patch side.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +39,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = nn.gelu(Dense(self.hidden, ("embed", "mlp"), name="fc1")(x), approximate=True)
+        hidden = layers.gelu(Dense(self.hidden, ("embed", "mlp"), name="fc1")(x))
         return Dense(x.shape[-1], ("mlp", "embed"), name="fc2")(hidden)
 
 
@@ -82,15 +81,18 @@ class FinalLayer(nn.Module):
         return project(modulated_norm(x, shift, scale))
 
 
-def _remat_policy(name: str) -> Callable | None:
-    """Which results of a block's forward pass are kept for its backward pass."""
-    if name == "full":
-        return jax.checkpoint_policies.nothing_saveable
-    if name == "dots":
-        return jax.checkpoint_policies.dots_saveable
-    if name == "none":
-        return jax.checkpoint_policies.everything_saveable
-    raise ValueError(f"config.model.remat={name!r} is not one of none, dots, full")
+def _keep_all_but_gathered(primitive, *_, **__) -> bool:
+    """Keeps every result but casts and gathers, so that no layer's whole weights outlive its forward pass."""
+    return primitive.name not in ("convert_element_type", "sharding_constraint")
+
+
+# Which results of a block's forward pass are kept for its backward pass. "dots" keeps the products with weights and computes
+# those of attention again: they are cheap, and hold N x N numbers a head.
+_REMAT_POLICIES = {
+    "none": _keep_all_but_gathered,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,12 +251,14 @@ class DiT:
     def _run_blocks(self, params, x, s, y, mask, gather):
         block = self._block
 
-        @functools.partial(jax.checkpoint, prevent_cse=False, policy=_remat_policy(self.remat))
         def body(x, layer):
             if gather is not None:
                 layer = gather(layer)
             return block.apply({"params": layer}, x, s, y, mask), None
 
+        # Without a gather, "none" needs no checkpoint at all, which would only stand in the way of fusions.
+        if self.remat != "none" or gather is not None:
+            body = jax.checkpoint(body, prevent_cse=self.unroll > 1, policy=_REMAT_POLICIES[self.remat])
         return jax.lax.scan(body, x, params, unroll=self.unroll)[0]
 
     def _check(self, x: jax.Array, condition: Condition) -> None:
@@ -305,7 +309,8 @@ def make_dit(
       ValueError: an unknown size or remat policy, or latents that do not divide into patches.
     """
     size = sizes.make_size(model)
-    _remat_policy(model.remat)
+    if model.remat not in _REMAT_POLICIES:
+        raise ValueError(f"config.model.remat={model.remat!r} is not one of {', '.join(_REMAT_POLICIES)}")
     h, w, _ = latent_shape
     if h % model.patch_size or w % model.patch_size:
         raise ValueError(

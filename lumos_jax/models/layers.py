@@ -30,10 +30,9 @@ zeros = nn.initializers.zeros_init()
 def matmul(x: jax.Array, kernel: jax.Array, out_dtype: Any) -> jax.Array:
     """(..., D) @ (D, E) -> (..., E), computed in the dtype of x, accumulated in float32, returned in `out_dtype`.
 
-    The gradient is written by hand for two reasons. The kernel's is one product of the (rows, D) input, transposed,
-    with the (rows, E) cotangent, where autodiff of an input with several leading dims produces a transposed product
-    that XLA runs at half the speed on CPUs. And it is accumulated and returned in the kernel's own dtype, float32 for
-    float32 parameters, while the residual is that parameter and not its bfloat16 copy.
+    The gradient is written by hand so that the kernel's is accumulated and returned in the kernel's own dtype, float32
+    for float32 parameters, while the residual is that parameter and not its bfloat16 copy; and because of what
+    `_kernel_gradient` says about CPUs.
     """
     return _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), out_dtype)
 
@@ -49,12 +48,45 @@ def _matmul_forward(x, kernel, out_dtype):
 def _matmul_backward(out_dtype, residuals, grad):
     x, kernel = residuals
     grad = grad.astype(x.dtype)
-    leading = tuple(range(x.ndim - 1))
     grad_x = _dot(grad, kernel.astype(x.dtype), (x.ndim - 1,), (1,), x.dtype)
-    return grad_x, _dot(x, grad, leading, leading, kernel.dtype)
+    default = functools.partial(_kernel_gradient, dtype=kernel.dtype)
+    cpu = functools.partial(_kernel_gradient_cpu, dtype=kernel.dtype)
+    return grad_x, jax.lax.platform_dependent(x, grad, cpu=cpu, default=default)
+
+
+def _kernel_gradient(x, grad, dtype):
+    """x^T grad over all rows: (..., D), (..., E) -> (D, E)."""
+    leading = tuple(range(x.ndim - 1))
+    return _dot(x, grad, leading, leading, dtype)
+
+
+def _kernel_gradient_cpu(x, grad, dtype):
+    """As `_kernel_gradient`, for XLA's CPU matmul, which wants its left operand row-major.
+
+    Left alone, XLA always writes out x^T, and computes x again element by element, in that strided order, when it comes
+    from an activation. Here the narrower of the two operands is transposed instead, and after it is in memory.
+    """
+    x, grad = jax.lax.optimization_barrier((x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])))
+    if x.shape[1] <= grad.shape[1]:
+        return _dot(jax.lax.optimization_barrier(x.T), grad, (1,), (0,), dtype)
+    return jax.lax.optimization_barrier(_dot(jax.lax.optimization_barrier(grad.T), x, (1,), (0,), dtype)).T
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """tanh-GELU, whose backward pass keeps the input alone and computes the tanh again."""
+    return nn.gelu(x, approximate=True)
+
+
+def _gelu_backward(x, grad):
+    _, pull = jax.vjp(functools.partial(nn.gelu, approximate=True), x)
+    return pull(grad)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, out_dtype: Any = None) -> jax.Array:
