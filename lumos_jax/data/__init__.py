@@ -3,7 +3,8 @@
 from lumos_jax.data.corrupt import CorruptMeter, TooManyCorruptRecords
 from lumos_jax.data.order import holdout_records
 from lumos_jax.data.pipeline import load_image, make_train_iterator, read_batch
-from lumos_jax.data.sources import Source, make_source, write_arrayrecord
+from lumos_jax.data.shards import write_arrayrecord
+from lumos_jax.data.sources import Source, make_source
 
 __all__ = [
     "CorruptMeter",

@@ -1,23 +1,35 @@
 """Encoded bytes -> square uint8 RGB pictures, whatever a folder of images holds.
 
-JPEGs of RGB and grey go through libjpeg-turbo with scaled decoding (the decoder leaves out detail that the resize would throw
-away); everything else goes through Pillow. The shorter side is resized to the target (bilinear, antialiased) and the rest
-cropped, in one pass over the part that is kept.
+JPEGs of RGB and grey go through libjpeg-turbo, halved while decoding as often as the target allows (the decoder leaves out
+detail that the resize would throw away); everything else, and every JPEG that libjpeg complains about, goes through Pillow,
+whose verdict counts. The shorter side is resized to the target (bilinear, antialiased) and the longer one cropped, in one pass
+over the part that is kept; an EXIF rotation is applied to the small square.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
-MAX_PIXELS = 1 << 28  # more than this is taken for a decompression bomb
-_WHITE = (255, 255, 255)
+MAX_PIXELS = 1 << 28  # of a JPEG, which is read scaled; other formats have Pillow's limit, about 179 million
+_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+
+# What Pillow's and libjpeg's readers raise for damaged files. A damaged file must never end a run, so the list is long;
+# Warning is there for programs that turn warnings into errors.
+_DAMAGE = (
+    OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError,
+    SyntaxError, EOFError, MemoryError, BufferError, struct.error, zlib.error, Warning,
+)  # fmt: skip
+
+# Pillow warns of odd metadata; the picture is what counts here. Once for the process, since decoding threads share filters.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class UndecodableImage(Exception):
@@ -28,9 +40,9 @@ def decode_square(data: bytes, size: int, *, shift: float = 0.5, flip: bool = Fa
     """Encoded image -> (size, size, 3) uint8.
 
     Args:
-      data: the bytes of a JPEG, PNG, WebP, GIF (first frame), BMP or TIFF file.
+      data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file; animations give their first frame.
       size: side in pixels; smaller images are enlarged.
-      shift: which part of the longer side to keep, 0 (left or top) .. 1; 0.5 is the centre.
+      shift: which part of the longer side to keep, 0 (left or top of the upright picture) .. 1; 0.5 is the centre.
       flip: mirror left and right.
 
     Raises:
@@ -39,50 +51,72 @@ def decode_square(data: bytes, size: int, *, shift: float = 0.5, flip: bool = Fa
     if not data:
         raise UndecodableImage("empty")
     try:
-        image = _open(data, size)
-    except UndecodableImage:
-        raise
+        image, orientation = _open(data, size)
+        return _square(image, size, shift, orientation, flip)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UndecodableImage(str(error).split(" <")[0]) from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError, OverflowError) as error:
-        # What Pillow's and libjpeg's readers raise for damaged files.
+    except _DAMAGE as error:
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
-    return square(image, size, shift=shift, flip=flip)
 
 
-def square(image: Image.Image, size: int, *, shift: float = 0.5, flip: bool = False) -> np.ndarray:
-    """An RGB picture's square part at `shift`, resized to (size, size, 3) uint8."""
-    width, height = image.size
-    short = min(width, height)
-    left, top = (width - short) * shift, (height - short) * shift
-    if (width, height) != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
-    pixels = np.asarray(image)
+def fit_square(pixels: np.ndarray, size: int, *, shift: float = 0.5, flip: bool = False) -> np.ndarray:
+    """Decoded pixels (H, W, 3) uint8 -> (size, size, 3) uint8, as `decode_square`."""
+    if pixels.shape != (size, size, 3):
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
+            raise UndecodableImage(f"pixels of shape {pixels.shape} and type {pixels.dtype}, not (H, W, 3) uint8")
+        image = Image.fromarray(pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2))
+        return _square(image, size, shift, 1, flip)
     return pixels[:, ::-1] if flip else pixels
 
 
-def _open(data: bytes, size: int) -> Image.Image:
-    with warnings.catch_warnings():
-        # Pillow warns about odd metadata and palettes; the picture is what counts here.
-        warnings.simplefilter("ignore")
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise UndecodableImage(f"{image.width} x {image.height} pixels are too many")
-        orientation = image.getexif().get(ORIENTATION, 1)
-        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-            pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=size, min_height=size, strict=True)
-            upright = Image.fromarray(pixels)
-        else:
-            upright = _to_rgb(image)
-        return upright if orientation == 1 else _turn(upright, orientation)
+# EXIF orientation -> upright view of the stored pixels, and whether the stored x and y run backwards in it.
+_UPRIGHT = {
+    1: (lambda a: a, False, False),
+    2: (lambda a: a[:, ::-1], True, False),
+    3: (lambda a: a[::-1, ::-1], True, True),
+    4: (lambda a: a[::-1], False, True),
+    5: (lambda a: a.swapaxes(0, 1), False, False),
+    6: (lambda a: np.rot90(a, -1), False, True),
+    7: (lambda a: a[::-1, ::-1].swapaxes(0, 1), True, True),
+    8: (np.rot90, True, False),
+}
 
 
-def _turn(image: Image.Image, orientation: int) -> Image.Image:
-    """Applies an EXIF orientation (2 to 8; others are ignored)."""
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    image.info["exif"] = exif.tobytes()
-    return ImageOps.exif_transpose(image)
+def _square(image: Image.Image, size: int, shift: float, orientation: int, flip: bool) -> np.ndarray:
+    turn, x_backwards, y_backwards = _UPRIGHT[orientation]
+    width, height = image.size
+    short = min(width, height)
+    left = (width - short) * (1 - shift if x_backwards else shift)
+    top = (height - short) * (1 - shift if y_backwards else shift)
+    if (width, height) != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
+    pixels = turn(np.asarray(image))
+    return pixels[:, ::-1] if flip else pixels
+
+
+def _open(data: bytes, size: int) -> tuple[Image.Image, int]:
+    """An RGB picture no smaller than need be, as stored, and its EXIF orientation."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise UndecodableImage(f"{image.width} x {image.height} pixels are too many")
+    orientation = _orientation(image)
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        try:
+            # Halving is as fast as not scaling at all; the steps between (7/8 .. 5/8) are slower and blur more.
+            pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=size, min_height=size, min_factor=2, strict=True)
+            return Image.fromarray(pixels), orientation
+        except ValueError:
+            # libjpeg warned. Stray bytes between markers are harmless, a missing end is not: Pillow tells them apart.
+            return _to_rgb(image), orientation
+    return _to_rgb(image), orientation
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except _DAMAGE:
+        return 1  # damaged metadata of a picture that may be whole
+    return orientation if orientation in _UPRIGHT else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -93,7 +127,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
-        canvas = Image.new("RGBA", image.size, (*_WHITE, 255))
+        canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(canvas, image).convert("RGB")
     image.load()
     return image.convert("RGB")

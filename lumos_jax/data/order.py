@@ -12,6 +12,7 @@ import sys
 import zlib
 
 import grain
+from grain.experimental import index_shuffle
 
 from lumos_jax import config
 from lumos_jax.data.sources import MixtureSource, Source
@@ -22,8 +23,9 @@ _HOLDOUT_SEED = 0x1005
 MAX_RECORDS = 2**32 - 1  # Grain's index shuffle works on 32 bits
 
 
-def _permuted(count: int) -> grain.MapDataset:
-    return grain.MapDataset.range(count).shuffle(seed=_HOLDOUT_SEED)
+def _permuted(position: int, count: int) -> int:
+    """The fixed permutation of `count` records whose first ones are held out."""
+    return index_shuffle(position, max_index=count - 1, seed=_HOLDOUT_SEED, rounds=4)
 
 
 def holdout_records(data: config.Data, source: Source) -> list[int]:
@@ -36,8 +38,7 @@ def holdout_records(data: config.Data, source: Source) -> list[int]:
     parts = _parts(source)
     chosen = []
     for (start, part), count in zip(parts, counts, strict=True):
-        permuted = _permuted(len(part))
-        chosen.append([start + int(permuted[i]) for i in range(count)])
+        chosen.append([start + _permuted(i, len(part)) for i in range(count)])
     # Taken in turns, so that the first few of them come from all sources.
     longest = max(map(len, chosen))
     return [column[i] for i in range(longest) for column in chosen if i < len(column)]
@@ -58,7 +59,7 @@ def holdout_counts(data: config.Data, source: Source) -> list[int]:
     for weight in weights:
         total += weight
         edges.append(round(data.holdout * total / whole))
-    counts = [after - before for before, after in itertools.pairwise(edges)]
+    counts = [after - before for before, after in itertools.pairwise(edges)]  # rounded, and exact in their sum
     for part, count in zip(parts, counts, strict=True):
         if len(part) > MAX_RECORDS:
             raise ValueError(f"{len(part)} records are more than the {MAX_RECORDS} that can be put in order")
@@ -78,20 +79,22 @@ def training_order(data: config.Data, source: Source) -> grain.MapDataset:
         # Far apart for neighbouring seeds and sources: Grain adds the epoch's number to the seed.
         seed = zlib.crc32(f"{data.seed}/{number}".encode())
         shuffled = grain.MapDataset.range(kept).shuffle(seed=seed).repeat(None)
-        orders.append(shuffled.map(_Kept(_permuted(len(part)), held, start)))
+        orders.append(shuffled.map(_Kept(len(part), held, start)))
     if len(orders) == 1:
         return orders[0]
-    return grain.MapDataset.mix(orders, source.weights)
+    # Grain counts the weights in hundredths of the smallest and cuts off the rest; rounded first, they err by half of one.
+    least = min(source.weights)
+    return grain.MapDataset.mix(orders, [round(100 * weight / least) for weight in source.weights])
 
 
 class _Kept(grain.transforms.Map):
     """Number among the training records -> record number, past the held-out ones."""
 
-    def __init__(self, permuted: grain.MapDataset, held: int, start: int):
-        self.permuted, self.held, self.start = permuted, held, start
+    def __init__(self, count: int, held: int, start: int):
+        self.count, self.held, self.start = count, held, start
 
     def map(self, element: int) -> int:
-        return self.start + int(self.permuted[self.held + element])
+        return self.start + _permuted(self.held + element, self.count)
 
 
 class HostSteps(grain.MapDataset):
@@ -111,4 +114,5 @@ class HostSteps(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         first = (self._start + index) * self._batch_size
-        return [(first + row, int(self._parent[first + row])) for row in self._rows]
+        positions = [first + row for row in self._rows]
+        return [(position, int(self._parent[position])) for position in positions]

@@ -5,12 +5,15 @@ Each element that Grain moves is a whole batch, decoded straight into its array:
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
+import multiprocessing
 import os
+import shutil
 import signal
-import sys
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent import futures
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
@@ -18,11 +21,12 @@ from absl import flags
 
 from lumos_jax import config
 from lumos_jax.data import order
-from lumos_jax.data.decode import UndecodableImage, decode_square
+from lumos_jax.data.decode import UndecodableImage, decode_square, fit_square
 from lumos_jax.data.sources import Source
 
 HostBatch = dict[str, np.ndarray]
-_PROBLEM = "<U240"
+_PROBLEM_LENGTH, _REASON_LENGTH = 240, 100  # characters
+_SHARED_FROM = 1 << 16  # bytes; smaller arrays are cheaper to send than to share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +45,16 @@ class Loader(grain.transforms.Map):
             "image": np.zeros((count, self.size, self.size, 3), np.uint8),
             "weight": np.ones(count, np.float32),
             "record": np.array([record for _, record in element], np.int64),
-            "problem": np.zeros(count, _PROBLEM),
+            "problem": np.zeros(count, f"<U{_PROBLEM_LENGTH}"),
         }
         for row, (position, record) in enumerate(element):
             try:
                 batch["image"][row] = self._load(position, record)
             except (UndecodableImage, OSError) as error:
                 batch["weight"][row] = 0.0
-                batch["problem"][row] = f"{self.source.describe(record)}: {error}"[-240:]
+                # Cut at the left: the end of a path and the reason say most.
+                problem = f"{self.source.describe(record)}: {str(error)[:_REASON_LENGTH]}"
+                batch["problem"][row] = problem[-_PROBLEM_LENGTH:]
         return batch
 
     def _load(self, position: int, record: int) -> np.ndarray:
@@ -56,48 +62,97 @@ class Loader(grain.transforms.Map):
         shift, flip = 0.5, False
         if self.random_crop or self.flip:
             # The record's own stream: nothing is carried from one record to the next.
-            draw = np.random.Generator(np.random.Philox(key=[self.seed, position])).random(2)
+            key = [self.seed % 2**64, position]
+            draw = np.random.Generator(np.random.Philox(key=key)).random(2)
             shift = float(draw[0]) if self.random_crop else 0.5
             flip = self.flip and draw[1] < 0.5
         if isinstance(data, np.ndarray):
-            pixels = data[:, ::-1] if flip else data
-        else:
-            pixels = decode_square(data, self.size, shift=shift, flip=flip)
-        return pixels
+            return fit_square(data, self.size, shift=shift, flip=flip)
+        return decode_square(data, self.size, shift=shift, flip=flip)
 
 
 def _loader(data: config.Data, source: Source, *, training: bool) -> Loader:
     return Loader(source, data.image_size, data.seed, training and data.crop == "random", training and data.flip)
 
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
 def _start_worker(_index: int, _count: int) -> None:
-    """In each worker process: die with the trainer, and leave Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() == 1:  # the trainer had died before the line above
-            os._exit(1)
+    """In each worker process: leave Ctrl-C and SIGTERM to the trainer, and end when it ends, however that happens."""
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Not Linux's parent-death signal: that one fires when the thread ends that started this process.
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 class TrainIterator(Iterator[HostBatch]):
-    """Batches from `start_step` on; `close` ends threads and processes."""
+    """Batches from `start_step` on, read ahead from the beginning; `close` ends threads and processes."""
 
-    def __init__(self, data: config.Data, steps: grain.MapDataset):
-        options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(data.prefetch, data.threads))
-        dataset = steps.to_iter_dataset(options)
-        if data.workers:
-            if not flags.FLAGS.is_parsed():  # Grain's workers read flags, and not every program parses them
-                flags.FLAGS.mark_as_parsed()
-            workers = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch)
-            dataset = dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
-        self._iterator = iter(dataset)
+    def __init__(self, data: config.Data, steps: grain.MapDataset, batch_bytes: int):
+        ahead = max(data.prefetch, data.threads) if not data.workers else data.threads
+        dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=ahead))
+        self._first: futures.Future[HostBatch] | None = None
+        if not data.workers:
+            self._iterator = iter(dataset)
+            self._iterator.start_prefetch()
+            return
+        each = -(-data.prefetch // data.workers)
+        _check_shared_memory(data, (each + 2) * data.workers * batch_bytes)
+        if not flags.FLAGS.is_parsed():  # Grain reads flags, and not every program parses them
+            flags.FLAGS.mark_as_parsed()
+        workers = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=each)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
+        options = grain.experimental.DatasetOptions(min_shm_size=_SHARED_FROM)
+        self._iterator = iter(grain.experimental.WithOptionsIterDataset(dataset, options))
+        # Grain starts processes at the first batch, from threads of its own. They inherit the signal mask of this thread, so
+        # that a Ctrl-C while workers still import their modules ends in no tracebacks of theirs.
+        resource_tracker.ensure_running()  # it would clear the mask
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        try:
+            starter = futures.ThreadPoolExecutor(1, thread_name_prefix="start-workers")
+            self._first = starter.submit(next, self._iterator)
+            starter.shutdown(wait=False)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __next__(self) -> HostBatch:
-        return next(self._iterator)
+        try:
+            if self._first is None:
+                return next(self._iterator)
+            first, self._first = self._first, None
+            return first.result()
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise RuntimeError(
+                f"a data worker process died ({error}). Exit code -9 usually means that memory ran out, -7 that /dev/shm did: "
+                "lower config.data.workers or config.data.prefetch"
+            ) from error
 
     def close(self) -> None:
+        if self._first is not None:  # Grain cannot stop workers that it is still starting
+            futures.wait([self._first])
+            self._first = None
         self._iterator.close()
+
+
+def _check_shared_memory(data: config.Data, needed: int) -> None:
+    """Batches come from workers through /dev/shm, which is small in many containers and ends a process that fills it."""
+    if not os.path.isdir("/dev/shm"):
+        return
+    free = shutil.disk_usage("/dev/shm").free
+    if needed > free:
+        raise ValueError(
+            f"config.data.workers={data.workers} needs about {needed / 2**20:.0f} MiB in /dev/shm, which has "
+            f"{free / 2**20:.0f} MiB free. Lower data.workers or data.prefetch, set data.workers=0 (threads), or enlarge it "
+            "(docker run --shm-size=8g)"
+        )
 
 
 def make_train_iterator(
@@ -115,10 +170,14 @@ def make_train_iterator(
     Returns:
       An iterator over dicts: `image` uint8 (len(rows), S, S, 3); `weight` float32 (len(rows),), 0 where a record could not be
       decoded; `record` int64 (len(rows),); `problem` (len(rows),) strings, empty where all is well.
+
+    Raises:
+      ValueError: holding out leaves no records, or /dev/shm is too small for config.data.workers.
     """
     positions = order.training_order(data, source)
     steps = order.HostSteps(positions, batch_size=batch_size, rows=tuple(rows), start_step=start_step)
-    return TrainIterator(data, steps.map(_loader(data, source, training=True)))
+    batch_bytes = len(rows) * data.image_size**2 * 3
+    return TrainIterator(data, steps.map(_loader(data, source, training=True)), batch_bytes)
 
 
 def read_batch(data: config.Data, source: Source, records: Sequence[int]) -> HostBatch:

@@ -1,20 +1,20 @@
 """Sources: records by number. `read` gives bytes or pixels, `describe` a name for people, `fingerprint` what decides the order.
 
-Sources are picklable (worker processes open their own files) and hold no more than names.
+Sources are picklable (worker processes open their own files) and hold no more than names. ArrayRecord shards and TFDS data
+sets are in `shards`, the embedded scenes in `scenes`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import glob
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
 
 from lumos_jax import config
 
@@ -27,11 +27,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """An encoded image, or its pixels (S, S, 3) uint8 at the size in use. Raises OSError if it cannot be read."""
+        """An encoded image, or its pixels (H, W, 3) uint8. Raises OSError if it cannot be read."""
         ...
 
     def describe(self, index: int) -> str:
-        """A name for messages."""
+        """A name for messages: the file, or the shard and the place in it. Always printable."""
         ...
 
     def fingerprint(self) -> str:
@@ -39,31 +39,76 @@ class Source(Protocol):
         ...
 
 
-def _digest(parts: Iterable[Any]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
+def digest(parts: Iterable[Any]) -> str:
+    """A short hash, the same in every process."""
+    state = hashlib.blake2b(digest_size=8)
     for part in parts:
-        digest.update(f"{part}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+        state.update(f"{part}\n".encode(errors="surrogateescape"))
+    return state.hexdigest()
+
+
+def printable(name: str) -> str:
+    """A file name for messages: bytes that are no UTF-8 are written as escapes, so that any terminal can show it."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (12 suffice) is a JPEG, PNG, WebP, GIF, BMP or TIFF file."""
+    known = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+    return head.startswith(known) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+class _Names:
+    """A list of file names in two flat buffers: a few bytes each, and quick to hand to worker processes."""
+
+    def __init__(self, names: Iterable[str]):
+        encoded = [os.fsencode(name) for name in names]
+        self._text = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return os.fsdecode(self._text[self._ends[index] : self._ends[index + 1]])
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
 
 
 class FolderSource:
-    """Every image file below a directory, by sorted relative name. Files with other endings are ignored."""
+    """Every image file below a directory, links followed, by sorted relative name.
+
+    A file with an image's ending is a record, whatever it holds: should it not decode, it is a corrupt record. Of files with
+    other endings or none, those are records that begin as an image does; the others (labels, captions) are left out, and
+    one line in the log says how many. Names that begin with a dot are left out.
+
+    Raises:
+      ValueError: no such directory, not readable, or no images in it.
+    """
 
     def __init__(self, path: str):
-        self.root = pathlib.Path(path).expanduser()
+        self.root = pathlib.Path(path).expanduser().absolute()
         if not self.root.is_dir():
             raise ValueError(f"config.data.path={path!r} is not a directory")
-        found = []
-        for directory, folders, names in os.walk(self.root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in names:
-                if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_ENDINGS:
-                    found.append(os.path.relpath(os.path.join(directory, name), self.root))
-        self.names = sorted(found)
-        if not self.names:
-            raise ValueError(
-                f"config.data.path={path!r} holds no images: no file ends in {', '.join(sorted(IMAGE_ENDINGS))}"
+        found, others = [], []
+        for name in _files_below(self.root):
+            relative = os.path.relpath(name, self.root)
+            (found if _looks_like_image(name) else others).append(relative)
+        if not found:
+            there = (
+                f"its {len(others)} files are of other kinds, as {printable(min(others))}" if others else "it is empty"
             )
+            raise ValueError(
+                f"config.data.path={path!r} holds no images: {there}. JPEG, PNG, WebP, GIF, BMP and TIFF files are read, "
+                "from folders within it too"
+            )
+        if others:
+            example = printable(min(others))
+            logging.warning("%s: %d files are no images and are left out, as %s", self.root, len(others), example)
+        self.names = _Names(sorted(found))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -73,119 +118,45 @@ class FolderSource:
             return file.read()
 
     def describe(self, index: int) -> str:
-        return str(self.root / self.names[index])
+        return printable(os.path.join(self.root, self.names[index]))
 
     def fingerprint(self) -> str:
-        return _digest((name, os.stat(self.root / name).st_size) for name in self.names)
+        return digest((name, _size(self.root / name)) for name in self.names)
 
 
-class ArrayRecordSource:
-    """ArrayRecord shards whose records are encoded images (a JPEG, PNG or WebP file's bytes each)."""
+def _files_below(root: pathlib.Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
-    def __init__(self, path: str):
-        given = pathlib.Path(path).expanduser()
-        if given.is_dir():
-            paths = sorted(str(p) for p in given.iterdir() if "array_record" in p.name or p.suffix == ".arrayrecord")
-        else:
-            paths = sorted(glob.glob(str(given)))
-        if not paths:
-            raise ValueError(f"config.data.path={path!r}: no ArrayRecord shards there (*.arrayrecord, *.array_record*)")
-        self.paths = paths
-        self._sizes = [os.path.getsize(p) for p in paths]
-        self._length = len(self._records)
-
-    @functools.cached_property
-    def _records(self):
-        from array_record.python import array_record_data_source
-
-        try:
-            return array_record_data_source.ArrayRecordDataSource(self.paths)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise ValueError(
-                f"{self.paths[0]} ...: not readable as ArrayRecord, perhaps truncated ({error})"
-            ) from error
-
-    def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_records"}
-
-    def __len__(self) -> int:
-        return self._length
-
-    def read(self, index: int) -> bytes:
-        try:
-            return self._records[index]
-        except (ValueError, RuntimeError, IndexError) as error:
-            raise OSError(f"shard damaged: {error}") from error
-
-    def describe(self, index: int) -> str:
-        return f"{os.path.dirname(self.paths[0])} ({len(self.paths)} shards), record {index}"
-
-    def fingerprint(self) -> str:
-        names = (os.path.basename(p) for p in self.paths)
-        return _digest([self._length, *zip(names, self._sizes, strict=True)])
+    entered = set()
+    for directory, folders, names in os.walk(root, followlinks=True, onerror=refuse):
+        status = os.stat(directory)
+        if (status.st_dev, status.st_ino) in entered:  # a link that leads back up, or a second way to the same files
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(directory, name) for name in names if not name.startswith("."))
 
 
-def write_arrayrecord(path: str | os.PathLike, records: Iterable[bytes]) -> int:
-    """Writes encoded images as one ArrayRecord shard and returns their number."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    # One record a group: records are read in random order, and a group is decompressed as a whole.
-    writer, count = ArrayRecordWriter(os.fspath(path), "group_size:1"), 0
+def _looks_like_image(name: str) -> bool:
+    if os.path.splitext(name)[1].lower() in IMAGE_ENDINGS:
+        return True
     try:
-        for record in records:
-            writer.write(record)
-            count += 1
-    finally:
-        writer.close()
-    return count
+        if not os.path.isfile(name):  # a pipe or socket, which must not be opened, or a dangling link
+            return False
+        with open(name, "rb") as file:
+            return is_image(file.read(12))
+    except OSError:
+        return False
 
 
-class TfdsSource:
-    """Any image data set of TensorFlow Datasets, through its random-access data source; images stay encoded."""
-
-    def __init__(self, name: str, split: str, data_dir: str):
-        self.name, self.split, self.data_dir = name, split, data_dir or None
-        self._length = len(self._records)
-
-    @functools.cached_property
-    def _records(self):
-        import tensorflow_datasets as tfds
-
-        what = f"config.data.name={self.name!r}, split={self.split!r}"
-        try:
-            builder = tfds.builder(self.name, data_dir=self.data_dir, file_format="array_record")
-        except (tfds.core.DatasetNotFoundError, ValueError) as error:
-            raise ValueError(
-                f"{what}: TFDS knows no such data set in {self.data_dir or 'its default directory'}: {error}"
-            ) from error
-        images = [key for key, kind in builder.info.features.items() if isinstance(kind, tfds.features.Image)]
-        if not images:
-            raise ValueError(f"{what}: this data set has no image; it has {', '.join(builder.info.features)}")
-        self._key = images[0]
-        try:
-            return builder.as_data_source(split=self.split, decoders={self._key: tfds.decode.SkipDecoding()})
-        except (ValueError, AssertionError, NotImplementedError, FileNotFoundError) as error:
-            raise ValueError(
-                f"{what} is not prepared for random access ({str(error).splitlines()[0]}). Prepare it once with: "
-                f"tfds build {self.name} --file_format=array_record"
-                + (f" --data_dir={self.data_dir}" if self.data_dir else "")
-            ) from error
-
-    def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name not in ("_records", "_key")}
-
-    def __len__(self) -> int:
-        return self._length
-
-    def read(self, index: int) -> bytes | np.ndarray:
-        return self._records[index][self._key]
-
-    def describe(self, index: int) -> str:
-        return f"{self.name}/{self.split}, record {index}"
-
-    def fingerprint(self) -> str:
-        info = self._records.dataset_info
-        return _digest([info.full_name, self.split, self._length])
+def _size(path: pathlib.Path) -> int:
+    """Bytes, or -1 for a file that has gone since it was listed."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 class MixtureSource:
@@ -216,7 +187,7 @@ class MixtureSource:
         return self.sources[which].describe(inner)
 
     def fingerprint(self) -> str:
-        return _digest(zip((source.fingerprint() for source in self.sources), self.weights, strict=True))
+        return digest(zip((source.fingerprint() for source in self.sources), self.weights, strict=True))
 
 
 def make_source(data: config.Data) -> Source:
@@ -225,6 +196,7 @@ def make_source(data: config.Data) -> Source:
     Raises:
       ValueError: nothing there, or not readable; says what to do.
     """
+    # The imports wait: a run on scenes needs no ArrayRecord, and TFDS is slow to load.
     if data.source == "scenes":
         from lumos_jax.data.scenes import ScenesSource
 
@@ -232,8 +204,12 @@ def make_source(data: config.Data) -> Source:
     if data.source == "folder":
         return FolderSource(data.path)
     if data.source == "arrayrecord":
+        from lumos_jax.data.shards import ArrayRecordSource
+
         return ArrayRecordSource(data.path)
     if data.source == "tfds":
+        from lumos_jax.data.shards import TfdsSource
+
         return TfdsSource(data.name, data.split, data.path)
     if data.source != "mixture":
         raise ValueError(f"config.data.source={data.source!r} is not one of scenes, folder, arrayrecord, tfds, mixture")
@@ -252,10 +228,18 @@ def _make_mixture(data: config.Data) -> MixtureSource:
         if unknown:
             raise ValueError(f"{where} has unknown field(s) {sorted(unknown)}; it takes {sorted(_MIXTURE_FIELDS)}")
         weight = fields.pop("weight", None)
-        if not isinstance(weight, (int, float)) or not weight > 0:
-            raise ValueError(f"{where} needs weight > 0, not {weight!r}")
+        if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight < float("inf"):
+            raise ValueError(f"{where} needs weight, a number above 0, not {weight!r}")
         if fields.get("source") in (None, "mixture"):
             raise ValueError(f"{where} needs source: scenes, folder, arrayrecord or tfds")
-        sources.append(make_source(dataclasses.replace(data, mixture=(), **fields)))
+        needed = {"folder": "path", "arrayrecord": "path", "tfds": "name"}.get(fields["source"])
+        if needed and not fields.get(needed):
+            raise ValueError(f"{where}: source {fields['source']} needs {needed}")
+        try:
+            # Nothing is taken over from config.data itself: an entry's path and name are its own.
+            own = dataclasses.replace(data, mixture=(), **{"path": "", "name": "", "split": "train", **fields})
+            sources.append(make_source(own))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         weights.append(float(weight))
     return MixtureSource(sources, weights)
