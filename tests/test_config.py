@@ -1,15 +1,11 @@
 """Settings: what is refused, what may change on resume, and that every config file resolves."""
 
 import dataclasses
-import pathlib
-import sys
 
 import pytest
 
+from configs import i2i
 from lumos_jax import config, config_io
-
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 
 
 def changed(**fields):
@@ -78,8 +74,6 @@ def test_only_changes_that_break_a_resume_are_frozen():
 
 
 def test_every_config_file_resolves_and_unknown_sizes_are_named():
-    from configs import i2i
-
     sizes = {}
     for size in ("desk", "test"):
         sizes[size] = config_io.resolve(i2i.get_config(size))

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from clu import metric_writers
 from tqdm import tqdm
 
 FILE = "metrics.jsonl"
@@ -113,6 +112,8 @@ class Reporter:
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
         self.writer = None
         if tensorboard:
+            from clu import metric_writers  # imports TensorFlow: seconds that only a run with TensorBoard spends
+
             # Only TensorBoard: clu's default writer would also print every scalar through the log.
             self.writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir / TENSORBOARD)))
         self.total, self.begun, self.first = total, time.monotonic(), start

@@ -67,7 +67,7 @@ def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callabl
         example = objective.make_example(task, frozen, batch, keys, task.condition_dropout)
         example = jax.lax.with_sharding_constraint(example, batch_spec)
         grads, metrics = gradients(state.params, example)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
