@@ -74,7 +74,8 @@ def _split_heads(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> list[jax.A
     """x (B, N, D) -> parts arrays (B, N, H, K)."""
     width, parts, heads, head_dim = kernel.shape
     x = dense(x, kernel.reshape(width, -1), bias.reshape(-1)).reshape(*x.shape[:2], parts, heads, head_dim)
-    return [x[:, :, i] for i in range(parts)]
+    # Split, whose gradient is one concatenation; that of indexing is a sum of padded arrays.
+    return [part.squeeze(2) for part in jnp.split(x, parts, axis=2)]
 
 
 def _merge_heads(x: jax.Array) -> jax.Array:

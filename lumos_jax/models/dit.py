@@ -29,6 +29,8 @@ from lumos_jax.models.attention import CrossAttention, SelfAttention
 from lumos_jax.models.conditioning import Condition
 from lumos_jax.models.layers import Dense, modulated_norm, parameter, zeros
 
+# On a CPU a scan copies what a layer keeps for its gradient into stacked arrays and out again, at the speed of memory.
+CPU_UNROLL = 12
 MODULATIONS = 6  # shift, scale, gate of attention, then of the MLP
 
 
@@ -113,7 +115,7 @@ class DiT:
     position_scale: float
     dtype: str
     remat: str
-    unroll: int = 1
+    unroll: int
 
     @property
     def _modules(self) -> dict[str, nn.Module]:
@@ -333,4 +335,5 @@ def make_dit(
         position_scale=model.position_scale,
         dtype=model.dtype,
         remat=model.remat,
+        unroll=min(size.depth, model.unroll or (CPU_UNROLL if jax.default_backend() == "cpu" else 1)),
     )
