@@ -1,0 +1,258 @@
+"""Whole runs as users start them: real processes, real signals, real files (invariants 2, 3, 6 and 7)."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumos_jax.checkpoints import Checkpoints
+
+ROOT = pathlib.Path(__file__).parent.parent
+TIMINGS = {"images_per_second", "step_seconds", "data_wait_fraction", "device_wait_fraction", "host_fraction"}
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """One compilation cache for all runs of the session."""
+    return tmp_path_factory.mktemp("xla")
+
+
+@pytest.fixture(scope="session")
+def command(cache):
+    """Builds what Popen needs for a training run."""
+
+    def build(workdir, *fields, config="configs/i2i.py:test", devices=1, flags=()):
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+        }
+        arguments = [sys.executable, "-m", "lumos_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
+        arguments += [f"--config.train.compilation_cache={cache}", "--config.log.tensorboard=False"]
+        return {"args": arguments + [f"--config.{field}" for field in fields], "env": environment, "cwd": ROOT}
+
+    return build
+
+
+def start(command):
+    return subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process, code=0, timeout=240):
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == code, output
+    return output
+
+
+def metrics(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
+
+
+def arrays(workdir):
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest()
+    state = {
+        name: checkpoints.restore_subtree(step, name, checkpoints.shapes(step, name))
+        for name in ("params", "ema", "opt_state")
+    }
+    checkpoints.close()
+    return step, state
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, command):
+    """The run that the others must equal: the test config to its end."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    return workdir, finish(start(command(workdir)))
+
+
+def wait_for(done, process, timeout=200):
+    """Until `done()`; fails if the process ends first."""
+    until = time.monotonic() + timeout
+    while not done():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until, "nothing happened"
+        time.sleep(0.02)
+
+
+def logged(workdir, step):
+    path = workdir / "metrics.jsonl"
+    return path.exists() and any(f'"step": {n},' in path.read_text() for n in range(step, 13))
+
+
+def test_a_run_leaves_what_design_names(undisturbed):
+    workdir, output = undisturbed
+    assert "held-out loss" in output
+    assert str(workdir / "samples") in output
+    assert (workdir / "config.json").exists()
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [4, 8, 12]
+    for step in (6, 12):
+        assert pixels(workdir / "samples" / f"step_{step}.png").shape[1] > 3 * 128
+    lines = metrics(workdir)
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 10, 12]
+    needed = {"loss", "grad_norm", "learning_rate", "corrupt_records", "loss_q1", "loss_q4"}
+    assert needed <= set(lines[1]) | set(lines[2])
+    held_out = [line for line in lines if "held_out_loss" in line]
+    assert [line["step"] for line in held_out] == [0, 6, 12]
+    assert held_out[-1]["held_out_loss"] < held_out[0]["held_out_loss"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_and_restarted_equals_undisturbed_bit_for_bit(undisturbed, command, tmp_path, number):
+    """The kill falls at a random moment after the first logged step, so possibly during a save."""
+    process = start(command(tmp_path))
+    wait_for(lambda: logged(tmp_path, 4 if number == signal.SIGKILL else 2), process)
+    time.sleep(random.random() * 0.3)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    elif process.returncode:  # it may just have ended
+        assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number], output
+        assert f"{signal.Signals(number).name}: saved step" in output
+    finish(start(command(tmp_path)))
+    step, state = arrays(tmp_path)
+    assert step == 12
+    assert_same_bits(state, arrays(undisturbed[0])[1])
+    assert metrics(tmp_path) == metrics(undisturbed[0])
+
+
+def test_half_written_checkpoints_are_ignored_and_other_meshes_go_on(undisturbed, command, tmp_path):
+    finish(start(command(tmp_path, "train.steps=12", "eval.every=0", "checkpoint.every=4", devices=1)))
+    newest = tmp_path / "checkpoints" / "12"
+    # What a kill in the middle of a save leaves behind: a directory under Orbax's temporary name.
+    newest.rename(newest.with_name("12.orbax-checkpoint-tmp"))
+    output = finish(start(command(tmp_path, "mesh.data=2", "mesh.fsdp=2", devices=4)))
+    assert "continues at step 8" in output
+    a, b = (metrics(path)[-1] for path in (tmp_path, undisturbed[0]))
+    np.testing.assert_allclose(a["held_out_loss"], b["held_out_loss"], rtol=1e-5)
+
+
+def test_two_processes_agree_with_one(undisturbed, command, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    flags = [(f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}") for i in range(2)]
+    both = [start(command(tmp_path, "mesh.data=4", "mesh.fsdp=2", devices=4, flags=f)) for f in flags]
+    outputs = [finish(process) for process in both]
+    assert "2 process(es)" in outputs[0]
+    assert "held-out" not in outputs[1]  # only the first process speaks
+    ours, theirs = metrics(tmp_path), metrics(undisturbed[0])
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["step"] == b["step"]
+        for name in ("loss", "held_out_loss", "held_out_null_loss"):
+            if name in a:
+                np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+
+
+def test_a_changed_setting_is_refused_by_name_and_may_be_allowed(undisturbed, command, tmp_path):
+    finish(start(command(tmp_path, "train.steps=4", "eval.every=0", "optimizer.decay=constant")))
+    changed = ("train.steps=6", "eval.every=0", "optimizer.decay=constant", "train.seed=5")
+    output = finish(start(command(tmp_path, *changed)), code=2)
+    assert "train.seed: 0 then, 5 now" in output
+    assert "Traceback" not in output
+    output = finish(start(command(tmp_path, *changed, "checkpoint.allow_change=('train.seed',)")))
+    assert "continues at step 4" in output
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (("model.size=XXL",), "not one of S, B, L, XL, custom"),
+        (("mesh.data=3",), "does not fit 1 device"),
+        (("data.source=folder", "data.path=/nowhere"), "not a directory"),
+        (("encoder.weights=/nowhere.safetensors", "encoder.size=B", "encoder.width=0", "encoder.depth=0", "encoder.heads=0"),
+         "no such file"),
+        (("init_from=/nowhere",), "no checkpoint"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_clear_line(command, tmp_path, fields, message):
+    output = finish(start(command(tmp_path / "run", *fields)), code=2)
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_unknown_fields_are_refused(command, tmp_path):
+    output = finish(start(command(tmp_path, "train.stepz=4")), code=1)
+    assert "stepz" in output
+
+
+def test_init_from_starts_from_the_other_runs_ema(undisturbed, command, tmp_path):
+    fields = (f"init_from={undisturbed[0]}", "optimizer.learning_rate=0.0", "train.steps=4", "optimizer.decay=constant")
+    output = finish(start(command(tmp_path, *fields)))
+    assert "hand-off from" in output
+    account = json.loads((tmp_path / "handoff.json").read_text())
+    assert account["dropped"] == account["reinitialised"] == []
+    assert_same_bits(arrays(tmp_path)[1]["params"], arrays(undisturbed[0])[1]["ema"])
+    output = finish(start(command(tmp_path, *fields, "model.width=64")), code=2)
+    assert "model.width" in output
+    other = tmp_path / "other"
+    output = finish(start(command(other, *fields, "model.width=64")), code=2)
+    assert "do not fit this model" in output
+    assert not (other / "checkpoints" / "4").exists()
+
+
+def sample(workdir, *arguments, code=0):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lumos_jax.sample", f"--workdir={workdir}", *arguments],
+        cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return finish(process, code)
+
+
+def test_sample_draws_grids_and_paths(undisturbed, tmp_path):
+    workdir, _ = undisturbed
+    for name, color in (("a.jpg", (200, 30, 30)), ("b.png", (30, 30, 200))):
+        Image.new("RGB", (40, 30), color).save(tmp_path / name)
+    images = ["--images", str(tmp_path / "a.jpg"), str(tmp_path / "b.png")]
+    sample(workdir, *images, "--num=3", "--steps=3", f"--out={tmp_path / 'grid.png'}")
+    sample(workdir, *images, "--num=3", "--steps=3", "--batch=4", f"--out={tmp_path / 'again.png'}")
+    grid = pixels(tmp_path / "grid.png")
+    assert np.abs(grid - pixels(tmp_path / "again.png")).max() <= 1  # whatever the batch
+    side = grid.shape[0] // 2
+    assert grid[side // 2, side // 2].argmax() == 0  # first row: the red source
+    assert grid.shape[1] > 3.9 * 128
+    sample(workdir, *images, "--interpolate=5", f"--out={tmp_path / 'path.png'}")
+    assert pixels(tmp_path / "path.png").shape[1] > 6.9 * 128
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "/nowhere.png"], "cannot be read"),
+        (["--images", "/nowhere.png", "--interpolate=4"], "exactly two"),
+        (["--images", "/nowhere.png", "--sampler=heun"], "does not solve"),
+        (["--images", "/nowhere.png", "--checkpoint=5"], "no checkpoint 5"),
+    ],
+)
+def test_sample_says_what_is_wrong(undisturbed, tmp_path, arguments, message):
+    output = sample(undisturbed[0], *arguments, f"--out={tmp_path / 'x.png'}", code=2)
+    assert message in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_sample_without_a_run(tmp_path):
+    assert "no config.json" in sample(tmp_path, "--images", "a.png", code=2)
