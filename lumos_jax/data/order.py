@@ -3,15 +3,20 @@
 Row r of the global batch of step s is record pi(s B + r), pi a seeded permutation of the training records for each epoch (of
 each source of a mixture, which are then interleaved by weight). Hosts and workers only choose which rows they read. Held-out
 records are the first of a fixed permutation; training permutes the rest.
+
+Permutations are Grain's index shuffle, which needs no memory. It walks through 2^16 numbers to find the next one in range,
+which for a folder of 300 files takes longer than reading the file: small ones are sorted random numbers instead.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 import zlib
 
 import grain
+import numpy as np
 from grain.experimental import index_shuffle
 
 from lumos_jax import config
@@ -23,9 +28,20 @@ _HOLDOUT_SEED = 0x1005
 MAX_RECORDS = 2**32 - 1  # Grain's index shuffle works on 32 bits
 
 
-def _permuted(position: int, count: int) -> int:
-    """The fixed permutation of `count` records whose first ones are held out."""
-    return index_shuffle(position, max_index=count - 1, seed=_HOLDOUT_SEED, rounds=4)
+_SMALL = 1 << 12  # records below which a permutation is a table
+
+
+def permuted(position: int, count: int, seed: int) -> int:
+    """Where the seeded permutation of 0 .. count - 1 takes a position; count at most MAX_RECORDS, seed in [0, 2^32)."""
+    if count < _SMALL:
+        return int(_table(count, seed)[position])
+    return index_shuffle(position, max_index=count - 1, seed=seed, rounds=4)
+
+
+@functools.lru_cache(maxsize=64)
+def _table(count: int, seed: int) -> np.ndarray:
+    # The bits of Philox are the same in every version of NumPy; those of its own shuffles need not be.
+    return np.argsort(np.random.Philox(key=[seed, count]).random_raw(count), kind="stable")
 
 
 def holdout_records(data: config.Data, source: Source) -> list[int]:
@@ -38,7 +54,7 @@ def holdout_records(data: config.Data, source: Source) -> list[int]:
     parts = _parts(source)
     chosen = []
     for (start, part), count in zip(parts, counts, strict=True):
-        chosen.append([start + _permuted(i, len(part)) for i in range(count)])
+        chosen.append([start + permuted(i, len(part), _HOLDOUT_SEED) for i in range(count)])
     # Taken in turns, so that the first few of them come from all sources.
     longest = max(map(len, chosen))
     return [column[i] for i in range(longest) for column in chosen if i < len(column)]
@@ -73,13 +89,10 @@ def holdout_counts(data: config.Data, source: Source) -> list[int]:
 
 def training_order(data: config.Data, source: Source) -> grain.MapDataset:
     """An endless MapDataset: position -> record number."""
-    orders = []
-    for number, ((start, part), held) in enumerate(zip(_parts(source), holdout_counts(data, source), strict=True)):
-        kept = len(part) - held
-        # Far apart for neighbouring seeds and sources: Grain adds the epoch's number to the seed.
-        seed = zlib.crc32(f"{data.seed}/{number}".encode())
-        shuffled = grain.MapDataset.range(kept).shuffle(seed=seed).repeat(None)
-        orders.append(shuffled.map(_Kept(len(part), held, start)))
+    orders = [
+        PartOrder(len(part), held, first=first, seed=zlib.crc32(f"{data.seed}/{number}".encode()))
+        for number, ((first, part), held) in enumerate(zip(_parts(source), holdout_counts(data, source), strict=True))
+    ]
     if len(orders) == 1:
         return orders[0]
     # Grain counts the weights in hundredths of the smallest and cuts off the rest; rounded first, they err by half of one.
@@ -87,14 +100,26 @@ def training_order(data: config.Data, source: Source) -> grain.MapDataset:
     return grain.MapDataset.mix(orders, [round(100 * weight / least) for weight in source.weights])
 
 
-class _Kept(grain.transforms.Map):
-    """Number among the training records -> record number, past the held-out ones."""
+class PartOrder(grain.MapDataset):
+    """Position -> record number, over all epochs of one source."""
 
-    def __init__(self, count: int, held: int, start: int):
-        self.count, self.held, self.start = count, held, start
+    def __init__(self, count: int, held: int, *, first: int, seed: int):
+        super().__init__()
+        self._count, self._held, self._first, self._seed = count, held, first, seed
 
-    def map(self, element: int) -> int:
-        return self.start + _permuted(self.held + element, self.count)
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __str__(self) -> str:
+        return f"PartOrder(count={self._count}, held={self._held})"
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        epoch, place = divmod(index, self._count - self._held)
+        # The seed is a hash of the user's, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
+        kept = permuted(place, self._count - self._held, (self._seed + epoch) % 2**32)
+        return self._first + permuted(self._held + kept, self._count, _HOLDOUT_SEED)
 
 
 class HostSteps(grain.MapDataset):

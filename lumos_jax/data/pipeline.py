@@ -62,7 +62,7 @@ class Loader(grain.transforms.Map):
         shift, flip = 0.5, False
         if self.random_crop or self.flip:
             # The record's own stream: nothing is carried from one record to the next.
-            key = [self.seed % 2**64, position]
+            key = np.array([self.seed % 2**64, position], np.uint64)
             draw = np.random.Generator(np.random.Philox(key=key)).random(2)
             shift = float(draw[0]) if self.random_crop else 0.5
             flip = self.flip and draw[1] < 0.5

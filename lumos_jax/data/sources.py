@@ -114,7 +114,7 @@ class FolderSource:
         return len(self.names)
 
     def read(self, index: int) -> bytes:
-        with open(self.root / self.names[index], "rb") as file:
+        with open(os.path.join(self.root, self.names[index]), "rb") as file:
             return file.read()
 
     def describe(self, index: int) -> str:
