@@ -31,7 +31,7 @@ def locate(weights: str, field: str) -> pathlib.Path:
     path = pathlib.Path(weights).expanduser()
     if path.exists():
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", weights) or path.suffix in (".safetensors", ".npz", *_PICKLES):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", weights) or path.suffix in (".safetensors", ".npz", *_PICKLES):
         raise ValueError(f"{field}={weights!r}: no such file or directory")
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=list(_WANTED)))

@@ -1,0 +1,105 @@
+"""What the training loop adds to the bare compiled step, on the desk configuration.
+
+    python benchmarks/loop.py --rounds=4
+
+Alternates, in one process: the compiled step alone, over and over on one batch that is already on the device; the loop with
+batches that lie in memory (what the loop itself costs: order, collating, transfer, metrics, progress); the loop with scenes
+rendered on the same cores while it trains. Prints milliseconds a step and the loop's share, as medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import jax
+import numpy as np
+
+from configs import i2i
+from lumos_jax import config_io, data
+from lumos_jax.train import loop, sharding
+from lumos_jax.train.step import make_train_step
+
+
+class InMemory:
+    """The first records of another source, decoded beforehand."""
+
+    def __init__(self, source, count: int):
+        self.pixels = [source.read(i) for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.pixels[index]
+
+    def describe(self, index: int) -> str:
+        return f"record {index} in memory"
+
+    def fingerprint(self) -> str:
+        return "in memory"
+
+
+def bare(run, steps: int) -> float:
+    """Seconds per step of the compiled step alone."""
+    size = run.settings.train.batch_size
+    host = data.read_batch(run.settings.data, run.source, list(range(size)))
+    batch = sharding.global_batch(run.mesh, {"image": host["image"], "weight": host["weight"]}, range(size), size)
+    step, state = make_train_step(run.settings, run.task, run.optimizer, run.mesh), run.start.state
+    for number in range(steps + 5):
+        if number == 5:
+            begun = time.perf_counter()
+        state, metrics = step(state, run.frozen, batch)
+        jax.block_until_ready(metrics)
+    return (time.perf_counter() - begun) / steps
+
+
+def looped(run) -> float:
+    """Seconds per step of the loop, from its own metrics, without the first window, which holds the compilation."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        loop.train(run)
+    lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    return statistics.median(line["step_seconds"] for line in lines[1:] if "loss" in line)
+
+
+def prepare(directory: str, steps: int, memory: bool):
+    config = i2i.get_config("desk")
+    config.data.holdout = config.eval.every = 0
+    config.log.every = steps // 4
+    config.log.tensorboard = True
+    config.checkpoint.every = 10**6
+    config.train.steps = steps
+    config.data.records = 1024 if memory else 10**6
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = loop.prepare(config_io.resolve(config), directory)
+    return dataclasses.replace(run, source=InMemory(run.source, 1024)) if memory else run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=60, help="steps a measurement (60)")
+    args = parser.parse_args()
+    times: dict[str, list[float]] = {"bare step": [], "loop, batches in memory": [], "loop, scenes rendered": []}
+    for _ in range(args.rounds):
+        with tempfile.TemporaryDirectory() as root:
+            times["bare step"].append(bare(prepare(f"{root}/a", args.steps, True), args.steps))
+            times["loop, batches in memory"].append(looped(prepare(f"{root}/b", args.steps, True)))
+            times["loop, scenes rendered"].append(looped(prepare(f"{root}/c", args.steps, False)))
+    for name, values in times.items():
+        share = statistics.median(v / b - 1 for v, b in zip(values, times["bare step"], strict=True))
+        print(f"{name:<26}{statistics.median(values) * 1e3:8.1f} ms a step  {share:+7.1%}")
+
+
+if __name__ == "__main__":
+    main()
