@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -147,6 +148,32 @@ def test_half_written_checkpoints_are_ignored_and_other_meshes_go_on(undisturbed
     assert "continues at step 8" in output
     a, b = (metrics(path)[-1] for path in (tmp_path, undisturbed[0]))
     np.testing.assert_allclose(a["held_out_loss"], b["held_out_loss"], rtol=1e-5)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Three megabytes of tmpfs, where mounting is allowed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(small_disk, command):
+    fields = ("eval.every=0", "checkpoint.every=2", "checkpoint.keep=5")
+    output = finish(start(command(small_disk / "run", *fields)), code=1)
+    assert "No space left on device" in output
+    assert "Traceback" not in output
+    steps = sorted(int(p.name) for p in (small_disk / "run" / "checkpoints").iterdir() if p.name.isdecimal())
+    assert steps
+    assert f"the last good checkpoint is {steps[-1]}" in output
+    for step in steps[:-1]:  # space is made, and the run goes on
+        shutil.rmtree(small_disk / "run" / "checkpoints" / str(step))
+    output = finish(start(command(small_disk / "run", "eval.every=0", "checkpoint.every=100", "checkpoint.keep=1")))
+    assert f"continues at step {steps[-1]}" in output
 
 
 def test_two_processes_agree_with_one(undisturbed, command, tmp_path):

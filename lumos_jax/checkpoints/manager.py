@@ -7,6 +7,7 @@ leaves the ones before it untouched; temporary leftovers are removed at the next
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from typing import Any
 
@@ -17,6 +18,16 @@ from orbax.checkpoint import checkpoint_managers as policies
 from lumos_jax import config
 
 DIRECTORY = "checkpoints"
+
+
+class _TracebackFilter(logging.Filter):
+    """Drops the tracebacks that Orbax's threads log: the error itself is raised, as CheckpointError, and told once."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and "orbax" in record.pathname)
+
+
+logging.getLogger("absl").addFilter(_TracebackFilter())
 
 
 class CheckpointError(RuntimeError):
@@ -112,7 +123,7 @@ class Checkpoints:
         self._manager.close()
 
     def _failed(self, error: Exception) -> CheckpointError:
-        good = [step for step in self._manager.all_steps(read=True) if (self.directory / str(step)).is_dir()]
+        good = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
         last = f"the last good checkpoint is {max(good)}" if good else "there is no earlier checkpoint"
         return CheckpointError(
             f"writing a checkpoint into {self.directory} failed ({error}); {last}. "

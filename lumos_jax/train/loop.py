@@ -244,7 +244,7 @@ def train(run: Run) -> int:
                     code = STOPPED.get(stop.name, FAILED)
                     break
             run.checkpoints.wait()
-    except (FloatingPointError, CheckpointError, data.TooManyCorruptRecords) as error:
+    except (FloatingPointError, CheckpointError, data.TooManyCorruptRecords, OSError) as error:
         report.say(f"error: {error}")
         code = FAILED
     finally:
@@ -254,7 +254,9 @@ def train(run: Run) -> int:
         report.close()
         run.checkpoints.close()
     if code == 0 and first:
-        print(f"samples     {run.workdir / 'samples'}")
-        print(f"tensorboard {run.workdir / metrics.TENSORBOARD}")
+        if settings.eval.every:
+            print(f"samples     {run.workdir / 'samples'}")
+        if settings.log.tensorboard:
+            print(f"tensorboard {run.workdir / metrics.TENSORBOARD}")
         print(f"checkpoint  {run.checkpoints.directory / str(step)}")
     return code
