@@ -1,16 +1,14 @@
 """Batches for one host: order -> read -> decode -> one array, in threads or worker processes, read ahead.
 
-Each element that Grain moves is a whole batch, decoded straight into its array: nothing is stacked or copied on the way.
+Each element that Grain moves is a whole batch, decoded straight into its array, which workers share with the trainer: nothing
+is stacked or copied on the way.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
-import shutil
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from multiprocessing import resource_tracker
@@ -20,13 +18,12 @@ import numpy as np
 from absl import flags
 
 from lumos_jax import config
-from lumos_jax.data import order
+from lumos_jax.data import order, workers
 from lumos_jax.data.decode import UndecodableImage, decode_square, fit_square
 from lumos_jax.data.sources import Source
 
 HostBatch = dict[str, np.ndarray]
 _PROBLEM_LENGTH, _REASON_LENGTH = 240, 100  # characters
-_SHARED_FROM = 1 << 16  # bytes; smaller arrays are cheaper to send than to share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Loader(grain.transforms.Map):
     def map(self, element: Sequence[tuple[int, int]]) -> HostBatch:
         count = len(element)
         batch = {
-            "image": np.zeros((count, self.size, self.size, 3), np.uint8),
+            "image": workers.new_pictures((count, self.size, self.size, 3)),
             "weight": np.ones(count, np.float32),
             "record": np.array([record for _, record in element], np.int64),
             "problem": np.zeros(count, f"<U{_PROBLEM_LENGTH}"),
@@ -75,22 +72,6 @@ def _loader(data: config.Data, source: Source, *, training: bool) -> Loader:
     return Loader(source, data.image_size, data.seed, training and data.crop == "random", training and data.flip)
 
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
-
-
-def _start_worker(_index: int, _count: int) -> None:
-    """In each worker process: leave Ctrl-C and SIGTERM to the trainer, and end when it ends, however that happens."""
-    for number in _STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # Not Linux's parent-death signal: that one fires when the thread ends that started this process.
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
 class TrainIterator(Iterator[HostBatch]):
     """Batches from `start_step` on, read ahead from the beginning; `close` ends threads and processes."""
 
@@ -103,17 +84,19 @@ class TrainIterator(Iterator[HostBatch]):
             self._iterator.start_prefetch()
             return
         each = -(-data.prefetch // data.workers)
-        _check_shared_memory(data, (each + 2) * data.workers * batch_bytes)
+        # Decoded ahead in each worker, waiting in its queue, and fetched by Grain's thread here; and the one in use.
+        batches = (2 * each + data.threads + 2) * data.workers + 1
+        workers.check_shared_memory(data, batches * batch_bytes)
         if not flags.FLAGS.is_parsed():  # Grain reads flags, and not every program parses them
             flags.FLAGS.mark_as_parsed()
-        workers = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=each)
-        dataset = dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
-        options = grain.experimental.DatasetOptions(min_shm_size=_SHARED_FROM)
+        processes = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=each)
+        dataset = dataset.map(workers.hand_over).mp_prefetch(processes, worker_init_fn=workers.start)
+        options = grain.experimental.DatasetOptions(min_shm_size=workers.SHARED_FROM)
         self._iterator = iter(grain.experimental.WithOptionsIterDataset(dataset, options))
         # Grain starts processes at the first batch, from threads of its own. They inherit the signal mask of this thread, so
         # that a Ctrl-C while workers still import their modules ends in no tracebacks of theirs.
         resource_tracker.ensure_running()  # it would clear the mask
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, workers.STOPPING)
         try:
             starter = futures.ThreadPoolExecutor(1, thread_name_prefix="start-workers")
             self._first = starter.submit(next, self._iterator)
@@ -140,19 +123,6 @@ class TrainIterator(Iterator[HostBatch]):
             futures.wait([self._first])
             self._first = None
         self._iterator.close()
-
-
-def _check_shared_memory(data: config.Data, needed: int) -> None:
-    """Batches come from workers through /dev/shm, which is small in many containers and ends a process that fills it."""
-    if not os.path.isdir("/dev/shm"):
-        return
-    free = shutil.disk_usage("/dev/shm").free
-    if needed > free:
-        raise ValueError(
-            f"config.data.workers={data.workers} needs about {needed / 2**20:.0f} MiB in /dev/shm, which has "
-            f"{free / 2**20:.0f} MiB free. Lower data.workers or data.prefetch, set data.workers=0 (threads), or enlarge it "
-            "(docker run --shm-size=8g)"
-        )
 
 
 def make_train_iterator(

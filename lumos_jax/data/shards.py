@@ -14,7 +14,6 @@ import glob
 import itertools
 import os
 import pathlib
-import shlex
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -199,21 +198,26 @@ class TfdsSource:
 
         what = f"config.data.name={self.name!r}, split={self.split!r}"
         where = self.data_dir or tfds.core.constants.DATA_DIR
+        # Not TFDS's own command line, which needs Apache Beam even where the data set does not.
+        prepare = (
+            f"""python -c "import tensorflow_datasets as tfds; tfds.builder({self.name!r}, data_dir={where!r}, """
+            """file_format='array_record').download_and_prepare()\""""
+        )
         try:
             builder = tfds.builder(self.name, data_dir=self.data_dir, file_format="array_record")
-        except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError) as error:
+        except (tfds.core.DatasetNotFoundError, AssertionError, ImportError) as error:
             raise ValueError(
                 f"{what}: TFDS has no such data set, nor is one prepared in {where} ({_first_line(error)})"
             ) from error
-        command = f"tfds build {shlex.quote(self.name)} --file_format=array_record"
-        if self.data_dir:
-            command += f" --data_dir={shlex.quote(self.data_dir)}"
+        except ValueError as error:  # it is there, in another file format
+            raise ValueError(
+                f"{what} in {where} cannot be read at random: {_first_line(error)}. Prepare it as ArrayRecord in another "
+                f"directory, and set config.data.path to that: {prepare.replace(where, 'DIRECTORY')}"
+            ) from error
         if not builder.info.splits:
             size = builder.info.download_size
-            raise ValueError(
-                f"{what} is not prepared for random access in {where}. Prepare it once with: {command}"
-                + (f" (downloads {size})" if size else "")
-            )
+            download = f" (it downloads {size})" if size else ""
+            raise ValueError(f"{what} is not prepared in {where}. Prepare it once{download} with: {prepare}")
         images = [key for key, kind in builder.info.features.items() if isinstance(kind, tfds.features.Image)]
         if not images:
             raise ValueError(f"{what}: this data set has no image; it has {', '.join(builder.info.features)}")
@@ -223,8 +227,8 @@ class TfdsSource:
             return builder.as_data_source(split=self.split, decoders=decoders)
         except (ValueError, KeyError, AssertionError, NotImplementedError, OSError) as error:
             raise ValueError(
-                f"{what} cannot be read at random: {_first_line(error)}. It has the splits {', '.join(builder.info.splits)}. "
-                f"If it was prepared in another format, prepare it again with: {command}"
+                f"{what} cannot be read at random: {_first_line(error)} (splits: {', '.join(builder.info.splits)}; a split can "
+                "be sliced, as train[:90%])"
             ) from error
 
     def __getstate__(self):

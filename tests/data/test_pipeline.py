@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from lumos_jax import config, data
-from lumos_jax.data import order, pipeline
+from lumos_jax.data import order
+from lumos_jax.data import workers as workers_
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_worker_processes_give_the_same_batches(folder, workers, tmp_path):
     folder = dataclasses.replace(folder, crop="random", flip=True, image_size=96)
     worked = steps(dataclasses.replace(folder, workers=workers), range(6), 7, start=2)
     assert_same(steps(folder, range(6), 7, start=2), worked)
-    assert worked[0]["image"].nbytes >= pipeline._SHARED_FROM
+    assert worked[0]["image"].nbytes >= workers_.SHARED_FROM
 
 
 def test_shared_memory_that_is_too_small_is_refused(folder, monkeypatch):
@@ -212,7 +213,7 @@ from absl import app
 from lumos_jax import config, data
 
 def main(argv):
-    settings = config.Data(source="scenes", records=1000, image_size=16, workers=2, threads=1)
+    settings = config.Data(source="scenes", records=1000, image_size=96, workers=2, threads=2)
     batches = data.make_train_iterator(settings, data.make_source(settings), batch_size=4, rows=range(4), start_step=0)
     print("starting", flush=True)
     try:
@@ -275,6 +276,7 @@ def test_ctrl_c_leaves_no_tracebacks_of_workers(program, when):
     os.killpg(program.pid, signal.SIGINT)  # as a terminal does it: to the workers too
     said, _ = program.communicate(timeout=60)
     assert "Traceback" not in said
+    # Nor a word from Python's resource tracker about shared memory that nobody freed.
     assert said.splitlines()[-1] == "interrupted"
     assert program.returncode == 0
 

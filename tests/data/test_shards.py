@@ -1,6 +1,7 @@
 """ArrayRecord shards and TFDS data sets."""
 
 import io
+import pathlib
 import pickle
 
 import numpy as np
@@ -141,12 +142,21 @@ def test_tfds_data_sets_by_name(flowers):
     same = data.make_source(config.Data(source="arrayrecord", path=f"{flowers}/tiny_flowers/1.0.0"))
     assert [same.read(i) for i in range(7)] == [source.read(i) for i in range(7)]
 
-    for change, message in {
-        ("split", "test"): "It has the splits train",
-        ("name", "no_such_set"): r"no_such_set.*, split='train': TFDS has no such data set, nor is one prepared in",
-        ("name", "mnist"): r"mnist.* is not prepared .*: tfds build mnist --file_format=array_record --data_dir=",
-    }.items():
+    # One that TFDS prepared as it does unless told otherwise.
+    info = pathlib.Path(flowers, "tiny_flowers/1.0.0/dataset_info.json")
+    other = pathlib.Path(flowers, "other/tiny_flowers/1.0.0")
+    other.mkdir(parents=True)
+    (other / "dataset_info.json").write_text(info.read_text().replace("array_record", "tfrecord"))
+    (other / "features.json").write_text((info.parent / "features.json").read_text())
+    with pytest.raises(
+        ValueError, match=r"cannot be read at random: .*data_dir='DIRECTORY', file_format='array_record'"
+    ):
+        data.make_source(config.Data(source="tfds", name="tiny_flowers", path=f"{flowers}/other"))
+
+    for field, value, message in (
+        ("split", "test", r"Unknown split 'test'.* \(splits: train;"),
+        ("name", "no_such_set", "no_such_set', split='train': TFDS has no such data set, nor is one prepared in"),
+        ("name", "mnist", r"mnist.* is not prepared in .* with: python -c .*tfds\.builder\('mnist', data_dir='"),
+    ):
         with pytest.raises(ValueError, match=message):
-            data.make_source(
-                config.Data(**{"source": "tfds", "name": "tiny_flowers", "path": flowers, change[0]: change[1]})
-            )
+            data.make_source(config.Data(**{"source": "tfds", "name": "tiny_flowers", "path": flowers, field: value}))

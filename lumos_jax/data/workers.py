@@ -1,0 +1,87 @@
+"""Worker processes: how they end, and the memory that they share with the trainer.
+
+A worker decodes a batch into an array in shared memory, and Grain sends its name. Grain frees what it was given; what was
+decoded ahead when a worker is told to stop, it never saw, so that a worker frees it itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from multiprocessing import util
+
+import numpy as np
+from grain.multiprocessing import SharedMemoryArray
+
+from lumos_jax import config
+
+SHARED_FROM = 1 << 16  # bytes; smaller arrays are cheaper to send than to share
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+_lock = threading.Lock()
+_sharing = False  # in a worker process, until it ends
+_waiting: dict[str, SharedMemoryArray] = {}  # decoded ahead, not handed to Grain yet
+
+
+def start(_index: int, _count: int) -> None:
+    """In each worker process: leave Ctrl-C and SIGTERM to the trainer, and end when it ends, however that happens."""
+    global _sharing
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    util.Finalize(None, _free_waiting, exitpriority=0)
+    _sharing = True
+
+
+def _end_with_parent() -> None:
+    # Not Linux's parent-death signal: that one fires when the thread ends that started this process.
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def new_pictures(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros, uint8; in a worker process large ones are in shared memory."""
+    with _lock:
+        if not _sharing or np.prod(shape) < SHARED_FROM:
+            return np.zeros(shape, np.uint8)
+        array = SharedMemoryArray(shape, np.uint8)  # new memory is zero
+        _waiting[array.metadata.name] = array
+    return array
+
+
+def hand_over(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The last stage in a worker: from here on Grain frees the memory."""
+    for array in batch.values():
+        if isinstance(array, SharedMemoryArray):
+            with _lock:
+                _waiting.pop(array.metadata.name, None)
+    return batch
+
+
+def _free_waiting() -> None:
+    global _sharing
+    with _lock:
+        _sharing = False
+        for array in _waiting.values():
+            array.metadata.close_and_unlink_shm()
+        _waiting.clear()
+
+
+def check_shared_memory(data: config.Data, needed: int) -> None:
+    """Batches come from workers through /dev/shm, which is small in many containers and ends a process that fills it.
+
+    Raises:
+      ValueError: less than `needed` bytes are free.
+    """
+    if not os.path.isdir("/dev/shm"):
+        return
+    free = shutil.disk_usage("/dev/shm").free
+    if needed > free:
+        raise ValueError(
+            f"config.data.workers={data.workers} needs about {needed / 2**20:.0f} MiB in /dev/shm, which has "
+            f"{free / 2**20:.0f} MiB free. Lower data.workers, data.threads or data.prefetch, set data.workers=0 (threads "
+            "only), or enlarge it (docker run --shm-size=8g)"
+        )
