@@ -75,6 +75,7 @@ def looped(run) -> float:
 def prepare(directory: str, steps: int, memory: bool):
     config = i2i.get_config("desk")
     config.data.holdout = config.eval.every = 0
+    config.optimizer.warmup_steps = 0
     config.log.every = steps // 4
     config.log.tensorboard = True
     config.checkpoint.every = 10**6

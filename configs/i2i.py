@@ -40,10 +40,11 @@ def desk():
     # reproduces images needs.
     config.encoder.weights = "random:0"
     config.encoder.size = "custom"
-    config.encoder.width, config.encoder.depth, config.encoder.heads = 96, 2, 4
+    config.encoder.width, config.encoder.depth, config.encoder.heads = 192, 2, 4
     config.encoder.patch_size = 8
     config.encoder.resize = config.encoder.image_size = 32
     config.encoder.output = "all"
+    config.encoder.normalize = False  # unit length would make 192 features too faint to be picked up within minutes
     config.encoder.dtype = "float32"
     config.autoencoder.kind = "identity"
     config.model.size = "custom"
@@ -59,9 +60,9 @@ def desk():
     config.optimizer.warmup_steps = 100
     config.optimizer.decay = "cosine"
     config.optimizer.clip_norm = 1.0
-    config.optimizer.ema_decay = 0.995
+    config.optimizer.ema_decay = 0.99
     config.train.batch_size = 64
-    config.train.steps = 2000
+    config.train.steps = 1500
     config.checkpoint.every = 500
     config.log.every = 50
     config.eval.every = 500
