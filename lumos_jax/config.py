@@ -283,7 +283,7 @@ def _check_data(s: Settings) -> None:
         "config.data.mixture, a tuple of dicts (source, path, ..., weight), goes with config.data.source=mixture",
     )
     if data.source == "scenes":
-        _require(data.records <= 2**40, f"config.data.records={data.records}: scenes have indices below 2^40")
+        _require(data.records < 2**32, f"config.data.records={data.records}: an epoch has fewer than 2^32 records")
 
 
 def _check_networks(s: Settings) -> None:
