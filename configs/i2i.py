@@ -60,12 +60,13 @@ def desk():
     config.optimizer.warmup_steps = 100
     config.optimizer.decay = "cosine"
     config.optimizer.clip_norm = 1.0
-    config.optimizer.ema_decay = 0.99
-    config.train.batch_size = 64
-    config.train.steps = 1500
+    config.optimizer.b2 = 0.99
+    config.optimizer.ema_decay = 0.995
+    config.train.batch_size = 32  # more steps in the same time: at this budget they matter more than a larger batch
+    config.train.steps = 3000
     config.checkpoint.every = 500
-    config.log.every = 50
-    config.eval.every = 500
+    config.log.every = 100
+    config.eval.every = 750
     config.eval.records = 256
     config.eval.guidance = 1.5
     return config
