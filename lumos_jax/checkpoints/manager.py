@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import pathlib
+import traceback
 from typing import Any
 
 import jax
@@ -21,13 +22,16 @@ DIRECTORY = "checkpoints"
 
 
 class _TracebackFilter(logging.Filter):
-    """Drops the tracebacks that Orbax's threads log: the error itself is raised, as CheckpointError, and told once."""
+    """Drops the tracebacks of Orbax's threads and tasks: the error itself is raised, as CheckpointError, and told once."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and "orbax" in record.pathname)
+        if not record.exc_info or record.exc_info[2] is None:
+            return True
+        return not any("orbax" in frame.filename for frame in traceback.extract_tb(record.exc_info[2]))
 
 
-logging.getLogger("absl").addFilter(_TracebackFilter())
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_TracebackFilter())
 
 
 class CheckpointError(RuntimeError):
