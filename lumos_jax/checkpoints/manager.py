@@ -27,10 +27,12 @@ class _TracebackFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not record.exc_info or record.exc_info[2] is None:
             return True
+        if "Event loop is closed" in str(record.exc_info[1]):  # its writers, told of the end after it
+            return False
         return not any("orbax" in frame.filename for frame in traceback.extract_tb(record.exc_info[2]))
 
 
-for _name in ("absl", "asyncio"):
+for _name in ("absl", "asyncio", "concurrent.futures"):
     logging.getLogger(_name).addFilter(_TracebackFilter())
 
 
