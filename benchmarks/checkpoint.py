@@ -1,6 +1,6 @@
 """How long a checkpoint stalls a run, and how long a restore takes.
 
-    python benchmarks/checkpoint.py --width=384 --depth=12 --repeats=5
+    python -m benchmarks.checkpoint --width=384 --depth=12 --repeats=5
 
 Makes the training state of a DiT of that size (parameters, EMA, two AdamW moments), saves it asynchronously into --directory
 and prints the time until `save` returns (the stall), until it is on disk, and to restore it; and the stall's share of

@@ -1,7 +1,7 @@
 """The input pipeline against the bare decoder on the same files, alternating in one run.
 
-    python benchmarks/input_pipeline.py
-    python benchmarks/input_pipeline.py --path=DIR --size=256 --cores=2
+    python -m benchmarks.input_pipeline
+    python -m benchmarks.input_pipeline --path=DIR --size=256 --cores=2
 
 Per round, each for `--seconds`, all of it pinned to the same `--cores` CPUs:
     decode      read the file, simplejpeg.decode_jpeg: no resize, no crop, nothing kept

@@ -1,6 +1,6 @@
 """What the training loop adds to the bare compiled step, on the desk configuration.
 
-    python benchmarks/loop.py --rounds=4
+    python -m benchmarks.loop --rounds=4
 
 Alternates, in one process: the compiled step alone, over and over on one batch that is already on the device; the loop with
 batches that lie in memory (what the loop itself costs: order, collating, transfer, metrics, progress); the loop with scenes
@@ -14,13 +14,9 @@ import contextlib
 import dataclasses
 import io
 import json
-import pathlib
 import statistics
-import sys
 import tempfile
 import time
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import jax
 import numpy as np

@@ -1,7 +1,7 @@
 """One full training step of ours against the same transformer in PyTorch, alternating in one run.
 
-    python benchmarks/train_step.py --size=S --patch=2 --input=16 --batch=16
-    python benchmarks/train_step.py --size=desk
+    python -m benchmarks.train_step --size=S --patch=2 --input=16 --batch=16
+    python -m benchmarks.train_step --size=desk
 
 Both sides: forward, backward, AdamW and the running average of the weights, in float32, on the same shapes, with the plain
 MSE on the noise. Theirs is `diffusers`' PixArtTransformer2DModel, with PyTorch's fused AdamW and multi-tensor averages. It
@@ -186,7 +186,7 @@ def main() -> None:
     if "GLIBC_TUNABLES" not in os.environ:
         # glibc reads it when the process starts; both sides then touch fresh memory by 2 MB at a time, not by 4 kB.
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     sides = {"ours": make_ours(args)} | ({} if args.ours_only else {"theirs": make_theirs(args)})
     for name, (run, count) in sides.items():
         start = time.perf_counter()
