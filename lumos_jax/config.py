@@ -39,15 +39,16 @@ class Encoder:
 
     kind: str = "vit"  # vit
     weights: str = "facebook/dino-vitb16"  # directory, .safetensors or .npz file, hub id, or random:<seed>
-    output: str = "cls"  # cls | patch | all
+    output: str = "cls"  # cls | patch | all | pooled (what the network's projection head makes of [CLS]: CLIP, MoCo-v3)
     normalize: bool = True  # L2-normalise each token
-    resize: int = 224  # shorter side after resizing (bilinear, antialiased), pixels
+    resize: int = 224  # shorter side after resizing (antialiased), pixels
+    interpolation: str = "bilinear"  # bilinear (Lumos) | bicubic (as CLIP and DINOv2 were trained)
     image_size: int = 224  # side of the centre crop that the encoder sees, pixels
     size: str = "B"  # random weights only: Ti | S | B | L | custom
     patch_size: int = 16  # random weights only
     width: int = 0  # size "custom" only
     depth: int = 0  # size "custom" only
-    heads: int = 0  # size "custom" only; weights with official DINO names: 0 means width / 64
+    heads: int = 0  # size "custom" only; weights without a config.json: 0 means width / 64
     dtype: str = "bfloat16"  # compute dtype: float32 | bfloat16
 
 
@@ -198,7 +199,8 @@ _CHOICES = {
     "data.source": ("scenes", "folder", "arrayrecord", "tfds", "mixture"),
     "data.crop": ("center", "random"),
     "encoder.kind": ("vit",),
-    "encoder.output": ("cls", "patch", "all"),
+    "encoder.output": ("cls", "patch", "all", "pooled"),
+    "encoder.interpolation": ("bilinear", "bicubic"),
     "encoder.size": ("Ti", "S", "B", "L", "custom"),
     "encoder.dtype": ("float32", "bfloat16"),
     "autoencoder.kind": ("kl", "identity"),

@@ -1,7 +1,7 @@
 """Names on disk <-> parameter paths: one table of rules read both ways, with a full account.
 
 A rule says that the array `name` of a state dict lands at `path` of a parameter tree, after a named transform. `{i}` stands
-for the layer's number: such arrays are stacked along a leading layers axis. Several rules may share one path (q, k and v that
+for the layer's number: such arrays are stacked along a leading layers axis. `{rest}` stands for anything, in rules that drop. Several rules may share one path (q, k and v that
 become one fused kernel): their arrays are concatenated along `join`, in the order of the table.
 
 Every array of both sides is accounted for: loaded by a rule, or dropped by a named one; everything else is an error that lists
@@ -25,7 +25,7 @@ class Rule:
     """One line of a table.
 
     Attributes:
-      name: the array's name, with `{i}` for the layer.
+      name: the array's name, with `{i}` for the layer, `{rest}` for anything.
       path: where it lands, as "blocks/attn/qkv/kernel"; "" drops it.
       transform: "same", "linear" (out, in) -> (in, out), "conv" (out, in, h, w) -> (h, w, in, out), "patch" (out, in, h, w) ->
         (h w in, out), "squeeze" (drops leading axes of length one), "conv1x1" (out, in, 1, 1) or (out, in) -> (in, out).
@@ -105,7 +105,7 @@ class _Shape:
 
 def _match(rules: Sequence[Rule], name: str) -> tuple[Rule, int | None] | None:
     for rule in rules:
-        pattern = re.escape(rule.name).replace(r"\{i\}", r"(\d+)")
+        pattern = re.escape(rule.name).replace(r"\{i\}", r"(\d+)").replace(r"\{rest\}", ".*")
         found = re.fullmatch(pattern, name)
         if found:
             return rule, int(found.group(1)) if found.groups() else None

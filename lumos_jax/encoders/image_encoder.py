@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import math
 from typing import Any
 
 import jax
@@ -12,16 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax import config, name_rules
-from lumos_jax.encoders import files, names
-from lumos_jax.encoders.preprocess import preprocess
+from lumos_jax.encoders import files
+from lumos_jax.encoders.preprocess import CLIP_STATISTICS, IMAGENET_STATISTICS, preprocess
 from lumos_jax.encoders.vit import SIZES, Vit
-
-HEAD_DIM = 64  # of every DINO ViT: official files do not say how many heads there are
+from lumos_jax.encoders.vit_files import load_vit
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoder:
-    """A ViT with its preprocessing and its choice of tokens.
+    """A ViT with its preprocessing and its choice of tokens; other fields as in config.Encoder.
 
     Attributes:
       identity: where the weights are from and a hash of them.
@@ -31,6 +28,7 @@ class ImageEncoder:
     output: str
     normalize: bool
     resize: int
+    interpolation: str
     image_size: int
     dtype: str
     identity: str
@@ -39,18 +37,21 @@ class ImageEncoder:
     def tokens(self) -> int:
         """L, condition tokens an image."""
         patches = (self.image_size // self.vit.patch_size) ** 2
-        return {"cls": 1, "patch": patches, "all": 1 + patches}[self.output]
+        return {"cls": 1, "patch": patches, "all": 1 + patches, "pooled": 1}[self.output]
 
     @property
     def dim(self) -> int:
         """C, features a token."""
-        return self.vit.width
+        return self.vit.head_dims[-1] if self.output == "pooled" else self.vit.width
 
     def apply(self, params: Any, image: jax.Array) -> jax.Array:
         """uint8 (B, H, W, 3) -> (B, L, C) float32; unit length a token if `normalize`."""
-        x = preprocess(image, resize=self.resize, crop=self.image_size).astype(self.dtype)
-        x = self.vit.apply(params, x).astype(jnp.float32)
-        x = {"cls": x[:, :1], "patch": x[:, 1:], "all": x}[self.output]
+        statistics = CLIP_STATISTICS if self.vit.input_norm else IMAGENET_STATISTICS
+        x = preprocess(image, self.resize, self.image_size, self.interpolation, statistics).astype(self.dtype)
+        x = self.vit.apply(params, x)
+        if self.output == "pooled":
+            x = self.vit.project(params, x)[:, None]
+        x = {"cls": x[:, :1], "patch": x[:, 1:]}.get(self.output, x).astype(jnp.float32)
         if self.normalize:
             x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
         return x
@@ -68,6 +69,11 @@ def make_encoder(encoder: config.Encoder) -> tuple[ImageEncoder, Any]:
     else:
         vit, params = load_vit(encoder.weights, encoder.heads)
         identity = encoder.weights
+    if encoder.output == "pooled" and not vit.head:
+        raise ValueError(
+            f"config.encoder.output=pooled needs a network with a projection head (CLIP, MoCo-v3), which {encoder.weights} "
+            "has not; choose cls, patch or all"
+        )
     if encoder.image_size % vit.patch_size:
         raise ValueError(
             f"config.encoder.image_size={encoder.image_size} is not divisible by the patch size {vit.patch_size} of "
@@ -79,6 +85,7 @@ def make_encoder(encoder: config.Encoder) -> tuple[ImageEncoder, Any]:
         encoder.output,
         encoder.normalize,
         encoder.resize,
+        encoder.interpolation,
         encoder.image_size,
         encoder.dtype,
         f"{identity.rstrip('/').rsplit('/', 1)[-1]}@{files.content_hash(flat)}",
@@ -92,55 +99,3 @@ def _random(encoder: config.Encoder) -> tuple[Vit, Any]:
     vit = Vit(width, depth, heads, encoder.patch_size, encoder.image_size)
     seed = int(encoder.weights.removeprefix("random:"))
     return vit, jax.tree.map(np.asarray, jax.jit(vit.init)(jax.random.key(seed)))
-
-
-def load_vit(weights: str, heads: int = 0) -> tuple[Vit, Any]:
-    """A pre-trained ViT with official DINO names or Hugging Face names.
-
-    Args:
-      weights: directory, file or hub id.
-      heads: only for files without a config; 0 takes width / 64.
-
-    Raises:
-      ValueError: as `files.locate`, `files.read` and `name_rules.convert` do.
-    """
-    state, told = files.read(files.locate(weights, "config.encoder.weights"), "model")
-    state = names.without_prefix(state, "vit.")
-    vit = vit_of({name: value.shape for name, value in state.items()}, told, heads, weights)
-    shapes = name_rules.flatten(jax.eval_shape(vit.init, jax.random.key(0)))
-    target = {path: leaf.shape for path, leaf in shapes.items()}
-    flat, account = name_rules.convert(state, names.vit_rules(state), target, origin=weights)
-    logging.getLogger(__name__).info("%s\n%s", weights, account.table())
-    return vit, name_rules.unflatten(flat)
-
-
-def vit_of(shapes: dict[str, tuple[int, ...]], told: dict[str, Any] | None, heads: int, origin: str) -> Vit:
-    """The network's shape, from a Hugging Face config or, for official names, from the shapes of its arrays.
-
-    Raises:
-      ValueError: neither tells.
-    """
-    if told is not None:
-        if told.get("model_type") != "vit":
-            raise ValueError(
-                f"{origin}: config.json says model_type={told.get('model_type')!r}; this encoder is a plain vit"
-            )
-        return Vit(
-            told["hidden_size"],
-            told["num_hidden_layers"],
-            told["num_attention_heads"],
-            told["patch_size"],
-            told["image_size"],
-            told["layer_norm_eps"],
-            position_offset=0.0,
-        )
-    try:
-        width, _, patch, _ = shapes["patch_embed.proj.weight"]
-        side = math.isqrt(shapes["pos_embed"][1] - 1) * patch
-    except (KeyError, ValueError, IndexError):
-        raise ValueError(
-            f"{origin} has neither a config.json nor official DINO names (patch_embed.proj.weight, pos_embed); it holds "
-            f"{', '.join(list(shapes)[:5])} ..."
-        ) from None
-    depth = 1 + max((int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")), default=-1)
-    return Vit(width, depth, heads or max(width // HEAD_DIM, 1), patch, side)

@@ -26,7 +26,31 @@ def _qkv(names: Iterable[str]) -> list[Rule]:
     return rules
 
 
-DINO_VIT: tuple[Rule, ...] = (
+def _dropped(why: str, *names: str) -> list[Rule]:
+    return [Rule(name, "", why=why) for name in names]
+
+
+def _batch_norm(name: str, path: str, affine: bool) -> list[Rule]:
+    return [
+        Rule(f"{name}.running_mean", f"{path}/mean"),
+        Rule(f"{name}.running_var", f"{path}/variance"),
+        Rule(f"{name}.num_batches_tracked", "", why="counts training steps"),
+        *(_norm(name, path) if affine else []),
+    ]
+
+
+# MoCo-v3's projector: Linear, batch norm, ReLU, twice, then Linear and a batch norm without scale.
+_MOCO_PROJECTOR = [
+    rule
+    for number, place in enumerate((0, 3, 6))
+    for rule in (
+        Rule(f"head.{place}.weight", f"head/layer{number}/kernel", "linear"),
+        *_batch_norm(f"head.{place + 1}", f"head/layer{number}", affine=place < 6),
+    )
+]
+
+# The names of the original releases: DINO, DINOv2 (ls1, ls2) and MoCo-v3 (whose projector is its head).
+OFFICIAL_VIT: tuple[Rule, ...] = (
     Rule("cls_token", "cls", "squeeze"),
     Rule("pos_embed", "positions", "squeeze"),
     Rule("patch_embed.proj.weight", "patch/kernel", "patch"),
@@ -37,7 +61,13 @@ DINO_VIT: tuple[Rule, ...] = (
     *_norm("blocks.{i}.norm2", "blocks/norm2"),
     *_dense("blocks.{i}.mlp.fc1", "blocks/fc1"),
     *_dense("blocks.{i}.mlp.fc2", "blocks/fc2"),
+    Rule("blocks.{i}.ls1.gamma", "blocks/scale1"),
+    Rule("blocks.{i}.ls2.gamma", "blocks/scale2"),
     *_norm("norm", "norm"),
+    *_MOCO_PROJECTOR,
+    *_dropped("hides patches in DINOv2's training", "mask_token"),
+    *_dropped("a head of another training", "head.{rest}"),
+    *_dropped("MoCo-v3's average of base_encoder, and its predictor", "momentum_encoder.{rest}", "predictor.{rest}"),
 )
 
 # Names as transformers writes them to disk ("encoder.layer.0....") and, since version 5, holds them in memory ("layers.0....").
@@ -47,8 +77,7 @@ _HF_EMBEDDINGS = (
     Rule("embeddings.patch_embeddings.projection.weight", "patch/kernel", "patch"),
     Rule("embeddings.patch_embeddings.projection.bias", "patch/bias"),
     *_norm("layernorm", "norm"),
-    Rule("pooler.dense.weight", "", why="the pooler: DINO's feature is the [CLS] token itself"),
-    Rule("pooler.dense.bias", "", why="the pooler: DINO's feature is the [CLS] token itself"),
+    *_dropped("the pooler: DINO's feature is the [CLS] token itself", "pooler.dense.weight", "pooler.dense.bias"),
 )
 HF_VIT: tuple[Rule, ...] = (
     *_HF_EMBEDDINGS,
@@ -70,14 +99,52 @@ HF_VIT_5: tuple[Rule, ...] = (
 )
 
 
+HF_DINOV2: tuple[Rule, ...] = (
+    *_HF_EMBEDDINGS,
+    *_dropped("hides patches in DINOv2's training", "embeddings.mask_token"),
+    *_norm("encoder.layer.{i}.norm1", "blocks/norm1"),
+    *_qkv(f"encoder.layer.{{i}}.attention.attention.{part}" for part in ("query", "key", "value")),
+    *_qkv(f"encoder.layer.{{i}}.attention.{part}_proj" for part in "qkv"),
+    *_dense("encoder.layer.{i}.attention.output.dense", "blocks/proj"),
+    *_dense("encoder.layer.{i}.attention.o_proj", "blocks/proj"),
+    Rule("encoder.layer.{i}.layer_scale1.lambda1", "blocks/scale1"),
+    *_norm("encoder.layer.{i}.norm2", "blocks/norm2"),
+    *_dense("encoder.layer.{i}.mlp.fc1", "blocks/fc1"),
+    *_dense("encoder.layer.{i}.mlp.fc2", "blocks/fc2"),
+    Rule("encoder.layer.{i}.layer_scale2.lambda1", "blocks/scale2"),
+)
+HF_CLIP_VISION: tuple[Rule, ...] = (
+    Rule("vision_model.embeddings.class_embedding", "cls"),
+    Rule("vision_model.embeddings.patch_embedding.weight", "patch/kernel", "patch"),
+    Rule("vision_model.embeddings.position_embedding.weight", "positions"),
+    *_norm("vision_model.pre_layrnorm", "input_norm"),
+    *_norm("vision_model.encoder.layers.{i}.layer_norm1", "blocks/norm1"),
+    *_qkv(f"vision_model.encoder.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),
+    *_dense("vision_model.encoder.layers.{i}.self_attn.out_proj", "blocks/proj"),
+    *_norm("vision_model.encoder.layers.{i}.layer_norm2", "blocks/norm2"),
+    *_dense("vision_model.encoder.layers.{i}.mlp.fc1", "blocks/fc1"),
+    *_dense("vision_model.encoder.layers.{i}.mlp.fc2", "blocks/fc2"),
+    *_norm("vision_model.post_layernorm", "norm"),
+    Rule("visual_projection.weight", "head/layer0/kernel", "linear"),
+    *_dropped("position numbers, 0 1 2 ...", "vision_model.embeddings.position_ids"),
+    *_dropped("CLIP's text half", "text_model.{rest}", "text_projection.weight", "logit_scale"),
+)
+
+
 def vit_rules(names: Iterable[str]) -> tuple[Rule, ...]:
-    """The table that goes with a state dict's names: official DINO, or one of Hugging Face's two."""
+    """The table that goes with a state dict's names: the original releases', or one of Hugging Face's."""
     names = list(names)
-    if any(name.startswith("encoder.layer.") for name in names):
+
+    def some(*prefixes):
+        return any(name.startswith(prefixes) for name in names)
+
+    if some("vision_model."):
+        return HF_CLIP_VISION
+    if some("encoder.layer.0.layer_scale1", "embeddings.mask_token"):
+        return HF_DINOV2
+    if some("encoder.layer."):
         return HF_VIT
-    if any(name.startswith("layers.") for name in names):
-        return HF_VIT_5
-    return DINO_VIT
+    return HF_VIT_5 if some("layers.") else OFFICIAL_VIT
 
 
 def without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:

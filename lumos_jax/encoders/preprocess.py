@@ -1,4 +1,4 @@
-"""Image to encoder input, on the device, once: shorter side resized (bilinear, antialiased), centre crop, mean and std."""
+"""Image to encoder input, on the device, once: shorter side resized (antialiased), centre crop, mean and std."""
 
 from __future__ import annotations
 
@@ -6,22 +6,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# Mean and standard deviation of each channel, of values in [0, 1].
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+_METHODS = {"bilinear": "linear", "bicubic": "cubic"}
 
 
-def preprocess(image: jax.Array, *, resize: int, crop: int) -> jax.Array:
-    """uint8 (B, H, W, 3) -> float32 (B, crop, crop, 3), normalised with ImageNet's mean and std.
+def preprocess(image: jax.Array, resize: int, crop: int, interpolation: str, statistics) -> jax.Array:
+    """uint8 (B, H, W, 3) -> float32 (B, crop, crop, 3), normalised.
 
-    Agrees with Pillow's antialiased bilinear resize to one grey level (Pillow rounds between its two passes).
+    Agrees with Pillow's antialiased resize to one grey level (Pillow rounds between its two passes).
+
+    Args:
+      image: any size.
+      resize: the shorter side afterwards, pixels.
+      crop: side of the centre crop, pixels.
+      interpolation: bilinear | bicubic.
+      statistics: (mean, standard deviation) of the channels in [0, 1].
     """
     _, height, width, _ = image.shape
     x = image.astype(jnp.float32)
     short = min(height, width)
     height, width = int(height * resize / short), int(width * resize / short)
-    if x.shape[1:3] != (height, width):
-        x = jax.image.resize(x, (x.shape[0], height, width, 3), "linear", antialias=True)
+    for shape in ((x.shape[0], x.shape[1], width, 3), (x.shape[0], height, width, 3)):
+        if x.shape != shape:  # columns first, and clipped in between (a cubic kernel overshoots), as Pillow does it
+            x = jnp.clip(jax.image.resize(x, shape, _METHODS[interpolation], antialias=True), 0, 255)
     top, left = round((height - crop) / 2), round((width - crop) / 2)
     x = x[:, top : top + crop, left : left + crop]
-    mean, std = 255 * np.array(IMAGENET_MEAN, np.float32), 255 * np.array(IMAGENET_STD, np.float32)
+    mean, std = 255 * np.array(statistics, np.float32)
     return (x - mean[None, None, None]) / std[None, None, None]

@@ -1,4 +1,10 @@
-"""Vision transformer as DINO uses it (Dosovitskiy et al. 2021; Caron et al. 2021): pre-norm, exact GELU, one [CLS] token.
+"""Vision transformer (Dosovitskiy et al. 2021) as the self-supervised encoders use it: one [CLS] token, norms before branches.
+
+    DINO (Caron et al. 2021), MoCo-v3 (Chen et al. 2021)   the plain network; MoCo-v3's positions are fixed sin-cos
+    DINOv2 (Oquab et al. 2023)                             every branch times a learned scale
+    CLIP (Radford et al. 2021)                             quick GELU, a norm before the blocks, tokens left unnormed at the end
+
+On top may sit the head that the network was trained with, seen through `project`: CLIP's linear one, MoCo-v3's projector.
 
 Axes: B batch, N tokens with [CLS] first, D width, H heads, K head dim. Layers are stacked and scanned.
 """
@@ -6,6 +12,7 @@ Axes: B batch, N tokens with [CLS] first, D width, H heads, K head dim. Layers a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,9 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lumos_jax.encoders import projection
+
 # name: (width, depth, heads)
 SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
 MLP_RATIO = 4
+ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +39,12 @@ class Vit:
       trained_side: side in pixels of the images that the position table is for.
       eps: of the layer norms; 1e-6 in the official DINO, 1e-12 in Hugging Face's.
       position_offset: added to the grid before positions are interpolated: 0.1 in the official DINO, else 0.
+      activation: gelu (exact) | quick_gelu (x sigmoid(1.702 x)).
+      layer_scale: whether each branch has a learned scale.
+      input_norm: whether a norm stands before the blocks, and the last one is for `project` alone (CLIP).
+      hidden: width of the MLPs; 0 takes four times the width.
+      head: "" | linear (CLIP) | mlp (MoCo-v3).
+      head_dims: widths of the head's outputs, one a layer.
     """
 
     width: int
@@ -35,43 +54,78 @@ class Vit:
     trained_side: int
     eps: float = 1e-6
     position_offset: float = 0.1
+    activation: str = "gelu"
+    layer_scale: bool = False
+    input_norm: bool = False
+    hidden: int = 0
+    head: str = ""
+    head_dims: tuple[int, ...] = ()
 
     @property
     def _block(self) -> _Block:
-        return _Block(self.heads, self.eps)
+        hidden = self.hidden or MLP_RATIO * self.width
+        return _Block(self.heads, self.eps, hidden, self.activation, self.layer_scale)
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Random float32 parameters: Flax's defaults; positions as strong as the patches, so that tokens say where they are."""
         keys = jax.random.split(key, 4)
         x = jnp.zeros((1, 1, self.width))
         count = (self.trained_side // self.patch_size) ** 2
-        patch = nn.Dense(self.width).init(keys[0], jnp.zeros((1, self.patch_size**2 * 3)))["params"]
+        patch = nn.Dense(self.width, use_bias=not self.input_norm)
+        patch = patch.init(keys[0], jnp.zeros((1, self.patch_size**2 * 3)))["params"]
         blocks = jax.vmap(lambda k: self._block.init(k, x)["params"])(jax.random.split(keys[1], self.depth))
-        return {
+        norm = {"scale": jnp.ones(self.width), "bias": jnp.zeros(self.width)}
+        params = {
             "patch": patch,
             "cls": 0.02 * jax.random.normal(keys[2], (self.width,)),
             "positions": 0.7 * jax.random.normal(keys[3], (1 + count, self.width)),
             "blocks": blocks,
-            "norm": {"scale": jnp.ones(self.width), "bias": jnp.zeros(self.width)},
+            "norm": norm,
         }
+        if self.input_norm:
+            params["input_norm"] = norm
+        if self.head:
+            params["head"] = projection.init(self.head, jax.random.fold_in(key, 1), self.width, self.head_dims)
+        return params
 
     def apply(self, params: dict[str, Any], image: jax.Array) -> jax.Array:
-        """image (B, H, W, 3), normalised, sides multiples of the patch size -> tokens (B, 1 + N, D) after the last norm."""
+        """image (B, H, W, 3), normalised, sides multiples of the patch size -> tokens (B, 1 + N, D), [CLS] first.
+
+        After the last norm, but for CLIP, whose last norm is for `project` alone.
+        """
         p, dtype = self.patch_size, image.dtype
         size, height, width, _ = image.shape
         grid = (height // p, width // p)
         x = image.reshape(size, grid[0], p, grid[1], p, 3).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(size, grid[0] * grid[1], p * p * 3)
-        x = nn.Dense(self.width, dtype=dtype).apply({"params": params["patch"]}, x)
+        x = nn.Dense(self.width, use_bias=not self.input_norm, dtype=dtype).apply({"params": params["patch"]}, x)
         cls = jnp.broadcast_to(params["cls"].astype(dtype), (size, 1, self.width))
         x = jnp.concatenate([cls, x], axis=1)
         x = x + self.positions(params["positions"], grid)[None].astype(dtype)
+        if self.input_norm:
+            x = self._norm(params["input_norm"], x)
 
         def body(x, block):
             return self._block.apply({"params": block}, x), None
 
         x, _ = jax.lax.scan(body, x, params["blocks"])
-        return nn.LayerNorm(epsilon=self.eps, dtype=dtype).apply({"params": params["norm"]}, x)
+        return x if self.input_norm else self._norm(params["norm"], x)
+
+    def project(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
+        """Tokens as `apply` gives them -> what the network's head makes of [CLS], (B, head_dims[-1]).
+
+        Raises:
+          ValueError: these weights came without a head.
+        """
+        if not self.head:
+            raise ValueError("this encoder has no projection head: choose encoder.output cls, patch or all")
+        x = tokens[:, 0]
+        if self.input_norm:
+            x = self._norm(params["norm"], x)
+        return projection.apply(self.head, params["head"], x)
+
+    def _norm(self, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        return nn.LayerNorm(epsilon=self.eps, dtype=x.dtype).apply({"params": params}, x)
 
     def positions(self, table: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """(1 + trained N, D) -> (1 + N, D): the patches' positions resampled bicubically for another grid."""
@@ -87,6 +141,9 @@ class Vit:
 class _Block(nn.Module):
     heads: int
     eps: float
+    hidden: int
+    activation: str
+    layer_scale: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -96,10 +153,16 @@ class _Block(nn.Module):
         qkv = nn.Dense(3 * width, dtype=dtype, name="qkv")(h)
         q, k, v = jnp.moveaxis(qkv.reshape(size, tokens, 3, self.heads, width // self.heads), 2, 0)
         h = jax.nn.dot_product_attention(q, k, v).reshape(size, tokens, width)
-        x = x + nn.Dense(width, dtype=dtype, name="proj")(h)
+        x = x + self._scaled("scale1", nn.Dense(width, dtype=dtype, name="proj")(h))
         h = nn.LayerNorm(epsilon=self.eps, dtype=dtype, name="norm2")(x)
-        h = nn.gelu(nn.Dense(MLP_RATIO * width, dtype=dtype, name="fc1")(h), approximate=False)
-        return x + nn.Dense(width, dtype=dtype, name="fc2")(h)
+        h = ACTIVATIONS[self.activation](nn.Dense(self.hidden, dtype=dtype, name="fc1")(h))
+        return x + self._scaled("scale2", nn.Dense(width, dtype=dtype, name="fc2")(h))
+
+    def _scaled(self, name: str, branch: jax.Array) -> jax.Array:
+        if not self.layer_scale:
+            return branch
+        scale = self.param(name, nn.initializers.ones, (branch.shape[-1],))
+        return branch * scale[None, None].astype(branch.dtype)
 
 
 def bicubic_matrix(source: int, target: int, offset: float) -> np.ndarray:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from lumos_jax import config, encoders
 from lumos_jax.encoders import autoencoder as kl
 from lumos_jax.encoders import files, image_encoder, latents
-from lumos_jax.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD, preprocess
+from lumos_jax.encoders.preprocess import IMAGENET_STATISTICS, preprocess
 
 
 @pytest.fixture
@@ -108,16 +108,19 @@ def test_pickles_are_refused_unopened(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("shape", [(48, 48), (40, 64), (90, 50)])
-def test_preprocess_agrees_with_pillow(shape):
+def test_preprocess_agrees_with_pillow(shape, interpolation):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    ours = np.asarray(jax.jit(lambda x: preprocess(x, resize=32, crop=24))(image[None]))[0]
+    prepared = jax.jit(lambda x: preprocess(x, 32, 24, interpolation, IMAGENET_STATISTICS))(image[None])
+    ours = np.asarray(prepared)[0]
     short = min(shape)
     height, width = (int(side * 32 / short) for side in shape)
-    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR), np.float32)
+    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling[interpolation.upper()]), np.float32)
     top, left = round((height - 24) / 2), round((width - 24) / 2)
     theirs = resized[top : top + 24, left : left + 24]
-    grey = ours * (255 * np.array(IMAGENET_STD)) + 255 * np.array(IMAGENET_MEAN)
+    mean, std = 255 * np.array(IMAGENET_STATISTICS)
+    grey = ours * std + mean
     assert np.abs(grey - theirs).max() < 1.01
 
 

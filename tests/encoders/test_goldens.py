@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumos_jax import name_rules
 from lumos_jax.encoders import autoencoder as kl
-from lumos_jax.encoders import image_encoder, latents, names
+from lumos_jax.encoders import latents
+from lumos_jax.encoders.vit_files import convert_vit, load_vit
 
 CLOSE = dict(rtol=0, atol=1e-5)
 
@@ -24,7 +24,7 @@ def dino(goldens, tmp_path):
     golden = dict(np.load(goldens / "dino_vit.npz"))
     path = tmp_path / "dino.npz"
     np.savez(path, **{k.removeprefix("param/"): v for k, v in golden.items() if k.startswith("param/")})
-    return golden, *image_encoder.load_vit(str(path), heads=int(golden["num_heads"]))
+    return golden, *load_vit(str(path), heads=int(golden["num_heads"]))
 
 
 def test_official_dino(dino):
@@ -48,11 +48,14 @@ def test_bfloat16_stays_within_two_percent(dino):
     assert error < 0.02 * np.abs(golden["tokens"]).max()
 
 
-def test_hugging_face_vit(goldens):
-    vit, params = image_encoder.load_vit(str(goldens / "hf_vit_dino"))
-    golden = np.load(goldens / "hf_vit_dino" / "expected.npz")
+@pytest.mark.parametrize("name", ["hf_vit_dino", "hf_dinov2", "hf_clip_vision"])
+def test_hugging_face_folders(goldens, name):
+    vit, params = load_vit(str(goldens / name))
+    golden = np.load(goldens / name / "expected.npz")
     tokens = jax.jit(vit.apply)(params, channels_last(golden["image"]))
     np.testing.assert_allclose(tokens, golden["last_hidden_state"], **CLOSE)
+    if "image_embeds" in golden:
+        np.testing.assert_allclose(jax.jit(vit.project)(params, tokens), golden["image_embeds"], **CLOSE)
 
 
 def test_autoencoder(goldens):
@@ -65,16 +68,34 @@ def test_autoencoder(goldens):
     np.testing.assert_allclose(decoded, channels_last(golden["decoded"]), **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["dino_vitb16_official", "hf_dino_vitb16"])
-def test_full_size_vit_by_shape(goldens, name):
+@pytest.mark.parametrize(
+    ("name", "told", "parameters", "dropped"),
+    [
+        ("dino_vitb16_official", None, 85_798_656, set()),
+        ("hf_dino_vitb16", {"model_type": "vit"}, 85_798_656, {"pooler.dense.weight", "pooler.dense.bias"}),
+        (
+            "hf_dinov2_base",
+            {"model_type": "dinov2", "hidden_size": 768, "patch_size": 14, "image_size": 518},
+            86_579_712,
+            {"embeddings.mask_token"},
+        ),
+        (
+            "hf_clip_vit_large_patch14_vision",
+            {
+                "model_type": "clip_vision_model", "hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14,
+                "intermediate_size": 4096, "num_attention_heads": 16,
+            },
+            303_966_208,
+            set(),
+        ),
+    ],
+)  # fmt: skip
+def test_full_size_vit_by_shape(goldens, name, told, parameters, dropped):
     shapes = json.loads((goldens / "full_size_shapes" / f"{name}.json").read_text())
-    vit = image_encoder.Vit(768, 12, 12, 16, 224)
-    target = name_rules.flatten(jax.eval_shape(vit.init, jax.random.key(0)))
-    target = {path: leaf.shape for path, leaf in target.items()}
-    _, account = name_rules.convert(shapes, names.vit_rules(shapes), target, origin=name)
-    assert account.parameters == 85_798_656
+    _, _, account = convert_vit(shapes, told, 0, name)
+    assert account.parameters == parameters
     assert set(account.loaded) | set(account.dropped) == set(shapes)
-    assert set(account.dropped) == {n for n in shapes if n.startswith("pooler")}
+    assert set(account.dropped) == dropped
 
 
 @pytest.mark.parametrize("old_names", [False, True])
