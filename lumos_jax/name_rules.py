@@ -1,8 +1,9 @@
 """Names on disk <-> parameter paths: one table of rules read both ways, with a full account.
 
 A rule says that the array `name` of a state dict lands at `path` of a parameter tree, after a named transform. `{i}` stands
-for the layer's number: such arrays are stacked along a leading layers axis. `{rest}` stands for anything, in rules that drop. Several rules may share one path (q, k and v that
-become one fused kernel): their arrays are concatenated along `join`, in the order of the table.
+for the layer's number: such arrays are stacked along a leading layers axis. `{rest}` stands for anything, in rules that drop.
+Several rules may share one path (q, k and v that become one fused kernel): their arrays are concatenated along `join`, in the
+order of the table.
 
 Every array of both sides is accounted for: loaded by a rule, or dropped by a named one; everything else is an error that lists
 both sides. All of it works on shapes alone, so a conversion can be proved at full size without allocating it. NumPy only.

@@ -46,7 +46,9 @@ def convert_vit(state: Mapping[str, Any], told: dict[str, Any] | None, heads: in
     state = {name.removeprefix("base_encoder."): value for name, value in state.items()}
     shapes = {name: tuple(getattr(value, "shape", value)) for name, value in state.items()}
     vit = _vit_of_config(told, shapes, origin) if told is not None else _vit_of_names(shapes, heads, origin)
-    target = {path: leaf.shape for path, leaf in name_rules.flatten(jax.eval_shape(vit.init, jax.random.key(0))).items()}
+    target = {
+        path: leaf.shape for path, leaf in name_rules.flatten(jax.eval_shape(vit.init, jax.random.key(0))).items()
+    }
     params, account = name_rules.convert(state, names.vit_rules(state), target, origin=origin)
     return vit, params, account
 
@@ -77,7 +79,9 @@ def _vit_of_config(told: dict[str, Any], shapes: Shapes, origin: str) -> Vit:
         activation=activation,
         layer_scale=kind == "dinov2",
         input_norm=clip,
-        hidden=told.get("intermediate_size", 0) if kind != "dinov2" else int(told.get("mlp_ratio", 4) * told["hidden_size"]),
+        hidden=told.get("intermediate_size", 0)
+        if kind != "dinov2"
+        else int(told.get("mlp_ratio", 4) * told["hidden_size"]),
         head="linear" if projection else "",
         head_dims=(projection[0],) if projection else (),
     )

@@ -45,6 +45,20 @@ class TimestepEmbedder(nn.Module):
         return Dense(self.width, ("embed", None), small, name="fc2")(hidden)
 
 
+class SizeEmbedder(nn.Module):
+    """An image's (height, width, height / width), in pixels, (B, 3) -> (B, D) float32, as the multi-scale network has it.
+
+    Each number through a sinusoid and an MLP to D / 3 features; height and width share theirs.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, size: jax.Array) -> jax.Array:
+        sides, ratio = TimestepEmbedder(self.width // 3, name="side"), TimestepEmbedder(self.width // 3, name="ratio")
+        return jnp.concatenate([sides(size[:, 0]), sides(size[:, 1]), ratio(size[:, 2])], axis=-1)
+
+
 class TokenEmbedder(nn.Module):
     """Condition tokens (B, L, C) -> (B, L, D): Linear, tanh-GELU, Linear, in the dtype of the tokens."""
 

@@ -110,6 +110,7 @@ class DiT:
     out_channels: int
     token_shape: tuple[int, int] | None
     vector_dim: int
+    vector_is_size: bool
     concat_channels: int
     position_base: tuple[int, int]
     position_scale: float
@@ -127,7 +128,8 @@ class DiT:
         if self.token_shape:
             modules["tokens"] = conditioning.TokenEmbedder(self.width)
         if self.vector_dim:
-            modules["vector"] = Dense(self.width, (None, "embed"))
+            linear = Dense(self.width, (None, "embed"))
+            modules["vector"] = conditioning.SizeEmbedder(self.width) if self.vector_is_size else linear
         return modules
 
     @property
@@ -158,7 +160,8 @@ class DiT:
             return self._block.init(key, token, row, token if self.token_shape else None, None)["params"]
 
         params["blocks"] = jax.vmap(init_block)(jax.random.split(named("blocks"), self.depth))
-        nulls = {"tokens": self.token_shape, "vector": (self.vector_dim,) if self.vector_dim else None}
+        nullable = self.vector_dim and not self.vector_is_size
+        nulls = {"tokens": self.token_shape, "vector": (self.vector_dim,) if nullable else None}
         nulls = {name: conditioning.null_table(named(f"null {name}"), shape) for name, shape in nulls.items() if shape}
         return params | ({"null": nulls} if nulls else {})
 
@@ -185,7 +188,7 @@ class DiT:
         return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key != "null", shapes)
 
     def null_condition(self, params: dict[str, Any], condition: Condition) -> Condition:
-        """The condition that says nothing, for as many rows: null tables, zero latents; the token mask is kept.
+        """The condition that says nothing, for as many rows: null tables, zero latents; token mask and sizes are kept.
 
         Gradients do not reach the tables.
         """
@@ -202,7 +205,7 @@ class DiT:
         return Condition(
             tokens=table("tokens", condition.tokens),
             token_mask=condition.token_mask,
-            vector=table("vector", condition.vector),
+            vector=condition.vector if self.vector_is_size else table("vector", condition.vector),
             latent=latent,
         )
 
@@ -295,6 +298,7 @@ def make_dit(
     out_channels: int,
     token_shape: tuple[int, int] | None,
     vector_dim: int = 0,
+    vector_is_size: bool = False,
     concat_channels: int = 0,
 ) -> DiT:
     """The network that config.model describes.
@@ -305,6 +309,7 @@ def make_dit(
       out_channels: c of its output, 2 c for a learned variance.
       token_shape: (L, C) of the condition tokens, or None for no cross-attention.
       vector_dim: V of the vector added to the timestep embedding, 0 for none.
+      vector_is_size: the vector is an image's (height, width, height / width), embedded as the multi-scale T2I does it.
       concat_channels: channels of the latent that is concatenated to the input, 0 for none.
 
     Raises:
@@ -329,7 +334,8 @@ def make_dit(
         latent_shape=tuple(latent_shape),
         out_channels=out_channels,
         token_shape=None if token_shape is None else tuple(token_shape),
-        vector_dim=vector_dim,
+        vector_dim=3 if vector_is_size else vector_dim,
+        vector_is_size=vector_is_size,
         concat_channels=concat_channels,
         position_base=(model.position_base,) * 2 if model.position_base else grid,
         position_scale=model.position_scale,

@@ -1,11 +1,13 @@
-"""Parameter names of the official Lumos release (PyTorch) <-> this network's, read both ways.
+"""Parameter names of the official Lumos release (PyTorch) <-> this network's, read both ways; PixArt-alpha's, read in.
 
-The rules are for arrays as the release stores them, with heads merged; `from_official` and `to_official` split and merge them.
+One table serves I2I, T2I and the multi-scale T2I. The rules are for arrays as the release stores them, with heads merged;
+`from_official` and `to_official` split and merge them.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +33,10 @@ RULES: Sequence[Rule] = [
     Rule("y_embedder.y_embedding", "null/tokens"),
     *_linear("y_embedder.y_proj.fc1", "tokens/fc1/kernel", "tokens/fc1/bias"),
     *_linear("y_embedder.y_proj.fc2", "tokens/fc2/kernel", "tokens/fc2/bias"),
+    *_linear("csize_embedder.mlp.0", "vector/side/fc1/kernel", "vector/side/fc1/bias"),
+    *_linear("csize_embedder.mlp.2", "vector/side/fc2/kernel", "vector/side/fc2/bias"),
+    *_linear("ar_embedder.mlp.0", "vector/ratio/fc1/kernel", "vector/ratio/fc1/bias"),
+    *_linear("ar_embedder.mlp.2", "vector/ratio/fc2/kernel", "vector/ratio/fc2/bias"),
     *_linear("blocks.{i}.attn.qkv", "blocks/attn/qkv_kernel", "blocks/attn/qkv_bias"),
     *_linear("blocks.{i}.attn.proj", "blocks/attn/out_kernel", "blocks/attn/out_bias"),
     *_linear("blocks.{i}.cross_attn.q_linear", "blocks/cross/q_kernel", "blocks/cross/q_bias"),
@@ -76,6 +82,32 @@ def from_official(state: Mapping[str, Any], dit: DiT, *, origin: str) -> tuple[d
     flat, account = name_rules.convert(state, RULES, merged, origin=origin)
     params = {path: array.reshape(shapes[path]) for path, array in flat.items()}
     return name_rules.unflatten(params), account
+
+
+def from_pixart(state: Mapping[str, Any], dit: DiT, *, origin: str) -> tuple[dict[str, Any], Account]:
+    """PixArt-alpha's state dict as this network's parameters, without loss; arguments and errors as `from_official`.
+
+    PixArt shares one SiLU -> Linear(D, 6 D) among its blocks and adds a table (6, D) of each block's own: the same as a
+    linear a block with the shared weight, and the shared bias plus the table. All else has the official names.
+
+    Raises:
+      ValueError: there is no shared linear, or as `from_official`.
+    """
+    shared = ("t_block.1.weight", "t_block.1.bias")
+    absent = [name for name in shared if name not in state]
+    if absent:
+        raise ValueError(f"{origin} lacks {', '.join(absent)}, which every PixArt-alpha network has")
+    weight, bias = (state[name] for name in shared)
+    renamed = {}
+    for name, value in state.items():
+        found = re.fullmatch(r"blocks\.(\d+)\.scale_shift_table", name)
+        if found:
+            modulation = f"blocks.{found[1]}.adaLN_modulation.1"
+            renamed[f"{modulation}.weight"] = weight
+            renamed[f"{modulation}.bias"] = bias + value.reshape(-1) if hasattr(value, "reshape") else bias
+        elif name not in shared:
+            renamed[name] = value
+    return from_official(renamed, dit, origin=origin)
 
 
 def to_official(params: Mapping[str, Any], dit: DiT) -> dict[str, np.ndarray]:

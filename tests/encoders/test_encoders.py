@@ -116,7 +116,9 @@ def test_preprocess_agrees_with_pillow(shape, interpolation):
     ours = np.asarray(prepared)[0]
     short = min(shape)
     height, width = (int(side * 32 / short) for side in shape)
-    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling[interpolation.upper()]), np.float32)
+    resized = np.asarray(
+        Image.fromarray(image).resize((width, height), Image.Resampling[interpolation.upper()]), np.float32
+    )
     top, left = round((height - 24) / 2), round((width - 24) / 2)
     theirs = resized[top : top + 24, left : left + 24]
     mean, std = 255 * np.array(IMAGENET_STATISTICS)

@@ -17,27 +17,41 @@ from lumos_jax.models import Condition, layers, make_dit, official
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
 
+def network(arrays, **more):
+    width, depth, heads, side = (int(arrays[k]) for k in ("hidden_size", "depth", "num_heads", "input_size"))
+    model = config.Model(
+        size="custom", width=width, depth=depth, heads=heads, dtype="float32", position_scale=more.pop("scale", 1.0)
+    )
+    tokens = arrays["y"].shape[2:]
+    return make_dit(model, latent_shape=(side, side, 4), out_channels=8, token_shape=tokens, **more)
+
+
+def load(name):
+    with np.load(GOLDENS / name) as arrays:
+        arrays = dict(arrays)
+    return {k.removeprefix("param/"): v for k, v in arrays.items() if k.startswith("param/")}, arrays
+
+
+def condition_of(arrays, masked=True):
+    mask = jnp.asarray(arrays["mask"])[:, 0, 0].astype(bool) if masked and "mask" in arrays else None
+    return Condition(tokens=jnp.asarray(arrays["y"])[:, 0], token_mask=mask)
+
+
+def output(dit, params, arrays, condition):
+    x = jnp.asarray(arrays["x"]).transpose(0, 2, 3, 1)
+    return np.asarray(jax.jit(dit.apply)(params, x, jnp.asarray(arrays["t"]), condition).transpose(0, 3, 1, 2))
+
+
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDENS / "lumos_i2i.npz") as arrays:
-        arrays = dict(arrays)
-    state = {name.removeprefix("param/"): value for name, value in arrays.items() if name.startswith("param/")}
-    width, depth, heads, side = (int(arrays[k]) for k in ("hidden_size", "depth", "num_heads", "input_size"))
-    model = config.Model(size="custom", width=width, depth=depth, heads=heads, patch_size=2, dtype="float32")
-    dit = make_dit(model, latent_shape=(side, side, 4), out_channels=8, token_shape=(1, 24))
-    return state, dit, arrays
-
-
-def forward(dit, params, arrays):
-    x = jnp.asarray(arrays["x"]).transpose(0, 2, 3, 1)
-    out = jax.jit(dit.apply)(params, x, jnp.asarray(arrays["t"]), Condition(tokens=jnp.asarray(arrays["y"])[:, 0]))
-    return np.asarray(out.transpose(0, 3, 1, 2))
+    state, arrays = load("lumos_i2i.npz")
+    return state, network(arrays), arrays
 
 
 def test_output_agrees_with_the_official_network(golden):
     state, dit, arrays = golden
     params, _ = official.from_official(state, dit, origin="golden")
-    np.testing.assert_allclose(forward(dit, params, arrays), arrays["out"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(output(dit, params, arrays, condition_of(arrays)), arrays["out"], atol=1e-5, rtol=0)
 
 
 def test_positions_agree_with_the_stored_table(golden):
@@ -50,7 +64,7 @@ def test_bfloat16_stays_near_float32(golden):
     state, dit, arrays = golden
     dit = dataclasses.replace(dit, dtype="bfloat16")
     params, _ = official.from_official(state, dit, origin="golden")
-    error = np.abs(forward(dit, params, arrays) - arrays["out"])
+    error = np.abs(output(dit, params, arrays, condition_of(arrays)) - arrays["out"])
     # bfloat16 keeps 8 bits: 2^-8 of the output's scale an operation, over a dozen operations.
     assert 1e-5 < error.max() < 0.03 * np.abs(arrays["out"]).max()
     assert error.mean() < 0.01 * np.abs(arrays["out"]).mean()
@@ -73,6 +87,55 @@ def test_full_size_names_are_all_covered():
     params, account = official.from_official(shapes, dit, origin="names")
     assert len(account.loaded) + len(account.dropped) == len(shapes)
     assert account.parameters == 822_006_176 + 768
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, jax.eval_shape(dit.init, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_text_to_image_agrees_with_the_official_network(masked):
+    state, arrays = load("lumos_t2i.npz")
+    dit = network(arrays)
+    params, _ = official.from_official(state, dit, origin="golden")
+    out = output(dit, params, arrays, condition_of(arrays, masked))
+    np.testing.assert_allclose(out, arrays["out_masked" if masked else "out_unmasked"], atol=1e-5, rtol=0)
+
+
+def test_multi_scale_agrees_with_the_official_network():
+    state, arrays = load("lumos_t2i_ms.npz")
+    dit = network(arrays, vector_is_size=True, scale=float(arrays["lewei_scale"]))
+    params, _ = official.from_official(state, dit, origin="golden")
+    size = jnp.concatenate([arrays["img_hw"], arrays["aspect_ratio"]], axis=1)
+    condition = dataclasses.replace(condition_of(arrays), vector=size)
+    np.testing.assert_allclose(output(dit, params, arrays, condition), arrays["out"], atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(dit.null_condition(params, condition).vector, size)
+    back = official.to_official(params, dit)
+    assert back.keys() == state.keys()
+    for name in state.keys() - {"pos_embed"}:
+        np.testing.assert_array_equal(back[name], state[name], err_msg=name)
+
+
+def test_pixart_agrees_and_loses_nothing():
+    state, arrays = load("pixart.npz")
+    dit = network(arrays)
+    params, _ = official.from_pixart(state, dit, origin="golden")
+    np.testing.assert_allclose(output(dit, params, arrays, condition_of(arrays)), arrays["out"], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"lacks t_block\.1\.weight"):
+        official.from_pixart({k: v for k, v in state.items() if k != "t_block.1.weight"}, dit, origin="golden")
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "more"),
+    [
+        ("lumos_t2i_xl_2_256", 32, {}),
+        ("lumos_t2i_ms_xl_2_1024", 128, {"vector_is_size": True}),
+        ("pixart_alpha_xl_2_256", 32, {}),
+    ],
+)
+def test_full_size_networks_are_all_covered(name, side, more):
+    shapes = json.loads((GOLDENS / "full_size_shapes" / f"{name}.json").read_text())
+    dit = make_dit(config.Model(), latent_shape=(side, side, 4), out_channels=8, token_shape=(120, 4096), **more)
+    convert = official.from_pixart if name.startswith("pixart") else official.from_official
+    params, account = convert(shapes, dit, origin="names")
+    assert list(account.dropped) == ["pos_embed"]
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, jax.eval_shape(dit.init, jax.random.key(0)))
 
 
