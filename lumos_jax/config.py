@@ -35,17 +35,23 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """The frozen image encoder whose features are the condition."""
+    """The frozen encoder, of images (vit) or of captions (t5, clip_text), whose features are the condition."""
 
-    kind: str = "vit"  # vit
+    kind: str = "vit"  # vit | t5 (the encoder of T5 v1.1 or Flan-T5) | clip_text
     weights: str = "facebook/dino-vitb16"  # directory, .safetensors or .npz file, hub id, or random:<seed>
-    output: str = "cls"  # cls | patch | all | pooled (what the network's projection head makes of [CLS]: CLIP, MoCo-v3)
-    normalize: bool = True  # L2-normalise each token
-    resize: int = 224  # shorter side after resizing (antialiased), pixels
-    interpolation: str = "bilinear"  # bilinear (Lumos) | bicubic (as CLIP and DINOv2 were trained)
-    image_size: int = 224  # side of the centre crop that the encoder sees, pixels
+    # vit: cls | patch | all | pooled (what its projection head makes of [CLS]: CLIP, MoCo-v3); t5: all; clip_text: all | pooled
+    output: str = "cls"
+    normalize: bool = True  # vit: L2-normalise each token; features of text are left as they are
+    resize: int = 224  # vit: shorter side after resizing (antialiased), pixels
+    interpolation: str = "bilinear"  # vit: bilinear (Lumos) | bicubic (as CLIP and DINOv2 were trained)
+    image_size: int = 224  # vit: side of the centre crop that the encoder sees, pixels
+    max_tokens: int = 120  # t5, clip_text: token ids a caption, padding included; clip_text's weights have 77 at most
+    tokenizer: str = (
+        ""  # t5, clip_text: directory, hub id, or "scenes" (comes with us); empty: the files beside the weights
+    )
+    vocabulary: int = 0  # t5, clip_text of random weights only: how many token ids there are; at least the tokenizer's
     size: str = "B"  # random weights only: Ti | S | B | L | custom
-    patch_size: int = 16  # random weights only
+    patch_size: int = 16  # vit of random weights only
     width: int = 0  # size "custom" only
     depth: int = 0  # size "custom" only
     heads: int = 0  # size "custom" only; weights without a config.json: 0 means width / 64
@@ -195,10 +201,13 @@ class Settings:
     init_from: str = ""  # a run's directory whose EMA weights start this one
 
 
+TEXT_KINDS = ("t5", "clip_text")  # of encoder.kind
+ENCODER_OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "clip_text": ("all", "pooled")}
+
 _CHOICES = {
     "data.source": ("scenes", "folder", "arrayrecord", "tfds", "mixture"),
     "data.crop": ("center", "random"),
-    "encoder.kind": ("vit",),
+    "encoder.kind": ("vit", *TEXT_KINDS),
     "encoder.output": ("cls", "patch", "all", "pooled"),
     "encoder.interpolation": ("bilinear", "bicubic"),
     "encoder.size": ("Ti", "S", "B", "L", "custom"),
@@ -220,7 +229,8 @@ _CHOICES = {
 # Smallest value allowed, for the fields where zero or less would only fail later, and less clearly.
 _AT_LEAST = {
     "data.image_size": 1, "data.records": 1, "data.holdout": 0, "data.workers": 0, "data.threads": 1, "data.prefetch": 1,
-    "data.max_corrupt_rate": 0, "encoder.image_size": 1, "encoder.patch_size": 1, "autoencoder.tile": 0,
+    "data.max_corrupt_rate": 0, "encoder.image_size": 1, "encoder.patch_size": 1,
+    "encoder.max_tokens": 1, "encoder.vocabulary": 0, "autoencoder.tile": 0,
     "autoencoder.layers": 1, "autoencoder.groups": 1, "model.patch_size": 1, "model.position_base": 0, "diffusion.steps": 1,
     "diffusion.min_snr_gamma": 0, "task.condition_dropout": 0, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
     "optimizer.clip_norm": 0, "optimizer.accumulate": 1, "optimizer.weight_decay": 0, "optimizer.ema_decay": 0,
@@ -301,12 +311,8 @@ def _check_networks(s: Settings) -> None:
             _require(
                 not fixed, f"{here}.size={net.size} fixes width, depth and heads; set {here}.size=custom to choose"
             )
-    enc = s.encoder
-    _require(
-        enc.resize >= enc.image_size,
-        f"config.encoder.resize={enc.resize} is smaller than the crop, encoder.image_size={enc.image_size}",
-    )
-    for group, weights in (("encoder", enc.weights), ("autoencoder", s.autoencoder.weights)):
+    _check_encoder(s.encoder)
+    for group, weights in (("encoder", s.encoder.weights), ("autoencoder", s.autoencoder.weights)):
         needed = group == "encoder" or s.autoencoder.kind != "identity"
         _require(
             bool(weights) or not needed,
@@ -317,11 +323,34 @@ def _check_networks(s: Settings) -> None:
             seed == weights or seed.isdecimal(),
             f"config.{group}.weights={weights!r}: write random:<seed> with a whole number, as random:0",
         )
-    if enc.weights.startswith("random:"):
-        _require(
-            enc.image_size % enc.patch_size == 0,
-            f"config.encoder.image_size={enc.image_size} is not divisible by encoder.patch_size={enc.patch_size}",
-        )
+
+
+def _check_encoder(enc: Encoder) -> None:
+    random = enc.weights.startswith("random:")
+    wrong = []
+    if enc.output not in ENCODER_OUTPUTS[enc.kind]:
+        wrong.append(f"config.encoder.output={enc.output} ({' or '.join(ENCODER_OUTPUTS[enc.kind])} allowed)")
+    if enc.kind == "vit" and enc.tokenizer:
+        wrong.append(f"config.encoder.tokenizer={enc.tokenizer!r} (images have none)")
+    if enc.vocabulary and (enc.kind == "vit" or not random):
+        wrong.append(f"config.encoder.vocabulary={enc.vocabulary} (only for text encoders of random weights)")
+    if enc.kind in TEXT_KINDS and random and not enc.vocabulary:
+        wrong.append("config.encoder.vocabulary=0 (random weights do not say how many token ids there are)")
+    if enc.kind in TEXT_KINDS and random and not enc.tokenizer:
+        wrong.append("config.encoder.tokenizer='' (random weights have none beside them; \"scenes\" comes with us)")
+    _require(
+        not wrong, f"config.encoder.kind={enc.kind} with weights={enc.weights} does not go with {'; '.join(wrong)}"
+    )
+    if enc.kind != "vit":
+        return
+    _require(
+        enc.resize >= enc.image_size,
+        f"config.encoder.resize={enc.resize} is smaller than the crop, encoder.image_size={enc.image_size}",
+    )
+    _require(
+        not random or enc.image_size % enc.patch_size == 0,
+        f"config.encoder.image_size={enc.image_size} is not divisible by encoder.patch_size={enc.patch_size}",
+    )
 
 
 def _check_diffusion(s: Settings) -> None:

@@ -2,5 +2,16 @@
 
 from lumos_jax.encoders.image_encoder import ImageEncoder, make_encoder
 from lumos_jax.encoders.latents import Autoencoder, make_autoencoder
+from lumos_jax.encoders.text_encoder import TextEncoder, load_tokenizer, make_text_encoder, make_tokenizer, tokenize
 
-__all__ = ["Autoencoder", "ImageEncoder", "make_autoencoder", "make_encoder"]
+__all__ = [
+    "Autoencoder",
+    "ImageEncoder",
+    "TextEncoder",
+    "load_tokenizer",
+    "make_autoencoder",
+    "make_encoder",
+    "make_text_encoder",
+    "make_tokenizer",
+    "tokenize",
+]

@@ -9,7 +9,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import huggingface_hub
@@ -22,8 +22,8 @@ _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 _WANTED = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
 
-def locate(weights: str, field: str) -> pathlib.Path:
-    """The local path of `weights`, fetched from the hub if it is a hub id.
+def locate(weights: str, field: str, wanted: Sequence[str] = _WANTED) -> pathlib.Path:
+    """The local path of `weights`, fetched from the hub if it is a hub id: its files that match one of `wanted`.
 
     Raises:
       ValueError: there is no such file, or the hub cannot be reached; says how to give a local path.
@@ -34,7 +34,7 @@ def locate(weights: str, field: str) -> pathlib.Path:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", weights) or path.suffix in (".safetensors", ".npz", *_PICKLES):
         raise ValueError(f"{field}={weights!r}: no such file or directory")
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=list(_WANTED)))
+        return pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=list(wanted)))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ValueError(
             f"{field}={weights!r} is no local path, and as a hub id it cannot be fetched ({type(error).__name__}). Without a "

@@ -61,8 +61,12 @@ def make_encoder(encoder: config.Encoder) -> tuple[ImageEncoder, Any]:
     """The encoder that config.encoder names, and its parameters in the compute dtype.
 
     Raises:
-      ValueError: weights that cannot be found, read or fitted; sizes that do not divide.
+      ValueError: an encoder of text; weights that cannot be found, read or fitted; sizes that do not divide.
     """
+    if encoder.kind in config.TEXT_KINDS:
+        raise ValueError(
+            f"config.encoder.kind={encoder.kind!r} reads text, and this task conditions on images: set vit"
+        )
     if encoder.weights.startswith("random:"):
         vit, params = _random(encoder)
         identity = encoder.weights
