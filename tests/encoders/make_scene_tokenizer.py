@@ -1,4 +1,6 @@
-"""Makes lumos_jax/encoders/scene_tokenizer, the word-level tokenizer of scene captions: python tests/encoders/make_scene_tokenizer.py
+"""Makes lumos_jax/encoders/scene_tokenizer, the word-level tokenizer of scene captions.
+
+    python tests/encoders/make_scene_tokenizer.py
 
 It stands here because `encoders` must not import `data`; a test makes it again and compares, so that the two never drift apart.
 Ids: 0 padding, 1 end of text, 2 unknown, then the words in alphabetical order. Text is lower-cased and split at spaces and
@@ -15,7 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "lumos_jax" / "encoders" / "scene_tokenizer"
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
-SCENES = 5000  # seeds their words: far more than enough for every word to occur
+SCENES = 5000  # every word that captions can have occurs many times in as many scenes
 
 
 def build(scenes: int = SCENES):
