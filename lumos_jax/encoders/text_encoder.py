@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -249,6 +250,7 @@ def load_tokenizer(path: str, field: str) -> Any:
     Raises:
       ValueError: there is no tokenizer, it cannot be read, or it has no padding token.
     """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is as it should be
     import transformers  # seconds to import, and only text needs it
 
     if path == SCENES:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "lumos_jax" / "encoders" / "scene_tokenizer"
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
-SCENES = 5000  # seeds their words: far more than enough for every word to occur
+SCENES = 5000  # every word that captions can have occurs many times in as many scenes
 
 
 def build(scenes: int = SCENES):
