@@ -245,7 +245,7 @@ def test_encoders_do_not_stand_in_for_each_other(goldens):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"output": "pooled"}, r"encoder\.output=pooled \(cls or patch or all or pooled allowed\)"),
+        ({"kind": "t5", "output": "pooled"}, r"encoder\.output=pooled \(all allowed\)"),
         ({"tokenizer": "x", "vocabulary": 3}, r"encoder\.tokenizer='x' .*; config\.encoder\.vocabulary=3"),
         ({"kind": "t5"}, r"encoder\.kind=t5 .* config\.encoder\.output=cls \(all allowed\)"),
         ({"kind": "clip_text", "output": "patch", "vocabulary": 3}, r"output=patch .*vocabulary=3 \(only for text"),
