@@ -38,7 +38,7 @@ class Encoder:
     """The frozen image encoder whose features are the condition."""
 
     kind: str = "vit"  # vit
-    weights: str = "facebook/dino-vitb16"  # directory, .safetensors or .npz file, hub id, or random:<seed>
+    weights: str = "facebook/dino-vitb16"  # directory; .safetensors, .npz, .pth file; hub id; random:<seed>
     output: str = "cls"  # cls | patch | all
     normalize: bool = True  # L2-normalise each token
     resize: int = 224  # shorter side after resizing (bilinear, antialiased), pixels

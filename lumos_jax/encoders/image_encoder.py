@@ -105,7 +105,7 @@ def load_vit(weights: str, heads: int = 0) -> tuple[Vit, Any]:
       ValueError: as `files.locate`, `files.read` and `name_rules.convert` do.
     """
     state, told = files.read(files.locate(weights, "config.encoder.weights"), "model")
-    state = names.without_prefix(state, "vit.")
+    state = names.bare_vit_names(state, weights)
     vit = vit_of({name: value.shape for name, value in state.items()}, told, heads, weights)
     shapes = name_rules.flatten(jax.eval_shape(vit.init, jax.random.key(0)))
     target = {path: leaf.shape for path, leaf in shapes.items()}

@@ -26,6 +26,8 @@ def _qkv(names: Iterable[str]) -> list[Rule]:
     return rules
 
 
+_PROJECTION = "DINO's projection head: only its training needs it"
+
 DINO_VIT: tuple[Rule, ...] = (
     Rule("cls_token", "cls", "squeeze"),
     Rule("pos_embed", "positions", "squeeze"),
@@ -38,6 +40,12 @@ DINO_VIT: tuple[Rule, ...] = (
     *_dense("blocks.{i}.mlp.fc1", "blocks/fc1"),
     *_dense("blocks.{i}.mlp.fc2", "blocks/fc2"),
     *_norm("norm", "norm"),
+    *(Rule(f"head.mlp.{leaf}", "", why=_PROJECTION) for leaf in ("weight", "bias")),
+    *(
+        Rule(f"head.mlp.{{i}}.{leaf}", "", why=_PROJECTION)
+        for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    ),
+    *(Rule(f"head.last_layer.{leaf}", "", why=_PROJECTION) for leaf in ("weight", "weight_g", "weight_v")),
 )
 
 # Names as transformers writes them to disk ("encoder.layer.0....") and, since version 5, holds them in memory ("layers.0....").
@@ -80,11 +88,45 @@ def vit_rules(names: Iterable[str]) -> tuple[Rule, ...]:
     return DINO_VIT
 
 
-def without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The state dict with `prefix` taken off if every name has it ("vit." of a Hugging Face classifier)."""
-    if state and all(name.startswith(prefix) for name in state):
-        return {name.removeprefix(prefix): value for name, value in state.items()}
-    return dict(state)
+def bare_vit_names(state: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """A ViT's state dict without what wrappers put before its names.
+
+    "module." is DistributedDataParallel's, "backbone." DINO's in training (beside "head.", whose names stay), "vit." a Hugging
+    Face classifier's.
+
+    Raises:
+      ValueError: as `without_prefix`.
+    """
+    state = without_prefix(state, "module.", origin)
+    state = without_prefix(state, "backbone.", origin, apart="head.")
+    return without_prefix(state, "vit.", origin)
+
+
+def without_prefix(state: Mapping[str, Any], prefix: str, origin: str, apart: str | None = None) -> dict[str, Any]:
+    """The state dict with `prefix` taken off its names, if they have it.
+
+    Args:
+      state: name -> anything.
+      prefix: with its dot.
+      origin: what the state dict is, for messages.
+      apart: names that start like this are left as they are, whatever the others do.
+
+    Raises:
+      ValueError: some names have the prefix and others do not; or two names would become one.
+    """
+    apart_names = {name for name in state if apart is not None and name.startswith(apart)}
+    have = [name for name in state if name.startswith(prefix)]
+    lack = [name for name in state if not name.startswith(prefix) and name not in apart_names]
+    if have and lack:
+        raise ValueError(
+            f"{origin} mixes names with and without {prefix!r}: {', '.join(have[:3])} ... but {', '.join(lack[:3])} ...; keep "
+            "those of one network"
+        )
+    bare = {name.removeprefix(prefix): value for name, value in state.items()}
+    if len(bare) < len(state):
+        twice = sorted(apart_names & {name.removeprefix(prefix) for name in have})
+        raise ValueError(f"{origin} has {', '.join(twice[:3])} twice, with and without {prefix!r}")
+    return bare
 
 
 def kl_rules(target: Mapping[str, Any]) -> tuple[Rule, ...]:
