@@ -38,7 +38,7 @@ class Encoder:
     """The frozen encoder, of images (vit) or of captions (t5, clip_text), whose features are the condition."""
 
     kind: str = "vit"  # vit | t5 (the encoder of T5 v1.1 or Flan-T5) | clip_text
-    weights: str = "facebook/dino-vitb16"  # directory, .safetensors or .npz file, hub id, or random:<seed>
+    weights: str = "facebook/dino-vitb16"  # directory; .safetensors, .npz, .pth file; hub id; random:<seed>
     # vit: cls | patch | all | pooled (what its projection head makes of [CLS]: CLIP, MoCo-v3); t5: all; clip_text: all | pooled
     output: str = "cls"
     normalize: bool = True  # vit: L2-normalise each token; features of text are left as they are
@@ -46,9 +46,8 @@ class Encoder:
     interpolation: str = "bilinear"  # vit: bilinear (Lumos) | bicubic (as CLIP and DINOv2 were trained)
     image_size: int = 224  # vit: side of the centre crop that the encoder sees, pixels
     max_tokens: int = 120  # t5, clip_text: token ids a caption, padding included; clip_text's weights have 77 at most
-    tokenizer: str = (
-        ""  # t5, clip_text: directory, hub id, or "scenes" (comes with us); empty: the files beside the weights
-    )
+    # t5, clip_text: directory, hub id, or "scenes" (comes with us); empty: the files beside the weights
+    tokenizer: str = ""
     vocabulary: int = 0  # t5, clip_text of random weights only: how many token ids there are; at least the tokenizer's
     size: str = "B"  # random weights only: Ti | S | B | L | custom
     patch_size: int = 16  # vit of random weights only

@@ -78,6 +78,7 @@ _HF_EMBEDDINGS = (
     Rule("embeddings.patch_embeddings.projection.bias", "patch/bias"),
     *_norm("layernorm", "norm"),
     *_dropped("the pooler: DINO's feature is the [CLS] token itself", "pooler.dense.weight", "pooler.dense.bias"),
+    *_dropped("a classifier", "classifier.{rest}"),
 )
 HF_VIT: tuple[Rule, ...] = (
     *_HF_EMBEDDINGS,
@@ -147,11 +148,52 @@ def vit_rules(names: Iterable[str]) -> tuple[Rule, ...]:
     return HF_VIT_5 if some("layers.") else OFFICIAL_VIT
 
 
-def without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The state dict with `prefix` taken off if every name has it ("vit." of a Hugging Face classifier)."""
-    if state and all(name.startswith(prefix) for name in state):
-        return {name.removeprefix(prefix): value for name, value in state.items()}
+def bare_vit_names(state: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """A ViT's state dict without what wrappers put before its names.
+
+    "module." is DistributedDataParallel's, "backbone." DINO's in training (beside "head.", whose names stay), "base_encoder."
+    MoCo-v3's (beside its momentum encoder and predictor), "vit." and "dinov2." a Hugging Face classifier's.
+
+    Raises:
+      ValueError: as `without_prefix`.
+    """
+    apart = {
+        "module.": (),
+        "backbone.": ("head.",),
+        "base_encoder.": ("momentum_encoder.", "predictor."),
+        "vit.": ("classifier.",),
+        "dinov2.": ("classifier.",),
+    }
+    for prefix, others in apart.items():
+        state = without_prefix(state, prefix, origin, others)
     return dict(state)
+
+
+def without_prefix(state: Mapping[str, Any], prefix: str, origin: str, apart: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The state dict with `prefix` taken off its names, if they have it.
+
+    Args:
+      state: name -> anything.
+      prefix: with its dot.
+      origin: what the state dict is, for messages.
+      apart: names that start like this are left as they are, whatever the others do.
+
+    Raises:
+      ValueError: some names have the prefix and others do not; or two names would become one.
+    """
+    apart_names = {name for name in state if name.startswith(apart)}
+    have = [name for name in state if name.startswith(prefix)]
+    lack = [name for name in state if not name.startswith(prefix) and name not in apart_names]
+    if have and lack:
+        raise ValueError(
+            f"{origin} mixes names with and without {prefix!r}: {', '.join(have[:3])} ... but {', '.join(lack[:3])} ...; keep "
+            "those of one network"
+        )
+    bare = {name.removeprefix(prefix): value for name, value in state.items()}
+    if len(bare) < len(state):
+        twice = sorted(apart_names & {name.removeprefix(prefix) for name in have})
+        raise ValueError(f"{origin} has {', '.join(twice[:3])} twice, with and without {prefix!r}")
+    return bare
 
 
 def kl_rules(target: Mapping[str, Any]) -> tuple[Rule, ...]:

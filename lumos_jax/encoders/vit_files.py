@@ -42,8 +42,7 @@ def convert_vit(state: Mapping[str, Any], told: dict[str, Any] | None, heads: in
     Raises:
       ValueError: another architecture, or names and shapes that no rule accounts for.
     """
-    state = names.without_prefix(names.without_prefix(names.without_prefix(state, "vit."), "dinov2."), "module.")
-    state = {name.removeprefix("base_encoder."): value for name, value in state.items()}
+    state = names.bare_vit_names(state, origin)
     shapes = {name: tuple(getattr(value, "shape", value)) for name, value in state.items()}
     vit = _vit_of_config(told, shapes, origin) if told is not None else _vit_of_names(shapes, heads, origin)
     target = {
