@@ -1,6 +1,7 @@
 """Text encoders: parity with the reference, names at full size, tokenizers, and what is refused."""
 
 import dataclasses
+import io
 import json
 import pathlib
 import runpy
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
 from safetensors.numpy import load_file, save_file
 
 from lumos_jax import config, config_io, encoders, name_rules
@@ -333,6 +335,26 @@ def test_a_tokenizer_folder(tmp_path):
     assert made["token_mask"].dtype == bool
     assert made["token_mask"].sum(1).tolist() == [4, 5, 2]
     assert encoders.tokenize(tokenizer, [], 5)["tokens"].shape == (0, 5)
+
+
+def test_a_sentencepiece_folder(tmp_path):
+    """T5's folders often have spiece.model alone."""
+    words = [text for index in range(300) for text in scenes.captions(scenes.make_scene(index))]
+    model = io.BytesIO()
+    ids = dict(vocab_size=70, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    trainer = sentencepiece.SentencePieceTrainer
+    trainer.train(sentence_iterator=iter(words), model_writer=model, minloglevel=2, **ids)
+    (tmp_path / "spiece.model").write_bytes(model.getvalue())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    told = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    tokenizer = encoders.load_tokenizer(str(tmp_path), "field")
+    text = "a red box and a cone"
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode(text)
+    made = encoders.tokenize(tokenizer, [text, text * 9], len(pieces) + 3)
+    assert made["tokens"][0].tolist() == [*pieces, 1, 0, 0]
+    assert made["tokens"][1, -1] == 1
+    assert made["token_mask"].sum(1).tolist() == [len(pieces) + 1, len(pieces) + 3]
 
 
 def test_tokenizers_that_are_missing_or_useless(goldens, tmp_path):
