@@ -1,6 +1,7 @@
 """Text encoders: parity with the reference, names at full size, tokenizers, and what is refused."""
 
 import dataclasses
+import io
 import json
 import pathlib
 import runpy
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
 from safetensors.numpy import load_file, save_file
 
 from lumos_jax import config, config_io, encoders, name_rules
@@ -73,7 +75,7 @@ def test_padding_changes_no_unpadded_token(goldens, kind):
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
-def test_bfloat16_stays_within_three_percent(goldens, kind):
+def test_bfloat16_stays_within_two_percent(goldens, kind):
     golden = np.load(goldens / FOLDERS[kind] / "expected.npz")
     encoder, params = encoders.make_text_encoder(dataclasses.replace(settings(goldens, kind), dtype="bfloat16"))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
@@ -81,7 +83,7 @@ def test_bfloat16_stays_within_three_percent(goldens, kind):
     tokens = encoder.apply(params, golden["input_ids"], golden["attention_mask"])
     assert tokens.dtype == jnp.float32
     error = np.abs(tokens - golden["last_hidden_state"]).max()
-    assert 1e-4 < error < 0.03 * np.abs(golden["last_hidden_state"]).max()
+    assert 1e-4 < error < 0.02 * np.abs(golden["last_hidden_state"]).max()
 
 
 def test_output_shapes(goldens):
@@ -111,6 +113,29 @@ def test_relative_buckets():
     after = [16 + bucket for bucket in before[1:]]
     assert table[0, distances[1:]].tolist() == after
     assert table[0, 0] == 0
+
+
+def test_t5_gates_with_the_tanh_gelu(goldens):
+    """The golden's activations are too small to tell it from the exact one, so larger ones go by the formula."""
+    _, network, params = load(goldens, "t5")
+    blocks = params["blocks"] | {
+        "o": {"kernel": np.zeros_like(params["blocks"]["o"]["kernel"])},
+        "wi_0": {"kernel": 20 * params["blocks"]["wi_0"]["kernel"]},
+    }
+    ids = np.arange(64)[None]
+    x = params["embedding"].astype(np.float64)
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+
+    for i in range(2):
+        h = norm(x, blocks["norm2"]["scale"][i])
+        gate, value = h @ blocks["wi_0"]["kernel"][i], h @ blocks["wi_1"]["kernel"][i]
+        gate = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+        x = x + (gate * value) @ blocks["wo"]["kernel"][i]
+    assert np.abs(gate).max() > 2
+    tokens = network.apply(params | {"blocks": blocks}, ids, np.ones_like(ids))
+    np.testing.assert_allclose(tokens[0], norm(x, params["norm"]["scale"]), **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -333,6 +358,26 @@ def test_a_tokenizer_folder(tmp_path):
     assert made["token_mask"].dtype == bool
     assert made["token_mask"].sum(1).tolist() == [4, 5, 2]
     assert encoders.tokenize(tokenizer, [], 5)["tokens"].shape == (0, 5)
+
+
+def test_a_sentencepiece_folder(tmp_path):
+    """T5's folders often have spiece.model alone."""
+    words = [text for index in range(300) for text in scenes.captions(scenes.make_scene(index))]
+    model = io.BytesIO()
+    ids = dict(vocab_size=70, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    trainer = sentencepiece.SentencePieceTrainer
+    trainer.train(sentence_iterator=iter(words), model_writer=model, minloglevel=2, **ids)
+    (tmp_path / "spiece.model").write_bytes(model.getvalue())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    told = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    tokenizer = encoders.load_tokenizer(str(tmp_path), "field")
+    text = "a red box and a cone"
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode(text)
+    made = encoders.tokenize(tokenizer, [text, text * 9], len(pieces) + 3)
+    assert made["tokens"][0].tolist() == [*pieces, 1, 0, 0]
+    assert made["tokens"][1, -1] == 1
+    assert made["token_mask"].sum(1).tolist() == [len(pieces) + 1, len(pieces) + 3]
 
 
 def test_tokenizers_that_are_missing_or_useless(goldens, tmp_path):
