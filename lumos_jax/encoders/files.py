@@ -37,7 +37,7 @@ def locate(weights: str, field: str, wanted: Sequence[str] = _WANTED) -> pathlib
     path = pathlib.Path(weights).expanduser()
     if path.exists():
         return path
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", weights) or path.suffix in (".safetensors", ".npz", *_TORCH):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", weights) or path.suffix in (".safetensors", ".npz", ".pkl", *_TORCH):
         raise ValueError(f"{field}={weights!r}: no such file or directory")
     try:
         folder = pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=list(wanted)))

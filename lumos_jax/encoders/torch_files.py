@@ -177,7 +177,7 @@ def _plain(value: Any, array: Callable[[Tensor], np.ndarray], done: dict[int, An
         plain = {key: _plain(part, array, done) for key, part in value.items()}
     elif type(value) in (list, tuple):
         plain = type(value)(_plain(part, array, done) for part in value)
-    elif isinstance(value, str | bytes | int | float | bool | set | frozenset | None):
+    elif isinstance(value, str | bytes | int | float | bool | None):
         plain = value
     else:
         plain = NotRead()

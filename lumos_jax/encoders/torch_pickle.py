@@ -38,6 +38,7 @@ _REFUSED_OPCODES = ("EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER")
 _BROKEN_PICKLE = (
     pickle.UnpicklingError, ValueError, EOFError, AttributeError, TypeError, LookupError, ArithmeticError, MemoryError,
     RecursionError, struct.error,
+    Warning,  # of odd escapes in text, where warnings are errors
 )  # fmt: skip
 
 

@@ -91,6 +91,7 @@ def test_other_architectures_are_refused(vit_folder, goldens):
     [
         ("/nowhere/model.safetensors", "no such file or directory"),
         ("./nothing", "no such file or directory"),
+        ("weights/dino.pth", "no such file or directory"),
         ("facebook/dino-vitb16", "--local-dir DIR"),
     ],
 )

@@ -170,6 +170,11 @@ def test_arguments_and_numpy_scalars_are_not_read(folder):
     assert tree["epoch"] == 3
 
 
+def test_sets_are_not_read(tmp_path):
+    tree = torch_files.load_tree(write_zip(tmp_path / "a.pth", b"\x80\x04\x8f(ccollections\nOrderedDict\n\x90."))
+    assert type(tree) is torch_files.NotRead
+
+
 def test_sizes_dtypes_and_bare_storages(tmp_path):
     held = {"size": Call(Global("torch", "Size"), (2, 3)), "dtype": Global("torch", "bfloat16"), "raw": Stored("0", 4)}
     tree = torch_files.load_tree(write_zip(tmp_path / "a.pth", held))
@@ -317,6 +322,7 @@ def test_tensors_that_claim_more_than_there_is(tmp_path, write, made, message):
         (b"\x80\x02(NNNtR.", "damaged"),
         (b"\x80\x02X\x03\x00\x00\x00abcQ.", "something else than a storage"),
         (b"\x80\x02}}Ns.", "damaged"),
+        (b"S'\\q'\n]]s.", "damaged"),
         (b"", "damaged, cut short"),
     ],
 )
