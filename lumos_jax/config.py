@@ -197,7 +197,8 @@ class Settings:
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
     eval: Eval = Eval()
-    init_from: str = ""  # a run's directory whose EMA weights start this one
+    # Weights to start from: a run's directory (its EMA), an imported prior's, or a released file (.pth, .safetensors, hub id).
+    init_from: str = ""
 
 
 TEXT_KINDS = ("t5", "clip_text")  # of encoder.kind

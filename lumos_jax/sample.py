@@ -60,7 +60,7 @@ def load(workdir: str, step: int | None = None, weights: str = "ema") -> Prior:
     task, frozen = tasks.make_task(settings)
     trained_with = checkpoints.meta(step)["fingerprints"]
     for name, identity in task.identity.items():
-        if trained_with[name] != identity:
+        if trained_with.get(name, identity) != identity:  # imported weights do not say
             raise ValueError(
                 f"config.{name}.weights={getattr(settings, name).weights!r} is not the network that this run was trained "
                 f"with: {trained_with[name]} then, {identity} now"

@@ -32,6 +32,12 @@ class _TracebackFilter(logging.Filter):
         return not any("orbax" in frame.filename for frame in traceback.extract_tb(record.exc_info[2]))
 
 
+def _not_about_reading(record: logging.LogRecord) -> bool:
+    """Drops Orbax's warnings that a manager opened to read only reads."""
+    return "read_only=True" not in record.getMessage() and "read only=" not in record.getMessage()
+
+
+logging.getLogger("absl").addFilter(_not_about_reading)
 for _name in ("absl", "asyncio", "concurrent.futures"):
     logging.getLogger(_name).addFilter(_TracebackFilter())
 

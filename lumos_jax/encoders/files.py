@@ -15,9 +15,10 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
+import safetensors
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from lumos_jax.encoders import torch_files
 
@@ -26,6 +27,7 @@ _WANTED = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _WANTED_ELSE = tuple(
     stem + end for stem in ("pytorch_model", "diffusion_pytorch_model") for end in ("*.bin", ".bin.index.json")
 )
+_WANTED_RELEASE = ("*.pth", "*.safetensors", "transformer/*.safetensors", "transformer/config.json")
 
 
 def locate(weights: str, field: str, wanted: Sequence[str] = _WANTED) -> pathlib.Path:
@@ -52,62 +54,115 @@ def locate(weights: str, field: str, wanted: Sequence[str] = _WANTED) -> pathlib
         ) from error
 
 
-def read(path: pathlib.Path, stem: str) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+def read(
+    path: pathlib.Path, stem: str, shapes_only: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
     """Reads a state dict, and the config.json beside it if `path` is a directory.
 
     Args:
-      path: directory, or a .safetensors, .npz, .pth, .pt, .bin or .ckpt file.
+      path: directory, or a .safetensors, .npz, .pth, .pt, .bin or .ckpt file; with `shapes_only` also a .json of name -> shape.
       stem: the usual file name in a directory, without ending ("model", "diffusion_pytorch_model").
+      shapes_only: read no arrays: name -> shape.
 
     Raises:
       ValueError: nothing readable there, a damaged file, or one that `torch_files` refuses.
     """
     if path.is_dir():
-        return _read_directory(path, stem)
+        return _read_directory(path, stem, shapes_only)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, shapes_only), None
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays), None
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path), None
+            return _shapes_if(shapes_only, dict(arrays)), None
     if path.suffix in _TORCH:
-        return torch_files.load(path), None
+        return _read_torch(path, shapes_only), None
+    if path.suffix == ".json" and shapes_only:
+        return {name: tuple(shape) for name, shape in json.loads(path.read_text(encoding="utf-8")).items()}, None
     raise ValueError(
         f"{path}: weights are a directory or a .safetensors, .npz, {', '.join(_TORCH[:-1])} or {_TORCH[-1]} file, not "
         f"{path.suffix or 'this'}"
     )
 
 
-def _read_directory(path: pathlib.Path, stem: str):
+def _shapes_if(shapes_only: bool, state: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: value.shape for name, value in state.items()} if shapes_only else state
+
+
+def _read_torch(path: pathlib.Path, shapes_only: bool) -> dict[str, Any]:
+    return _shapes_if(shapes_only, torch_files.load(path))  # views of the mapped file: shapes alone cost nothing
+
+
+def _read_directory(path: pathlib.Path, stem: str, shapes_only: bool):
     config_path = path / "config.json"
     if not config_path.exists():
         raise ValueError(f"{path} has no config.json, which says the network's shape")
     config = json.loads(config_path.read_text(encoding="utf-8"))
     torch_stem = stem if stem.endswith("pytorch_model") else f"pytorch_{stem}"
-    choices = [(f"{stem}.safetensors", _read_safetensors), (f"{torch_stem}.bin", torch_files.load)]
+    choices = [(f"{stem}.safetensors", _read_safetensors), (f"{torch_stem}.bin", _read_torch)]
     for name, read_file in choices:
         if (path / name).exists():
-            return read_file(path / name), config
+            return read_file(path / name, shapes_only), config
         if (path / f"{name}.index.json").exists():
-            return _read_shards(path, path / f"{name}.index.json", read_file), config
+            return _read_shards(path, path / f"{name}.index.json", read_file, shapes_only), config
     raise ValueError(f"{path} has none of {', '.join(f'{name}, {name}.index.json' for name, _ in choices)}")
 
 
-def _read_shards(path: pathlib.Path, index: pathlib.Path, read_file: Callable) -> dict[str, np.ndarray]:
+def _read_shards(path: pathlib.Path, index: pathlib.Path, read_file: Callable, shapes_only: bool) -> dict[str, Any]:
     shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     missing = [shard for shard in shards if not (path / shard).exists()]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}, which {index.name} lists")
-    state: dict[str, np.ndarray] = {}
+    state: dict[str, Any] = {}
     for shard in shards:
-        state.update(read_file(path / shard))
+        state.update(read_file(path / shard, shapes_only))
     return state
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: pathlib.Path, shapes_only: bool = False) -> dict[str, Any]:
     try:
-        return load_file(path)
+        if not shapes_only:
+            return load_file(path)
+        with safetensors.safe_open(path, "numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
+
+
+def save_safetensors(state: Mapping[str, np.ndarray], path: pathlib.Path, metadata: Mapping[str, str]) -> None:
+    """Writes arrays by name, and what the file says about itself."""
+    save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, path, dict(metadata))
+
+
+def read_release(
+    source: str, field: str, shapes_only: bool = False
+) -> tuple[dict[str, Any], dict[str, str], dict[str, Any] | None]:
+    """A state dict that is alone in its file or directory, what a safetensors file says about itself, and its config.json.
+
+    Args:
+      source: a file as `read` takes it, a directory that holds one (diffusers' `transformer/` is looked into), or a hub id.
+      field: the setting it is from, for messages.
+      shapes_only: as in `read`.
+
+    Raises:
+      ValueError: there is no such file, or several; as `locate` and `read`.
+    """
+    path = locate(source, field, _WANTED_RELEASE)
+    if path.is_dir():
+        folder = path / "transformer" if (path / "transformer").is_dir() else path
+        found = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".npz", *_TORCH))
+        if len(found) != 1:
+            raise ValueError(
+                f"{field}={source!r} holds {len(found)} files of weights ({', '.join(p.name for p in found[:5])}); name the "
+                "one to read"
+            )
+        (path,) = found
+    beside = path.with_name("config.json")
+    described = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else None
+    state, _ = read(path, "", shapes_only)
+    if path.suffix != ".safetensors":
+        return state, {}, described
+    with safetensors.safe_open(path, "numpy") as file:
+        return state, file.metadata() or {}, described
 
 
 def content_hash(flat: Mapping[str, np.ndarray]) -> str:

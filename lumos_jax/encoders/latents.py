@@ -11,7 +11,7 @@ import numpy as np
 
 from lumos_jax import config, name_rules
 from lumos_jax.encoders import autoencoder as kl
-from lumos_jax.encoders import files, names
+from lumos_jax.encoders import files, frozen_files, names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,11 @@ def load_kl(weights: str) -> tuple[kl.KlShape, Any]:
     Raises:
       ValueError: as `files.locate`, `files.read` and `name_rules.convert` do; or another architecture.
     """
-    state, told = files.read(files.locate(weights, "config.autoencoder.weights"), "diffusion_pytorch_model")
+    path = files.locate(weights, "config.autoencoder.weights")
+    own = frozen_files.load(path, "autoencoder", kl.KlShape)
+    if own is not None:
+        return own[0], name_rules.unflatten(own[1])
+    state, told = files.read(path, "diffusion_pytorch_model")
     shape = kl.KlShape() if told is None else kl_shape_of(told, weights)
     flat, _ = convert_kl(state, shape, weights)
     return shape, name_rules.unflatten(flat)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax import config, name_rules
-from lumos_jax.encoders import files, text_names
+from lumos_jax.encoders import files, frozen_files, text_names
 from lumos_jax.encoders.clip_text import ACTIVATIONS, LEGACY_EOS, ClipText
 from lumos_jax.encoders.t5 import T5Encoder
 from lumos_jax.encoders.vit import SIZES
@@ -115,12 +115,7 @@ def load_t5(weights: str) -> tuple[T5Encoder, Any]:
     Raises:
       ValueError: as `files.locate`, `files.read` and `name_rules.convert` do; or another architecture.
     """
-    state, told = files.read(files.locate(weights, "config.encoder.weights"), "model")
-    network = t5_of(told, weights)
-    both = [state[name] for name in (text_names.SHARED, text_names.COPY) if name in state]
-    if len(both) == 2 and not np.array_equal(*both):
-        raise ValueError(f"{weights}: {text_names.SHARED} and {text_names.COPY} differ; in T5 they are one array")
-    return network, _fit(state, text_names.t5_rules(state), network, weights)
+    return _load(weights, "t5", T5Encoder, convert_t5)
 
 
 def load_clip_text(weights: str) -> tuple[ClipText, Any]:
@@ -129,17 +124,35 @@ def load_clip_text(weights: str) -> tuple[ClipText, Any]:
     Raises:
       ValueError: as `files.locate`, `files.read` and `name_rules.convert` do; or another architecture.
     """
-    state, told = files.read(files.locate(weights, "config.encoder.weights"), "model")
+    return _load(weights, "clip-text", ClipText, convert_clip_text)
+
+
+def _load(weights: str, kind: str, network_class, convert) -> tuple[Any, Any]:
+    path = files.locate(weights, "config.encoder.weights")
+    own = frozen_files.load(path, kind, network_class)
+    if own is not None:
+        return own[0], name_rules.unflatten(own[1])
+    network, flat, account = convert(*files.read(path, "model"), weights)
+    logging.getLogger(__name__).info("%s\n%s", weights, account.table())
+    return network, name_rules.unflatten(flat)
+
+
+def convert_t5(state: Mapping[str, Any], told: Mapping[str, Any] | None, origin: str):
+    """A state dict (arrays, or shapes alone) and its config.json -> (T5Encoder, {path: array}, account)."""
+    network = t5_of(told, origin)
+    both = [state[name] for name in (text_names.SHARED, text_names.COPY) if name in state]
+    if len(both) == 2 and not np.array_equal(*both):
+        raise ValueError(f"{origin}: {text_names.SHARED} and {text_names.COPY} differ; in T5 they are one array")
+    return network, *name_rules.convert(state, text_names.t5_rules(state), parameter_shapes(network), origin=origin)
+
+
+def convert_clip_text(state: Mapping[str, Any], told: Mapping[str, Any] | None, origin: str):
+    """A state dict (arrays, or shapes alone) and its config.json -> (ClipText, {path: array}, account)."""
     state = text_names.with_text_prefix(state)
     projection = state.get("text_projection.weight")
-    network = clip_text_of(told, 0 if projection is None else projection.shape[0], weights)
-    return network, _fit(state, text_names.clip_rules(state), network, weights)
-
-
-def _fit(state: Mapping[str, np.ndarray], rules: Sequence[name_rules.Rule], network: Network, origin: str) -> Any:
-    flat, account = name_rules.convert(state, rules, parameter_shapes(network), origin=origin)
-    logging.getLogger(__name__).info("%s\n%s", origin, account.table())
-    return name_rules.unflatten(flat)
+    width = 0 if projection is None else getattr(projection, "shape", projection)[0]
+    network = clip_text_of(told, width, origin)
+    return network, *name_rules.convert(state, text_names.clip_rules(state), parameter_shapes(network), origin=origin)
 
 
 def parameter_shapes(network: Network) -> dict[str, tuple[int, ...]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from lumos_jax import name_rules
-from lumos_jax.encoders import files, names
+from lumos_jax.encoders import files, frozen_files, names
 from lumos_jax.encoders.vit import Vit
 
 HEAD_DIM = 64  # of every original release's ViT but one: their files do not say how many heads there are
@@ -30,7 +31,11 @@ def load_vit(weights: str, heads: int = 0) -> tuple[Vit, Any]:
     Raises:
       ValueError: as `files.locate`, `files.read` and `name_rules.convert` do.
     """
-    state, told = files.read(files.locate(weights, "config.encoder.weights"), "model")
+    path = files.locate(weights, "config.encoder.weights")
+    own = frozen_files.load(path, "image-encoder", Vit)
+    if own is not None:
+        return own[0], name_rules.unflatten(own[1])
+    state, told = files.read(path, "model")
     vit, params, account = convert_vit(state, told, heads, weights)
     logging.getLogger(__name__).info("%s\n%s", weights, account.table())
     return vit, name_rules.unflatten(params)
@@ -44,6 +49,7 @@ def convert_vit(state: Mapping[str, Any], told: dict[str, Any] | None, heads: in
     """
     state = names.bare_vit_names(state, origin)
     shapes = {name: tuple(getattr(value, "shape", value)) for name, value in state.items()}
+    told = told or _config_of_names(shapes, heads)
     vit = _vit_of_config(told, shapes, origin) if told is not None else _vit_of_names(shapes, heads, origin)
     target = {
         path: leaf.shape for path, leaf in name_rules.flatten(jax.eval_shape(vit.init, jax.random.key(0))).items()
@@ -84,6 +90,31 @@ def _vit_of_config(told: dict[str, Any], shapes: Shapes, origin: str) -> Vit:
         head="linear" if projection else "",
         head_dims=(projection[0],) if projection else (),
     )
+
+
+def _config_of_names(shapes: Shapes, heads: int) -> dict[str, Any] | None:
+    """What config.json would say, for arrays under Hugging Face's names without one; None for other names."""
+    rules = names.vit_rules(shapes)
+    clip = rules is names.HF_CLIP_VISION
+    if rules is names.OFFICIAL_VIT or not shapes:
+        return None
+    patch, positions = (
+        ("vision_model.embeddings.patch_embedding", "vision_model.embeddings.position_embedding.weight")
+        if clip
+        else ("embeddings.patch_embeddings.projection", "embeddings.position_embeddings")
+    )
+    width, _, side, _ = shapes[f"{patch}.weight"]
+    grid = math.isqrt(shapes[positions][-2] - 1)
+    layers = [int(found[1]) for name in shapes if (found := re.search(r"\blayers?\.(\d+)\.", name))]
+    hidden = next(
+        shape[0] for name, shape in shapes.items() if name.endswith(("mlp.fc1.weight", "intermediate.dense.weight"))
+    )
+    kind = "clip_vision_model" if clip else "dinov2" if rules is names.HF_DINOV2 else "vit"
+    return {
+        "model_type": kind, "hidden_size": width, "num_hidden_layers": 1 + max(layers), "patch_size": side,
+        "num_attention_heads": heads or max(width // HEAD_DIM, 1), "image_size": grid * side, "intermediate_size": hidden,
+        "mlp_ratio": hidden / width,
+    }  # fmt: skip
 
 
 def _vit_of_names(shapes: Shapes, heads: int, origin: str) -> Vit:

@@ -1,7 +1,7 @@
 """Where a run's first state comes from, in this order (invariant 6):
 
 1. the run's own newest checkpoint;
-2. `config.init_from`, another run's EMA weights;
+2. `config.init_from`, another run's EMA weights, or released ones;
 3. scratch, from `config.train.seed`.
 """
 
@@ -15,6 +15,8 @@ import jax
 
 from lumos_jax import config, config_io
 from lumos_jax.checkpoints import Checkpoints, transfer
+from lumos_jax.checkpoints.manager import DIRECTORY
+from lumos_jax.tasks import releases
 from lumos_jax.train import sharding
 from lumos_jax.train.state import TrainState, make_state
 
@@ -48,6 +50,11 @@ def start(settings: config.Settings, workdir: pathlib.Path, checkpoints: Checkpo
 
 def _resume(settings, checkpoints: Checkpoints, step: int, dit, optimizer, mesh, fingerprints) -> Start:
     meta = checkpoints.meta(step)
+    if meta.get("imported"):
+        raise ValueError(
+            f"{checkpoints.directory.parent} holds weights imported from {meta['imported']}, not a run: train from them with "
+            f"--config.init_from={checkpoints.directory.parent} and another --workdir"
+        )
     changed = config_io.frozen_differences(config_io.from_dict(meta["settings"]), settings)
     for name, now in fingerprints.items():
         before, field = meta["fingerprints"].get(name), f"{name}.fingerprint"
@@ -67,19 +74,30 @@ def _resume(settings, checkpoints: Checkpoints, step: int, dit, optimizer, mesh,
 
 
 def _hand_off(settings, workdir, dit, optimizer, mesh) -> Start:
-    source = Checkpoints(settings.init_from)
+    given = pathlib.Path(settings.init_from).expanduser()
+    shapes = jax.eval_shape(dit.init, jax.random.key(0))
+    if given.is_dir() and (given / DIRECTORY).is_dir():
+        params, account = _of_run(given, settings, shapes, mesh)
+    else:
+        prior = releases.load(settings.init_from, "config.init_from", heads=dit.heads)
+        params, account = transfer(prior.params, shapes, origin=settings.init_from)
+    if jax.process_index() == 0:
+        account.save(workdir / "handoff.json")
+    _, state = make_state(settings, dit, optimizer, mesh, params=params)
+    return Start(state, 0, {}, account.table())
+
+
+def _of_run(given: pathlib.Path, settings, shapes, mesh):
+    """Another run's EMA weights, or imported ones, as this run's parameters, and the account."""
+    source = Checkpoints(given)
     step = source.latest()
     if step is None:
         raise ValueError(f"config.init_from={settings.init_from}: there is no checkpoint in {source.directory}")
     everywhere = sharding.replicated(mesh)
     theirs = source.shapes(step, "ema")
     theirs = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), theirs)
-    ours, _ = make_state(settings, dit, optimizer, mesh, abstract_only=True)
     # Judged by shapes first, so that weights that do not fit are refused before gigabytes are read.
-    transfer(theirs, ours.params, origin=settings.init_from)
-    params, account = transfer(source.restore_subtree(step, "ema", theirs), ours.params, origin=settings.init_from)
+    transfer(theirs, shapes, origin=settings.init_from)
+    params, account = transfer(source.restore_subtree(step, "ema", theirs), shapes, origin=settings.init_from)
     source.close()
-    if jax.process_index() == 0:
-        account.save(workdir / "handoff.json")
-    _, state = make_state(settings, dit, optimizer, mesh, params=params)
-    return Start(state, 0, {}, account.table())
+    return params, account

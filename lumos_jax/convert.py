@@ -1,0 +1,168 @@
+"""Weights in and out.
+
+python -m lumos_jax.convert import --kind=lumos-i2i --source=Lumos_I2I.pth --out=runs/lumos
+    a released prior becomes a run directory: sample from it, or train from it with --config.init_from=runs/lumos
+python -m lumos_jax.convert import --kind=image-encoder --source=dino_vitbase16_pretrain.pth --out=weights/dino
+    a frozen network becomes a directory that config.encoder.weights (autoencoder.weights) can name
+python -m lumos_jax.convert export --workdir=runs/xl --format=official --out=release
+    a run's EMA weights under the names of the official release, with a model card
+
+--source is a file (.safetensors, .npz, .pth, .bin), a directory, or a hub id. Every name is accounted for: loaded, dropped for
+a reason, or an error. --dry-run prints the account from the shapes alone, and writes nothing; it also takes a .json file that
+maps names to shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from lumos_jax import config, config_io, name_rules
+from lumos_jax.checkpoints import CheckpointError, Checkpoints, model_card
+from lumos_jax.encoders import files, frozen_files, imports, torch_writer
+from lumos_jax.models import diffusers_names
+from lumos_jax.tasks import releases
+
+USER_ERROR = 2
+FORMATS = ("official", "safetensors", "diffusers")
+
+
+def import_prior(args: argparse.Namespace) -> str:
+    """Writes a released prior as a run directory at step 0, and returns its account."""
+    prior = releases.load(args.source, "--source", kind=args.kind, heads=args.heads, shapes_only=args.dry_run)
+    if not args.dry_run:
+        _write(args.out, lambda folder: _write_run(folder, prior, args.source))
+    return prior.account.table()
+
+
+def _write_run(folder: pathlib.Path, prior: releases.Prior, source: str) -> None:
+    config_io.save(prior.settings, folder / "config.json")
+    account = {"source": source, "loaded": prior.account.loaded, "dropped": prior.account.dropped}
+    (folder / "handoff.json").write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
+    checkpoints = Checkpoints(folder, config.Checkpoint())
+    meta = {"settings": config_io.to_dict(prior.settings), "fingerprints": {}, "imported": source, "memory": {}}
+    checkpoints.save(0, {"ema": prior.params}, meta)
+    checkpoints.wait()
+    checkpoints.close()
+
+
+def import_frozen(args: argparse.Namespace) -> str:
+    """Writes a frozen network as a directory of one safetensors file and its description; returns its account."""
+    made = imports.read(args.kind, args.source, heads=args.heads, shapes_only=args.dry_run)
+    if not args.dry_run:
+        _write(args.out, lambda folder: frozen_files.save(folder, made))
+    return made.account.table()
+
+
+def _write(out: str, fill) -> None:
+    """Fills a new directory under a temporary name and renames it, so that nothing half-written is left under its name."""
+    folder = pathlib.Path(out).expanduser()
+    if folder.exists():
+        raise ValueError(f"--out={out} exists; give a new directory, or remove it")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        fill(partial)
+        partial.rename(folder)
+    except OSError as error:
+        raise ValueError(f"--out={out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def export(args: argparse.Namespace) -> str:
+    """Writes a run's weights for users of the official release; returns a sentence about it."""
+    workdir = pathlib.Path(args.workdir)
+    settings = config_io.load(workdir / "config.json")
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest() if args.checkpoint is None else args.checkpoint
+    if step is None or not (checkpoints.directory / str(step)).is_dir():
+        raise ValueError(f"there is no checkpoint {'' if step is None else step} in {checkpoints.directory}")
+    shapes = checkpoints.shapes(step, args.weights)
+    params = jax.tree.map(np.asarray, checkpoints.restore_subtree(step, args.weights, shapes))
+    meta = checkpoints.meta(step)
+    checkpoints.close()
+    state = releases.write(settings, params)
+    card = model_card.text(workdir, settings, meta, step, args.weights, args.format)
+
+    def fill(folder: pathlib.Path) -> None:
+        name, metadata = (
+            f"lumos_{step}",
+            {"format": "pt", releases.SETTINGS_KEY: json.dumps(config_io.to_dict(settings))},
+        )
+        if args.format == "official":
+            torch_writer.save(folder / f"{name}.pth", {"state_dict": state})
+        elif args.format == "safetensors":
+            files.save_safetensors(state, folder / f"{name}.safetensors", metadata)
+        else:
+            inner = folder / "transformer"
+            inner.mkdir()
+            files.save_safetensors(
+                diffusers_names.to_diffusers(state), inner / "diffusion_pytorch_model.safetensors", metadata
+            )
+            described = diffusers_names.config_json(settings.model, state)
+            (inner / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        config_io.save(settings, folder / "config.json")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    _write(args.out, fill)
+    count = sum(value.size for value in name_rules.flatten(params).values())
+    return f"{count:,} parameters ({args.weights}) of step {step} in {args.out}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lumos_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    add = verbs.add_parser(
+        "import", help="released weights -> a run directory or a frozen network's directory"
+    ).add_argument
+    add("--kind", required=True, choices=(*releases.RELEASES, *imports.KINDS), help="what the source holds")
+    add("--source", required=True, help="file, directory or hub id")
+    add("--out", help="the directory to make")
+    add("--heads", type=int, default=0, help="attention heads, where neither the file nor the size tells")
+    add("--dry-run", action="store_true", help="print the account from shapes alone, write nothing")
+    add = verbs.add_parser("export", help="a run's weights -> files for others").add_argument
+    add("--workdir", required=True, help="the run's directory")
+    add("--out", required=True, help="the directory to make")
+    add(
+        "--format",
+        choices=FORMATS,
+        default="official",
+        help="official .pth (default), the same as safetensors, or diffusers",
+    )
+    add("--weights", choices=("ema", "params"), default="ema", help="running average (default) or raw parameters")
+    add("--checkpoint", type=int, metavar="STEP", help="default: the newest")
+    return parser
+
+
+def run(args: argparse.Namespace) -> Any:
+    """Does what the command line says and returns what to print. Raises ValueError for a user's mistake."""
+    if args.verb == "export":
+        return export(args)
+    if not args.dry_run and not args.out:
+        raise ValueError("--out is missing: the directory to make (or --dry-run, to see the account alone)")
+    return import_prior(args) if args.kind in releases.RELEASES else import_frozen(args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        print(run(args))
+    except (ValueError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

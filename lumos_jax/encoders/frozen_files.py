@@ -1,0 +1,52 @@
+"""Frozen networks in the project's own form: one safetensors file of parameter paths, and network.json with the shape.
+
+What `lumos_jax.convert import` writes. It loads like any other weights, without renaming anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from lumos_jax import name_rules
+from lumos_jax.encoders import files
+
+DESCRIPTION, WEIGHTS = "network.json", "weights.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """A network's shape (a frozen dataclass), its parameters by path, and their account."""
+
+    kind: str
+    network: Any
+    params: Mapping[str, np.ndarray]
+    account: name_rules.Account
+
+
+def save(folder: pathlib.Path, frozen: Frozen) -> None:
+    """Writes into an existing folder."""
+    files.save_safetensors(frozen.params, folder / WEIGHTS, {"format": "np"})
+    told = {"kind": frozen.kind, "network": dataclasses.asdict(frozen.network), "dropped": dict(frozen.account.dropped)}
+    (folder / DESCRIPTION).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def load(path: pathlib.Path, kind: str, network_class: Callable) -> tuple[Any, dict[str, np.ndarray]] | None:
+    """(network, {path: array}) from such a folder; None if this is no such folder.
+
+    Raises:
+      ValueError: it holds another kind of network, or a damaged file.
+    """
+    described = path / DESCRIPTION
+    if not described.exists():
+        return None
+    told = json.loads(described.read_text(encoding="utf-8"))
+    if told["kind"] != kind:
+        raise ValueError(f"{path} holds a {told['kind']}; this field needs a {kind}")
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in told["network"].items()}
+    return network_class(**fields), files.read(path / WEIGHTS, "")[0]
