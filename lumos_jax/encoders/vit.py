@@ -149,20 +149,24 @@ class _Block(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         size, tokens, width = x.shape
         dtype = x.dtype
+        # Two dims before every product with weights: the gradient of a three-dim one is slow on CPUs.
+        x = x.reshape(size * tokens, width)
         h = nn.LayerNorm(epsilon=self.eps, dtype=dtype, name="norm1")(x)
         qkv = nn.Dense(3 * width, dtype=dtype, name="qkv")(h)
-        q, k, v = jnp.moveaxis(qkv.reshape(size, tokens, 3, self.heads, width // self.heads), 2, 0)
-        h = jax.nn.dot_product_attention(q, k, v).reshape(size, tokens, width)
+        qkv = qkv.reshape(size, tokens, 3, self.heads, width // self.heads)
+        q, k, v = (part.squeeze(2) for part in jnp.split(qkv, 3, axis=2))
+        h = jax.nn.dot_product_attention(q, k, v).reshape(size * tokens, width)
         x = x + self._scaled("scale1", nn.Dense(width, dtype=dtype, name="proj")(h))
         h = nn.LayerNorm(epsilon=self.eps, dtype=dtype, name="norm2")(x)
         h = ACTIVATIONS[self.activation](nn.Dense(self.hidden, dtype=dtype, name="fc1")(h))
-        return x + self._scaled("scale2", nn.Dense(width, dtype=dtype, name="fc2")(h))
+        x = x + self._scaled("scale2", nn.Dense(width, dtype=dtype, name="fc2")(h))
+        return x.reshape(size, tokens, width)
 
     def _scaled(self, name: str, branch: jax.Array) -> jax.Array:
         if not self.layer_scale:
             return branch
         scale = self.param(name, nn.initializers.ones, (branch.shape[-1],))
-        return branch * scale[None, None].astype(branch.dtype)
+        return branch * scale[None].astype(branch.dtype)
 
 
 def bicubic_matrix(source: int, target: int, offset: float) -> np.ndarray:
