@@ -1,7 +1,7 @@
 """Where a run's first state comes from, in this order (invariant 6):
 
 1. the run's own newest checkpoint;
-2. `config.init_from`, another run's EMA weights;
+2. `config.init_from`, another run's EMA weights, its adapters merged; our own adapters start fresh;
 3. scratch, from `config.train.seed`.
 """
 
@@ -15,7 +15,7 @@ import jax
 
 from lumos_jax import config, config_io
 from lumos_jax.checkpoints import Checkpoints, transfer
-from lumos_jax.train import sharding
+from lumos_jax.train import finetune, sharding
 from lumos_jax.train.state import TrainState, make_state
 
 
@@ -72,12 +72,12 @@ def _hand_off(settings, workdir, dit, optimizer, mesh) -> Start:
     if step is None:
         raise ValueError(f"config.init_from={settings.init_from}: there is no checkpoint in {source.directory}")
     everywhere = sharding.replicated(mesh)
-    theirs = source.shapes(step, "ema")
-    theirs = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), theirs)
     ours, _ = make_state(settings, dit, optimizer, mesh, abstract_only=True)
+    rules = {"origin": settings.init_from, "reinitialise": (f"{finetune.LORA}/*",)}
     # Judged by shapes first, so that weights that do not fit are refused before gigabytes are read.
-    transfer(theirs, ours.params, origin=settings.init_from)
-    params, account = transfer(source.restore_subtree(step, "ema", theirs), ours.params, origin=settings.init_from)
+    transfer(finetune.weight_shapes(source, step), ours.params, **rules)
+    params, account = transfer(finetune.read_weights(source, step, "ema", everywhere), ours.params, **rules)
+    params = {name: part for name, part in params.items() if name != finetune.LORA}
     source.close()
     if jax.process_index() == 0:
         account.save(workdir / "handoff.json")
