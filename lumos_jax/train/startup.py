@@ -56,10 +56,12 @@ def _resume(settings, checkpoints: Checkpoints, step: int, dit, optimizer, mesh,
     if changed:
         lines = "\n".join(f"  {name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items())
         names = ",".join(repr(name) for name in changed)
+        accept = f'accept the difference with --config.checkpoint.allow_change="({names},)"'
+        if any(name.startswith("finetune.") for name in changed):
+            accept = f"start another run with --config.init_from={checkpoints.directory.parent}"
         raise ValueError(
             f"checkpoint {step} of this run was made with other settings, so continuing it would not be exact:\n{lines}\n"
-            "Set them back, use another --workdir, or accept the difference with "
-            f'--config.checkpoint.allow_change="({names},)"'
+            f"Set them back, use another --workdir, or {accept}"
         )
     abstract, _ = make_state(settings, dit, optimizer, mesh, abstract_only=True)
     state = checkpoints.restore(step, vars(abstract))
