@@ -129,6 +129,17 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Finetune:
+    """What trains; the rest stays bit for bit what `init_from` gave. Patterns (fnmatch) are over paths of parameters."""
+
+    trainable: tuple[str, ...] = ()  # as ("final/*", "blocks/attn/*"); empty: everything, or the adapters alone
+    lora_rank: int = 0  # of low-rank adapters, W + alpha / rank A B, which train beside `trainable`; 0: none
+    lora_alpha: float = 0.0  # 0: equal to the rank
+    # the kernels of the blocks that have adapters
+    lora_layers: tuple[str, ...] = ("blocks/attn/*_kernel", "blocks/cross/*_kernel", "blocks/mlp/*/kernel")
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     """The run."""
 
@@ -192,6 +203,7 @@ class Settings:
     diffusion: Diffusion = Diffusion()
     task: Task = Task()
     optimizer: Optimizer = Optimizer()
+    finetune: Finetune = Finetune()
     train: Train = Train()
     mesh: Mesh = Mesh()
     checkpoint: Checkpoint = Checkpoint()
@@ -234,7 +246,7 @@ _AT_LEAST = {
     "autoencoder.layers": 1, "autoencoder.groups": 1, "model.patch_size": 1, "model.position_base": 0, "diffusion.steps": 1,
     "diffusion.min_snr_gamma": 0, "task.condition_dropout": 0, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
     "optimizer.clip_norm": 0, "optimizer.accumulate": 1, "optimizer.weight_decay": 0, "optimizer.ema_decay": 0,
-    "model.unroll": 0,
+    "model.unroll": 0, "finetune.lora_rank": 0, "finetune.lora_alpha": 0,
     "train.steps": 1, "train.batch_size": 1, "train.nonfinite_limit": 1, "train.profile_steps": 1, "checkpoint.every": 1,
     "checkpoint.keep": 1, "checkpoint.keep_every": 0, "log.every": 1, "eval.every": 0, "eval.records": 1,
     "eval.batch_size": 1, "eval.rows": 1, "eval.samples": 1, "eval.steps": 1, "eval.guidance": 0,
@@ -277,6 +289,8 @@ def validate(settings: Settings) -> None:
     for name in settings.checkpoint.allow_change:
         known = name in flat or name.endswith(".fingerprint")
         _require(known, f"config.checkpoint.allow_change names {name!r}, which is no field")
+        kept = not name.startswith("finetune.")
+        _require(kept, f"config.checkpoint.allow_change names {name!r}: what trains may change with init_from only")
     _check_data(settings)
     _check_networks(settings)
     _check_diffusion(settings)
@@ -402,7 +416,12 @@ def _check_eval(s: Settings) -> None:
 
 
 def _check_train(s: Settings) -> None:
-    train, optimizer = s.train, s.optimizer
+    train, optimizer, finetune = s.train, s.optimizer, s.finetune
+    _require(
+        finetune.lora_rank > 0 or (finetune.lora_alpha, finetune.lora_layers) == (0, Finetune().lora_layers),
+        "config.finetune.lora_alpha and lora_layers need config.finetune.lora_rank of 1 or more",
+    )
+    _require(bool(finetune.lora_layers), "config.finetune.lora_layers is empty: name kernels, or set lora_rank=0")
     _require(
         train.batch_size % optimizer.accumulate == 0,
         f"config.train.batch_size={train.batch_size} is not divisible by optimizer.accumulate={optimizer.accumulate}",

@@ -29,6 +29,7 @@ from lumos_jax.checkpoints import CheckpointError, Checkpoints, model_card
 from lumos_jax.encoders import files, frozen_files, imports, torch_writer
 from lumos_jax.models import diffusers_names
 from lumos_jax.tasks import releases
+from lumos_jax.train import finetune
 
 USER_ERROR = 2
 FORMATS = ("official", "safetensors", "diffusers")
@@ -48,7 +49,7 @@ def _write_run(folder: pathlib.Path, prior: releases.Prior, source: str) -> None
     (folder / "handoff.json").write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
     checkpoints = Checkpoints(folder, config.Checkpoint())
     meta = {"settings": config_io.to_dict(prior.settings), "fingerprints": {}, "imported": source, "memory": {}}
-    checkpoints.save(0, {"ema": prior.params}, meta)
+    checkpoints.save(0, {"params": prior.params}, meta)
     checkpoints.wait()
     checkpoints.close()
 
@@ -86,8 +87,8 @@ def export(args: argparse.Namespace) -> str:
     step = checkpoints.latest() if args.checkpoint is None else args.checkpoint
     if step is None or not (checkpoints.directory / str(step)).is_dir():
         raise ValueError(f"there is no checkpoint {'' if step is None else step} in {checkpoints.directory}")
-    shapes = checkpoints.shapes(step, args.weights)
-    params = jax.tree.map(np.asarray, checkpoints.restore_subtree(step, args.weights, shapes))
+    placement = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    params = jax.tree.map(np.asarray, finetune.read_weights(checkpoints, step, args.weights, placement))
     meta = checkpoints.meta(step)
     checkpoints.close()
     state = releases.write(settings, params)

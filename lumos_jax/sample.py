@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax import config, config_io, data, tasks
-from lumos_jax.checkpoints import CheckpointError, Checkpoints
+from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.tasks import pictures, sampling
-from lumos_jax.train import rngs, sharding
+from lumos_jax.train import finetune, rngs, sharding
 
 USER_ERROR = 2
 
@@ -67,8 +67,7 @@ def load(workdir: str, step: int | None = None, weights: str = "ema") -> Prior:
             )
     everywhere = sharding.replicated(mesh)
     abstract = jax.eval_shape(task.dit.init, rngs.key(0, "init"))
-    abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), abstract)
-    params = checkpoints.restore_subtree(step, weights, abstract)
+    params, _ = transfer(finetune.read_weights(checkpoints, step, weights, everywhere), abstract, origin=workdir)
     checkpoints.close()
     return Prior(settings, task, jax.device_put(frozen, everywhere), params, mesh, step)
 

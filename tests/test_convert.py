@@ -17,7 +17,7 @@ from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.encoders import frozen_files, imports, torch_files, torch_writer
 from lumos_jax.models import diffusers_names
 from lumos_jax.tasks import releases
-from lumos_jax.train import loop
+from lumos_jax.train import finetune, loop
 
 KINDS = {
     "lumos_i2i_xl_2_256": ("lumos-i2i", 822_006_176 + 768),
@@ -66,8 +66,8 @@ def trained(tmp_path_factory):
 
 def weights(workdir):
     checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest()
-    ema = checkpoints.restore_subtree(step, "ema", checkpoints.shapes(step, "ema"))
+    placement = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    ema = finetune.read_weights(checkpoints, checkpoints.latest(), "ema", placement)
     checkpoints.close()
     return jax.tree.map(np.asarray, ema)
 

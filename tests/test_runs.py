@@ -266,6 +266,31 @@ def test_sample_draws_grids_and_paths(undisturbed, tmp_path):
     assert pixels(tmp_path / "path.png").shape[1] > 6.9 * 128
 
 
+def test_adapters_train_resume_and_draw(undisturbed, command, tmp_path):
+    Image.new("RGB", (16, 16), (200, 30, 30)).save(tmp_path / "a.png")
+    fields = (f"init_from={undisturbed[0]}", "finetune.lora_rank=2", "finetune.trainable=('final/*',)", "log.every=4",
+              "optimizer.decay=constant")  # fmt: skip
+    output = finish(start(command(tmp_path / "whole", *fields, "train.steps=8")))
+    assert "model       4,592 trainable parameters, 59,392 frozen" in output
+    account = json.loads((tmp_path / "whole" / "handoff.json").read_text())
+    assert {name.split("/")[0] for name in account["reinitialised"]} == {"lora"}
+    assert account["parameters"] == {"loaded": 61040, "reinitialised": 2944, "dropped": 0}
+    finish(start(command(tmp_path / "parts", *fields, "train.steps=4")))
+    assert "continues at step 4" in finish(start(command(tmp_path / "parts", *fields, "train.steps=8")))
+    state = arrays(tmp_path / "whole")[1]
+    assert_same_bits(arrays(tmp_path / "parts")[1], state)
+    assert_same_bits(state["params"]["patch"], arrays(undisturbed[0])[1]["ema"]["patch"])
+    assert set(state["ema"]) == {"final", "lora"}
+    drawn = []
+    for step in (4, 8):
+        out = tmp_path / f"{step}.png"
+        sample(
+            tmp_path / "whole", "--images", str(tmp_path / "a.png"), "--num=2", f"--checkpoint={step}", f"--out={out}"
+        )
+        drawn.append(pixels(out))
+    assert not np.array_equal(*drawn)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

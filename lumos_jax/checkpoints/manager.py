@@ -116,8 +116,8 @@ class Checkpoints:
             ) from error
 
     def shapes(self, step: int, name: str) -> Any:
-        """ShapeDtypeStructs of one entry of the state ("ema" or "params"), as the checkpoint holds it."""
-        tree = self._manager.item_metadata(step)["state"].tree[name]
+        """ShapeDtypeStructs of one entry of the state ("ema" or "params"), as the checkpoint holds it; empty if it has none."""
+        tree = self._manager.item_metadata(step)["state"].tree.get(name, {})
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
     def restore_subtree(self, step: int, name: str, abstract: Any) -> Any:

@@ -225,7 +225,8 @@ class DiT:
           x: (B, h, w, c); h and w are any multiples of the patch size.
           t: (B,) network time in [0, 1000).
           condition: tokens are needed if and only if the network has them, latent likewise; an absent vector is zero.
-          gather: called inside the scanned body on the parameters of one block, to bring shards together.
+          gather: called inside the scanned body on one layer of `params["blocks"]`; returns that block's parameters. It
+            brings shards together, adds adapters, or both.
 
         Returns:
           (B, h, w, out_channels) float32.

@@ -18,7 +18,7 @@ import numpy as np
 from lumos_jax import config, config_io, data, evaluation, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.tasks import pictures, sampling
-from lumos_jax.train import metrics, rngs, sharding, startup
+from lumos_jax.train import finetune, metrics, rngs, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer, make_schedule
 from lumos_jax.train.state import TrainState
 from lumos_jax.train.step import make_train_step
@@ -38,6 +38,7 @@ class Run:
     source: data.Source
     task: tasks.Task
     frozen: Any
+    plan: finetune.Plan
     optimizer: Any
     checkpoints: Checkpoints
     start: startup.Start
@@ -60,8 +61,8 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     task, frozen = tasks.make_task(settings)
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
     fingerprints = {"data": source.fingerprint(), **task.identity}
-    shapes = jax.eval_shape(task.dit.init, rngs.key(0, "init"))
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, task.dit.trainable())
+    plan = finetune.make_plan(settings.finetune, task.dit)
+    optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.dit))
     path = pathlib.Path(workdir).expanduser().absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -71,18 +72,19 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     begin = startup.start(settings, path, checkpoints, task.dit, optimizer, mesh, fingerprints)
     if jax.process_index() == 0:
         config_io.save(settings, path / "config.json")
-        _introduce(settings, path, mesh, source, task, shapes, begin)
-    return Run(settings, path, mesh, source, task, frozen, optimizer, checkpoints, begin, fingerprints)
+        _introduce(settings, path, mesh, source, task, plan, begin)
+    return Run(settings, path, mesh, source, task, frozen, plan, optimizer, checkpoints, begin, fingerprints)
 
 
-def _introduce(settings, path, mesh, source, task, shapes, begin) -> None:
-    count = sum(
-        leaf.size for leaf, on in zip(jax.tree.leaves(shapes), jax.tree.leaves(task.dit.trainable()), strict=True) if on
-    )
+def _introduce(settings, path, mesh, source, task, plan, begin) -> None:
+    trained, rest = plan.split(begin.state.params)
+    on = plan.trainable(task.dit)
+    count = sum(jax.tree.leaves(jax.tree.map(lambda leaf, counts: leaf.size * counts, trained, on)))
+    frozen = sum(leaf.size for leaf in jax.tree.leaves((trained, rest))) - count
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     print(f"run         {path}: {begin.origin}", flush=True)
     print(f"devices     {mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}), {jax.process_count()} process(es)")
-    print(f"model       {count:,} trainable parameters, latents {task.latent_shape}")
+    print(f"model       {count:,} trainable parameters, {frozen:,} frozen, latents {task.latent_shape}")
     print(f"condition   {settings.encoder.output} tokens of {task.identity['encoder']}")
     print(f"data        {settings.data.source}, {len(source):,} records, {settings.data.holdout} held out", flush=True)
 
@@ -114,12 +116,16 @@ class _Evaluator:
             out_shardings=everywhere,
         )
 
+    def weights(self, state: TrainState) -> Any:
+        """The network's EMA weights: frozen parameters as they are, adapters merged."""
+        return self.run.plan.averaged(state.params, state.ema)
+
     def loss(self, state: TrainState) -> dict[str, float]:
-        return evaluation.held_out_loss(self.loss_step, state.ema, self.run.frozen, self.batches)
+        return evaluation.held_out_loss(self.loss_step, self.weights(state), self.run.frozen, self.batches)
 
     def sheet(self, state: TrainState) -> np.ndarray:
         """Rows of (source | sample | sample ...), one picture (H, W, 3) uint8."""
-        drawn = np.asarray(self.draw(state.ema, self.run.frozen, self.sources))
+        drawn = np.asarray(self.draw(self.weights(state), self.run.frozen, self.sources))
         return pictures.sheet(np.concatenate([self.sources[:, None], drawn], axis=1))
 
 

@@ -1,7 +1,7 @@
 """Where a run's first state comes from, in this order (invariant 6):
 
 1. the run's own newest checkpoint;
-2. `config.init_from`, another run's EMA weights, or released ones;
+2. `config.init_from`, another run's EMA weights, its adapters merged, or released ones; our own adapters start fresh;
 3. scratch, from `config.train.seed`.
 """
 
@@ -17,7 +17,7 @@ from lumos_jax import config, config_io
 from lumos_jax.checkpoints import Checkpoints, transfer
 from lumos_jax.checkpoints.manager import DIRECTORY
 from lumos_jax.tasks import releases
-from lumos_jax.train import sharding
+from lumos_jax.train import finetune, sharding
 from lumos_jax.train.state import TrainState, make_state
 
 
@@ -63,10 +63,12 @@ def _resume(settings, checkpoints: Checkpoints, step: int, dit, optimizer, mesh,
     if changed:
         lines = "\n".join(f"  {name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items())
         names = ",".join(repr(name) for name in changed)
+        accept = f'accept the difference with --config.checkpoint.allow_change="({names},)"'
+        if any(name.startswith("finetune.") for name in changed):
+            accept = f"start another run with --config.init_from={checkpoints.directory.parent}"
         raise ValueError(
             f"checkpoint {step} of this run was made with other settings, so continuing it would not be exact:\n{lines}\n"
-            "Set them back, use another --workdir, or accept the difference with "
-            f'--config.checkpoint.allow_change="({names},)"'
+            f"Set them back, use another --workdir, or {accept}"
         )
     abstract, _ = make_state(settings, dit, optimizer, mesh, abstract_only=True)
     state = checkpoints.restore(step, vars(abstract))
@@ -74,30 +76,23 @@ def _resume(settings, checkpoints: Checkpoints, step: int, dit, optimizer, mesh,
 
 
 def _hand_off(settings, workdir, dit, optimizer, mesh) -> Start:
+    ours, _ = make_state(settings, dit, optimizer, mesh, abstract_only=True)
+    rules = {"origin": settings.init_from, "reinitialise": (f"{finetune.LORA}/*",)}
     given = pathlib.Path(settings.init_from).expanduser()
-    shapes = jax.eval_shape(dit.init, jax.random.key(0))
     if given.is_dir() and (given / DIRECTORY).is_dir():
-        params, account = _of_run(given, settings, shapes, mesh)
+        source = Checkpoints(given)
+        step = source.latest()
+        if step is None:
+            raise ValueError(f"config.init_from={settings.init_from}: there is no checkpoint in {source.directory}")
+        # Judged by shapes first, so that weights that do not fit are refused before gigabytes are read.
+        transfer(finetune.weight_shapes(source, step), ours.params, **rules)
+        theirs = finetune.read_weights(source, step, "ema", sharding.replicated(mesh))
+        source.close()
     else:
-        prior = releases.load(settings.init_from, "config.init_from", heads=dit.heads)
-        params, account = transfer(prior.params, shapes, origin=settings.init_from)
+        theirs = releases.load(settings.init_from, "config.init_from", heads=dit.heads).params
+    params, account = transfer(theirs, ours.params, **rules)
     if jax.process_index() == 0:
         account.save(workdir / "handoff.json")
+    params = {name: part for name, part in params.items() if name != finetune.LORA}
     _, state = make_state(settings, dit, optimizer, mesh, params=params)
     return Start(state, 0, {}, account.table())
-
-
-def _of_run(given: pathlib.Path, settings, shapes, mesh):
-    """Another run's EMA weights, or imported ones, as this run's parameters, and the account."""
-    source = Checkpoints(given)
-    step = source.latest()
-    if step is None:
-        raise ValueError(f"config.init_from={settings.init_from}: there is no checkpoint in {source.directory}")
-    everywhere = sharding.replicated(mesh)
-    theirs = source.shapes(step, "ema")
-    theirs = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), theirs)
-    # Judged by shapes first, so that weights that do not fit are refused before gigabytes are read.
-    transfer(theirs, shapes, origin=settings.init_from)
-    params, account = transfer(source.restore_subtree(step, "ema", theirs), shapes, origin=settings.init_from)
-    source.close()
-    return params, account

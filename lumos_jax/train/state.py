@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from lumos_jax import config
-from lumos_jax.train import rngs, sharding
+from lumos_jax.train import finetune, rngs, sharding
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: int32, how many steps have been taken. params, ema: float32 trees alike. opt_state: optax's."""
+    """step: int32, how many steps have been taken. params: float32, adapters included. ema: of what trains, as `Plan.split`
+    gives it. opt_state: optax's, of the same."""
 
     step: jax.Array
     params: Any
@@ -24,20 +25,24 @@ class TrainState:
     opt_state: Any
 
 
-def state_shardings(mesh: jax.sharding.Mesh, shapes: TrainState, dit, optimizer: optax.GradientTransformation):
+def state_shardings(
+    mesh: jax.sharding.Mesh, shapes: TrainState, plan: finetune.Plan, dit, optimizer: optax.GradientTransformation
+):
     """TrainState of NamedSharding: EMA and optimiser state are split like the parameters, counters replicated."""
-    params = sharding.param_shardings(mesh, shapes.params, dit.logical_axes())
+    params = sharding.param_shardings(mesh, shapes.params, plan.logical_axes(dit))
+    trained, _ = plan.split(params)
     everywhere = sharding.replicated(mesh)
     opt_state = optax.tree_utils.tree_map_params(
-        optimizer, lambda _, like: like, shapes.opt_state, params, transform_non_params=lambda _: everywhere
+        optimizer, lambda _, like: like, shapes.opt_state, trained, transform_non_params=lambda _: everywhere
     )
-    return TrainState(step=everywhere, params=params, ema=params, opt_state=opt_state)
+    return TrainState(step=everywhere, params=params, ema=trained, opt_state=opt_state)
 
 
-def _from_params(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def _from_params(params: Any, plan: finetune.Plan, optimizer: optax.GradientTransformation) -> TrainState:
+    trained, _ = plan.split(params)
     # A copy, so that the donated state never holds one buffer twice.
-    ema = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+    ema = jax.tree.map(jnp.copy, trained)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(trained))
 
 
 def make_state(
@@ -46,25 +51,30 @@ def make_state(
     """The abstract state (ShapeDtypeStructs with shardings) and the first state on the mesh.
 
     Args:
-      settings: for train.seed.
+      settings: for train.seed and finetune.
       dit: the model; its `init` gives the parameters.
       optimizer: as `make_optimizer` builds it.
       mesh: where the state lives.
-      params: parameters to start from (a hand-off); None initialises from the seed.
+      params: the network's parameters to start from (a hand-off); None initialises from the seed. Adapters start fresh.
       abstract_only: build no arrays.
 
     Returns:
       (abstract, state): `abstract` is what a checkpoint is restored into; `state` is None if `abstract_only`.
     """
 
+    plan, seed = finetune.make_plan(settings.finetune, dit), settings.train.seed
+
+    def begin(network):
+        return _from_params(plan.with_adapters(network, seed), plan, optimizer)
+
     def init():
-        return _from_params(dit.init(rngs.key(settings.train.seed, "init")), optimizer)
+        return begin(dit.init(rngs.key(seed, "init")))
 
     shapes = jax.eval_shape(init)
-    layout = state_shardings(mesh, shapes, dit, optimizer)
+    layout = state_shardings(mesh, shapes, plan, dit, optimizer)
     abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, layout)
     if abstract_only:
         return abstract, None
     if params is None:
         return abstract, jax.jit(init, out_shardings=layout)()
-    return abstract, jax.jit(lambda given: _from_params(given, optimizer), out_shardings=layout)(params)
+    return abstract, jax.jit(begin, out_shardings=layout)(params)

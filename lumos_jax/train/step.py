@@ -15,7 +15,7 @@ import optax
 
 from lumos_jax import config, diffusion
 from lumos_jax.tasks import objective
-from lumos_jax.train import rngs, sharding
+from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.state import TrainState
 
 QUARTILES = 4
@@ -28,12 +28,14 @@ def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callabl
     quartile_loss and quartile_weight (4,): the weighted sum of losses and of weights by quartile of the timestep.
     """
     gather = sharding.make_gather(mesh, settings.model.dtype)
+    plan = finetune.make_plan(settings.finetune, task.dit)
     micro = settings.optimizer.accumulate
     decay = settings.optimizer.ema_decay
     batch_spec = sharding.batch_sharding(mesh)
 
-    def total_loss(params, example: objective.Example, total_weight):
-        terms = objective.loss_terms(task, params, example, gather)
+    def total_loss(trained, rest, example: objective.Example, total_weight):
+        params, prepare = plan.for_apply(finetune.join(trained, rest), gather)
+        terms = objective.loss_terms(task, params, example, prepare)
         # Divided by the whole batch's weight, so that micro-batches add up to the large batch exactly.
         terms = {name: value * example.weight / total_weight for name, value in terms.items()}
         quartile = jax.nn.one_hot(diffusion.timestep_quartile(task.process, example.t), QUARTILES)
@@ -44,10 +46,10 @@ def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callabl
 
     differentiate = jax.grad(total_loss, has_aux=True)
 
-    def gradients(params, example: objective.Example):
+    def gradients(trained, rest, example: objective.Example):
         total_weight = jnp.maximum(example.weight.sum(), 1.0)
         if micro == 1:
-            return differentiate(params, example, total_weight)
+            return differentiate(trained, rest, example, total_weight)
 
         # Micro-batch j takes the rows r with r % micro == j: every device keeps the rows it has.
         def split(x):
@@ -55,10 +57,10 @@ def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callabl
 
         def body(carry, part):
             part = jax.lax.with_sharding_constraint(part, batch_spec)
-            return jax.tree.map(jnp.add, carry, differentiate(params, part, total_weight)), None
+            return jax.tree.map(jnp.add, carry, differentiate(trained, rest, part, total_weight)), None
 
         parts = jax.tree.map(split, example)
-        shapes = jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], parts), total_weight)
+        shapes = jax.eval_shape(differentiate, trained, rest, jax.tree.map(lambda x: x[0], parts), total_weight)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(body, zeros, parts)[0]
 
@@ -66,18 +68,19 @@ def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callabl
         keys = rngs.streams(settings.train.seed, "train", state.step)
         example = objective.make_example(task, frozen, batch, keys, task.condition_dropout)
         example = jax.lax.with_sharding_constraint(example, batch_spec)
-        grads, metrics = gradients(state.params, example)
+        trained, rest = plan.split(state.params)
+        grads, metrics = gradients(trained, rest, example)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        moved = optax.apply_updates(trained, updates)
         # Written as a step towards the parameter: where the two are equal (the null table) the average stays exact.
-        ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema, params)
-        new = (params, ema, opt_state)
-        old = (state.params, state.ema, state.opt_state)
-        params, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema, moved)
+        new = (moved, ema, opt_state)
+        old = (trained, state.ema, state.opt_state)
+        moved, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         metrics |= {"grad_norm": norm, "finite": finite.astype(jnp.float32)}
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        return TrainState(state.step + 1, finetune.join(moved, rest), ema, opt_state), metrics
 
     # The state keeps the layout it came with; metrics are whole everywhere, so that any process can read them.
     return jax.jit(step, donate_argnums=0, out_shardings=(None, sharding.replicated(mesh)))

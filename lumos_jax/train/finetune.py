@@ -1,0 +1,201 @@
+"""What trains and what stays: a part of the network, or low-rank adapters on it (config.finetune).
+
+`TrainState.params` holds all parameters, and adapters under "lora" by the path of their kernel. A `Plan` splits them into
+what trains and the rest. Gradients, optimiser state and the EMA exist for what trains only: the average of a parameter that
+never changes is that parameter.
+
+Adapters are added to the kernels of one layer at a time, inside the scanned body and before the shards are gathered, so
+that neither merged kernels nor their gradients ever exist for all layers at once with model.remat = full. The other
+policies keep A B for the backward pass: one float32 copy of the adapted kernels, split over fsdp.
+`merge` does the same for all layers at once, for evaluation, sampling and hand-offs: one copy of the adapted kernels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+
+from lumos_jax import config, config_io
+from lumos_jax.checkpoints import Checkpoints
+from lumos_jax.checkpoints.handoff import flatten
+from lumos_jax.train import lora, rngs
+
+LORA = "lora"  # the entry of the parameters that holds adapters
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What trains. See `make_plan`.
+
+    Attributes:
+      names: paths of the network's own parameters that train; None: all of them (and the null tables are carried along).
+      adapted: paths of the kernels with adapters, which train always.
+      rank: of the adapters.
+      scale: alpha / rank.
+    """
+
+    names: frozenset[str] | None
+    adapted: tuple[str, ...]
+    rank: int
+    scale: float
+
+    def trains(self, path: str) -> bool:
+        return self.names is None or path in self.names or path.startswith(f"{LORA}/")
+
+    def split(self, params: Any) -> tuple[Any, Any]:
+        """Parameters (or a tree like them) -> (what trains, the rest), both pruned of the other's; `join` undoes it."""
+        if self.names is None:
+            return params, {}
+        flat = flatten(params)
+        return tuple(unflatten({n: leaf for n, leaf in flat.items() if self.trains(n) == on}) for on in (True, False))
+
+    def trainable(self, dit) -> Any:
+        """A tree of bool like what trains: False for null tables, as `DiT.trainable`."""
+        tree = dit.trainable()
+        if self.adapted:
+            tree |= {LORA: unflatten({f"{path}/{half}": True for path in self.adapted for half in "ab"})}
+        return self.split(tree)[0]
+
+    def with_adapters(self, params: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """The network's parameters and fresh adapters, of keys by path: one more leaves the others as they were."""
+        if not self.adapted:
+            return dict(params)
+        flat = flatten(params)
+        pairs = {
+            path: lora.init_pair(rngs.key(seed, f"{LORA}/{path}"), path, flat[path].shape, self.rank)
+            for path in self.adapted
+        }
+        return {**params, LORA: unflatten(pairs)}
+
+    def logical_axes(self, dit) -> dict[str, Any]:
+        """As `DiT.logical_axes`, adapters included."""
+        axes = dit.logical_axes()
+        pairs = {
+            path: lora.pair_axes(path, functools.reduce(operator.getitem, path.split("/"), axes))
+            for path in self.adapted
+        }
+        return axes | ({LORA: unflatten(pairs)} if pairs else {})
+
+    def for_apply(self, params: Mapping[str, Any], gather: Callable | None) -> tuple[Any, Callable | None]:
+        """(params, gather) for `DiT.apply`, which then adds the adapters of one layer at a time."""
+        if not self.adapted:
+            return params, gather
+
+        def block_of(layer):
+            block = lora.add(layer["kernels"], layer[LORA], self.scale)
+            return block if gather is None else gather(block)
+
+        blocks = {"kernels": params["blocks"], LORA: params[LORA]["blocks"]}
+        return {name: part for name, part in params.items() if name != LORA} | {"blocks": blocks}, block_of
+
+    def averaged(self, params: Any, ema: Any) -> Any:
+        """The whole network's weights with the EMA of what trains, adapters merged."""
+        return ema if self.names is None else merge(join(ema, self.split(params)[1]), self.scale)
+
+
+def make_plan(settings: config.Finetune, dit) -> Plan:
+    """What config.finetune means for a network.
+
+    Raises:
+      ValueError: a pattern that matches nothing (the nearest names are listed), a kernel that is named twice or cannot have
+        adapters, or a rank that no kernel of its size has.
+    """
+    shapes = {path: leaf.shape for path, leaf in flatten(jax.eval_shape(dit.init, jax.random.key(0))).items()}
+    trainable = [path for path, on in flatten(dit.trainable()).items() if on]
+    if not settings.trainable and not settings.lora_rank:
+        return Plan(None, (), 0, 0.0)
+    names = _matching(settings.trainable, trainable, "trainable")
+    if not settings.lora_rank:
+        return Plan(frozenset(names), (), 0, 0.0)
+    kernels = [path for path in trainable if path.startswith("blocks/") and path.endswith("kernel")]
+    adapted = _matching(settings.lora_layers, kernels, "lora_layers")
+    twice = [path for path in adapted if path in names]
+    if twice:
+        raise ValueError(
+            f"config.finetune.trainable and lora_layers both name {', '.join(twice)}: train a kernel or its adapters"
+        )
+    for path in adapted:
+        most = lora.max_rank(path, shapes[path])
+        if settings.lora_rank > most:
+            raise ValueError(
+                f"config.finetune.lora_rank={settings.lora_rank} is more than {most}, the full rank of {path}, whose shape "
+                f"is {shapes[path]}; lower it, or take that kernel out of config.finetune.lora_layers"
+            )
+    return Plan(frozenset(names), tuple(adapted), settings.lora_rank, scale_of(settings))
+
+
+def scale_of(settings: config.Finetune) -> float:
+    """alpha / rank; 0 without adapters."""
+    return (settings.lora_alpha or settings.lora_rank) / settings.lora_rank if settings.lora_rank else 0.0
+
+
+def _matching(patterns: Iterable[str], paths: list[str], field: str) -> list[str]:
+    """The paths that any pattern matches, in their own order."""
+    for pattern in patterns:
+        if not fnmatch.filter(paths, pattern):
+            near = difflib.get_close_matches(pattern, paths, n=4, cutoff=0.3) or paths
+            raise ValueError(
+                f"config.finetune.{field}: {pattern!r} matches no parameter that could be; nearest: {', '.join(near)}"
+            )
+    return [path for path in paths if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)]
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b/c": leaf} -> nested dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *groups, name = path.split("/")
+        functools.reduce(lambda node, group: node.setdefault(group, {}), groups, tree)[name] = leaf
+    return tree
+
+
+def join(some: Mapping[str, Any], others: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tree that `Plan.split` made these two of."""
+    return unflatten({**flatten(some), **flatten(others)}) if others else some
+
+
+def merge(params: Mapping[str, Any], scale: float) -> Mapping[str, Any]:
+    """Parameters with adapters -> the network's own alone, to which the adapters are added. Without, as they are.
+
+    Args:
+      params: the network's parameters, and adapters under "lora".
+      scale: alpha / rank.
+    """
+    if LORA not in params:
+        return params
+    blocks = _merge_blocks(params["blocks"], params[LORA]["blocks"], scale)
+    return {name: part for name, part in params.items() if name != LORA} | {"blocks": blocks}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _merge_blocks(kernels, pairs, scale):
+    return jax.vmap(lambda one_layer, its_pairs: lora.add(one_layer, its_pairs, scale))(kernels, pairs)
+
+
+def weight_shapes(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+    """ShapeDtypeStructs of what `read_weights` returns."""
+    shapes = checkpoints.shapes(step, "params")
+    return {name: part for name, part in shapes.items() if name != LORA}
+
+
+def read_weights(checkpoints: Checkpoints, step: int, name: str, placement: jax.sharding.Sharding) -> Any:
+    """A checkpoint's weights for the network alone: what trained from entry `name` ("ema" or "params"), the rest from
+    "params", adapters merged.
+    """
+    stored = {entry: flatten(checkpoints.shapes(step, entry)) for entry in {name, "params"}}
+    wanted = {name: stored[name]} if stored[name] else {}  # imported weights have no average of their own
+    if rest := {path: leaf for path, leaf in stored["params"].items() if path not in stored[name]}:
+        wanted["params"] = rest
+    parts = {}
+    for entry, leaves in wanted.items():
+        leaves = {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement) for p, leaf in leaves.items()}
+        parts |= flatten(checkpoints.restore_subtree(step, entry, unflatten(leaves)))
+    made_with = config_io.from_dict(checkpoints.meta(step)["settings"]).finetune
+    return merge(unflatten(parts), scale_of(made_with))

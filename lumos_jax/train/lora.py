@@ -1,0 +1,69 @@
+"""Low-rank adapters of kernels (LoRA: Hu et al. 2021, arXiv 2106.09685).
+
+    W' = W + (alpha / rank) A B
+
+A kernel is read as a matrix from its input dims to its output dims, which are merged; the leading `layers` dim of stacked
+kernels stays apart. A keeps the input dims and B the output dims as they are, so both are sharded like the kernel's own:
+
+    kernel           shape               A                    B
+    attn, cross      (layers, D, parts, H, K)   (layers, D, rank)    (layers, rank, parts, H, K)
+    their out_kernel (layers, H, K, D)   (layers, H, K, rank) (layers, rank, D)
+    Dense            (layers, D, E)      (layers, D, rank)    (layers, rank, E)
+
+A is uniform within +-1 / sqrt(fan in) (the Kaiming initialisation of the paper's released code) and B is zero, so that an
+adapted network starts as exactly the network it adapts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def input_dims(path: str, ndim: int) -> int:
+    """How many dims after `layers` are inputs, of the stacked kernel at `path` with `ndim` dims, `layers` included.
+
+    Raises:
+      ValueError: the parameter at `path` is no stacked kernel.
+    """
+    name = path.rsplit("/", 1)[-1]
+    if not path.startswith("blocks/") or not (name == "kernel" or name.endswith("_kernel")):
+        raise ValueError(f"{path} is not a kernel of the blocks")
+    return ndim - 2 if name == "out_kernel" else 1
+
+
+def max_rank(path: str, shape: tuple[int, ...]) -> int:
+    """The rank of a full matrix of the kernel's size: more is never needed."""
+    cut = 1 + input_dims(path, len(shape))
+    return min(math.prod(shape[1:cut]), math.prod(shape[cut:]))
+
+
+def init_pair(key: jax.Array, path: str, shape: tuple[int, ...], rank: int) -> dict[str, jax.Array]:
+    """Float32 {"a": A, "b": B} for the stacked kernel at `path`; see the table at the top for shapes."""
+    cut = 1 + input_dims(path, len(shape))
+    bound = math.prod(shape[1:cut]) ** -0.5
+    return {
+        "a": jax.random.uniform(key, (*shape[:cut], rank), jnp.float32, -bound, bound),
+        "b": jnp.zeros((shape[0], rank, *shape[cut:]), jnp.float32),
+    }
+
+
+def pair_axes(path: str, axes: tuple[str | None, ...]) -> dict[str, tuple[str | None, ...]]:
+    """Logical axis names of A and B from those of the kernel."""
+    cut = 1 + input_dims(path, len(axes))
+    return {"a": (*axes[:cut], None), "b": (axes[0], None, *axes[cut:])}
+
+
+def add(kernels: Any, adapters: Mapping[str, Any], scale: float) -> Any:
+    """W + scale A B for the parameters of one block, `layers` taken off; those without adapters as they are.
+
+    Computed in float32 at full precision on every device, so that what is exported is what was trained.
+    """
+    if set(adapters) == {"a", "b"}:
+        product = jnp.tensordot(adapters["a"], adapters["b"], 1, precision=jax.lax.Precision.HIGHEST)
+        return kernels + scale * product
+    return {name: add(part, adapters[name], scale) if name in adapters else part for name, part in kernels.items()}
