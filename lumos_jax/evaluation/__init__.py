@@ -1,5 +1,6 @@
 """Numbers about what was learned. Knows no trainer."""
 
 from lumos_jax.evaluation.held_out import held_out_loss, make_held_out_step
+from lumos_jax.evaluation.neighbours import nearest, neighbour_accuracy
 
-__all__ = ["held_out_loss", "make_held_out_step"]
+__all__ = ["held_out_loss", "make_held_out_step", "nearest", "neighbour_accuracy"]

@@ -1,7 +1,7 @@
-"""What a task is: how a batch becomes (x0, Condition), and what a sample of it looks like.
+"""What a task is, to the trainer; and what a diffusion task is besides, to the held-out loss and the samplers.
 
-The trainer, the held-out loss and the samplers see tasks through this interface only; a new task is one file in this
-folder, one line in `tasks.make_task` and one file in configs/.
+They see tasks through these interfaces only; a new task is one file in this folder, one line in `tasks.make_task` and one file
+in configs/.
 """
 
 from __future__ import annotations
@@ -20,19 +20,53 @@ class Task(Protocol):
 
     Attributes:
       name: as in config.task.name.
-      dit: the network that is trained.
-      process: the diffusion process.
-      latent_shape: (h, w, c) of x0.
-      condition_dropout: probability in [0, 1] of the null condition in training.
+      network: what is trained: `init`, `trainable` and `logical_axes`, as of models.DiT.
       identity: names and content hashes of the frozen networks; compared when a run is resumed.
     """
 
     name: str
+    network: Any
+    identity: Mapping[str, str]
+
+    def describe(self) -> Mapping[str, str]:
+        """Lines of the run's introduction, by heading."""
+        ...
+
+    def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Any:
+        """A batch with everything random about it drawn: a tree of arrays with B rows each, `weight` (B,) among them.
+
+        keys: one key per name of train.rngs.STEP_STREAMS.
+        """
+        ...
+
+    def losses(self, params: Any, average: Any, example: Any, total: jax.Array, gather: Any) -> dict[str, jax.Array]:
+        """Sums over the rows of `example`, of which `loss` is minimised and the others are reported.
+
+        Each row counts by its weight over `total`, that of the whole batch, so that micro-batches add up to the batch.
+
+        params: float32 parameters. average: their running average. gather: as for `models.DiT.apply`.
+        """
+        ...
+
+    def settle(self, params: Any, sums: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
+        """After an update: what of `params` follows the batch rather than the gradient, and the sums that are metrics."""
+        ...
+
+
+class DiffusionTask(Task, Protocol):
+    """A task whose network denoises latents.
+
+    Attributes:
+      dit: the network.
+      process: the diffusion process.
+      latent_shape: (h, w, c) of x0.
+      condition_dropout: probability in [0, 1] of the null condition in training.
+    """
+
     dit: DiT
     process: Process
     latent_shape: tuple[int, int, int]
     condition_dropout: float
-    identity: Mapping[str, str]
 
     def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
         """uint8 `image` (B, H, W, 3) -> x0 (B, h, w, c) float32 and its Condition; `key` draws the posterior."""

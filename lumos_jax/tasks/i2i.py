@@ -11,10 +11,11 @@ import jax
 from lumos_jax import config, diffusion, encoders, models
 from lumos_jax.encoders import Autoencoder, ImageEncoder
 from lumos_jax.models import Condition, DiT
+from lumos_jax.tasks.objective import Denoising
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageToImage:
+class ImageToImage(Denoising):
     """The I2I task; see tasks.base.Task for the interface."""
 
     dit: DiT
@@ -28,6 +29,12 @@ class ImageToImage:
     @property
     def identity(self) -> dict[str, str]:
         return {"encoder": self.encoder.identity, "autoencoder": self.autoencoder.identity}
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "latents": " x ".join(map(str, self.latent_shape)),
+            "condition": f"{self.encoder.output} tokens of {self.identity['encoder']}",
+        }
 
     def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
         x0 = self.autoencoder.encode(frozen["autoencoder"], batch["image"], key)

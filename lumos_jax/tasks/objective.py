@@ -67,6 +67,34 @@ def loss_terms(task, params: Any, example: Example, gather: Callable | None = No
     return diffusion.loss_terms(task.process, predict, example.x0, example.t, example.noise)
 
 
+QUARTILES = 4
+
+
+class Denoising:
+    """What all diffusion tasks tell the trainer (see tasks.base.Task): mix in, beside dit, process and condition_dropout."""
+
+    @property
+    def network(self):
+        return self.dit
+
+    def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Example:
+        return make_example(self, frozen, batch, keys, self.condition_dropout)
+
+    def losses(self, params: Any, average: Any, example: Example, total: jax.Array, gather: Any) -> dict[str, jax.Array]:
+        """`loss`, `mse`, `vlb` (hybrid loss only), and the weighted sums quartile_loss and quartile_weight (4,) by quartile of
+        the timestep, which are not divided by `total`."""
+        terms = loss_terms(self, params, example, gather)
+        terms = {name: value * example.weight / total for name, value in terms.items()}
+        quartile = jax.nn.one_hot(diffusion.timestep_quartile(self.process, example.t), QUARTILES)
+        sums = {name: value.sum() for name, value in terms.items()}
+        sums["quartile_loss"] = terms["loss"] @ quartile * total
+        sums["quartile_weight"] = example.weight @ quartile
+        return sums
+
+    def settle(self, params: Any, sums: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
+        return params, sums
+
+
 def select(rows: jax.Array, yes: Any, no: Any) -> Any:
     """Row by row of two conditions alike: `yes` where `rows` (B,) is true, else `no`."""
 

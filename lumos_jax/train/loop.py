@@ -15,10 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos_jax import config, config_io, data, evaluation, tasks
+from lumos_jax import config, config_io, data, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
-from lumos_jax.tasks import pictures, sampling
+from lumos_jax.tasks import pictures
 from lumos_jax.train import finetune, metrics, rngs, sharding, startup
+from lumos_jax.train.evaluator import make_evaluator, to_mesh
 from lumos_jax.train.optimizer import make_optimizer, make_schedule
 from lumos_jax.train.state import TrainState
 from lumos_jax.train.step import make_train_step
@@ -61,15 +62,15 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     task, frozen = tasks.make_task(settings)
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
     fingerprints = {"data": source.fingerprint(), **task.identity}
-    plan = finetune.make_plan(settings.finetune, task.dit)
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.dit))
+    plan = finetune.make_plan(settings.finetune, task.network)
+    optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.network))
     path = pathlib.Path(workdir).expanduser().absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(path, settings.checkpoint)
     except OSError as error:
         raise ValueError(f"--workdir={workdir} cannot be used: {error}") from error
-    begin = startup.start(settings, path, checkpoints, task.dit, optimizer, mesh, fingerprints)
+    begin = startup.start(settings, path, checkpoints, task.network, optimizer, mesh, fingerprints)
     if jax.process_index() == 0:
         config_io.save(settings, path / "config.json")
         _introduce(settings, path, mesh, source, task, plan, begin)
@@ -78,60 +79,16 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
 
 def _introduce(settings, path, mesh, source, task, plan, begin) -> None:
     trained, rest = plan.split(begin.state.params)
-    on = plan.trainable(task.dit)
+    on = plan.trainable(task.network)
     count = sum(jax.tree.leaves(jax.tree.map(lambda leaf, counts: leaf.size * counts, trained, on)))
     frozen = sum(leaf.size for leaf in jax.tree.leaves((trained, rest))) - count
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     print(f"run         {path}: {begin.origin}", flush=True)
     print(f"devices     {mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}), {jax.process_count()} process(es)")
-    print(f"model       {count:,} trainable parameters, {frozen:,} frozen, latents {task.latent_shape}")
-    print(f"condition   {settings.encoder.output} tokens of {task.identity['encoder']}")
+    print(f"model       {count:,} trainable parameters, {frozen:,} frozen")
+    for heading, text in task.describe().items():
+        print(f"{heading:<12}{text}")
     print(f"data        {settings.data.source}, {len(source):,} records, {settings.data.holdout} held out", flush=True)
-
-
-class _Evaluator:
-    """The held-out loss and the sample sheet, on the same records every time."""
-
-    def __init__(self, run: Run):
-        self.run, settings = run, run.settings
-        self.gather = sharding.make_gather(run.mesh, settings.model.dtype)
-        ids = data.holdout_records(settings.data, run.source)
-        size = settings.eval.batch_size
-        rows = sharding.local_rows(run.mesh, size)
-        self.batches = []
-        for first in range(0, settings.eval.records, size):
-            local = data.read_batch(settings.data, run.source, [ids[first + row] for row in rows])
-            self.batches.append(_to_mesh(run.mesh, local, rows, size))
-        everywhere = sharding.replicated(run.mesh)
-        self.loss_step = evaluation.make_held_out_step(
-            run.task, lambda index: rngs.streams(settings.train.seed, "eval", index), self.gather, everywhere
-        )
-        self.sources = data.read_batch(settings.data, run.source, [ids[i] for i in range(settings.eval.rows)])["image"]
-        keys = (rngs.key(settings.train.seed, "sheet/noise"), rngs.key(settings.train.seed, "sheet/sampler"))
-        options = sampling.options_of(settings.eval)
-        self.draw = jax.jit(
-            lambda params, frozen, image: sampling.draw_for_images(
-                run.task, params, frozen, {"image": image}, keys, settings.eval.samples, options, self.gather
-            ),
-            out_shardings=everywhere,
-        )
-
-    def weights(self, state: TrainState) -> Any:
-        """The network's EMA weights: frozen parameters as they are, adapters merged."""
-        return self.run.plan.averaged(state.params, state.ema)
-
-    def loss(self, state: TrainState) -> dict[str, float]:
-        return evaluation.held_out_loss(self.loss_step, self.weights(state), self.run.frozen, self.batches)
-
-    def sheet(self, state: TrainState) -> np.ndarray:
-        """Rows of (source | sample | sample ...), one picture (H, W, 3) uint8."""
-        drawn = np.asarray(self.draw(self.weights(state), self.run.frozen, self.sources))
-        return pictures.sheet(np.concatenate([self.sources[:, None], drawn], axis=1))
-
-
-def _to_mesh(mesh, host: Mapping[str, np.ndarray], rows, size: int):
-    """What the device needs of a host batch: pictures and weights, not names."""
-    return sharding.global_batch(mesh, {"image": host["image"], "weight": host["weight"]}, rows, size)
 
 
 def train(run: Run) -> int:
@@ -189,19 +146,16 @@ def train(run: Run) -> int:
             run.checkpoints.save(step, vars(state), meta)
             saved = step
 
-    evaluator = _Evaluator(run) if settings.eval.every else None
+    evaluator = make_evaluator(run)
 
     def evaluate(with_sheet: bool) -> None:
         if evaluator is None:
             return
         settle()
         with watch.part("paused"):
-            values = evaluator.loss(state)
+            values, told = evaluator.measure(state)
             report.write(step, values)
-            report.say(
-                f"step {step}: held-out loss {values['held_out_loss']:.4f}, with the null condition "
-                f"{values['held_out_null_loss']:.4f}, margin {values['held_out_margin']:+.4f}"
-            )
+            report.say(f"step {step}: {told}")
             if with_sheet:
                 picture = evaluator.sheet(state)
                 report.pictures(step, picture)
@@ -223,7 +177,7 @@ def train(run: Run) -> int:
                     host = next(batches)
                 for line in corrupt.add(host):
                     report.say(line)
-                state, values = step_fn(state, run.frozen, _to_mesh(run.mesh, host, rows, size))
+                state, values = step_fn(state, run.frozen, to_mesh(run.mesh, host, rows, size))
                 settle()
                 step += 1
                 watch.steps += 1

@@ -46,12 +46,12 @@ class Window:
         return {"sums": self.sums, "steps": self.steps, "skipped": self.skipped}
 
     def close(self) -> dict[str, float]:
-        """The averages by name, with loss_q1 .. loss_q4 by quartile of the timestep; empties the window."""
+        """The averages by name, with loss_q1 .. loss_q4 by quartile of the timestep where there is one; empties the window."""
         result: dict[str, float] = {"skipped_steps": self.skipped}
         for name, total in self.sums.items():
             if name not in ("quartile_loss", "quartile_weight", "finite"):
                 result[name] = total / self.steps
-        if self.steps:
+        if self.steps and "quartile_loss" in self.sums:
             pairs = zip(self.sums["quartile_loss"], self.sums["quartile_weight"], strict=True)
             for i, (loss, weight) in enumerate(pairs, start=1):
                 if weight > 0:  # a small batch may miss a quartile

@@ -11,7 +11,7 @@ import zlib
 import jax
 
 # What one training step draws; see tasks.objective for their use.
-STEP_STREAMS = ("posterior", "timestep", "noise", "dropout")
+STEP_STREAMS = ("posterior", "timestep", "noise", "dropout", "views")
 
 
 def key(seed: int, name: str, step: int | jax.Array | None = None) -> jax.Array:

@@ -13,43 +13,34 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lumos_jax import config, diffusion
-from lumos_jax.tasks import objective
+from lumos_jax import config
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.state import TrainState
-
-QUARTILES = 4
 
 
 def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callable:
     """The jitted step: (state, frozen, batch) -> (state, metrics); the state's buffers are donated.
 
-    `metrics` are replicated float32 scalars: loss, mse, vlb (hybrid loss only), grad_norm, finite (1 or 0), and vectors
-    quartile_loss and quartile_weight (4,): the weighted sum of losses and of weights by quartile of the timestep.
+    `metrics` are replicated float32: the task's sums (see tasks.base.Task.losses), and the scalars grad_norm and finite (1 or 0).
     """
     gather = sharding.make_gather(mesh, settings.model.dtype)
-    plan = finetune.make_plan(settings.finetune, task.dit)
+    plan = finetune.make_plan(settings.finetune, task.network)
     micro = settings.optimizer.accumulate
     decay = settings.optimizer.ema_decay
     batch_spec = sharding.batch_sharding(mesh)
 
-    def total_loss(trained, rest, example: objective.Example, total_weight):
+    def total_loss(trained, rest, average, example, total_weight):
         params, prepare = plan.for_apply(finetune.join(trained, rest), gather)
-        terms = objective.loss_terms(task, params, example, prepare)
         # Divided by the whole batch's weight, so that micro-batches add up to the large batch exactly.
-        terms = {name: value * example.weight / total_weight for name, value in terms.items()}
-        quartile = jax.nn.one_hot(diffusion.timestep_quartile(task.process, example.t), QUARTILES)
-        sums = {name: value.sum() for name, value in terms.items()}
-        sums["quartile_loss"] = terms["loss"] @ quartile * total_weight
-        sums["quartile_weight"] = example.weight @ quartile
+        sums = task.losses(params, average, example, total_weight, prepare)
         return sums["loss"], sums
 
     differentiate = jax.grad(total_loss, has_aux=True)
 
-    def gradients(trained, rest, example: objective.Example):
+    def gradients(trained, rest, average, example):
         total_weight = jnp.maximum(example.weight.sum(), 1.0)
         if micro == 1:
-            return differentiate(trained, rest, example, total_weight)
+            return differentiate(trained, rest, average, example, total_weight)
 
         # Micro-batch j takes the rows r with r % micro == j: every device keeps the rows it has.
         def split(x):
@@ -57,23 +48,24 @@ def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callabl
 
         def body(carry, part):
             part = jax.lax.with_sharding_constraint(part, batch_spec)
-            return jax.tree.map(jnp.add, carry, differentiate(trained, rest, part, total_weight)), None
+            return jax.tree.map(jnp.add, carry, differentiate(trained, rest, average, part, total_weight)), None
 
         parts = jax.tree.map(split, example)
-        shapes = jax.eval_shape(differentiate, trained, rest, jax.tree.map(lambda x: x[0], parts), total_weight)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(differentiate, trained, rest, average, first, total_weight)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(body, zeros, parts)[0]
 
     def step(state: TrainState, frozen: Any, batch: Mapping[str, jax.Array]):
         keys = rngs.streams(settings.train.seed, "train", state.step)
-        example = objective.make_example(task, frozen, batch, keys, task.condition_dropout)
+        example = task.example(frozen, batch, keys)
         example = jax.lax.with_sharding_constraint(example, batch_spec)
         trained, rest = plan.split(state.params)
-        grads, metrics = gradients(trained, rest, example)
+        grads, sums = gradients(trained, rest, state.ema, example)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        moved = optax.apply_updates(trained, updates)
+        moved, metrics = task.settle(optax.apply_updates(trained, updates), sums)
         # Written as a step towards the parameter: where the two are equal (the null table) the average stays exact.
         ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema, moved)
         new = (moved, ema, opt_state)
