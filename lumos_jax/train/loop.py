@@ -18,7 +18,7 @@ import numpy as np
 from lumos_jax import config, config_io, data, evaluation, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.tasks import pictures, sampling
-from lumos_jax.train import metrics, rngs, sharding, startup
+from lumos_jax.train import cache, metrics, rngs, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer, make_schedule
 from lumos_jax.train.state import TrainState
 from lumos_jax.train.step import make_train_step
@@ -58,6 +58,9 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
         sharding.check_batch(mesh, settings.eval.batch_size, "eval.batch_size")
     source = data.make_source(settings.data)
     task, frozen = tasks.make_task(settings)
+    if settings.data.source == "cached":
+        cache.check(settings, task)
+        frozen = task.without_encoders(frozen)
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
     fingerprints = {"data": source.fingerprint(), **task.identity}
     shapes = jax.eval_shape(task.dit.init, rngs.key(0, "init"))
@@ -104,12 +107,14 @@ class _Evaluator:
         self.loss_step = evaluation.make_held_out_step(
             run.task, lambda index: rngs.streams(settings.train.seed, "eval", index), self.gather, everywhere
         )
-        self.sources = data.read_batch(settings.data, run.source, [ids[i] for i in range(settings.eval.rows)])["image"]
+        self.shown = _of_the_task(data.read_batch(settings.data, run.source, ids[: settings.eval.rows]))
+        show = jax.jit(run.task.source_pictures, out_shardings=everywhere)
+        self.sources = np.asarray(show(run.frozen, self.shown))
         keys = (rngs.key(settings.train.seed, "sheet/noise"), rngs.key(settings.train.seed, "sheet/sampler"))
         options = sampling.options_of(settings.eval)
         self.draw = jax.jit(
-            lambda params, frozen, image: sampling.draw_for_images(
-                run.task, params, frozen, {"image": image}, keys, settings.eval.samples, options, self.gather
+            lambda params, frozen, batch: sampling.draw_for_images(
+                run.task, params, frozen, batch, keys, settings.eval.samples, options, self.gather
             ),
             out_shardings=everywhere,
         )
@@ -119,13 +124,18 @@ class _Evaluator:
 
     def sheet(self, state: TrainState) -> np.ndarray:
         """Rows of (source | sample | sample ...), one picture (H, W, 3) uint8."""
-        drawn = np.asarray(self.draw(state.ema, self.run.frozen, self.sources))
+        drawn = np.asarray(self.draw(state.ema, self.run.frozen, self.shown))
         return pictures.sheet(np.concatenate([self.sources[:, None], drawn], axis=1))
 
 
 def _to_mesh(mesh, host: Mapping[str, np.ndarray], rows, size: int):
-    """What the device needs of a host batch: pictures and weights, not names."""
-    return sharding.global_batch(mesh, {"image": host["image"], "weight": host["weight"]}, rows, size)
+    """What the device needs of a host batch, on the device."""
+    return sharding.global_batch(mesh, _of_the_task(host) | {"weight": host["weight"]}, rows, size)
+
+
+def _of_the_task(host: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The pictures, or what a cache holds of them; not weights and names."""
+    return {name: array for name, array in host.items() if name not in ("weight", "record", "problem")}
 
 
 def train(run: Run) -> int:
