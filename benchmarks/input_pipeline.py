@@ -143,7 +143,7 @@ def measure(args: argparse.Namespace, path: pathlib.Path) -> dict[str, list[floa
         f"{len(paths)} files, {sum(map(os.path.getsize, paths)) / len(paths) / 1024:.0f} KiB each; {args.cores} core(s)"
     )
 
-    def ours(**changes) -> data.pipeline.TrainIterator:
+    def ours(**changes) -> data.pipeline.BatchIterator:
         changed = config.Data(**{**vars(settings), **changes})
         return data.make_train_iterator(changed, source, batch_size=args.batch, rows=range(args.batch), start_step=0)
 

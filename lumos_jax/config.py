@@ -15,16 +15,18 @@ from typing import Any
 class Data:
     """Where images come from, and in which order."""
 
-    source: str = "scenes"  # scenes | folder | arrayrecord | tfds | mixture
-    path: str = ""  # folder: directory; arrayrecord: directory, file or glob; tfds: data_dir (empty: its default)
+    source: str = "scenes"  # scenes | folder | arrayrecord | tfds | cached | mixture
+    # folder: directory; arrayrecord: directory, file or glob; tfds: data_dir (empty: its default);
+    # cached: what `python -m lumos_jax.prepare cache` wrote, latents and features in place of pictures
+    path: str = ""
     name: str = ""  # tfds: the data set's name, for example "imagenet2012" or "oxford_flowers102:2.1.1"
     split: str = "train"  # tfds: the split, slicing syntax allowed
     records: int = 1_000_000  # scenes: how many scenes make an epoch
     # mixture: dicts of the fields source, path, name, split and records, and weight
     mixture: tuple[Mapping[str, Any], ...] = ()
     image_size: int = 256  # side in pixels of the square images in a batch
-    crop: str = "center"  # center | random; random crops keep the shorter side whole
-    flip: bool = False  # mirror half of the records, chosen from (seed, position)
+    crop: str = "center"  # center | random; random crops keep the shorter side whole; cached: center
+    flip: bool = False  # mirror half of the records, chosen from (seed, position); cached: False
     seed: int = 0  # of the global permutation and of crops and flips
     holdout: int = 0  # records kept out of training, for the held-out loss and the sample sheets
     workers: int = 0  # decoding processes per host; 0 decodes in threads of the main process
@@ -217,7 +219,7 @@ TEXT_KINDS = ("t5", "clip_text")  # of encoder.kind
 ENCODER_OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "clip_text": ("all", "pooled")}
 
 _CHOICES = {
-    "data.source": ("scenes", "folder", "arrayrecord", "tfds", "mixture"),
+    "data.source": ("scenes", "folder", "arrayrecord", "tfds", "cached", "mixture"),
     "data.crop": ("center", "random"),
     "encoder.kind": ("vit", *TEXT_KINDS),
     "encoder.output": ("cls", "patch", "all", "pooled"),
@@ -300,8 +302,13 @@ def validate(settings: Settings) -> None:
 
 def _check_data(s: Settings) -> None:
     data = s.data
-    if data.source in ("folder", "arrayrecord"):
+    if data.source in ("folder", "arrayrecord", "cached"):
         _require(bool(data.path), f"config.data.source={data.source} needs config.data.path")
+    _require(
+        data.source != "cached" or (data.crop == "center" and not data.flip),
+        f"config.data.crop={data.crop}, flip={data.flip} do not go with config.data.source=cached, which holds one centre crop "
+        "of each picture, not mirrored: set config.data.crop=center and config.data.flip=False",
+    )
     if data.source == "tfds":
         _require(bool(data.name), "config.data.source=tfds needs config.data.name, the name of a TFDS data set")
     _require(

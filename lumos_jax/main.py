@@ -13,31 +13,17 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lumos_jax import config_io
+from lumos_jax import config_io, processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file in configs/, with :desk or :test for its small sizes."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory: checkpoints, metrics, samples.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, to run several processes as one.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are; goes with --coordinator.")
-_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0; goes with --coordinator.")
 
 USER_ERROR = 2
-
-
-def _start_processes() -> None:
-    """Joins the other processes, if --coordinator names a meeting point."""
-    given = [_COORDINATOR.value, _PROCESSES.value, _PROCESS.value]
-    if all(value is None for value in given):
-        return
-    if any(value is None for value in given):
-        raise ValueError("--coordinator, --processes and --process go together: give all three or none")
-    jax.distributed.initialize(*given)
 
 
 def main(argv: list[str]) -> None:
@@ -46,7 +32,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         settings = config_io.resolve(_CONFIG.value)
-        _start_processes()
+        processes.join()
         from lumos_jax.train import loop  # after jax.distributed, which must come before any computation
 
         run = loop.prepare(settings, _WORKDIR.value)

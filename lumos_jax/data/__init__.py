@@ -2,16 +2,18 @@
 
 from lumos_jax.data.corrupt import CorruptMeter, TooManyCorruptRecords
 from lumos_jax.data.order import holdout_records
-from lumos_jax.data.pipeline import load_image, make_train_iterator, read_batch
+from lumos_jax.data.pipeline import load_image, make_record_iterator, make_train_iterator, read_batch
 from lumos_jax.data.shards import write_arrayrecord
-from lumos_jax.data.sources import Source, make_source
+from lumos_jax.data.sources import MixtureSource, Source, make_source
 
 __all__ = [
     "CorruptMeter",
+    "MixtureSource",
     "Source",
     "TooManyCorruptRecords",
     "holdout_records",
     "load_image",
+    "make_record_iterator",
     "make_source",
     "make_train_iterator",
     "read_batch",

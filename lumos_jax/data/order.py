@@ -14,6 +14,7 @@ import functools
 import itertools
 import sys
 import zlib
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -141,3 +142,22 @@ class HostSteps(grain.MapDataset):
         first = (self._start + index) * self._batch_size
         positions = [first + row for row in self._rows]
         return [(position, int(self._parent[position])) for position in positions]
+
+
+class Listed(grain.MapDataset):
+    """Step -> (0, record) pairs of a batch that is given."""
+
+    def __init__(self, batches: Sequence[Sequence[int]]):
+        super().__init__()
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __str__(self) -> str:
+        return f"Listed({len(self)} batches)"
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        return [(0, record) for record in self._batches[index]]

@@ -14,7 +14,7 @@ import glob
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class ArrayRecordSource:
                 "*.array_record*; a file or a glob may have any name)"
             )
         self.paths = paths
-        counts = [_count(p) for p in paths]
+        counts = [count_records(p) for p in paths]
         if not sum(counts):
             raise ValueError(f"config.data.path={path!r}: the {len(paths)} ArrayRecord shards there hold no records")
         self._ends = list(itertools.accumulate(counts))
@@ -80,8 +80,12 @@ def _is_shard(name: str) -> bool:
     return not name.startswith(".") and (name.endswith(".arrayrecord") or ".array_record" in name)
 
 
-def _count(path: str) -> int:
-    """Records in a shard; this reads its index, which stands at the end, and so finds a truncated one."""
+def count_records(path: str) -> int:
+    """Records in a shard; this reads its index, which stands at the end, and so finds a truncated one.
+
+    Raises:
+      ValueError: no such shard, or it is truncated or something else.
+    """
     from array_record.python import array_record_module
 
     try:
@@ -95,27 +99,38 @@ def _count(path: str) -> int:
         ) from error
 
 
-def write_arrayrecord(path: str | os.PathLike, records: Iterable[bytes]) -> int:
-    """Writes encoded images (each the bytes of an image file) as one ArrayRecord shard; returns how many.
+def write_arrayrecord(path: str | os.PathLike, records: Iterable[bytes], *, compress: bool = True) -> int:
+    """Writes records (for training, each the bytes of an image file) as one ArrayRecord shard; returns how many.
 
     The shard appears under its name when it is whole, so that an interrupted writer leaves no truncated one.
+
+    Raises:
+      OSError: it cannot be written; a full disk.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     partial = f"{os.fspath(path)}.partial"
     # One record a group: records are read in random order, and a group is decompressed as a whole.
-    writer, count = ArrayRecordWriter(partial, "group_size:1"), 0
+    writer, count = ArrayRecordWriter(partial, "group_size:1" if compress else "group_size:1,uncompressed"), 0
     try:
         for record in records:
-            writer.write(record)
+            _on_disk(writer.write, record)
             count += 1
+        _on_disk(writer.close)
     except BaseException:
-        writer.close()
+        with contextlib.suppress(OSError):
+            _on_disk(writer.close)
         os.unlink(partial)
         raise
-    writer.close()
     os.replace(partial, path)
     return count
+
+
+def _on_disk(call: Callable, *arguments) -> None:
+    try:
+        call(*arguments)
+    except RuntimeError as error:  # ArrayRecord's, of a full disk too
+        raise OSError(str(error)) from error
 
 
 def image_of_example(record: bytes) -> bytes | None:

@@ -211,8 +211,14 @@ def make_source(data: config.Data) -> Source:
         from lumos_jax.data.shards import TfdsSource
 
         return TfdsSource(data.name, data.split, data.path)
+    if data.source == "cached":
+        from lumos_jax.data.cached import open_cache
+
+        return open_cache(data.path)
     if data.source != "mixture":
-        raise ValueError(f"config.data.source={data.source!r} is not one of scenes, folder, arrayrecord, tfds, mixture")
+        raise ValueError(
+            f"config.data.source={data.source!r} is not one of scenes, folder, arrayrecord, tfds, cached, mixture"
+        )
     return _make_mixture(data)
 
 
@@ -232,6 +238,10 @@ def _make_mixture(data: config.Data) -> MixtureSource:
             raise ValueError(f"{where} needs weight, a number above 0, not {weight!r}")
         if fields.get("source") in (None, "mixture"):
             raise ValueError(f"{where} needs source: scenes, folder, arrayrecord or tfds")
+        if fields["source"] == "cached":
+            raise ValueError(
+                f"{where}: a cache is no part of a mixture; cache the mixture as a whole, which keeps its order"
+            )
         needed = {"folder": "path", "arrayrecord": "path", "tfds": "name"}.get(fields["source"])
         if needed and not fields.get(needed):
             raise ValueError(f"{where}: source {fields['source']} needs {needed}")

@@ -6,6 +6,7 @@ decoded ahead when a worker is told to stop, it never saw, so that a worker free
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -42,12 +43,12 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def new_pictures(shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros, uint8; in a worker process large ones are in shared memory."""
+def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros; in a worker process large arrays are in shared memory."""
     with _lock:
-        if not _sharing or np.prod(shape) < SHARED_FROM:
-            return np.zeros(shape, np.uint8)
-        array = SharedMemoryArray(shape, np.uint8)  # new memory is zero
+        if not _sharing or math.prod(shape) * dtype.itemsize < SHARED_FROM:
+            return np.zeros(shape, dtype)
+        array = SharedMemoryArray(shape, dtype)  # new memory is zero
         _waiting[array.metadata.name] = array
     return array
 

@@ -43,15 +43,26 @@ class Autoencoder:
 
     def encode(self, params: Any, image: jax.Array, key: jax.Array) -> jax.Array:
         """uint8 (B, H, W, 3) -> (B, h, w, c) float32, scaled; `key` draws the posterior sample."""
-        pixels = image.astype(jnp.float32) / 127.5 - 1.0
         if self.shape is None:
-            return pixels
-        mean, log_variance = kl.moments(self.shape, params, pixels.astype(self.dtype))
-        latent = mean.astype(jnp.float32)
+            return _unit(image)
+        return self.draw(self.moments(params, image), key)
+
+    def moments(self, params: Any, image: jax.Array) -> jax.Array:
+        """uint8 (B, H, W, 3) -> mean and log variance of the posterior (B, h, w, 2 c) float32, not scaled; `kl` only."""
+        assert self.shape is not None
+        both = kl.moments(self.shape, params, _unit(image).astype(self.dtype))
+        return jnp.concatenate(both, axis=-1).astype(jnp.float32)
+
+    def draw(self, moments: jax.Array, key: jax.Array) -> jax.Array:
+        """Moments (B, h, w, 2 c) of any floating dtype -> (B, h, w, c) float32, scaled; `key` as for `encode`."""
+        latent, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         if self.posterior == "sample":
-            spread = jnp.exp(0.5 * log_variance.astype(jnp.float32))
-            latent = latent + spread * jax.random.normal(key, latent.shape)
+            latent = latent + jnp.exp(0.5 * log_variance) * jax.random.normal(key, latent.shape)
         return latent * self.scale
+
+    def mean(self, moments: jax.Array) -> jax.Array:
+        """The posterior's mean, scaled as `draw` does it."""
+        return jnp.split(moments.astype(jnp.float32), 2, axis=-1)[0] * self.scale
 
     def decode(self, params: Any, latent: jax.Array) -> jax.Array:
         """(B, h, w, c) scaled -> pixels (B, H, W, 3) float32 in [-1, 1], clipped."""
@@ -59,6 +70,11 @@ class Autoencoder:
             unscaled = (latent / self.scale).astype(self.dtype)
             latent = kl.decode(self.shape, params, unscaled, self.tile)
         return jnp.clip(latent.astype(jnp.float32), -1.0, 1.0)
+
+
+def _unit(image: jax.Array) -> jax.Array:
+    """0..255 -> [-1, 1], float32."""
+    return image.astype(jnp.float32) / 127.5 - 1.0
 
 
 def make_autoencoder(autoencoder: config.Autoencoder) -> tuple[Autoencoder, Any]:

@@ -1,4 +1,4 @@
-"""What the nearest neighbours of a feature have in common: the k-nearest-neighbour probe (Wu et al. 2018; Caron et al. 2021)."""
+"""What nearest neighbours have in common: the k-nearest-neighbour probe of features (Wu et al. 2018; Caron et al. 2021)."""
 
 from __future__ import annotations
 

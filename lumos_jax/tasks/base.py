@@ -68,12 +68,26 @@ class DiffusionTask(Task, Protocol):
     latent_shape: tuple[int, int, int]
     condition_dropout: float
 
+    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """uint8 `image` -> what the frozen encoders make of it, as a cache keeps it for every record: float32 `feature`
+        (B, L, C), and `latent` moments (B, h, w, 2 c) or, where pixels are the latents, the uint8 `image` itself."""
+        ...
+
+    def without_encoders(self, frozen: Any) -> Any:
+        """`frozen` without the parameters that only `encode` needs: enough for batches that hold what it gives."""
+        ...
+
     def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
-        """uint8 `image` (B, H, W, 3) -> x0 (B, h, w, c) float32 and its Condition; `key` draws the posterior."""
+        """uint8 `image` (B, H, W, 3), or what `encode` makes of it, in any floating dtype -> x0 (B, h, w, c) float32 and its
+        Condition; `key` draws the posterior."""
         ...
 
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
         """The Condition alone, for sampling."""
+        ...
+
+    def source_pictures(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """The batch's pictures, uint8 (B, H, W, 3), to be shown: decoded from the latents' mean where there is no `image`."""
         ...
 
     def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:

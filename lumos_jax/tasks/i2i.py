@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lumos_jax import config, diffusion, encoders, models
 from lumos_jax.encoders import Autoencoder, ImageEncoder
 from lumos_jax.models import Condition, DiT
 from lumos_jax.tasks.objective import Denoising
+from lumos_jax.tasks.sampling import to_uint8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +39,30 @@ class ImageToImage(Denoising):
         }
 
     def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
-        x0 = self.autoencoder.encode(frozen["autoencoder"], batch["image"], key)
+        if "latent" in batch:
+            x0 = self.autoencoder.draw(batch["latent"], key)
+        else:
+            x0 = self.autoencoder.encode(frozen["autoencoder"], batch["image"], key)
         return x0, self.condition(frozen, batch)
 
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+        if "feature" in batch:
+            return Condition(tokens=batch["feature"].astype(jnp.float32))
         return Condition(tokens=self.encoder.apply(frozen["encoder"], batch["image"]))
+
+    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        feature = self.encoder.apply(frozen["encoder"], batch["image"])
+        if self.autoencoder.shape is None:
+            return {"image": batch["image"], "feature": feature}
+        return {"latent": self.autoencoder.moments(frozen["autoencoder"], batch["image"]), "feature": feature}
+
+    def without_encoders(self, frozen: Any) -> Any:
+        return {"autoencoder": {name: part for name, part in frozen["autoencoder"].items() if name != "encoder"}}
+
+    def source_pictures(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        if "image" in batch:
+            return batch["image"]
+        return to_uint8(self.decode(frozen, self.autoencoder.mean(batch["latent"])))
 
     def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
         return self.autoencoder.decode(frozen["autoencoder"], latent)

@@ -73,8 +73,8 @@ def repeat_rows(condition: Any, count: int) -> Any:
 def draw_for_images(task, params: Any, frozen: Any, batch: Mapping[str, jax.Array], keys: tuple[jax.Array, jax.Array],
                     count: int, options: SamplingOptions, gather: Callable | None = None) -> jax.Array:  # fmt: skip
     """`count` samples for each image of the batch: uint8 (B, count, H, W, 3). keys: (starting noise, sampler)."""
+    rows = next(iter(batch.values())).shape[0]
     condition = repeat_rows(task.condition(frozen, batch), count)
-    rows = batch["image"].shape[0]
     noise = jax.random.normal(keys[0], (rows * count, *task.latent_shape), jnp.float32)
     pictures = draw(task, params, frozen, condition, noise, keys[1], options, gather)
     return pictures.reshape(rows, count, *pictures.shape[1:])

@@ -18,10 +18,9 @@ import numpy as np
 from lumos_jax import config, config_io, data, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.tasks import pictures
-from lumos_jax.train import finetune, metrics, rngs, sharding, startup
+from lumos_jax.train import cache, finetune, metrics, sharding, startup
 from lumos_jax.train.evaluator import make_evaluator, to_mesh
 from lumos_jax.train.optimizer import make_optimizer, make_schedule
-from lumos_jax.train.state import TrainState
 from lumos_jax.train.step import make_train_step
 from lumos_jax.train.stop import StopRequest
 
@@ -60,6 +59,9 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
         sharding.check_batch(mesh, settings.eval.batch_size, "eval.batch_size")
     source = data.make_source(settings.data)
     task, frozen = tasks.make_task(settings)
+    if settings.data.source == "cached":
+        cache.check(settings, task)
+        frozen = task.without_encoders(frozen)
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
     fingerprints = {"data": source.fingerprint(), **task.identity}
     plan = finetune.make_plan(settings.finetune, task.network)

@@ -1,0 +1,267 @@
+"""The cache of frozen features on disk: one record's bytes, the manifest, and the source that training reads.
+
+A cache is a directory of ArrayRecord shards, `shard-00000-of-00012.arrayrecord` and so on, with every record of another
+source in that source's order. `plan.json`, written first, says what is being made; `manifest.json`, written last, says that it
+is whole. A record describes itself (little-endian, no padding):
+
+    "LMC1" | number uint64 | weight float32 | arrays uint8 | problem's length uint16 | problem, UTF-8
+    and for each array: name's length uint8 | name | dtype's length uint8 | dtype | dims uint8 | each dim uint32 | its bytes
+
+`train.cache` writes caches; this module knows no network.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import pathlib
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from lumos_jax.data.shards import count_records
+from lumos_jax.data.sources import MixtureSource, Source, digest, printable
+
+FORMAT = 1
+PLAN, MANIFEST = "plan.json", "manifest.json"
+DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
+_ALL_DTYPES = DTYPES | {"uint8": np.dtype(np.uint8)}
+_HEAD = struct.Struct("<4sQfBH")
+_MAGIC = b"LMC1"
+_AGAIN = "run the command that makes it again, which goes on after the last whole shard"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One record. weight: 0 where the source's record could not be decoded; `problem` then says why."""
+
+    number: int
+    weight: float
+    problem: str
+    arrays: Mapping[str, np.ndarray]
+
+
+def encode_record(record: Record) -> bytes:
+    """Record -> bytes; `decode_record` is its inverse."""
+    problem = record.problem.encode()
+    parts = [_HEAD.pack(_MAGIC, record.number, record.weight, len(record.arrays), len(problem)), problem]
+    for name, array in record.arrays.items():
+        assert array.dtype.name in _ALL_DTYPES, array.dtype
+        for text in (name.encode(), array.dtype.name.encode()):
+            parts += [struct.pack("<B", len(text)), text]
+        parts += [struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape), array.tobytes()]
+    return b"".join(parts)
+
+
+def decode_record(data: bytes) -> Record:
+    """Bytes -> Record; its arrays are views of `data`.
+
+    Raises:
+      ValueError: these bytes are no such record.
+    """
+    place = 0
+
+    def take(layout: str) -> Any:
+        nonlocal place
+        values = struct.unpack_from(layout, data, place)
+        place += struct.calcsize(layout)
+        return values
+
+    def text(length: int) -> str:
+        return take(f"<{length}s")[0].decode()
+
+    try:
+        magic, number, weight, count, length = take(_HEAD.format)
+        if magic != _MAGIC:
+            raise ValueError("begins otherwise")
+        problem, arrays = text(length), {}
+        for _ in range(count):
+            name, dtype = text(*take("<B")), _ALL_DTYPES[text(*take("<B"))]
+            shape = take(f"<{take('<B')[0]}I")
+            arrays[name] = np.frombuffer(data, dtype, math.prod(shape), place).reshape(shape)
+            place += arrays[name].nbytes
+    except (struct.error, ValueError, KeyError, OverflowError) as error:
+        raise ValueError(f"no record of a cache: {error}") from error
+    if place != len(data):
+        raise ValueError(f"no record of a cache: {len(data) - place} bytes too many")
+    return Record(number, weight, problem, arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a whole cache holds.
+
+    Attributes:
+      made_by: "group.field" -> value of what decided the content, as in plan.json: "data.fingerprint" of the source,
+        "encoder.identity", "autoencoder.identity", "data.image_size", "cache.dtype" and others.
+      arrays: name -> (dtype, shape) of what each record holds.
+      records: how many there are.
+      undecodable: how many of them have weight 0.
+      parts: (records, weight) of each source of a mixture; of another source, one such pair.
+      shards: (file name, records, bytes) of each shard.
+    """
+
+    made_by: Mapping[str, Any]
+    arrays: Mapping[str, tuple[str, tuple[int, ...]]]
+    records: int
+    undecodable: int
+    parts: tuple[tuple[int, float], ...]
+    shards: tuple[tuple[str, int, int], ...]
+
+
+def shard_name(number: int, count: int) -> str:
+    return f"shard-{number:05d}-of-{count:05d}.arrayrecord"
+
+
+def write_json(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
+    """Through a temporary name, so that half a file is never taken for a whole one."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+    """The object in the file; None if there is no file.
+
+    Raises:
+      ValueError: not JSON, or written by another version.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): remove the file and {_AGAIN}") from error
+    if tree.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {tree.get('format')!r}, and this version reads {FORMAT}: make the cache anew elsewhere"
+        )
+    return tree
+
+
+def write_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
+    write_json(directory / MANIFEST, {"format": FORMAT, **dataclasses.asdict(manifest)})
+
+
+def read_manifest(path: str) -> Manifest:
+    """The manifest of the cache in that directory.
+
+    Raises:
+      ValueError: there is none, so that the cache is not finished or is no cache.
+    """
+    directory = pathlib.Path(path).expanduser().absolute()
+    tree = read_json(directory / MANIFEST)
+    if tree is None:
+        begun = (directory / PLAN).exists()
+        raise ValueError(
+            f"config.data.path={path!r} has no {MANIFEST}: "
+            + (
+                f"this cache is not finished; {_AGAIN}"
+                if begun
+                else "no cache is there; python -m lumos_jax.prepare cache"
+            )
+            + f" (--out={path})"
+        )
+    return Manifest(
+        made_by=tree["made_by"],
+        arrays={name: (dtype, tuple(shape)) for name, (dtype, shape) in tree["arrays"].items()},
+        records=tree["records"],
+        undecodable=tree["undecodable"],
+        parts=tuple((count, weight) for count, weight in tree["parts"]),
+        shards=tuple((name, count, size) for name, count, size in tree["shards"]),
+    )
+
+
+def shard_is_whole(path: pathlib.Path, records: int) -> bool:
+    """Whether a shard is there and its index, which stands at its end, counts that many records."""
+    try:
+        return path.is_file() and count_records(str(path)) == records
+    except ValueError:
+        return False
+
+
+def read_shard(path: pathlib.Path) -> Iterator[Record]:
+    """The records of a shard in turn.
+
+    Raises:
+      ValueError: no such shard, or damaged.
+      OSError: it cannot be read.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    count = count_records(str(path))
+    with contextlib.closing(ArrayRecordReader(str(path))) as reader:
+        for first in range(0, count, 64):
+            try:
+                found = reader.read(list(range(first, min(first + 64, count))))
+            except (RuntimeError, IndexError) as error:
+                raise ValueError(str(error)) from error
+            yield from map(decode_record, found)
+
+
+def open_cache(path: str) -> Source:
+    """The cache in a directory; that of a mixture is a mixture again, in the same order.
+
+    Raises:
+      ValueError: no manifest, or a shard that is missing, truncated or another one; names it.
+    """
+    manifest, directory = read_manifest(path), pathlib.Path(path).expanduser().absolute()
+    for name, count, size in manifest.shards:
+        file = directory / name
+        if not file.is_file():
+            wrong = "is missing"
+        elif file.stat().st_size != size:
+            wrong = f"has {file.stat().st_size} bytes, not {size}"
+        elif not shard_is_whole(file, count):
+            wrong = f"does not hold {count} records that can be read"
+        else:
+            continue
+        raise ValueError(f"config.data.path={path!r}: {name} {wrong}. To write this shard anew, {_AGAIN}")
+    starts = itertools.accumulate((count for count, _ in manifest.parts), initial=0)
+    parts = [CachedSource(directory, manifest, start, n) for start, (n, _) in zip(starts, manifest.parts, strict=False)]
+    return parts[0] if len(parts) == 1 else MixtureSource(parts, [weight for _, weight in manifest.parts])
+
+
+class CachedSource:
+    """`count` records of a cache from record `first` on. `read` gives the bytes that `decode_record` takes."""
+
+    def __init__(self, directory: pathlib.Path, manifest: Manifest, first: int, count: int):
+        self.paths = [str(directory / name) for name, _, _ in manifest.shards]
+        self._ends = list(itertools.accumulate(records for _, records, _ in manifest.shards))
+        self._first, self._count = first, count
+        self._fingerprint = digest([manifest.made_by, manifest.shards, first, count])
+
+    @functools.cached_property
+    def _records(self):
+        from array_record.python import array_record_data_source
+
+        return array_record_data_source.ArrayRecordDataSource(self.paths)
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "_records"}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, index: int) -> bytes:
+        try:
+            return self._records[self._first + index]
+        except (ValueError, RuntimeError, IndexError) as error:
+            raise OSError(f"shard damaged: {error}") from error
+
+    def describe(self, index: int) -> str:
+        index += self._first
+        shard = bisect.bisect_right(self._ends, index)
+        name = printable(self.paths[shard])
+        return f"{name}#{index - (self._ends[shard - 1] if shard else 0)}"
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
