@@ -115,6 +115,24 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
+class Dino:
+    """Self-distillation (configs/dino.py): crops, head, temperatures. The ViT is the encoder group's, the teacher the EMA."""
+
+    global_scale: tuple[float, float] = (0.4, 1.0)  # share of the picture in the two crops that the teacher sees
+    local_crops: int = 6  # smaller crops that only the student sees
+    local_side: int = 96  # pixels
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    jitter: float = 0.4  # of brightness, contrast, saturation; half of it for the balance of colours
+    prototypes: int = 4096
+    hidden: int = 2048  # width of the head's hidden layers
+    bottleneck: int = 256
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    balance: str = "centre"  # centre (DINO) | sinkhorn (DINOv2): what keeps the teacher's answers apart
+    centre_momentum: float = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
 class Optimizer:
     """AdamW, its schedule, and the running average of the weights."""
 
@@ -185,6 +203,9 @@ class Eval:
     every: int = 0  # steps; 0: never
     records: int = 512  # held-out records whose denoising loss is averaged
     batch_size: int = 64  # global
+    bank: int = (
+        0  # held-out records among which a task that learns features looks for neighbours of eval.records others
+    )
     rows: int = 8  # sources on the sample sheet
     samples: int = 2  # samples a source
     sampler: str = "dpm++"  # ddpm | ddim | dpm++ | euler | heun (the last two need diffusion.schedule = flow)
@@ -204,6 +225,7 @@ class Settings:
     model: Model = Model()
     diffusion: Diffusion = Diffusion()
     task: Task = Task()
+    dino: Dino = Dino()
     optimizer: Optimizer = Optimizer()
     finetune: Finetune = Finetune()
     train: Train = Train()
@@ -232,6 +254,7 @@ _CHOICES = {
     "model.size": ("S", "B", "L", "XL", "custom"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
+    "dino.balance": ("centre", "sinkhorn"),
     "diffusion.schedule": ("linear", "cosine", "flow"),
     "diffusion.prediction": ("noise", "x0", "v", "flow"),
     "diffusion.loss": ("hybrid", "simple"),
@@ -249,13 +272,15 @@ _AT_LEAST = {
     "diffusion.min_snr_gamma": 0, "task.condition_dropout": 0, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
     "optimizer.clip_norm": 0, "optimizer.accumulate": 1, "optimizer.weight_decay": 0, "optimizer.ema_decay": 0,
     "model.unroll": 0, "finetune.lora_rank": 0, "finetune.lora_alpha": 0,
+    "dino.local_crops": 0, "dino.local_side": 1, "dino.jitter": 0, "dino.prototypes": 2, "dino.hidden": 1,
+    "dino.bottleneck": 1, "dino.centre_momentum": 0, "eval.bank": 0,
     "train.steps": 1, "train.batch_size": 1, "train.nonfinite_limit": 1, "train.profile_steps": 1, "checkpoint.every": 1,
     "checkpoint.keep": 1, "checkpoint.keep_every": 0, "log.every": 1, "eval.every": 0, "eval.records": 1,
     "eval.batch_size": 1, "eval.rows": 1, "eval.samples": 1, "eval.steps": 1, "eval.guidance": 0,
     "eval.guidance_rescale": 0,
 }  # fmt: skip
 _AT_MOST = {
-    "data.max_corrupt_rate": 1, "task.condition_dropout": 1, "optimizer.ema_decay": 1, "eval.guidance_rescale": 1,
+    "data.max_corrupt_rate": 1, "task.condition_dropout": 1, "optimizer.ema_decay": 1, "dino.jitter": 1, "dino.centre_momentum": 1, "eval.guidance_rescale": 1,
 }  # fmt: skip
 
 
@@ -409,15 +434,24 @@ def _check_diffusion(s: Settings) -> None:
 def _check_eval(s: Settings) -> None:
     low, high = s.eval.guidance_interval
     _require(0 <= low <= high <= 1, f"config.eval.guidance_interval={(low, high)} must satisfy 0 <= low <= high <= 1")
+    for name in ("global_scale", "local_scale"):
+        least, most = getattr(s.dino, name)
+        _require(0 < least <= most <= 1, f"config.dino.{name}={(least, most)} must satisfy 0 < least <= most <= 1")
+    for name in ("student_temperature", "teacher_temperature"):
+        _require(getattr(s.dino, name) > 0, f"config.dino.{name}={getattr(s.dino, name)} must be above 0")
     if s.eval.every:
+        _require(
+            s.eval.bank % s.eval.batch_size == 0,
+            f"config.eval.bank={s.eval.bank} must be a multiple of eval.batch_size={s.eval.batch_size}",
+        )
         _require(
             s.eval.records % s.eval.batch_size == 0,
             f"config.eval.records={s.eval.records} must be a multiple of eval.batch_size={s.eval.batch_size}",
         )
-        needed = max(s.eval.rows, s.eval.records)
+        needed = max(s.eval.rows, s.eval.records) + s.eval.bank
         _require(
             s.data.holdout >= needed,
-            f"config.data.holdout={s.data.holdout} must be at least {needed} (eval.records, eval.rows); "
+            f"config.data.holdout={s.data.holdout} must be at least {needed} (eval.records, eval.rows, eval.bank); "
             "set config.eval.every=0 to train without a held-out set",
         )
 

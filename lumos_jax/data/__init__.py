@@ -5,6 +5,7 @@ from lumos_jax.data.order import holdout_records
 from lumos_jax.data.pipeline import load_image, make_record_iterator, make_train_iterator, read_batch
 from lumos_jax.data.shards import write_arrayrecord
 from lumos_jax.data.sources import MixtureSource, Source, make_source
+from lumos_jax.data.truth import truth_of
 
 __all__ = [
     "CorruptMeter",
@@ -17,5 +18,6 @@ __all__ = [
     "make_source",
     "make_train_iterator",
     "read_batch",
+    "truth_of",
     "write_arrayrecord",
 ]

@@ -97,9 +97,22 @@ def make_encoder(encoder: config.Encoder) -> tuple[ImageEncoder, Any]:
     return made, jax.tree.map(lambda a: np.asarray(a).astype(jnp.dtype(encoder.dtype)), params)
 
 
-def _random(encoder: config.Encoder) -> tuple[Vit, Any]:
+def vit_of(encoder: config.Encoder) -> Vit:
+    """The ViT that config.encoder describes.
+
+    Raises:
+      ValueError: its weights are not random, so that they and not the settings say what it looks like.
+    """
+    if not encoder.weights.startswith("random:"):
+        raise ValueError(
+            f"config.encoder.weights={encoder.weights!r}: a network that is to be trained starts from random:<seed>"
+        )
     sizes = (encoder.width, encoder.depth, encoder.heads)
     width, depth, heads = sizes if encoder.size == "custom" else SIZES[encoder.size]
-    vit = Vit(width, depth, heads, encoder.patch_size, encoder.image_size)
+    return Vit(width, depth, heads, encoder.patch_size, encoder.image_size)
+
+
+def _random(encoder: config.Encoder) -> tuple[Vit, Any]:
+    vit = vit_of(encoder)
     seed = int(encoder.weights.removeprefix("random:"))
     return vit, jax.tree.map(np.asarray, jax.jit(vit.init)(jax.random.key(seed)))

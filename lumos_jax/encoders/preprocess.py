@@ -34,5 +34,10 @@ def preprocess(image: jax.Array, resize: int, crop: int, interpolation: str, sta
             x = jnp.clip(jax.image.resize(x, shape, _METHODS[interpolation], antialias=True), 0, 255)
     top, left = round((height - crop) / 2), round((width - crop) / 2)
     x = x[:, top : top + crop, left : left + crop]
+    return normalise(x, statistics)
+
+
+def normalise(x: jax.Array, statistics) -> jax.Array:
+    """float32 (B, H, W, 3) in [0, 255] -> zero mean and unit deviation by `statistics`, as for `preprocess`."""
     mean, std = 255 * np.array(statistics, np.float32)
     return (x - mean[None, None, None]) / std[None, None, None]

@@ -6,9 +6,10 @@ from typing import Any
 
 from lumos_jax import config
 from lumos_jax.tasks.base import Task
+from lumos_jax.tasks.dino import make_dino
 from lumos_jax.tasks.i2i import make_i2i
 
-_TASKS = {"i2i": make_i2i}
+_TASKS = {"i2i": make_i2i, "dino": make_dino}
 
 
 def make_task(settings: config.Settings) -> tuple[Task, Any]:

@@ -80,7 +80,9 @@ class Denoising:
     def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Example:
         return make_example(self, frozen, batch, keys, self.condition_dropout)
 
-    def losses(self, params: Any, average: Any, example: Example, total: jax.Array, gather: Any) -> dict[str, jax.Array]:
+    def losses(
+        self, params: Any, average: Any, example: Example, total: jax.Array, gather: Any
+    ) -> dict[str, jax.Array]:
         """`loss`, `mse`, `vlb` (hybrid loss only), and the weighted sums quartile_loss and quartile_weight (4,) by quartile of
         the timestep, which are not divided by `total`."""
         terms = loss_terms(self, params, example, gather)

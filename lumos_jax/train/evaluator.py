@@ -123,7 +123,9 @@ class Neighbours:
         values |= {f"random_neighbour_{name}": score for name, score in self.of_chance.items()}
         if not scores:
             return values, "this source does not know its ground truth: judge by the sheet of nearest neighbours"
-        told = ", ".join(f"{name} {score:.1%} (random ViT {self.of_chance[name]:.1%})" for name, score in scores.items())
+        told = ", ".join(
+            f"{name} {score:.1%} (random ViT {self.of_chance[name]:.1%})" for name, score in scores.items()
+        )
         return values, f"nearest neighbours agree on {told}"
 
     def sheet(self, state: TrainState) -> np.ndarray:

@@ -1,0 +1,95 @@
+"""Self-distillation (DINO): an image encoder of one's own, from images alone.
+
+python -m lumos_jax.main --config=configs/dino.py --config.data.source=arrayrecord --config.data.path=DIR --workdir=RUN
+    ViT-B/16 at 224 px with DINO's crops and temperatures, for a TPU pod or a CUDA host
+configs/dino.py:desk   a ViT of 0.8 M parameters on scenes at 32 px, on a laptop CPU; also for any folder of images
+configs/dino.py:test   the same in seconds
+
+`python -m lumos_jax.convert export --workdir=RUN --format=encoder --out=DIR` makes a directory that config.encoder.weights can name.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # config files are loaded by path, from anywhere
+
+from configs import common
+
+
+def paper():
+    config = common.base()
+    config.task.name = "dino"
+    config.data.source = "arrayrecord"
+    config.data.holdout = 5120
+    config.data.workers = 16
+    config.encoder.weights = "random:0"
+    config.encoder.size, config.encoder.patch_size = "B", 16
+    config.dino.prototypes = 65536
+    config.optimizer.learning_rate = 2e-3  # 5e-4 for every 256 images of a batch
+    config.optimizer.weight_decay = 0.04
+    config.optimizer.warmup_steps = 12_500
+    config.optimizer.decay = "cosine"
+    config.optimizer.clip_norm = 3.0
+    config.optimizer.ema_decay = 0.996
+    config.train.batch_size = 1024
+    config.train.steps = 125_000
+    config.eval.every = 5000
+    config.eval.bank = 4096
+    config.eval.records = 1024
+    config.eval.batch_size = 256
+    config.eval.samples = 5
+    return config
+
+
+def desk():
+    config = paper()
+    config.data.source = "scenes"
+    config.data.workers = 0
+    config.data.image_size = 48
+    config.data.holdout = 3072
+    config.encoder.size = "custom"
+    config.encoder.width, config.encoder.depth, config.encoder.heads = 128, 4, 4
+    config.encoder.patch_size = 8
+    config.encoder.resize = config.encoder.image_size = 32
+    config.encoder.dtype = "float32"
+    config.dino.global_scale, config.dino.local_scale = (0.6, 1.0), (0.3, 0.7)
+    config.dino.local_crops, config.dino.local_side = 2, 16
+    config.dino.prototypes, config.dino.hidden, config.dino.bottleneck = 512, 256, 64
+    config.dino.teacher_temperature = 0.06
+    config.dino.balance = "sinkhorn"  # centring needs more than minutes to leave a few clusters
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.ema_decay = 0.99
+    config.train.batch_size = 64
+    config.train.steps = 1500
+    config.checkpoint.every = 250
+    config.log.every = 50
+    config.eval.every = 250
+    config.eval.bank = 2048
+    return config
+
+
+def test():
+    config = desk()
+    config.data.image_size = 16
+    config.data.records = 256
+    config.data.holdout = 64
+    config.encoder.width, config.encoder.depth, config.encoder.heads = 32, 2, 2
+    config.encoder.resize = config.encoder.image_size = 16
+    config.dino.local_side = 8
+    config.dino.prototypes, config.dino.hidden, config.dino.bottleneck = 16, 32, 8
+    config.optimizer.warmup_steps = 2
+    config.train.batch_size = 16
+    config.train.steps = 12
+    config.checkpoint.every = 4
+    config.log.every = 2
+    config.eval.every = 6
+    config.eval.bank = config.eval.records = 32
+    config.eval.batch_size = 16
+    config.eval.rows = 2
+    config.eval.samples = 3
+    return config
+
+
+def get_config(size=""):
+    return common.pick(size, {"": paper, "desk": desk, "test": test})
