@@ -5,7 +5,8 @@ python -m lumos_jax.main --config=configs/dino.py --config.data.source=arrayreco
 configs/dino.py:desk   a ViT of 0.8 M parameters on scenes at 32 px, on a laptop CPU; also for any folder of images
 configs/dino.py:test   the same in seconds
 
-`python -m lumos_jax.convert export --workdir=RUN --format=encoder --out=DIR` makes a directory that config.encoder.weights can name.
+python -m lumos_jax.convert export --workdir=RUN --format=encoder --out=DIR
+    makes a directory of the trained encoder that config.encoder.weights can name
 """
 
 import sys

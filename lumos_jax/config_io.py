@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from lumos_jax import config
+from lumos_jax import config, config_rules
 
 
 def to_dict(settings: config.Settings) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def from_dict(tree: Mapping[str, Any]) -> config.Settings:
       ValueError: an unknown field (with the nearest known ones), a value of the wrong type, or an impossible combination.
     """
     settings = _build(config.Settings, tree, "config")
-    config.validate(settings)
+    config_rules.validate(settings)
     return settings
 
 

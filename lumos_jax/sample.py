@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config, config_io, data, tasks
+from lumos_jax import config, config_io, config_rules, data, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.tasks import pictures, sampling
 from lumos_jax.train import finetune, rngs, sharding
@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> pathlib.Path:
     changes = {"sampler": args.sampler, "steps": args.steps, "guidance": args.guidance}
     changes = {name: value for name, value in changes.items() if value is not None}
     settings = dataclasses.replace(prior.settings, eval=dataclasses.replace(prior.settings.eval, **changes))
-    config.validate(settings)
+    config_rules.validate(settings)
     options = sampling.options_of(settings.eval)
     images = np.stack([data.load_image(path, prior.settings.data.image_size) for path in args.images])
     draw, count = (sheet_of_path, args.interpolate) if args.interpolate else (sheet_of_samples, args.num)

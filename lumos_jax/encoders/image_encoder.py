@@ -105,7 +105,7 @@ def vit_of(encoder: config.Encoder) -> Vit:
     """
     if not encoder.weights.startswith("random:"):
         raise ValueError(
-            f"config.encoder.weights={encoder.weights!r}: a network that is to be trained starts from random:<seed>"
+            f"config.encoder.weights={encoder.weights!r}: a network that is to be trained is random:<seed> at first"
         )
     sizes = (encoder.width, encoder.depth, encoder.heads)
     width, depth, heads = sizes if encoder.size == "custom" else SIZES[encoder.size]

@@ -8,6 +8,7 @@ Axes: B batch, D width, K prototypes.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ class SelfDistilled:
         vit["positions"] = 0.05 * jax.random.normal(keys[1], vit["positions"].shape)
         sizes = (self.vit.width, self.hidden, self.hidden, self.bottleneck)
         head = {}
-        for number, (inner, outer) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for number, (inner, outer) in enumerate(itertools.pairwise(sizes)):
             kernel = jax.random.normal(jax.random.fold_in(keys[2], number), (inner, outer)) * inner**-0.5
             head[f"layer{number}"] = {"kernel": kernel, "bias": jnp.zeros(outer)}
         head["prototypes"] = jax.random.normal(keys[3], (self.bottleneck, self.prototypes))

@@ -5,8 +5,8 @@
     loss    = mean over pairs of different crops of  - p . log softmax(student(crop) / student temperature)
     centre <- m centre + (1 - m) mean teacher output,  which keeps the teacher from giving the same answer to everything
 
-With `balance` = sinkhorn the teacher's answers are instead made to use all prototypes equally within the batch (Caron et al. 2020;
-DINOv2), which needs no centre; small batches and short runs then stay clear of few-cluster answers.
+With `balance` = sinkhorn the teacher's answers are instead made to use all prototypes equally within the batch (Caron et al.
+2020; DINOv2), which needs no centre; small batches and short runs then stay clear of few-cluster answers.
 """
 
 from __future__ import annotations

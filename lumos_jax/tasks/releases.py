@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lumos_jax import config, config_io, models
+from lumos_jax import config, config_io, config_rules, models
 from lumos_jax.encoders import files
 from lumos_jax.models import DiT, diffusers_names, official, sizes
 
@@ -212,5 +212,5 @@ def _settings(release: Release, state, width: int, patch: int, side: int, heads:
         model=model,
         task=config.Task(name=release.task),
     )
-    config.validate(settings)
+    config_rules.validate(settings)
     return settings

@@ -21,7 +21,8 @@ from lumos_jax.train.state import TrainState
 def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callable:
     """The jitted step: (state, frozen, batch) -> (state, metrics); the state's buffers are donated.
 
-    `metrics` are replicated float32: the task's sums (see tasks.base.Task.losses), and the scalars grad_norm and finite (1 or 0).
+    `metrics` are replicated float32: the task's sums (see tasks.base.Task.losses), and the scalars grad_norm and finite (1
+    or 0).
     """
     gather = sharding.make_gather(mesh, settings.model.dtype)
     plan = finetune.make_plan(settings.finetune, task.network)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from configs import i2i
-from lumos_jax import config, config_io, data, tasks
+from lumos_jax import config, config_io, config_rules, data, tasks
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.checkpoints.handoff import flatten
 from lumos_jax.tasks import objective
@@ -30,7 +30,7 @@ def settings_with(**groups):
     groups["optimizer"] = {"decay": "constant", "warmup_steps": 0, "weight_decay": 0.1} | groups.get("optimizer", {})
     for group, fields in groups.items():
         settings = dataclasses.replace(settings, **{group: dataclasses.replace(getattr(settings, group), **fields)})
-    config.validate(settings)
+    config_rules.validate(settings)
     return settings
 
 

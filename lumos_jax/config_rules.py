@@ -1,0 +1,242 @@
+"""Every rule that settings obey: allowed values, ranges, and rules between fields. `validate` runs before anything is compiled.
+
+Beside `config`, which names the fields, and like it importing no room.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lumos_jax.config import TEXT_KINDS, Encoder, Finetune, Settings, flatten
+
+ENCODER_OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "clip_text": ("all", "pooled")}
+
+_CHOICES = {
+    "data.source": ("scenes", "folder", "arrayrecord", "tfds", "cached", "mixture"),
+    "data.crop": ("center", "random"),
+    "encoder.kind": ("vit", *TEXT_KINDS),
+    "encoder.output": ("cls", "patch", "all", "pooled"),
+    "encoder.interpolation": ("bilinear", "bicubic"),
+    "encoder.size": ("Ti", "S", "B", "L", "custom"),
+    "encoder.dtype": ("float32", "bfloat16"),
+    "autoencoder.kind": ("kl", "identity"),
+    "autoencoder.posterior": ("sample", "mode"),
+    "autoencoder.dtype": ("float32", "bfloat16"),
+    "model.size": ("S", "B", "L", "XL", "custom"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "dino.balance": ("centre", "sinkhorn"),
+    "diffusion.schedule": ("linear", "cosine", "flow"),
+    "diffusion.prediction": ("noise", "x0", "v", "flow"),
+    "diffusion.loss": ("hybrid", "simple"),
+    "diffusion.timesteps": ("uniform", "logit_normal"),
+    "optimizer.decay": ("constant", "cosine"),
+    "eval.sampler": ("ddpm", "ddim", "dpm++", "euler", "heun"),
+}
+
+# Smallest value allowed, for the fields where zero or less would only fail later, and less clearly.
+_AT_LEAST = {
+    "data.image_size": 1, "data.records": 1, "data.holdout": 0, "data.workers": 0, "data.threads": 1, "data.prefetch": 1,
+    "data.max_corrupt_rate": 0, "encoder.image_size": 1, "encoder.patch_size": 1,
+    "encoder.max_tokens": 1, "encoder.vocabulary": 0, "autoencoder.tile": 0,
+    "autoencoder.layers": 1, "autoencoder.groups": 1, "model.patch_size": 1, "model.position_base": 0, "diffusion.steps": 1,
+    "diffusion.min_snr_gamma": 0, "task.condition_dropout": 0, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
+    "optimizer.clip_norm": 0, "optimizer.accumulate": 1, "optimizer.weight_decay": 0, "optimizer.ema_decay": 0,
+    "model.unroll": 0, "finetune.lora_rank": 0, "finetune.lora_alpha": 0,
+    "dino.local_crops": 0, "dino.local_side": 1, "dino.jitter": 0, "dino.prototypes": 2, "dino.hidden": 1,
+    "dino.bottleneck": 1, "dino.centre_momentum": 0, "eval.bank": 0,
+    "train.steps": 1, "train.batch_size": 1, "train.nonfinite_limit": 1, "train.profile_steps": 1, "checkpoint.every": 1,
+    "checkpoint.keep": 1, "checkpoint.keep_every": 0, "log.every": 1, "eval.every": 0, "eval.records": 1,
+    "eval.batch_size": 1, "eval.rows": 1, "eval.samples": 1, "eval.steps": 1, "eval.guidance": 0,
+    "eval.guidance_rescale": 0,
+}  # fmt: skip
+_AT_MOST = {
+    "data.max_corrupt_rate": 1, "task.condition_dropout": 1, "optimizer.ema_decay": 1, "dino.jitter": 1,
+    "dino.centre_momentum": 1, "eval.guidance_rescale": 1,
+}  # fmt: skip
+
+
+def _require(rule: bool, message: str) -> None:
+    if not rule:
+        raise ValueError(message)
+
+
+def validate(settings: Settings) -> None:
+    """Checks every value and every rule between fields.
+
+    Raises:
+      ValueError: names the field, its value and what is allowed.
+    """
+    flat = flatten(dataclasses.asdict(settings))
+    for name, allowed in _CHOICES.items():
+        _require(flat[name] in allowed, f"config.{name}={flat[name]!r} is not one of {', '.join(allowed)}")
+    for name, least in _AT_LEAST.items():
+        _require(flat[name] >= least, f"config.{name}={flat[name]} must be at least {least}")
+    for name, most in _AT_MOST.items():
+        _require(flat[name] <= most, f"config.{name}={flat[name]} must be at most {most}")
+    for name in settings.checkpoint.allow_change:
+        known = name in flat or name.endswith(".fingerprint")
+        _require(known, f"config.checkpoint.allow_change names {name!r}, which is no field")
+        kept = not name.startswith("finetune.")
+        _require(kept, f"config.checkpoint.allow_change names {name!r}: what trains may change with init_from only")
+    _check_data(settings)
+    _check_networks(settings)
+    _check_diffusion(settings)
+    _check_eval(settings)
+    _check_train(settings)
+
+
+def _check_data(s: Settings) -> None:
+    data = s.data
+    if data.source in ("folder", "arrayrecord", "cached"):
+        _require(bool(data.path), f"config.data.source={data.source} needs config.data.path")
+    _require(
+        data.source != "cached" or (data.crop == "center" and not data.flip),
+        f"config.data.crop={data.crop}, flip={data.flip} do not go with config.data.source=cached, which holds one centre crop "
+        "of each picture, not mirrored: set config.data.crop=center and config.data.flip=False",
+    )
+    if data.source == "tfds":
+        _require(bool(data.name), "config.data.source=tfds needs config.data.name, the name of a TFDS data set")
+    _require(
+        (data.source == "mixture") == bool(data.mixture),
+        "config.data.mixture, a tuple of dicts (source, path, ..., weight), goes with config.data.source=mixture",
+    )
+    if data.source == "scenes":
+        _require(data.records < 2**32, f"config.data.records={data.records}: an epoch has fewer than 2^32 records")
+
+
+def _check_networks(s: Settings) -> None:
+    for group, net in (("encoder", s.encoder), ("model", s.model)):
+        here = f"config.{group}"
+        if net.size == "custom":
+            sizes = (net.width, net.depth, net.heads)
+            _require(min(sizes) >= 1, f"{here}.size=custom needs {here}.width, depth and heads, not {sizes}")
+            _require(net.width % net.heads == 0, f"{here}.width={net.width} is not divisible by heads={net.heads}")
+            _require(net.width % 4 == 0, f"{here}.width={net.width}: sin-cos positions need a multiple of 4")
+        else:
+            fixed = net.width or net.depth or (net.heads and group == "model")
+            _require(
+                not fixed, f"{here}.size={net.size} fixes width, depth and heads; set {here}.size=custom to choose"
+            )
+    _check_encoder(s.encoder)
+    for group, weights in (("encoder", s.encoder.weights), ("autoencoder", s.autoencoder.weights)):
+        needed = group == "encoder" or s.autoencoder.kind != "identity"
+        _require(
+            bool(weights) or not needed,
+            f"config.{group}.weights is empty: give a directory, a .safetensors file, a hub id or random:<seed>",
+        )
+        seed = weights.removeprefix("random:")
+        _require(
+            seed == weights or seed.isdecimal(),
+            f"config.{group}.weights={weights!r}: write random:<seed> with a whole number, as random:0",
+        )
+
+
+def _check_encoder(enc: Encoder) -> None:
+    random = enc.weights.startswith("random:")
+    wrong = []
+    if enc.output not in ENCODER_OUTPUTS[enc.kind]:
+        wrong.append(f"config.encoder.output={enc.output} ({' or '.join(ENCODER_OUTPUTS[enc.kind])} allowed)")
+    if enc.kind == "vit" and enc.tokenizer:
+        wrong.append(f"config.encoder.tokenizer={enc.tokenizer!r} (images have none)")
+    if enc.vocabulary and (enc.kind == "vit" or not random):
+        wrong.append(f"config.encoder.vocabulary={enc.vocabulary} (only for text encoders of random weights)")
+    if enc.kind in TEXT_KINDS and random and not enc.vocabulary:
+        wrong.append("config.encoder.vocabulary=0 (random weights do not say how many token ids there are)")
+    if enc.kind in TEXT_KINDS and random and not enc.tokenizer:
+        wrong.append("config.encoder.tokenizer='' (random weights have none beside them; \"scenes\" comes with us)")
+    _require(
+        not wrong, f"config.encoder.kind={enc.kind} with weights={enc.weights} does not go with {'; '.join(wrong)}"
+    )
+    if enc.kind != "vit":
+        return
+    _require(
+        enc.resize >= enc.image_size,
+        f"config.encoder.resize={enc.resize} is smaller than the crop, encoder.image_size={enc.image_size}",
+    )
+    _require(
+        not random or enc.image_size % enc.patch_size == 0,
+        f"config.encoder.image_size={enc.image_size} is not divisible by encoder.patch_size={enc.patch_size}",
+    )
+
+
+def _check_diffusion(s: Settings) -> None:
+    diffusion = s.diffusion
+    flow = diffusion.schedule == "flow"
+    _require(
+        flow == (diffusion.prediction == "flow"),
+        f"config.diffusion.schedule={diffusion.schedule} does not go with prediction={diffusion.prediction}: "
+        "flow goes with flow; linear and cosine go with noise, x0 and v",
+    )
+    _require(
+        diffusion.learned_variance == (diffusion.loss == "hybrid"),
+        f"config.diffusion.learned_variance={diffusion.learned_variance} does not go with loss={diffusion.loss}: "
+        "the hybrid loss is what trains the variance; set both or neither",
+    )
+    _require(
+        not (flow and diffusion.learned_variance),
+        "config.diffusion.learned_variance is for schedules linear and cosine",
+    )
+    _require(
+        not (flow and diffusion.min_snr_gamma > 0), "config.diffusion.min_snr_gamma is for schedules linear and cosine"
+    )
+    _require(diffusion.logit_std > 0, f"config.diffusion.logit_std={diffusion.logit_std} must be above 0")
+    _require(
+        flow == (s.eval.sampler in ("euler", "heun")),
+        f"config.eval.sampler={s.eval.sampler} does not solve diffusion.schedule={diffusion.schedule}: "
+        "euler and heun are for flow; ddpm, ddim and dpm++ for linear and cosine",
+    )
+    _require(
+        flow or s.eval.steps <= diffusion.steps,
+        f"config.eval.steps={s.eval.steps} exceeds diffusion.steps={diffusion.steps}",
+    )
+
+
+def _check_eval(s: Settings) -> None:
+    low, high = s.eval.guidance_interval
+    _require(0 <= low <= high <= 1, f"config.eval.guidance_interval={(low, high)} must satisfy 0 <= low <= high <= 1")
+    for name in ("global_scale", "local_scale"):
+        least, most = getattr(s.dino, name)
+        _require(0 < least <= most <= 1, f"config.dino.{name}={(least, most)} must satisfy 0 < least <= most <= 1")
+    for name in ("student_temperature", "teacher_temperature"):
+        _require(getattr(s.dino, name) > 0, f"config.dino.{name}={getattr(s.dino, name)} must be above 0")
+    if s.eval.every:
+        _require(
+            s.eval.bank % s.eval.batch_size == 0,
+            f"config.eval.bank={s.eval.bank} must be a multiple of eval.batch_size={s.eval.batch_size}",
+        )
+        _require(
+            s.eval.records % s.eval.batch_size == 0,
+            f"config.eval.records={s.eval.records} must be a multiple of eval.batch_size={s.eval.batch_size}",
+        )
+        needed = max(s.eval.rows, s.eval.records) + s.eval.bank
+        _require(
+            s.data.holdout >= needed,
+            f"config.data.holdout={s.data.holdout} must be at least {needed} (eval.records, eval.rows, eval.bank); "
+            "set config.eval.every=0 to train without a held-out set",
+        )
+
+
+def _check_train(s: Settings) -> None:
+    train, optimizer, finetune = s.train, s.optimizer, s.finetune
+    _require(
+        finetune.lora_rank > 0 or (finetune.lora_alpha, finetune.lora_layers) == (0, Finetune().lora_layers),
+        "config.finetune.lora_alpha and lora_layers need config.finetune.lora_rank of 1 or more",
+    )
+    _require(bool(finetune.lora_layers), "config.finetune.lora_layers is empty: name kernels, or set lora_rank=0")
+    _require(
+        train.batch_size % optimizer.accumulate == 0,
+        f"config.train.batch_size={train.batch_size} is not divisible by optimizer.accumulate={optimizer.accumulate}",
+    )
+    _require(
+        optimizer.decay != "cosine" or optimizer.warmup_steps < train.steps,
+        f"config.optimizer.warmup_steps={optimizer.warmup_steps} leaves no step of train.steps={train.steps} to decay",
+    )
+    axes = dataclasses.asdict(s.mesh)
+    _require(list(axes.values()).count(-1) <= 1, f"config.mesh: only one axis may be -1, not {axes}")
+    _require(all(n >= 1 or n == -1 for n in axes.values()), f"config.mesh: axis sizes are positive or -1, not {axes}")
+    _require(
+        s.mesh.tensor == 1 and s.mesh.context == 1,
+        f"config.mesh.tensor={s.mesh.tensor}, context={s.mesh.context}: images are sharded over data and fsdp; "
+        "leave the other axes at 1",
+    )
