@@ -40,7 +40,7 @@ class Encoder:
     """The frozen encoder, of images (vit) or of captions (t5, clip_text), whose features are the condition."""
 
     kind: str = "vit"  # vit | t5 (the encoder of T5 v1.1 or Flan-T5) | clip_text
-    weights: str = "facebook/dino-vitb16"  # directory; .safetensors, .npz, .pth file; hub id; random:<seed>
+    weights: str = "facebook/dino-vitb16"  # directory; .safetensors, .npz, .pth file; hub id; random:<seed>; "scenes"
     # vit: cls | patch | all | pooled (what its projection head makes of [CLS]: CLIP, MoCo-v3); t5: all; clip_text: all | pooled
     output: str = "cls"
     normalize: bool = True  # vit: L2-normalise each token; features of text are left as they are

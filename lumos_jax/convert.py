@@ -6,6 +6,8 @@ python -m lumos_jax.convert import --kind=image-encoder --source=dino_vitbase16_
     a frozen network becomes a directory that config.encoder.weights (autoencoder.weights) can name
 python -m lumos_jax.convert export --workdir=runs/xl --format=official --out=release
     a run's EMA weights under the names of the official release, with a model card
+python -m lumos_jax.convert export --workdir=runs/dino --format=encoder --out=weights/mine
+    the encoder of a self-distillation run, for config.encoder.weights
 
 --source is a file (.safetensors, .npz, .pth, .bin), a directory, or a hub id. Every name is accounted for: loaded, dropped for
 a reason, or an error. --dry-run prints the account from the shapes alone, and writes nothing; it also takes a .json file that
@@ -24,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos_jax import config, config_io, name_rules
+from lumos_jax import config, config_io, encoders, name_rules
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, model_card
 from lumos_jax.encoders import files, frozen_files, imports, torch_writer
 from lumos_jax.models import diffusers_names
@@ -32,7 +34,8 @@ from lumos_jax.tasks import releases
 from lumos_jax.train import finetune
 
 USER_ERROR = 2
-FORMATS = ("official", "safetensors", "diffusers")
+PRIOR_FORMATS = ("official", "safetensors", "diffusers")
+ENCODER = "encoder"
 
 
 def import_prior(args: argparse.Namespace) -> str:
@@ -58,7 +61,7 @@ def import_frozen(args: argparse.Namespace) -> str:
     """Writes a frozen network as a directory of one safetensors file and its description; returns its account."""
     made = imports.read(args.kind, args.source, heads=args.heads, shapes_only=args.dry_run)
     if not args.dry_run:
-        _write(args.out, lambda folder: frozen_files.save(folder, made))
+        _write(args.out, lambda folder: frozen_files.save(folder, made, args.source))
     return made.account.table()
 
 
@@ -91,6 +94,11 @@ def export(args: argparse.Namespace) -> str:
     params = jax.tree.map(np.asarray, finetune.read_weights(checkpoints, step, args.weights, placement))
     meta = checkpoints.meta(step)
     checkpoints.close()
+    if ("vit" in params) != (args.format == ENCODER):
+        right = ENCODER if "vit" in params else ", ".join(PRIOR_FORMATS)
+        raise ValueError(f"--format={args.format} does not suit what {workdir} trained; it can be exported as {right}")
+    if args.format == ENCODER:
+        return _export_encoder(args, settings, params, meta, step)
     state = releases.write(settings, params)
     card = model_card.text(workdir, settings, meta, step, args.weights, args.format)
 
@@ -119,6 +127,19 @@ def export(args: argparse.Namespace) -> str:
     return f"{count:,} parameters ({args.weights}) of step {step} in {args.out}"
 
 
+def _export_encoder(args: argparse.Namespace, settings: config.Settings, params: Any, meta: Any, step: int) -> str:
+    flat = {path: value.astype(args.dtype) for path, value in name_rules.flatten(params["vit"]).items()}
+    made = frozen_files.Frozen("image-encoder", encoders.vit_of(settings.encoder), flat)
+    card = model_card.text(pathlib.Path(args.workdir), settings, meta, step, args.weights, args.format)
+
+    def fill(folder: pathlib.Path) -> None:
+        frozen_files.save(folder, made, f"{args.weights} of step {step} of a lumos_jax run")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    _write(args.out, fill)
+    return f"{sum(value.size for value in flat.values()):,} parameters ({args.weights}) of step {step} in {args.out}"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lumos_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -137,10 +158,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, help="the directory to make")
     add(
         "--format",
-        choices=FORMATS,
+        choices=(*PRIOR_FORMATS, ENCODER),
         default="official",
-        help="official .pth (default), the same as safetensors, or diffusers",
+        help="official .pth (default), the same as safetensors, diffusers; or encoder, of a self-distillation run",
     )
+    add("--dtype", choices=("float32", "float16"), default="float32", help="of format encoder (float32)")
     add("--weights", choices=("ema", "params"), default="ema", help="running average (default) or raw parameters")
     add("--checkpoint", type=int, metavar="STEP", help="default: the newest")
     return parser

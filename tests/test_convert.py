@@ -72,7 +72,7 @@ def weights(workdir):
     return jax.tree.map(np.asarray, ema)
 
 
-@pytest.mark.parametrize("layout", convert.FORMATS)
+@pytest.mark.parametrize("layout", convert.PRIOR_FORMATS)
 def test_import_of_export_is_bit_for_bit(trained, tmp_path, layout, capsys):
     workdir, before = trained
     out, back = tmp_path / "out", tmp_path / "back"

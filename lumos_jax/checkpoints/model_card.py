@@ -12,6 +12,7 @@ from lumos_jax import config, config_io
 _LOADING = {
     "official": '`torch.load("lumos_{step}.pth")["state_dict"]`, under the names of the official Lumos release.',
     "safetensors": '`safetensors.torch.load_file("lumos_{step}.safetensors")`, under the names of the official Lumos release.',
+    "encoder": "`--config.encoder.weights=DIRECTORY`, with the encoder size and patch size below.",
     "diffusers": (
         "`transformer/`, under diffusers' names of a PixArt-like transformer. Each block has its own modulation "
         "(`norm1.linear`), for which diffusers ships no class."
@@ -39,7 +40,7 @@ def text(
         "tags: [diffusion, text-free]",
         "---",
         "",
-        "# A visual generative prior",
+        "# An image encoder" if layout == "encoder" else "# A visual generative prior",
         "",
     ]
     lines += [f"Trained with lumos_jax for {step:,} steps; {kind}.", "", _LOADING[layout].format(step=step), ""]

@@ -21,18 +21,18 @@ DESCRIPTION, WEIGHTS = "network.json", "weights.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """A network's shape (a frozen dataclass), its parameters by path, and their account."""
+    """A network's shape (a frozen dataclass), its parameters by path, and their account, if they were imported."""
 
     kind: str
     network: Any
     params: Mapping[str, np.ndarray]
-    account: name_rules.Account
+    account: name_rules.Account | None = None
 
 
-def save(folder: pathlib.Path, frozen: Frozen) -> None:
-    """Writes into an existing folder."""
+def save(folder: pathlib.Path, frozen: Frozen, origin: str) -> None:
+    """Writes into an existing folder; `origin` says where the weights are from."""
     files.save_safetensors(frozen.params, folder / WEIGHTS, {"format": "np"})
-    told = {"kind": frozen.kind, "network": dataclasses.asdict(frozen.network), "dropped": dict(frozen.account.dropped)}
+    told = {"kind": frozen.kind, "network": dataclasses.asdict(frozen.network), "origin": origin}
     (folder / DESCRIPTION).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from lumos_jax.encoders.vit import Vit
 
 HEAD_DIM = 64  # of every original release's ViT but one: their files do not say how many heads there are
 MOCO_SMALL_HEADS = 12  # MoCo-v3's ViT-S has 12 heads of 32 (Chen et al. 2021)
+SHIPPED = pathlib.Path(__file__).parent / "scene_vit"  # trained by configs/dino.py:desk on the embedded scenes
 MODEL_TYPES = ("vit", "dinov2", "clip", "clip_vision_model")
 
 Shapes = Mapping[str, Sequence[int]]
@@ -25,13 +27,13 @@ def load_vit(weights: str, heads: int = 0) -> tuple[Vit, Any]:
     """A pre-trained ViT: DINO, DINOv2 or MoCo-v3 under their original names; ViT, DINOv2 or CLIP under Hugging Face's.
 
     Args:
-      weights: directory, file or hub id.
+      weights: directory, file or hub id; or "scenes", the small one that comes with us.
       heads: only for files without a config; 0 takes width / 64 (and 12 for MoCo-v3's ViT-S).
 
     Raises:
       ValueError: as `files.locate`, `files.read` and `name_rules.convert` do.
     """
-    path = files.locate(weights, "config.encoder.weights")
+    path = SHIPPED if weights == "scenes" else files.locate(weights, "config.encoder.weights")
     own = frozen_files.load(path, "image-encoder", Vit)
     if own is not None:
         return own[0], name_rules.unflatten(own[1])
