@@ -5,10 +5,10 @@
 A kernel is read as a matrix from its input dims to its output dims, which are merged; the leading `layers` dim of stacked
 kernels stays apart. A keeps the input dims and B the output dims as they are, so both are sharded like the kernel's own:
 
-    kernel           shape               A                    B
-    attn, cross      (layers, D, parts, H, K)   (layers, D, rank)    (layers, rank, parts, H, K)
-    their out_kernel (layers, H, K, D)   (layers, H, K, rank) (layers, rank, D)
-    Dense            (layers, D, E)      (layers, D, rank)    (layers, rank, E)
+    kernel             shape                      A                      B
+    attn, cross        (layers, D, parts, H, K)   (layers, D, rank)      (layers, rank, parts, H, K)
+    their out_kernel   (layers, H, K, D)          (layers, H, K, rank)   (layers, rank, D)
+    Dense              (layers, D, E)             (layers, D, rank)      (layers, rank, E)
 
 A is uniform within +-1 / sqrt(fan in) (the Kaiming initialisation of the paper's released code) and B is zero, so that an
 adapted network starts as exactly the network it adapts.

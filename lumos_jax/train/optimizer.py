@@ -27,8 +27,8 @@ def make_optimizer(settings: config.Optimizer, steps: int, trainable: Any) -> op
     Args:
       settings: config.optimizer.
       steps: train.steps, where a cosine ends.
-      trainable: tree of bool like the parameters; False marks buffers (null tables), whose gradients are zero and
-        which must not decay either.
+      trainable: tree of bool like the parameters that are updated (`Plan.trainable`); False marks buffers (null
+        tables), whose gradients are zero and which must not decay either.
     """
     clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
     adamw = optax.adamw(
