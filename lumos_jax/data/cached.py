@@ -237,7 +237,7 @@ class CachedSource:
         self.paths = [str(directory / name) for name, _, _ in manifest.shards]
         self._ends = list(itertools.accumulate(records for _, records, _ in manifest.shards))
         self._first, self._count = first, count
-        self._fingerprint = digest([manifest.made_by, manifest.shards, first, count])
+        self._fingerprint = digest([manifest.made_by, manifest.arrays, manifest.shards, first, count])
 
     @functools.cached_property
     def _records(self):
