@@ -58,6 +58,8 @@ def load(workdir: str, step: int | None = None, weights: str = "ema") -> Prior:
         raise ValueError(f"there is no checkpoint {'' if step is None else step} in {checkpoints.directory}")
     mesh = sharding.make_mesh(config.Mesh())
     task, frozen = tasks.make_task(settings)
+    if not hasattr(task, "dit"):
+        raise ValueError(f"{workdir} trained an encoder, which draws nothing; see its sheets in {workdir}/samples")
     trained_with = checkpoints.meta(step)["fingerprints"]
     for name, identity in task.identity.items():
         if trained_with.get(name, identity) != identity:  # imported weights do not say

@@ -1,0 +1,174 @@
+"""Self-distillation: its crops, its loss by the definition, what keeps it from collapsing, and a whole run."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import dino as dino_config
+from lumos_jax import config_io, config_rules, convert, encoders, evaluation
+from lumos_jax.tasks import crops, make_task
+from lumos_jax.tasks.dino import Views
+from lumos_jax.train import loop, rngs
+
+
+def settings(**changes):
+    made = dino_config.test()
+    for name, value in changes.items():
+        group, field = name.split("__")
+        made[group][field] = value
+    return config_io.resolve(made)
+
+
+@pytest.fixture(scope="module")
+def example():
+    rng = np.random.default_rng(0)
+    weight = np.array([1, 1, 0, 1], np.float32)
+    whole, local = (rng.normal(size=(4, 2, side, side, 3)).astype(np.float32) for side in (16, 8))
+    return Views(whole, local, weight)
+
+
+def test_a_crop_of_everything_is_the_image_and_small_ones_stay_inside():
+    ramp = np.broadcast_to(np.linspace(10, 200, 16, dtype=np.float32)[None, :, None, None], (6, 16, 16, 3))
+    key = jax.random.key(1)
+    wide = np.asarray(crops.random_crop(key, ramp, 16, (1.0, 1.0)))
+    # Ratios other than one cut one side only, so that the columns of a vertical ramp stay constant.
+    assert np.abs(wide - wide[:, :, :1]).max() < 1e-3
+    small = np.asarray(crops.random_crop(key, ramp, 8, (0.1, 0.3)))
+    assert small.min() >= 10 - 1e-3
+    assert small.max() <= 200 + 1e-3
+    spans = small[:, -1, 0, 0] - small[:, 0, 0, 0]
+    assert (spans < 0.75 * 190).all()
+    assert np.unique(spans.round(2)).size == 6
+    np.testing.assert_allclose(crops.random_crop(key, ramp[:3], 8, (0.1, 0.3)).shape, (3, 8, 8, 3))
+
+
+def test_jitter_of_no_strength_only_mirrors():
+    image = np.random.default_rng(0).uniform(0, 255, (8, 6, 6, 3)).astype(np.float32)
+    out = np.asarray(crops.jitter(jax.random.key(0), image, 0.0))
+    same = np.array([np.allclose(a, b, atol=1e-3) for a, b in zip(out, image, strict=True)])
+    mirrored = np.array([np.allclose(a, b[:, ::-1], atol=1e-3) for a, b in zip(out, image, strict=True)])
+    assert (same ^ mirrored).all()
+    assert same.any()
+    assert mirrored.any()
+    changed = np.asarray(crops.jitter(jax.random.key(0), image, 0.4))
+    assert np.abs(changed - out).max() > 10
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("balance", ["centre", "sinkhorn"])
+def test_loss_by_its_definition(example, balance):
+    task, _ = make_task(settings(dino__balance=balance))
+    params = task.network.init(jax.random.key(0)) | {"centre": jnp.linspace(-0.2, 0.3, 16)}
+    average = task.network.init(jax.random.key(1))
+    total = jnp.float32(3)
+    sums = jax.jit(lambda p, a, e: task.losses(p, a, e, total, None))(params, average, example)
+
+    def scores(weights, views):
+        return np.stack(
+            [np.asarray(task.network.scores(weights, views[:, i]), np.float64) for i in range(views.shape[1])], 1
+        )
+
+    given = scores(average, example.whole)
+    if balance == "centre":
+        answer = softmax((given - np.asarray(params["centre"])) / task.settings.teacher_temperature)
+    else:
+        plan = np.exp((given - given.max()) / task.settings.teacher_temperature).reshape(8, 16)
+        plan *= np.repeat(example.weight, 2)[:, None]
+        for _ in range(3):
+            plan = plan / (plan.sum(0, keepdims=True) * 16)
+            plan = plan / np.maximum(plan.sum(1, keepdims=True), 1e-12)
+        answer = plan.reshape(4, 2, 16)
+    seen = np.concatenate([scores(params, example.whole), scores(params, example.local)], 1)
+    logs = np.log(softmax(seen / task.settings.student_temperature))
+    pairs = [(t, s) for t in range(2) for s in range(4) if t != s]
+    rows = np.mean([-(answer[:, t] * logs[:, s]).sum(-1) for t, s in pairs], axis=0)
+    np.testing.assert_allclose(sums["loss"], (rows * example.weight).sum() / 3, rtol=1e-4)
+    np.testing.assert_allclose(sums["centre"], given.mean(1)[example.weight > 0].mean(0), rtol=1e-4, atol=1e-5)
+
+    moved, metrics = task.settle(params, sums)
+    m = task.settings.centre_momentum
+    np.testing.assert_allclose(moved["centre"], m * params["centre"] + (1 - m) * sums["centre"], rtol=1e-6)
+    assert set(metrics) == {"loss", "teacher_entropy", "prototype_entropy"}
+
+
+def test_rows_without_weight_and_the_teacher_have_no_gradient(example):
+    task, _ = make_task(settings())
+    params, average = task.network.init(jax.random.key(0)), task.network.init(jax.random.key(1))
+
+    def loss(params, average, example):
+        return task.losses(params, average, example, jnp.float32(3), None)["loss"]
+
+    spoilt = dataclasses.replace(example, whole=example.whole + 5 * (1 - example.weight)[:, None, None, None, None])
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    (first, teacher), (second, _) = gradient(params, average, example), gradient(params, average, spoilt)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(teacher))
+    assert not np.any(first["centre"])
+    assert np.any(first["vit"]["positions"])
+
+
+def test_views_follow_the_key_and_not_the_batch():
+    task, _ = make_task(settings())
+    image = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    batch = {"image": image, "weight": np.ones(4, np.float32)}
+    draw = jax.jit(lambda batch, step: task.example({}, batch, rngs.streams(0, "train", step)))
+    one, two = draw(batch, 1), draw(batch, 2)
+    assert one.whole.shape == (4, 2, 16, 16, 3)
+    assert one.local.shape == (4, 2, 8, 8, 3)
+    np.testing.assert_array_equal(one.whole, draw(batch, 1).whole)
+    assert np.abs(one.whole - two.whole).max() > 0.1
+    assert np.abs(one.whole[:, 0] - one.whole[:, 1]).max() > 0.1
+
+
+def test_nearest_neighbours_vote():
+    bank = np.array([[1, 0], [2, 0.1], [0, 1], [0.1, 3], [-1, 0]], np.float32)
+    queries = np.array([[5, 0.2], [0, 2]], np.float32)
+    assert evaluation.nearest(bank, queries, 2).tolist() == [[1, 0], [2, 3]]
+    labels = np.array([4, 4, 7, 7, 0, 4, 2])
+    assert evaluation.neighbour_accuracy(bank, queries, {"kind": labels}, 5, k=2) == {"kind": 0.5}
+
+
+def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
+    made = settings(train__steps=6, log__tensorboard=False, train__compilation_cache="", checkpoint__every=3)
+    assert loop.train(loop.prepare(made, str(tmp_path / "run"))) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["neighbour_count"] >= 0
+    assert "random_neighbour_count" in lines[-1]
+    assert any("prototype_entropy" in line and "loss_q1" not in line for line in lines)
+    assert (tmp_path / "run" / "samples" / "step_6.png").exists()
+
+    again = dataclasses.replace(made, checkpoint=dataclasses.replace(made.checkpoint, every=3))
+    resumed = loop.prepare(again, str(tmp_path / "run"))
+    assert resumed.start.step == 6
+    resumed.checkpoints.close()
+
+    out = tmp_path / "encoder"
+    assert convert.main(["export", f"--workdir={tmp_path / 'run'}", "--format=official", f"--out={out}"]) == 2
+    assert "can be exported as encoder" in capsys.readouterr().err
+    assert convert.main(["export", f"--workdir={tmp_path / 'run'}", "--format=encoder", f"--out={out}"]) == 0
+    wanted = dataclasses.replace(made.encoder, weights=str(out), output="all", size="B", width=0, depth=0, heads=0)
+    config_rules.validate(dataclasses.replace(made, encoder=wanted))
+    encoder, params = encoders.make_encoder(wanted)
+    image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    assert encoder.apply(params, image).shape == (2, 5, 32)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(resumed.start.state.ema["vit"]), strict=True):
+        np.testing.assert_array_equal(a, np.asarray(b))
+
+
+def test_impossible_crops_are_refused():
+    with pytest.raises(ValueError, match=r"dino\.local_side=9 is not divisible by config\.encoder\.patch_size=8"):
+        make_task(settings(dino__local_side=9))
+    with pytest.raises(ValueError, match=r"dino\.local_scale=\(0\.5, 0\.2\)"):
+        settings(dino__local_scale=(0.5, 0.2))
+    named = dataclasses.replace(settings().encoder, weights="x/y", size="B", width=0, depth=0, heads=0)
+    with pytest.raises(ValueError, match="a network that is to be trained is random:<seed>"):
+        make_task(dataclasses.replace(settings(), encoder=named))
