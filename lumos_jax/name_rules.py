@@ -118,27 +118,40 @@ def _nearest(name: str, names) -> str:
     return f" (near: {', '.join(near)})" if near else ""
 
 
-def convert(state: Mapping[str, Any], rules: Sequence[Rule], target: Mapping[str, Sequence[int]], *, origin: str):
+def convert(
+    state: Mapping[str, Any],
+    rules: Sequence[Rule],
+    target: Mapping[str, Sequence[int]],
+    *,
+    origin: str,
+    place: Callable[[str, np.ndarray], Any] | None = None,
+):
     """State dict -> {path: array}, with an account.
 
+    Everything is judged by shapes first; then the arrays of one path at a time are read, transformed, stacked and handed to
+    `place`, so that of values that read themselves when asked for (`encoders.files.Lazy`) only one path is ever held twice.
+
     Args:
-      state: name -> array, or name -> shape (a sequence of ints) to prove a table without data.
+      state: name -> array (or what NumPy makes one of, with a shape), or name -> shape (a sequence of ints) to prove a table
+        without data.
       rules: the table; the first rule that fits a name counts.
       target: path -> shape of every parameter that the network has.
       origin: what the state dict is, for messages.
+      place: (path, array) -> what is kept of it: in another dtype, say, or on devices. None keeps the arrays.
 
     Returns:
-      ({path: numpy array, or zero-stride int8 views when given shapes}, Account)
+      ({path: numpy array, or what `place` made of it, or zero-stride int8 views when given shapes}, Account)
 
     Raises:
       ValueError: names that no rule covers, parameters that nothing fills, shapes that differ: all of them, with near names.
     """
     parts: dict[str, dict[tuple[int, int | None], np.ndarray]] = {}
+    sources: dict[str, dict[tuple[int, int | None], tuple[str, str]]] = {}  # the same with (name, transform)
     loaded, dropped, problems = {}, {}, []
     order = {id(rule): number for number, rule in enumerate(rules)}
     dropped_parameters = 0
     for name, value in state.items():
-        array = value if hasattr(value, "shape") else _Shape(tuple(value))
+        array = _Shape(tuple(value.shape if hasattr(value, "shape") else value))
         found = _match(rules, name)
         if found is None:
             known = [rule.name for rule in rules if rule.path in target or not rule.path]
@@ -153,7 +166,9 @@ def convert(state: Mapping[str, Any], rules: Sequence[Rule], target: Mapping[str
             problems.append(f"  {name}: this network has no {rule.path}")
             continue
         try:
-            parts.setdefault(rule.path, {})[order[id(rule)], layer] = _TRANSFORMS[rule.transform](array)
+            key = order[id(rule)], layer
+            parts.setdefault(rule.path, {})[key] = _TRANSFORMS[rule.transform](array)
+            sources.setdefault(rule.path, {})[key] = name, rule.transform
         except ValueError:
             problems.append(f"  {name}: shape {tuple(array.shape)} is not what rule {rule.transform!r} expects")
             continue
@@ -176,6 +191,12 @@ def convert(state: Mapping[str, Any], rules: Sequence[Rule], target: Mapping[str
     if problems:
         shown = "\n".join(problems[:40]) + (f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else "")
         raise ValueError(f"the weights of {origin} do not fit this network:\n{shown}")
+    if all(hasattr(value, "shape") for value in state.values()):
+        for path in params:
+            read = {key: _TRANSFORMS[how](np.asarray(state[name])) for key, (name, how) in sources[path].items()}
+            array = _assemble(read, rules)
+            del read
+            params[path] = array if place is None else place(path, array)
     return params, Account(loaded, dropped, count, dropped_parameters)
 
 

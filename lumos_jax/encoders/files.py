@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from lumos_jax.encoders import torch_files
 
@@ -120,12 +120,21 @@ def _read_shards(path: pathlib.Path, index: pathlib.Path, read_file: Callable, s
 
 def _read_safetensors(path: pathlib.Path, shapes_only: bool = False) -> dict[str, Any]:
     try:
-        if not shapes_only:
-            return load_file(path)
-        with safetensors.safe_open(path, "numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        file = safetensors.safe_open(path, "numpy")
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return shapes if shapes_only else {name: Lazy(file, name, shape) for name, shape in shapes.items()}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
+
+
+class Lazy:
+    """An array of a safetensors file that is read whenever NumPy asks for it, and not kept."""
+
+    def __init__(self, file: Any, name: str, shape: tuple[int, ...]):
+        self._file, self._name, self.shape = file, name, shape
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self._file.get_tensor(self._name), dtype)
 
 
 def save_safetensors(state: Mapping[str, np.ndarray], path: pathlib.Path, metadata: Mapping[str, str]) -> None:
@@ -167,9 +176,23 @@ def read_release(
 
 def content_hash(flat: Mapping[str, np.ndarray]) -> str:
     """A short hash of names, shapes and values: what makes two networks the same."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(flat):
-        array = np.ascontiguousarray(flat[path])
-        digest.update(f"{path}{array.shape}{array.dtype}".encode())
+    digests = Digests()
+    for path, array in flat.items():
+        digests.add(path, array)
+    return digests.total()
+
+
+class Digests:
+    """`content_hash` of arrays that come one by one, in any order."""
+
+    def __init__(self):
+        self._each: dict[str, str] = {}
+
+    def add(self, path: str, array: np.ndarray) -> None:
+        array = np.ascontiguousarray(array)
+        digest = hashlib.blake2b(f"{path}{array.shape}{array.dtype}".encode(), digest_size=8)
         digest.update(array.view(np.uint8).reshape(-1) if array.size else b"")
-    return digest.hexdigest()
+        self._each[path] = digest.hexdigest()
+
+    def total(self) -> str:
+        return hashlib.blake2b(json.dumps(self._each, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -49,4 +49,6 @@ def load(path: pathlib.Path, kind: str, network_class: Callable) -> tuple[Any, d
     if told["kind"] != kind:
         raise ValueError(f"{path} holds a {told['kind']}; this field needs a {kind}")
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in told["network"].items()}
-    return network_class(**fields), files.read(path / WEIGHTS, "")[0]
+    return network_class(**fields), {
+        name: np.asarray(value) for name, value in files.read(path / WEIGHTS, "")[0].items()
+    }

@@ -98,13 +98,14 @@ def from_pixart(state: Mapping[str, Any], dit: DiT, *, origin: str) -> tuple[dic
     if absent:
         raise ValueError(f"{origin} lacks {', '.join(absent)}, which every PixArt-alpha network has")
     weight, bias = (state[name] for name in shared)
+    has_data = hasattr(bias, "shape")
     renamed = {}
     for name, value in state.items():
         found = re.fullmatch(r"blocks\.(\d+)\.scale_shift_table", name)
         if found:
             modulation = f"blocks.{found[1]}.adaLN_modulation.1"
             renamed[f"{modulation}.weight"] = weight
-            renamed[f"{modulation}.bias"] = bias + value.reshape(-1) if hasattr(value, "reshape") else bias
+            renamed[f"{modulation}.bias"] = np.asarray(bias) + np.asarray(value).reshape(-1) if has_data else bias
         elif name not in shared:
             renamed[name] = value
     return from_official(renamed, dit, origin=origin)
