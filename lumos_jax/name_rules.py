@@ -193,41 +193,62 @@ def convert(
         raise ValueError(f"the weights of {origin} do not fit this network:\n{shown}")
     if all(hasattr(value, "shape") for value in state.values()):
         for path in params:
-            read = {key: _TRANSFORMS[how](np.asarray(state[name])) for key, (name, how) in sources[path].items()}
-            array = _assemble(read, rules)
-            del read
+            array = _read(state, sources[path], rules, params[path].shape)
             params[path] = array if place is None else place(path, array)
     return params, Account(loaded, dropped, count, dropped_parameters)
 
 
+def _read(
+    state: Mapping[str, Any], sources: Mapping[tuple[int, int | None], tuple[str, str]], rules, shape
+) -> np.ndarray:
+    """The array of one path, whose parts `_assemble` has judged by shape; filled layer by layer, so that it is held once."""
+    numbers = sorted({rule for rule, _ in sources})
+    layers = sorted({layer for _, layer in sources if layer is not None})
+
+    def joined(layer):
+        pieces = []
+        for number in numbers:
+            name, transform = sources[number, layer]
+            pieces.append(_TRANSFORMS[transform](np.asarray(state[name])))
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=rules[numbers[0]].join)
+
+    if not layers:
+        return joined(None)
+    array = np.empty(shape, joined(layers[0]).dtype)
+    for place, layer in enumerate(layers):
+        array[place] = joined(layer)
+    return array
+
+
 def _assemble(parts: Mapping[tuple[int, int | None], np.ndarray], rules: Sequence[Rule]) -> np.ndarray:
-    """Joins the rules of one path and stacks its layers."""
+    """Joins the rules of one path and stacks its layers, by shape alone.
+
+    Raises:
+      ValueError: layers that are missing, incomplete or of several shapes.
+    """
     numbers = sorted({rule for rule, _ in parts})
     layers = sorted({layer for _, layer in parts if layer is not None})
     if layers and layers != list(range(len(layers))):
         raise ValueError(f"layers {layers} are not consecutive from 0")
-    shapes_only = all(array.dtype == np.int8 and not any(array.strides) for array in parts.values())
 
     def joined(layer):
         missing = [rules[n].name for n in numbers if (n, layer) not in parts]
         if missing:
             raise ValueError(f"layer {layer} lacks {', '.join(missing)}")
         pieces = [parts[n, layer] for n in numbers]
-        join = rules[numbers[0]].join
         if len(pieces) == 1:
             return pieces[0]
-        if shapes_only:
-            shape = list(pieces[0].shape)
-            shape[join] = sum(piece.shape[join] for piece in pieces)
-            return _Shape(tuple(shape))
-        return np.concatenate(pieces, axis=join)
+        join = rules[numbers[0]].join
+        shape = list(pieces[0].shape)
+        shape[join] = sum(piece.shape[join] for piece in pieces)
+        return _Shape(tuple(shape))
 
     if not layers:
         return joined(None)
     stack = [joined(layer) for layer in layers]
     if len({array.shape for array in stack}) > 1:
         raise ValueError("layers differ in shape")
-    return _Shape((len(stack), *stack[0].shape)) if shapes_only else np.stack(stack)
+    return _Shape((len(stack), *stack[0].shape))
 
 
 def export(

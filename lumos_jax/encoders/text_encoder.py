@@ -89,7 +89,7 @@ def make_text_encoder(encoder: config.Encoder, place: Place | None = None) -> tu
 
     def take(path: str, array: np.ndarray) -> Any:
         digests.add(path, array)
-        array = array.astype(jnp.dtype(encoder.dtype))
+        array = array.astype(jnp.dtype(encoder.dtype), copy=False)
         return array if place is None else place(path, array)
 
     if encoder.weights.startswith("random:"):
