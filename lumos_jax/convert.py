@@ -178,6 +178,7 @@ def run(args: argparse.Namespace) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Converts as the command line says; returns the exit code."""
     args = _parser().parse_args(argv)
     try:
         print(run(args))

@@ -27,6 +27,7 @@ USER_ERROR = 2
 
 
 def main(argv: list[str]) -> None:
+    """Trains as the flags say, and exits with the run's code."""
     if len(argv) > 1:
         raise app.UsageError(f"what is {argv[1]!r}? Fields are set as --config.group.field=value")
     logging.set_verbosity(logging.WARNING)

@@ -175,6 +175,7 @@ def run(args: argparse.Namespace) -> pathlib.Path:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Draws as the command line says; returns the exit code."""
     args = _parser().parse_args(argv)
     try:
         path = run(args)

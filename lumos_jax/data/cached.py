@@ -15,7 +15,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -27,7 +26,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lumos_jax.data.shards import count_records
+from lumos_jax.data.shards import OpenedLater, count_records
 from lumos_jax.data.sources import MixtureSource, Source, digest, printable
 
 FORMAT = 1
@@ -230,7 +229,7 @@ def open_cache(path: str) -> Source:
     return parts[0] if len(parts) == 1 else MixtureSource(parts, [weight for _, weight in manifest.parts])
 
 
-class CachedSource:
+class CachedSource(OpenedLater):
     """`count` records of a cache from record `first` on. `read` gives the bytes that `decode_record` takes."""
 
     def __init__(self, directory: pathlib.Path, manifest: Manifest, first: int, count: int):
@@ -238,15 +237,6 @@ class CachedSource:
         self._ends = list(itertools.accumulate(records for _, records, _ in manifest.shards))
         self._first, self._count = first, count
         self._fingerprint = digest([manifest.made_by, manifest.arrays, manifest.shards, first, count])
-
-    @functools.cached_property
-    def _records(self):
-        from array_record.python import array_record_data_source
-
-        return array_record_data_source.ArrayRecordDataSource(self.paths)
-
-    def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_records"}
 
     def __len__(self) -> int:
         return self._count

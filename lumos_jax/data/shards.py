@@ -23,7 +23,22 @@ from lumos_jax.data.sources import digest, is_image, printable
 _IMAGE_FEATURES = (b"image/encoded", b"image", b"jpg", b"jpeg", b"png", b"webp")
 
 
-class ArrayRecordSource:
+class OpenedLater:
+    """ArrayRecord shards `paths` that are opened when first read, and by each process for itself."""
+
+    paths: list[str]
+
+    @functools.cached_property
+    def _records(self):
+        from array_record.python import array_record_data_source
+
+        return array_record_data_source.ArrayRecordDataSource(self.paths)
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "_records"}
+
+
+class ArrayRecordSource(OpenedLater):
     """ArrayRecord shards in a directory, or a glob of them, or one file; shards are ordered by name.
 
     Raises:
@@ -46,15 +61,6 @@ class ArrayRecordSource:
         if not sum(counts):
             raise ValueError(f"config.data.path={path!r}: the {len(paths)} ArrayRecord shards there hold no records")
         self._ends = list(itertools.accumulate(counts))
-
-    @functools.cached_property
-    def _records(self):
-        from array_record.python import array_record_data_source
-
-        return array_record_data_source.ArrayRecordDataSource(self.paths)
-
-    def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_records"}
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -25,6 +25,7 @@ import jax
 from lumos_jax import config, config_io
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.checkpoints.handoff import flatten
+from lumos_jax.name_rules import unflatten
 from lumos_jax.train import lora, rngs
 
 LORA = "lora"  # the entry of the parameters that holds adapters
@@ -145,15 +146,6 @@ def _matching(patterns: Iterable[str], paths: list[str], field: str) -> list[str
                 f"config.finetune.{field}: {pattern!r} matches no parameter that could be; nearest: {', '.join(near)}"
             )
     return [path for path in paths if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)]
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b/c": leaf} -> nested dicts."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *groups, name = path.split("/")
-        functools.reduce(lambda node, group: node.setdefault(group, {}), groups, tree)[name] = leaf
-    return tree
 
 
 def join(some: Mapping[str, Any], others: Mapping[str, Any]) -> Mapping[str, Any]:
