@@ -89,7 +89,13 @@ def _hand_off(settings, workdir, dit, optimizer, mesh) -> Start:
         theirs = finetune.read_weights(source, step, "ema", sharding.replicated(mesh))
         source.close()
     else:
-        theirs = releases.load(settings.init_from, "config.init_from", heads=dit.heads).params
+        try:
+            theirs = releases.load(settings.init_from, "config.init_from", heads=dit.heads).params
+        except ValueError as error:
+            raise ValueError(
+                f"config.init_from={settings.init_from} is neither a run (there is no checkpoint in it) nor a released prior: "
+                f"{error}"
+            ) from error
     params, account = transfer(theirs, ours.params, **rules)
     if jax.process_index() == 0:
         account.save(workdir / "handoff.json")
