@@ -41,7 +41,13 @@ def main(argv: list[str]) -> None:
         logging.debug("setting up failed", exc_info=error)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
-    sys.exit(loop.train(run))
+    code = loop.train(run)
+    if code == loop.FAILED:
+        # All is closed and said. Threads of a write that failed would print their tracebacks below it as Python ends.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -165,7 +166,7 @@ def train(run: Run) -> int:
                     pictures.save_png(picture, run.workdir / "samples" / f"step_{step}.png")
 
     profiling = False
-    code = 0
+    code, failure = 0, None
     try:
         with StopRequest() as stop:
             if step == 0:
@@ -207,14 +208,15 @@ def train(run: Run) -> int:
                     break
             run.checkpoints.wait()
     except (FloatingPointError, CheckpointError, data.TooManyCorruptRecords, OSError) as error:
-        report.say(f"error: {error}")
-        code = FAILED
+        failure, code = error, FAILED
     finally:
         if profiling:
             jax.profiler.stop_trace()
         batches.close()
         report.close()
         run.checkpoints.close()
+    if failure is not None and first:  # last of all, below whatever threads that were closed had to say
+        print(f"error: {failure}", file=sys.stderr, flush=True)
     if code == 0 and first:
         if settings.eval.every:
             print(f"samples     {run.workdir / 'samples'}")
