@@ -44,7 +44,7 @@ def desk():
     config.encoder.patch_size = 8
     config.encoder.resize = config.encoder.image_size = 32
     config.encoder.output = "all"
-    config.encoder.normalize = False  # unit length would make 192 features too faint to be picked up within minutes
+    config.encoder.normalize = "none"  # unit length would make 192 features too faint to be picked up within minutes
     config.encoder.dtype = "float32"
     config.autoencoder.kind = "identity"
     config.model.size = "custom"

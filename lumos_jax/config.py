@@ -44,7 +44,9 @@ class Encoder:
     weights: str = "facebook/dino-vitb16"  # directory; .safetensors, .npz, .pth file; hub id; random:<seed>; "scenes"
     # vit: cls | patch | all | pooled (what its projection head makes of [CLS]: CLIP, MoCo-v3); t5: all; clip_text: all | pooled
     output: str = "cls"
-    normalize: bool = True  # vit: L2-normalise each token; features of text are left as they are
+    # vit: unit (each token to length 1: Lumos) | standard (each token to mean 0 and variance 1 over its features: RCG) | none;
+    # features of text are left as they are
+    normalize: str = "unit"
     resize: int = 224  # vit: shorter side after resizing (antialiased), pixels
     interpolation: str = "bilinear"  # vit: bilinear (Lumos) | bicubic (as CLIP and DINOv2 were trained)
     image_size: int = 224  # vit: side of the centre crop that the encoder sees, pixels

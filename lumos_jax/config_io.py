@@ -60,7 +60,15 @@ def load(path) -> config.Settings:
         raise ValueError(f"no config.json at {path}: is this the --workdir of a run that has started?") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from the run's command line") from None
-    return from_dict(tree)
+    return from_dict(_renewed(tree))
+
+
+def _renewed(tree: Any) -> Any:
+    """Settings that an earlier version saved: encoder.normalize was a bool then."""
+    encoder = tree.get("encoder") if isinstance(tree, dict) else None
+    if isinstance(encoder, dict) and isinstance(encoder.get("normalize"), bool):
+        encoder["normalize"] = "unit" if encoder["normalize"] else "none"
+    return tree
 
 
 def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[Any, Any]]:

@@ -17,6 +17,7 @@ _CHOICES = {
     "data.crop": ("center", "random"),
     "encoder.kind": ("vit", *TEXT_KINDS),
     "encoder.output": ("cls", "patch", "all", "pooled"),
+    "encoder.normalize": ("none", "unit", "standard"),
     "encoder.interpolation": ("bilinear", "bicubic"),
     "encoder.size": ("Ti", "S", "B", "L", "custom"),
     "encoder.dtype": ("float32", "bfloat16"),

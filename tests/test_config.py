@@ -1,6 +1,7 @@
 """Settings: what is refused, what may change on resume, and that every config file resolves."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -36,6 +37,7 @@ def changed(**fields):
         ({"eval__every": 10}, "data.holdout=0 must be at least"),
         ({"eval__guidance_interval": (0.8, 0.2)}, "low <= high"),
         ({"encoder__weights": "random:x"}, "random:<seed>"),
+        ({"encoder__normalize": "l2"}, "not one of none, unit, standard"),
         ({"encoder__resize": 100}, "smaller than the crop"),
         ({"data__source": "folder"}, "needs config.data.path"),
         ({"data__source": "mixture"}, "config.data.mixture"),
@@ -52,6 +54,14 @@ def test_json_round_trip_keeps_every_field(tmp_path):
     settings = changed(eval__guidance_interval=(0.1, 0.9), autoencoder__channels=(8, 16), train__seed=7)
     config_io.save(settings, tmp_path / "config.json")
     assert config_io.load(tmp_path / "config.json") == settings
+
+
+@pytest.mark.parametrize(("saved", "meant"), [(True, "unit"), (False, "none"), ("standard", "standard")])
+def test_settings_saved_when_normalize_was_a_bool_are_read(tmp_path, saved, meant):
+    tree = config_io.to_dict(config.Settings())
+    tree["encoder"]["normalize"] = saved
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    assert config_io.load(tmp_path / "config.json").encoder.normalize == meant
 
 
 def test_load_names_what_is_wrong(tmp_path):

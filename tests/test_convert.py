@@ -188,7 +188,7 @@ def test_moco_v3(goldens, tmp_path):
         == len(state) // 2 + 1
     )
     settings = config.Encoder(
-        weights=str(tmp_path / "moco.pth"), heads=4, output="pooled", normalize=False, dtype="float32"
+        weights=str(tmp_path / "moco.pth"), heads=4, output="pooled", normalize="none", dtype="float32"
     )
     settings = config_io.from_dict({"encoder": vars(settings) | {"image_size": 32, "resize": 32}}).encoder
     encoder, params = encoders.make_encoder(settings)

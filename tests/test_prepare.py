@@ -136,7 +136,7 @@ def test_networks_other_than_the_caches_are_refused_by_name(quick_to_compile, xl
     write(settings, tmp_path / "cache")
     for fields, named in (
         ({"encoder__weights": "random:1"}, r"config\.encoder\.identity: 'random:0@.*' in the cache, 'random:1@"),
-        ({"encoder__normalize": True}, r"config\.encoder\.normalize: False in the cache, True now"),
+        ({"encoder__normalize": "unit"}, r"config\.encoder\.normalize: 'none' in the cache, 'unit' now"),
         ({"encoder__output": "cls"}, r"config\.encoder\.output: 'all' in the cache, 'cls' now"),
         ({"autoencoder__weights": "random:7"}, r"config\.autoencoder\.identity: 'random:0@"),
         ({"autoencoder__kind": "identity"}, r"config\.autoencoder\.kind: 'kl' in the cache, 'identity' now"),

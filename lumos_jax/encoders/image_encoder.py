@@ -16,6 +16,18 @@ from lumos_jax.encoders.vit import SIZES, Vit
 from lumos_jax.encoders.vit_files import load_vit
 
 
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def _standard(x: jax.Array) -> jax.Array:
+    """The deviation with C - 1 in the denominator, as RCG (Li et al. 2024) standardises MoCo-v3's features."""
+    return (x - x.mean(-1, keepdims=True)) / jnp.maximum(x.std(-1, ddof=1, keepdims=True), 1e-6)
+
+
+NORMALIZE = {"none": lambda x: x, "unit": _unit, "standard": _standard}
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageEncoder:
     """A ViT with its preprocessing and its choice of tokens; other fields as in config.Encoder.
@@ -26,7 +38,7 @@ class ImageEncoder:
 
     vit: Vit
     output: str
-    normalize: bool
+    normalize: str
     resize: int
     interpolation: str
     image_size: int
@@ -45,16 +57,14 @@ class ImageEncoder:
         return self.vit.head_dims[-1] if self.output == "pooled" else self.vit.width
 
     def apply(self, params: Any, image: jax.Array) -> jax.Array:
-        """uint8 (B, H, W, 3) -> (B, L, C) float32; unit length a token if `normalize`."""
+        """uint8 (B, H, W, 3) -> (B, L, C) float32, each token as `normalize` says."""
         statistics = CLIP_STATISTICS if self.vit.input_norm else IMAGENET_STATISTICS
         x = preprocess(image, self.resize, self.image_size, self.interpolation, statistics).astype(self.dtype)
         x = self.vit.apply(params, x)
         if self.output == "pooled":
             x = self.vit.project(params, x)[:, None]
         x = {"cls": x[:, :1], "patch": x[:, 1:]}.get(self.output, x).astype(jnp.float32)
-        if self.normalize:
-            x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-        return x
+        return NORMALIZE[self.normalize](x)
 
 
 def make_encoder(encoder: config.Encoder) -> tuple[ImageEncoder, Any]:

@@ -25,7 +25,7 @@ from lumos_jax.models import DiT, diffusers_names, official, sizes
 SETTINGS_KEY = "lumos_jax"  # of a safetensors file's metadata: the settings of the run that wrote it
 
 # The text encoder of the released text-to-image priors: every token of T5 v1.1 XXL.
-_T5 = config.Encoder(kind="t5", weights="google/t5-v1_1-xxl", output="all", normalize=False, max_tokens=120)
+_T5 = config.Encoder(kind="t5", weights="google/t5-v1_1-xxl", output="all", normalize="none", max_tokens=120)
 
 
 @dataclasses.dataclass(frozen=True)

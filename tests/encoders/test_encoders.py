@@ -211,3 +211,21 @@ def test_identity_keeps_pixels():
     assert latent.min() >= -1
     assert latent.max() <= 1
     np.testing.assert_allclose((autoencoder.decode(params, latent) + 1) * 127.5, image, atol=1e-3)
+
+
+def test_tokens_are_normalised_as_the_config_says():
+    settings = config.Encoder(
+        weights="random:0", size="custom", width=32, depth=1, heads=2, patch_size=8, resize=16, image_size=16,
+        output="all", dtype="float32",
+    )  # fmt: skip
+    image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+
+    def tokens(normalize):
+        encoder, params = encoders.make_encoder(dataclasses.replace(settings, normalize=normalize))
+        return np.asarray(encoder.apply(params, image), np.float64)
+
+    raw = tokens("none")
+    np.testing.assert_allclose(tokens("unit"), raw / np.linalg.norm(raw, axis=-1, keepdims=True), rtol=1e-4)
+    wanted = (raw - raw.mean(-1, keepdims=True)) / raw.std(-1, ddof=1, keepdims=True)
+    np.testing.assert_allclose(tokens("standard"), wanted, rtol=1e-4, atol=1e-5)
+    assert np.abs(raw.std(-1) - 1).max() < 0.5  # the last norm, without a deviation of its own

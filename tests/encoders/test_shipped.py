@@ -8,7 +8,7 @@ import numpy as np
 from lumos_jax import config, data, encoders, evaluation
 from lumos_jax.encoders import vit_files
 
-SCENES = config.Encoder(weights="scenes", output="cls", normalize=False, resize=32, image_size=32, dtype="float32")
+SCENES = config.Encoder(weights="scenes", output="cls", normalize="none", resize=32, image_size=32, dtype="float32")
 BANK, QUERIES = 1024, 512
 FIRST = 2**31  # far from the scenes that it was trained on
 
