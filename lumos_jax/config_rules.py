@@ -13,6 +13,7 @@ ENCODER_OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "cl
 
 _CHOICES = {
     "data.source": ("scenes", "folder", "arrayrecord", "tfds", "cached", "mixture"),
+    "data.record": ("image",),
     "data.crop": ("center", "random"),
     "encoder.kind": ("vit", *TEXT_KINDS),
     "encoder.output": ("cls", "patch", "all", "pooled"),

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from lumos_jax import config, encoders
 from lumos_jax.encoders import SelfDistilled
 from lumos_jax.tasks import crops
+from lumos_jax.tasks.handoffs import Handoff
 
 GLOBAL = 2  # crops that the teacher sees
 SINKHORN_ROUNDS = 3
@@ -44,6 +45,13 @@ class SelfDistillation:
     side: int
     settings: config.Dino
     name: str = "dino"
+
+    @property
+    def host(self) -> None:
+        return None
+
+    def handoff(self) -> Handoff:
+        return Handoff()
 
     @property
     def identity(self) -> dict[str, str]:
