@@ -48,6 +48,12 @@ class Autoencoder:
             return _unit(image)
         return self.draw(self.moments(params, image), key)
 
+    def mode(self, params: Any, image: jax.Array) -> jax.Array:
+        """uint8 (B, H, W, 3) -> (B, h, w, c) float32, the posterior's mode, unscaled, as conditions have it."""
+        if self.shape is None:
+            return _unit(image)
+        return jnp.split(self.moments(params, image), 2, axis=-1)[0]
+
     def moments(self, params: Any, image: jax.Array) -> jax.Array:
         """uint8 (B, H, W, 3) -> mean and log variance of the posterior (B, h, w, 2 c) float32, not scaled; `kl` only."""
         assert self.shape is not None
