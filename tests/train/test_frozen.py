@@ -1,7 +1,12 @@
 """Parameters of frozen networks split over devices: the same features, an eighth of the bytes on each device."""
 
 import dataclasses
+import os
+import pathlib
 import re
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from lumos_jax import config, encoders
 from lumos_jax.train import sharding
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = config.Encoder(
     kind="t5", weights="random:0", tokenizer="scenes", vocabulary=64, size="custom", width=32, depth=2, heads=4,
     output="all", max_tokens=8, dtype="float32",
@@ -100,3 +106,36 @@ def test_what_is_split_at_full_size():
     xxl = encoders.text_encoder.T5Encoder(4096, 24, 64, 64, 10240, 32128)
     assert 0.125 < share(xxl) < 0.126
     assert share(vit.Vit(1024, 24, 16, 14, 224)) == 1
+
+
+PROCESS = """
+import sys, jax, numpy as np
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+from lumos_jax import config
+from lumos_jax.train import sharding
+place = sharding.Frozen(sharding.make_mesh(config.Mesh(data=2, fsdp=2)), 0)
+array = np.arange(24, dtype=np.float32).reshape(3, 8)
+split = place("kernel", array)
+assert len(split.addressable_shards) == 2, split.sharding
+assert {shard.data.shape for shard in split.addressable_shards} == {(3, 2)}
+whole = jax.jit(place.gather)(split)
+print(np.array_equal(np.asarray(whole.addressable_data(0)), array))
+"""
+
+
+def test_each_of_two_processes_places_its_own_parts():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(port), str(number)], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    for process in both:
+        output, errors = process.communicate(timeout=240)
+        assert output.split()[-1:] == ["True"], errors
