@@ -67,7 +67,7 @@ def load(workdir: str, step: int | None = None, weights: str = "ema") -> Prior:
     if step is None or not (checkpoints.directory / str(step)).is_dir():
         raise ValueError(f"there is no checkpoint {'' if step is None else step} in {checkpoints.directory}")
     mesh = sharding.make_mesh(config.Mesh())
-    task, frozen = tasks.make_task(settings)
+    task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
     if not hasattr(task, "dit"):
         raise ValueError(f"{workdir} trained an encoder, which draws nothing; see its sheets in {workdir}/samples")
     trained_with = checkpoints.meta(step)["fingerprints"]
@@ -81,7 +81,7 @@ def load(workdir: str, step: int | None = None, weights: str = "ema") -> Prior:
     abstract = jax.eval_shape(task.dit.init, rngs.key(0, "init"))
     params, _ = transfer(finetune.read_weights(checkpoints, step, weights, everywhere), abstract, origin=workdir)
     checkpoints.close()
-    return Prior(settings, task, jax.device_put(frozen, everywhere), params, mesh, step)
+    return Prior(settings, task, frozen, params, mesh, step)
 
 
 @functools.partial(jax.jit, static_argnames=("task", "options"))
