@@ -30,6 +30,7 @@ def paper():
     config.data.crop = "random"
     config.data.frames = 16
     config.data.frame_stride = (2, 6)  # 4 to 12 frames a second of videos with 24
+    config.data.picture_share = 0.25  # keeps the prior
     config.data.holdout = 2048
     config.model.remat = "full"
     config.train.steps = 100_000

@@ -30,6 +30,9 @@ class Data:
     frames: int = 16  # clip: frames a clip
     # clip: frames of the video from one frame of the clip to the next, least and most; drawn in training, the middle otherwise
     frame_stride: tuple[int, int] = (3, 3)
+    picture_share: float = (
+        0.0  # clip: share of the steps, evenly spread, that train on pictures: one frame of each record
+    )
     crop: str = "center"  # center | random; random crops keep the shorter side whole; cached: center
     flip: bool = False  # mirror half of the records, chosen from (seed, position); cached: False
     seed: int = 0  # of the global permutation and of crops and flips

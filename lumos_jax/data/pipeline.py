@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from lumos_jax import config
-from lumos_jax.data import loaders, order, workers
+from lumos_jax.data import clips, loaders, order, workers
 from lumos_jax.data.decode import UndecodableImage, decode_square
 from lumos_jax.data.loaders import HostBatch
 from lumos_jax.data.sources import Source
@@ -120,7 +120,10 @@ def make_train_iterator(
     """
     positions = order.training_order(data, source)
     steps = order.HostSteps(positions, batch_size=batch_size, rows=tuple(rows), start_step=start_step)
-    return BatchIterator(data, steps, loaders.make_loader(data, source, training=True), len(rows), finish)
+    loader = loaders.make_loader(data, source, training=True)
+    if isinstance(loader, clips.Clips):
+        loader = clips.joint(data, loader, batch_size)
+    return BatchIterator(data, steps, loader, len(rows), finish)
 
 
 def make_record_iterator(
