@@ -6,6 +6,7 @@ Where a directory or a hub repository has safetensors, these are taken and PyTor
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -84,6 +85,13 @@ def read(
     )
 
 
+def is_slow(path: pathlib.Path) -> bool:
+    """Whether `read` finds files there that take longer than safetensors: PyTorch's and .npz."""
+    if path.is_dir():
+        return not any(path.glob("*.safetensors"))
+    return path.suffix in (".npz", *_TORCH)
+
+
 def _shapes_if(shapes_only: bool, state: dict[str, np.ndarray]) -> dict[str, Any]:
     return {name: value.shape for name, value in state.items()} if shapes_only else state
 
@@ -140,6 +148,44 @@ class Lazy:
 def save_safetensors(state: Mapping[str, np.ndarray], path: pathlib.Path, metadata: Mapping[str, str]) -> None:
     """Writes arrays by name, and what the file says about itself."""
     save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, path, dict(metadata))
+
+
+_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16",
+    "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+
+
+class Writer:
+    """A safetensors file of arrays that come one by one: the library's own writer wants them all at once.
+
+    The header stands first and tells where everything is, so room is left for it; spaces fill what it does not need.
+    """
+
+    ROOM = 2**18  # bytes
+
+    def __init__(self, path: pathlib.Path):
+        self._file, self._told, self._end = path.open("wb"), {}, 0
+        self._file.seek(self.ROOM)
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        array = np.ascontiguousarray(array)
+        places = [self._end, self._end + array.nbytes]
+        self._told[name] = {"dtype": _DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": places}
+        self._file.write(array.reshape(-1).view(np.uint8))
+        self._end += array.nbytes
+
+    def close(self) -> None:
+        header = json.dumps(self._told).encode().ljust(self.ROOM - 8)
+        assert len(header) == self.ROOM - 8, "too many arrays"
+        self._file.seek(0)
+        self._file.write((self.ROOM - 8).to_bytes(8, "little") + header)
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Closes a file that may not be whole, and that nobody will read."""
+        with contextlib.suppress(OSError):  # of a full disk, when what is buffered is written
+            self._file.close()
 
 
 def read_release(

@@ -32,7 +32,12 @@ class Frozen:
 def save(folder: pathlib.Path, frozen: Frozen, origin: str) -> None:
     """Writes into an existing folder; `origin` says where the weights are from."""
     files.save_safetensors(frozen.params, folder / WEIGHTS, {"format": "np"})
-    told = {"kind": frozen.kind, "network": dataclasses.asdict(frozen.network), "origin": origin}
+    describe(folder, frozen.kind, frozen.network, origin)
+
+
+def describe(folder: pathlib.Path, kind: str, network: Any, origin: str, **more: str) -> None:
+    """Writes what the weights are: the network's shape, where they are from, and `more`."""
+    told = {"kind": kind, "network": dataclasses.asdict(network), "origin": origin, **more}
     (folder / DESCRIPTION).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lumos_jax import config, name_rules
 from lumos_jax.encoders import autoencoder as kl
-from lumos_jax.encoders import files, frozen_files, names
+from lumos_jax.encoders import files, names, weights_cache
 from lumos_jax.encoders.placement import Placement, Take
 
 
@@ -108,19 +108,20 @@ def make_autoencoder(autoencoder: config.Autoencoder, place: Placement | None = 
     return Autoencoder("kl", autoencoder.scale, *common, shape, take.identity(autoencoder.weights)), params
 
 
-def load_kl(weights: str, take: Callable | None = None) -> tuple[kl.KlShape, Any]:
+def load_kl(weights: str, take: Take | None = None) -> tuple[kl.KlShape, Any]:
     """A pre-trained KL-autoencoder in diffusers' layout; `take` as for `vit_files.load_vit`.
 
     Raises:
       ValueError: as `files.locate`, `files.read` and `name_rules.convert` do; or another architecture.
     """
     path = files.locate(weights, "config.autoencoder.weights")
-    own = frozen_files.load(path, "autoencoder", kl.KlShape, take)
-    if own is not None:
-        return own[0], name_rules.unflatten(own[1])
-    state, told = files.read(path, "diffusion_pytorch_model")
-    shape = kl.KlShape() if told is None else kl_shape_of(told, weights)
-    flat, _ = convert_kl(state, shape, weights, take)
+
+    def convert(take):
+        state, told = files.read(path, "diffusion_pytorch_model")
+        shape = kl.KlShape() if told is None else kl_shape_of(told, weights)
+        return shape, *convert_kl(state, shape, weights, take)
+
+    shape, flat = weights_cache.load(path, "autoencoder", kl.KlShape, convert, take)
     return shape, name_rules.unflatten(flat)
 
 
