@@ -11,6 +11,8 @@ import hashlib
 import json
 import pathlib
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -73,16 +75,36 @@ def read(
     if path.suffix == ".safetensors":
         return _read_safetensors(path, shapes_only), None
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return _shapes_if(shapes_only, dict(arrays)), None
+        return _shapes_if(shapes_only, _read_npz(path)), None
     if path.suffix in _TORCH:
         return _read_torch(path, shapes_only), None
     if path.suffix == ".json" and shapes_only:
-        return {name: tuple(shape) for name, shape in json.loads(path.read_text(encoding="utf-8")).items()}, None
+        try:
+            return {name: tuple(map(int, shape)) for name, shape in _json(path).items()}, None
+        except TypeError:
+            raise ValueError(f"{path} does not map names to shapes, as lists of whole numbers") from None
     raise ValueError(
         f"{path}: weights are a directory or a .safetensors, .npz, {', '.join(_TORCH[:-1])} or {_TORCH[-1]} file, not "
         f"{path.suffix or 'this'}"
     )
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, or no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not names and what they stand for")
+    return found
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged, cut short or no .npz of plain arrays: {error}") from error
 
 
 def is_slow(path: pathlib.Path) -> bool:
@@ -104,7 +126,7 @@ def _read_directory(path: pathlib.Path, stem: str, shapes_only: bool):
     config_path = path / "config.json"
     if not config_path.exists():
         raise ValueError(f"{path} has no config.json, which says the network's shape")
-    config = json.loads(config_path.read_text(encoding="utf-8"))
+    config = _json(config_path)
     torch_stem = stem if stem.endswith("pytorch_model") else f"pytorch_{stem}"
     choices = [(f"{stem}.safetensors", _read_safetensors), (f"{torch_stem}.bin", _read_torch)]
     for name, read_file in choices:
@@ -116,7 +138,10 @@ def _read_directory(path: pathlib.Path, stem: str, shapes_only: bool):
 
 
 def _read_shards(path: pathlib.Path, index: pathlib.Path, read_file: Callable, shapes_only: bool) -> dict[str, Any]:
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    told = _json(index).get("weight_map")
+    if not isinstance(told, dict) or not all(isinstance(shard, str) for shard in told.values()):
+        raise ValueError(f"{index} has no weight_map, which says the file of each array")
+    shards = sorted(set(told.values()))
     missing = [shard for shard in shards if not (path / shard).exists()]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}, which {index.name} lists")
@@ -212,7 +237,7 @@ def read_release(
             )
         (path,) = found
     beside = path.with_name("config.json")
-    described = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else None
+    described = _json(beside) if beside.exists() else None
     state, _ = read(path, "", shapes_only)
     if path.suffix != ".safetensors":
         return state, {}, described

@@ -53,10 +53,14 @@ def load(
     described = path / DESCRIPTION
     if not described.exists():
         return None
-    told = json.loads(described.read_text(encoding="utf-8"))
-    if told["kind"] != kind:
-        raise ValueError(f"{path} holds a {told['kind']}; this field needs a {kind}")
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in told["network"].items()}
+    try:
+        told = json.loads(described.read_text(encoding="utf-8"))
+        held, network = told["kind"], told["network"]
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in network.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{described} is damaged, or not what `convert import` writes: {error!r}") from error
+    if held != kind:
+        raise ValueError(f"{path} holds a {held}; this field needs a {kind}")
     state, _ = files.read(path / WEIGHTS, "")
     return network_class(**fields), {
         name: np.asarray(value) if take is None else take(name, np.asarray(value)) for name, value in state.items()

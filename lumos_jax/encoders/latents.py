@@ -127,13 +127,19 @@ def load_kl(weights: str, take: Take | None = None) -> tuple[kl.KlShape, Any]:
 
 def kl_shape_of(told: dict[str, Any], origin: str) -> kl.KlShape:
     """The network's shape from diffusers' config.json. Raises ValueError for another architecture."""
-    if told.get("_class_name") != "AutoencoderKL" or set(told["down_block_types"]) != {"DownEncoderBlock2D"}:
+    if told.get("_class_name") != "AutoencoderKL" or set(told.get("down_block_types", ())) != {"DownEncoderBlock2D"}:
         raise ValueError(
             f"{origin}: config.json describes a {told.get('_class_name')}, not Stable Diffusion's AutoencoderKL"
         )
-    return kl.KlShape(
-        tuple(told["block_out_channels"]), told["layers_per_block"], told["norm_num_groups"], told["latent_channels"]
-    )
+    try:
+        return kl.KlShape(
+            tuple(told["block_out_channels"]),
+            told["layers_per_block"],
+            told["norm_num_groups"],
+            told["latent_channels"],
+        )
+    except KeyError as error:
+        raise ValueError(f"{origin}: config.json does not say {error.args[0]}") from None
 
 
 def convert_kl(state: dict[str, Any], shape: kl.KlShape, origin: str, take: Callable | None = None):
