@@ -157,16 +157,16 @@ class ImageToVideo(Denoising):
         return [f"{stem}.mp4", f"{stem}.gif"]
 
 
-def make_i2v(settings: config.Settings) -> tuple[ImageToVideo, dict[str, Any]]:
-    """The task and its frozen parameters {"encoder", "autoencoder"}, loaded as the settings name them.
+def make_i2v(settings: config.Settings, place: encoders.Placement | None = None) -> tuple[ImageToVideo, dict[str, Any]]:
+    """The task and its frozen parameters {"encoder", "autoencoder"}, loaded as the settings name them; see tasks.make_task.
 
     Raises:
       ValueError: records that are no clips; weights that cannot be found or do not fit; sizes that do not divide.
     """
     if settings.data.record != "clip":
         raise ValueError(f"config.data.record={settings.data.record!r}: this task trains on clips; set it to clip")
-    encoder, encoder_params = encoders.make_encoder(settings.encoder)
-    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder)
+    encoder, encoder_params = encoders.make_encoder(settings.encoder, place)
+    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
     latent_shape = autoencoder.latent_shape(settings.data.image_size)
     process = diffusion.make_process(settings.diffusion)
     dit = models.make_dit(
