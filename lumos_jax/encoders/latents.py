@@ -49,13 +49,14 @@ class Autoencoder:
         return self.draw(self.moments(params, image), key)
 
     def mode(self, params: Any, image: jax.Array) -> jax.Array:
-        """uint8 (B, H, W, 3) -> (B, h, w, c) float32, the posterior's mode, unscaled, as conditions have it."""
+        """Pixels (B, H, W, 3), uint8 or float in 0..255, -> (B, h, w, c) float32, the posterior's mode, unscaled, as conditions
+        have it."""
         if self.shape is None:
             return _unit(image)
         return jnp.split(self.moments(params, image), 2, axis=-1)[0]
 
     def moments(self, params: Any, image: jax.Array) -> jax.Array:
-        """uint8 (B, H, W, 3) -> mean and log variance of the posterior (B, h, w, 2 c) float32, not scaled; `kl` only."""
+        """Pixels in 0..255 (B, H, W, 3) -> mean and log variance of the posterior (B, h, w, 2 c) float32, unscaled; of `kl`."""
         assert self.shape is not None
         both = kl.moments(self.shape, params, _unit(image).astype(self.dtype))
         return jnp.concatenate(both, axis=-1).astype(jnp.float32)
