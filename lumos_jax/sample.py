@@ -4,6 +4,8 @@ python -m lumos_jax.sample --workdir=runs/desk --images a.jpg b.jpg --num=4 --ou
     one row an image: the source, then samples conditioned on it
 python -m lumos_jax.sample --workdir=runs/desk --images a.jpg b.jpg --interpolate=12 --out=path.png
     one row: the first image, samples along the line between the two features, the second image
+python -m lumos_jax.sample --workdir=runs/clips --images a.jpg --frames=16 --fps=8 --motion=20 --out=clip.mp4
+    clips that begin with an image, as clip.mp4 and clip.gif: one row an image, the image, then samples
 
 The sampler's settings default to the run's own (config.eval).
 """
@@ -15,6 +17,7 @@ import dataclasses
 import functools
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +27,15 @@ from lumos_jax import config, config_io, config_rules, data, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.tasks import pictures, sampling
 from lumos_jax.train import finetune, rngs, sharding
+from lumos_jax.train.evaluator import of_the_task
 
 USER_ERROR = 2
+CONDITIONS = (
+    "images",
+    "frames",
+    "fps",
+    "motion",
+)  # flags that say what to draw; which of them are needed, the task knows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +67,7 @@ def load(workdir: str, step: int | None = None, weights: str = "ema") -> Prior:
     if step is None or not (checkpoints.directory / str(step)).is_dir():
         raise ValueError(f"there is no checkpoint {'' if step is None else step} in {checkpoints.directory}")
     mesh = sharding.make_mesh(config.Mesh())
-    task, frozen = tasks.make_task(settings)
+    task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
     if not hasattr(task, "dit"):
         raise ValueError(f"{workdir} trained an encoder, which draws nothing; see its sheets in {workdir}/samples")
     trained_with = checkpoints.meta(step)["fingerprints"]
@@ -71,7 +81,7 @@ def load(workdir: str, step: int | None = None, weights: str = "ema") -> Prior:
     abstract = jax.eval_shape(task.dit.init, rngs.key(0, "init"))
     params, _ = transfer(finetune.read_weights(checkpoints, step, weights, everywhere), abstract, origin=workdir)
     checkpoints.close()
-    return Prior(settings, task, jax.device_put(frozen, everywhere), params, mesh, step)
+    return Prior(settings, task, frozen, params, mesh, step)
 
 
 @functools.partial(jax.jit, static_argnames=("task", "options"))
@@ -80,8 +90,13 @@ def _draw(task, params, frozen, condition, noise, key, options):
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _condition(task, frozen, image):
-    return task.condition(frozen, {"image": image})
+def _condition(task, frozen, batch):
+    return task.condition(frozen, batch)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _sources(task, frozen, batch):
+    return task.source_pictures(frozen, batch)
 
 
 def draw_rows(prior: Prior, condition, noise: jax.Array, key: jax.Array, options, batch: int) -> np.ndarray:
@@ -101,20 +116,22 @@ def draw_rows(prior: Prior, condition, noise: jax.Array, key: jax.Array, options
     return np.concatenate(drawn)
 
 
-def sheet_of_samples(prior: Prior, images: np.ndarray, count: int, seed: int, options, batch: int) -> np.ndarray:
-    """images uint8 (R, S, S, 3) -> one picture with rows (source | sample | ...)."""
-    condition = sampling.repeat_rows(_condition(prior.task, prior.frozen, jnp.asarray(images)), count)
-    noise = jax.random.normal(rngs.key(seed, "sample/noise"), (len(images) * count, *prior.task.latent_shape))
-    drawn = draw_rows(prior, condition, noise, rngs.key(seed, "sample/sampler"), options, batch)
-    return pictures.sheet(
-        np.concatenate([images[:, None], drawn.reshape(len(images), count, *drawn.shape[1:])], axis=1)
-    )
+def draw_samples(
+    prior: Prior, batch: Mapping[str, np.ndarray], count: int, seed: int, options, size: int
+) -> np.ndarray:
+    """`count` samples for each of R rows of a host batch, `size` at a time: uint8 (R, count, [F,] H, W, 3)."""
+    condition = _condition(prior.task, prior.frozen, of_the_task(batch))
+    rows = len(next(iter(batch.values())))
+    noise = jax.random.normal(rngs.key(seed, "sample/noise"), (rows * count, *prior.task.latent_shape))
+    condition = sampling.repeat_rows(condition, count)
+    drawn = draw_rows(prior, condition, noise, rngs.key(seed, "sample/sampler"), options, size)
+    return drawn.reshape(rows, count, *drawn.shape[1:])
 
 
 def sheet_of_path(prior: Prior, images: np.ndarray, count: int, seed: int, options, batch: int) -> np.ndarray:
     """The path between two images' features: weights 0, 1/n .. (n-1)/n, mixed linearly and not normalised again, from one
     shared starting noise, with the last step's order always lowered, as the official release does it."""
-    features = _condition(prior.task, prior.frozen, jnp.asarray(images))
+    features = _condition(prior.task, prior.frozen, {"image": jnp.asarray(images)})
     mix = jnp.arange(count) / count
 
     def between(a):
@@ -135,8 +152,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--workdir", required=True, help="the run's directory")
-    add("--images", nargs="+", required=True, metavar="FILE", help="the images to condition on")
-    add("--out", default="samples.png", help="the PNG to write (samples.png)")
+    add("--images", nargs="+", metavar="FILE", help="the images to condition on")
+    add("--frames", type=int, metavar="N", help="clips: how many frames; default: as in training")
+    add("--fps", type=float, help="clips: frames a second; default: config.video.sample_fps")
+    add("--motion", type=int, metavar="ID", help="clips: how much moves, 0 to 255; default: config.video.sample_motion")
+    add("--out", default="samples.png", help="the PNG to write (samples.png); clips: the name of an MP4 and a GIF")
     add("--num", type=int, default=4, help="samples an image (4)")
     add("--interpolate", type=int, default=0, metavar="N", help="draw N samples on the path between exactly two images")
     add("--sampler", choices=("ddpm", "ddim", "dpm++", "euler", "heun"), help="default: config.eval.sampler")
@@ -149,8 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> pathlib.Path:
-    """Draws as the command line says and returns the path of the picture.
+def run(args: argparse.Namespace) -> Sequence[str]:
+    """Draws as the command line says and returns the files that it wrote.
 
     Raises:
       ValueError: a user's mistake: no such run, unreadable image, impossible options.
@@ -158,31 +178,42 @@ def run(args: argparse.Namespace) -> pathlib.Path:
     for name in ("num", "batch"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name}={getattr(args, name)} must be at least 1")
-    if args.interpolate and (len(args.images) != 2 or args.interpolate < 2):
-        raise ValueError(
-            f"--interpolate={args.interpolate} needs N >= 2 and exactly two --images, got {len(args.images)}"
-        )
+    images = args.images or []
+    if args.interpolate and (len(images) != 2 or args.interpolate < 2):
+        raise ValueError(f"--interpolate={args.interpolate} needs N >= 2 and exactly two --images, got {len(images)}")
     prior = load(args.workdir, args.checkpoint, args.weights)
     changes = {"sampler": args.sampler, "steps": args.steps, "guidance": args.guidance}
     changes = {name: value for name, value in changes.items() if value is not None}
     settings = dataclasses.replace(prior.settings, eval=dataclasses.replace(prior.settings.eval, **changes))
     config_rules.validate(settings)
     options = sampling.options_of(settings.eval)
-    images = np.stack([data.load_image(path, prior.settings.data.image_size) for path in args.images])
-    draw, count = (sheet_of_path, args.interpolate) if args.interpolate else (sheet_of_samples, args.num)
-    pictures.save_png(draw(prior, images, count, args.seed, options, args.batch), args.out)
-    return pathlib.Path(args.out)
+
+    def load_image(path):
+        return data.load_image(path, prior.settings.data.image_size)
+
+    asked = {name: getattr(args, name) for name in CONDITIONS if getattr(args, name) is not None}
+    batch = prior.task.request(asked, load_image)
+    prior = dataclasses.replace(prior, task=prior.task.for_request(asked))
+    if args.interpolate:
+        picture = sheet_of_path(prior, batch["image"], args.interpolate, args.seed, options, args.batch)
+        pictures.save_png(picture, args.out)
+        return [args.out]
+    if prior.task.host is not None:
+        batch = prior.task.host(batch)
+    drawn = draw_samples(prior, batch, args.num, args.seed, options, args.batch)
+    sources = np.asarray(_sources(prior.task, prior.frozen, of_the_task(batch)))
+    return prior.task.save(batch, sources, drawn, args.out)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Draws as the command line says; returns the exit code."""
     args = _parser().parse_args(argv)
     try:
-        path = run(args)
+        files = run(args)
     except (ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
-    print(path)
+    print(*files, sep="\n")
     return 0
 
 

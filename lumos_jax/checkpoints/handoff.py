@@ -11,7 +11,7 @@ import fnmatch
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ class Account:
     loaded: tuple[str, ...]
     reinitialised: tuple[str, ...]
     dropped: tuple[str, ...]
+    adapted: tuple[str, ...]  # those of `loaded` that were brought to another shape
     parameters: Mapping[str, int]  # parameter counts by fate
 
     def table(self) -> str:
@@ -35,6 +36,7 @@ class Account:
             lines.append(f"  {fate:<14}{len(names):>5} arrays {self.parameters[fate]:>13,} parameters")
             if fate != "loaded":
                 lines += [f"    {name}" for name in names]
+        lines += [f"  {name} was brought to its new shape" for name in self.adapted]
         return "\n".join(lines)
 
     def save(self, path: str | pathlib.Path) -> None:
@@ -47,7 +49,15 @@ def flatten(tree: Any) -> dict[str, Any]:
     return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
-def transfer(source: Any, target: Any, *, origin: str, reinitialise: Sequence[str] = (), drop: Sequence[str] = ()):
+def transfer(
+    source: Any,
+    target: Any,
+    *,
+    origin: str,
+    reinitialise: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    adapt: Mapping[str, Callable[[Any], Any]] | None = None,
+):
     """Parameters for the target: the source's where a path and shape agree, else by the named rules.
 
     Args:
@@ -56,6 +66,7 @@ def transfer(source: Any, target: Any, *, origin: str, reinitialise: Sequence[st
       origin: where the source came from, for the account.
       reinitialise: patterns (fnmatch over "a/b/c") of target parameters that start anew.
       drop: patterns of source parameters that are not used.
+      adapt: path -> what makes the target's parameter of the source's (of another shape), for arrays and shapes alike.
 
     Returns:
       (parameters like target, Account)
@@ -67,7 +78,8 @@ def transfer(source: Any, target: Any, *, origin: str, reinitialise: Sequence[st
     def matches(name, patterns):
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
-    have, want = flatten(source), flatten(target)
+    have, want, adapt = flatten(source), flatten(target), adapt or {}
+    have |= {name: _adapted(change, have[name]) for name, change in adapt.items() if name in have}
     fresh = [name for name in want if matches(name, reinitialise)]
     dropped = [name for name in have if matches(name, drop) or name in fresh]
     loaded = [name for name in want if name in have and name not in fresh and name not in dropped]
@@ -87,4 +99,9 @@ def transfer(source: Any, target: Any, *, origin: str, reinitialise: Sequence[st
         "reinitialised": sum(math.prod(want[name].shape) for name in fresh),
         "dropped": sum(math.prod(have[name].shape) for name in dropped),
     }
-    return params, Account(origin, tuple(loaded), tuple(fresh), tuple(dropped), counts)
+    widened = tuple(name for name in loaded if name in adapt)
+    return params, Account(origin, tuple(loaded), tuple(fresh), tuple(dropped), widened, counts)
+
+
+def _adapted(change: Callable[[Any], Any], value: Any) -> Any:
+    return jax.eval_shape(change, value) if isinstance(value, jax.ShapeDtypeStruct) else change(value)

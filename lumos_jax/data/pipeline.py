@@ -6,11 +6,10 @@ is stacked or copied on the way.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from multiprocessing import resource_tracker
 
@@ -19,108 +18,29 @@ import numpy as np
 from absl import flags
 
 from lumos_jax import config
-from lumos_jax.data import cached, order, workers
-from lumos_jax.data.decode import UndecodableImage, decode_square, fit_square
+from lumos_jax.data import loaders, order, workers
+from lumos_jax.data.decode import UndecodableImage, decode_square
+from lumos_jax.data.loaders import HostBatch
 from lumos_jax.data.sources import Source
 
-HostBatch = dict[str, np.ndarray]
-Row = dict[str, tuple[np.dtype, tuple[int, ...]]]  # of the arrays of a batch: name -> dtype and shape of one row
-_PROBLEM_LENGTH, _REASON_LENGTH = 240, 100  # characters
-
-
-@dataclasses.dataclass(frozen=True)
-class Loader(grain.transforms.Map):
-    """(position, record) pairs -> HostBatch."""
-
-    source: Source
-    size: int
-    seed: int
-    random_crop: bool
-    flip: bool
-
-    def map(self, element: Sequence[tuple[int, int]]) -> HostBatch:
-        batch = _new_batch(element, self.row())
-        for row, (position, record) in enumerate(element):
-            try:
-                batch["image"][row] = self._load(position, record)
-            except (UndecodableImage, OSError) as error:
-                _reject(batch, row, f"{self.source.describe(record)}: {str(error)[:_REASON_LENGTH]}")
-        return batch
-
-    def row(self) -> Row:
-        return {"image": (np.dtype(np.uint8), (self.size, self.size, 3))}
-
-    def _load(self, position: int, record: int) -> np.ndarray:
-        data = self.source.read(record)
-        shift, flip = 0.5, False
-        if self.random_crop or self.flip:
-            # The record's own stream: nothing is carried from one record to the next.
-            key = np.array([self.seed % 2**64, position], np.uint64)
-            draw = np.random.Generator(np.random.Philox(key=key)).random(2)
-            shift = float(draw[0]) if self.random_crop else 0.5
-            flip = self.flip and draw[1] < 0.5
-        if isinstance(data, np.ndarray):
-            return fit_square(data, self.size, shift=shift, flip=flip)
-        return decode_square(data, self.size, shift=shift, flip=flip)
-
-
-@dataclasses.dataclass(frozen=True)
-class CachedLoader(grain.transforms.Map):
-    """(position, record) pairs -> HostBatch of what a cache holds; see `data.cached`."""
-
-    source: Source
-    arrays: Row
-
-    def map(self, element: Sequence[tuple[int, int]]) -> HostBatch:
-        batch = _new_batch(element, self.arrays)
-        for row, (_, number) in enumerate(element):
-            try:
-                record = cached.decode_record(self.source.read(number))
-                held = {name: (array.dtype, array.shape) for name, array in record.arrays.items()}
-                if record.number != number or held != self.arrays:
-                    raise ValueError("another record than the manifest says")
-            except (ValueError, OSError) as error:
-                _reject(batch, row, f"{self.source.describe(number)}: {str(error)[:_REASON_LENGTH]}")
-                continue
-            if not record.weight:
-                _reject(batch, row, record.problem)
-            for name, array in record.arrays.items():
-                batch[name][row] = array
-        return batch
-
-    def row(self) -> Row:
-        return self.arrays
-
-
-def _new_batch(element: Sequence[tuple[int, int]], row: Row) -> HostBatch:
-    """Zeros of weight 1 for these (position, record) pairs."""
-    count = len(element)
-    batch = {name: workers.new_array((count, *shape), dtype) for name, (dtype, shape) in row.items()}
-    return batch | {
-        "weight": np.ones(count, np.float32),
-        "record": np.array([record for _, record in element], np.int64),
-        "problem": np.zeros(count, f"<U{_PROBLEM_LENGTH}"),
-    }
-
-
-def _reject(batch: HostBatch, row: int, problem: str) -> None:
-    batch["weight"][row] = 0.0
-    batch["problem"][row] = problem[-_PROBLEM_LENGTH:]  # the end of a path and the reason say most
-
-
-def _loader(data: config.Data, source: Source, *, training: bool) -> Loader | CachedLoader:
-    if data.source == "cached":
-        arrays = cached.read_manifest(data.path).arrays
-        return CachedLoader(source, {name: (np.dtype(dtype), shape) for name, (dtype, shape) in arrays.items()})
-    return Loader(source, data.image_size, data.seed, training and data.crop == "random", training and data.flip)
+Finish = Callable[[HostBatch], HostBatch]
 
 
 class BatchIterator(Iterator[HostBatch]):
     """The batches of `steps` (step -> (position, record) pairs, at most `rows` of them), read ahead from the beginning;
     `close` ends threads and processes."""
 
-    def __init__(self, data: config.Data, steps: grain.MapDataset, loader: Loader | CachedLoader, rows: int):
+    def __init__(
+        self,
+        data: config.Data,
+        steps: grain.MapDataset,
+        loader: loaders.BatchLoader,
+        rows: int,
+        finish: Finish | None = None,
+    ):
         steps = steps.map(loader)
+        if finish is not None:
+            steps = steps.map(finish)
         batch_bytes = rows * sum(dtype.itemsize * math.prod(shape) for dtype, shape in loader.row().values())
         ahead = max(data.prefetch, data.threads) if not data.workers else data.threads
         dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=ahead))
@@ -172,7 +92,13 @@ class BatchIterator(Iterator[HostBatch]):
 
 
 def make_train_iterator(
-    data: config.Data, source: Source, *, batch_size: int, rows: Sequence[int], start_step: int
+    data: config.Data,
+    source: Source,
+    *,
+    batch_size: int,
+    rows: Sequence[int],
+    start_step: int,
+    finish: Finish | None = None,
 ) -> BatchIterator:
     """Batches of the training order for one host.
 
@@ -182,6 +108,7 @@ def make_train_iterator(
       batch_size: B, rows of the global batch.
       rows: the rows, within [0, B), that this host reads.
       start_step: the first step.
+      finish: what is done to each batch in the threads or processes that decode; picklable.
 
     Returns:
       An iterator over dicts: `image` uint8 (len(rows), S, S, 3), or what a cache holds instead (`latent` or `image`, and
@@ -193,18 +120,21 @@ def make_train_iterator(
     """
     positions = order.training_order(data, source)
     steps = order.HostSteps(positions, batch_size=batch_size, rows=tuple(rows), start_step=start_step)
-    return BatchIterator(data, steps, _loader(data, source, training=True), len(rows))
+    return BatchIterator(data, steps, loaders.make_loader(data, source, training=True), len(rows), finish)
 
 
-def make_record_iterator(data: config.Data, source: Source, batches: Sequence[Sequence[int]]) -> BatchIterator:
+def make_record_iterator(
+    data: config.Data, source: Source, batches: Sequence[Sequence[int]], finish: Finish | None = None
+) -> BatchIterator:
     """These batches of records, once, each centre-cropped and not mirrored; otherwise as `make_train_iterator`."""
-    loader = _loader(data, source, training=False)
-    return BatchIterator(data, order.Listed(batches), loader, max(map(len, batches), default=0))
+    loader = loaders.make_loader(data, source, training=False)
+    return BatchIterator(data, order.Listed(batches), loader, max(map(len, batches), default=0), finish)
 
 
-def read_batch(data: config.Data, source: Source, records: Sequence[int]) -> HostBatch:
+def read_batch(data: config.Data, source: Source, records: Sequence[int], finish: Finish | None = None) -> HostBatch:
     """These records, centre-cropped and not mirrored; as `make_train_iterator` returns them."""
-    return _loader(data, source, training=False).map([(0, record) for record in records])
+    batch = loaders.make_loader(data, source, training=False).map([(0, record) for record in records])
+    return batch if finish is None else finish(batch)
 
 
 def load_image(path: str | os.PathLike, size: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lumos_jax.diffusion.process import NETWORK_TIME, Process, split_output
 
@@ -22,7 +23,7 @@ def guided(
     condition: Any,
     null: Any,
     *,
-    scale: float,
+    scale: float | np.ndarray,
     interval: tuple[float, float] = (0.0, 1.0),
     rescale: float = 0.0,
     process: Process,
@@ -32,7 +33,7 @@ def guided(
     Args:
       predict: (x (B, h, w, c), network time (B,), condition) -> (B, h, w, c_out).
       condition, null: trees alike with leading dim B.
-      scale: 1 is no guidance, and costs none.
+      scale: 1 is no guidance, and costs none; or an array that broadcasts to the prediction, as one scale a frame.
       interval: (low, high) within [0, 1]; 0 is clean, 1 is noise.
       rescale: 0 .. 1, 0 for none.
       process: tells a learned variance's channels apart.
@@ -40,7 +41,7 @@ def guided(
     Returns:
       (x, network time) -> (B, h, w, c_out).
     """
-    if scale == 1.0:
+    if np.ndim(scale) == 0 and scale == 1.0:
         return lambda x, time: predict(x, time, condition)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), condition, null)
 

@@ -1,11 +1,13 @@
-"""The held-out denoising loss, with its own condition and with the null condition.
+"""The held-out denoising loss: with its own condition, with the null condition, and with another record's condition.
 
-The same records, noise and timesteps are used every time and for both, so that the curve and the margin between the two
-move for one reason only: what the network has learned. A margin above zero is the information that the condition gives.
+The same records, noise and timesteps are used every time and for all three, so that the curves and the margins between them
+move for one reason only: what the network has learned. A margin above zero is the information that the condition gives; a loss
+with another's condition above the own one's, that it is this record's condition and not any that helps.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,7 +19,7 @@ from lumos_jax.tasks import objective
 
 
 def make_held_out_step(task, streams: Callable[[int], Mapping[str, jax.Array]], gather=None, out_shardings=None):
-    """The jitted (params, frozen, batch, index) -> float32 (3,): summed loss, summed null loss, summed weight.
+    """The jitted (params, frozen, batch, index) -> float32 (4,): summed loss, null loss, shuffled loss, and weight.
 
     Args:
       task: see tasks.base.
@@ -27,27 +29,35 @@ def make_held_out_step(task, streams: Callable[[int], Mapping[str, jax.Array]], 
     """
 
     def step(params, frozen, batch, index):
-        example = objective.make_example(task, frozen, batch, streams(index), dropout=0.0)
+        example = objective.make_example(task, frozen, batch, streams(index))
+        example = dataclasses.replace(example, drop=jax.tree.map(jnp.zeros_like, example.drop))
 
-        def total(drop):
-            given = objective.Example(**{**vars(example), "drop": jnp.full_like(example.drop, drop)})
-            return jnp.sum(objective.loss_terms(task, params, given, gather)["loss"] * example.weight)
+        def total(given, null=False):
+            return jnp.sum(objective.loss_terms(task, params, given, gather, null)["loss"] * example.weight)
 
-        return jnp.stack([total(False), total(True), example.weight.sum()])
+        other = dataclasses.replace(example, condition=task.shuffled(example.condition))
+        return jnp.stack([total(example), total(example, null=True), total(other), example.weight.sum()])
 
     return jax.jit(step, out_shardings=out_shardings)
 
 
 def held_out_loss(step: Callable, params: Any, frozen: Any, batches: Iterable[Any]) -> dict[str, float]:
-    """Averages over `batches`: `held_out_loss`, `held_out_null_loss` and `held_out_margin` (null minus conditioned).
+    """Averages over `batches`: `held_out_loss`, `held_out_null_loss`, `held_out_shuffled_loss`, `held_out_margin` (null minus
+    conditioned) and `held_out_shuffled_margin` (shuffled minus conditioned).
 
     Raises:
       ValueError: not one record could be decoded.
     """
-    sums = np.zeros(3)
+    sums = np.zeros(4)
     for index, batch in enumerate(batches):
         sums += np.asarray(step(params, frozen, batch, index), np.float64)
-    if sums[2] == 0:
+    if sums[3] == 0:
         raise ValueError("not one held-out record could be decoded: look at the corrupt records named in the log")
-    loss, null = sums[:2] / sums[2]
-    return {"held_out_loss": loss, "held_out_null_loss": null, "held_out_margin": null - loss}
+    loss, null, shuffled = sums[:3] / sums[3]
+    return {
+        "held_out_loss": loss,
+        "held_out_null_loss": null,
+        "held_out_shuffled_loss": shuffled,
+        "held_out_margin": null - loss,
+        "held_out_shuffled_margin": shuffled - loss,
+    }

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lumos_jax.models.layers import dense, parameter, reshaped, xavier, zeros
+from lumos_jax.models.layers import Initializer, dense, parameter, reshaped, xavier, zeros
 
 # Far below any logit, and finite: a row whose tokens are all masked averages them instead of becoming NaN.
 MASKED = -1e30
@@ -84,15 +84,16 @@ def _merge_heads(x: jax.Array) -> jax.Array:
 
 
 class SelfAttention(nn.Module):
-    """(B, N, D) -> (B, N, D), one fused projection to queries, keys and values."""
+    """(B, N, D) -> (B, N, D), one fused projection to queries, keys and values; `out_init` is of the output's kernel."""
 
     heads: int
+    out_init: Initializer = xavier
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         q, k, v = _split_heads(x, *_project(self, "qkv", 3, width, self.heads))
-        return dense(_merge_heads(attend(q, k, v)), *_output(self, xavier, width, self.heads))
+        return dense(_merge_heads(attend(q, k, v)), *_output(self, self.out_init, width, self.heads))
 
 
 class CrossAttention(nn.Module):

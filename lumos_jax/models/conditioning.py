@@ -11,7 +11,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lumos_jax.models.layers import Dense, sinusoid, small
+from lumos_jax.models.layers import Dense, parameter, sinusoid, small, zeros
+
+# What Condition.vector is, and what "no condition" makes of it:
+#   linear   V features through one Linear; a learned null vector [RCG]
+#   size     an image's (height, width, height / width), as the multi-scale T2I embeds it; kept [PixArt]
+#   numbers  V numbers, each a sinusoid, through one MLP; kept [SVD]
+#   class    (B, 1), a class of V; a learned row of the table, number V [DiT]
+VECTOR_KINDS = ("linear", "size", "numbers", "class")
+PARTS = ("tokens", "vector", "latent")  # of a Condition, that a task may drop one by one
 
 
 @jax.tree_util.register_dataclass
@@ -19,10 +27,10 @@ from lumos_jax.models.layers import Dense, sinusoid, small
 class Condition:
     """Every part is optional; a task fills those that it has.
 
-    tokens: (B, L, C), seen through cross-attention.
+    tokens: (B, L, C), seen through cross-attention. A network with a camera takes (B, L, C + camera) until `DiT.lift`.
     token_mask: (B, L) bool, True for tokens that are seen; None for all.
-    vector: (B, V), projected and added to the timestep embedding.
-    latent: (B, h, w, c), concatenated to the noisy latent on channels.
+    vector: (B, V), embedded and added to the timestep embedding; see VECTOR_KINDS.
+    latent: (B, [F,] h, w, c), concatenated to the noisy latent on channels.
     """
 
     tokens: jax.Array | None = None
@@ -57,6 +65,46 @@ class SizeEmbedder(nn.Module):
     def __call__(self, size: jax.Array) -> jax.Array:
         sides, ratio = TimestepEmbedder(self.width // 3, name="side"), TimestepEmbedder(self.width // 3, name="ratio")
         return jnp.concatenate([sides(size[:, 0]), sides(size[:, 1]), ratio(size[:, 2])], axis=-1)
+
+
+class NumbersEmbedder(nn.Module):
+    """V numbers (B, V), each in about [0, 1000], -> (B, D) float32: their sinusoids side by side, Linear, SiLU, Linear.
+
+    The last layer starts at zero, so that a network that gains it behaves as before. [SVD: its added time ids]
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, numbers: jax.Array) -> jax.Array:
+        waves = jnp.concatenate([sinusoid(numbers[:, i]) for i in range(numbers.shape[1])], axis=-1)
+        hidden = nn.silu(Dense(self.width, (None, "embed"), small, name="fc1")(waves))
+        return Dense(self.width, ("embed", None), zeros, name="fc2")(hidden)
+
+
+class ClassEmbedder(nn.Module):
+    """Class numbers (B, 1), whole numbers in [0, classes], of which the last means "no class", -> (B, D) float32."""
+
+    classes: int
+    width: int
+
+    @nn.compact
+    def __call__(self, number: jax.Array) -> jax.Array:
+        table = parameter(self, "table", small, (None, "embed"), (self.classes + 1, self.width))
+        return table[number[:, 0].astype(jnp.int32)]
+
+
+class CameraProjection(nn.Module):
+    """Tokens with camera numbers (B, L, C + V) -> (B, L, C): a Linear that starts as the identity on the first C. [Zero123]"""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        def identity(_, shape, dtype):
+            return jnp.eye(*shape, dtype=dtype)
+
+        return Dense(self.features, (None, None), identity)(tokens)
 
 
 class TokenEmbedder(nn.Module):

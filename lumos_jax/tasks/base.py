@@ -6,13 +6,15 @@ in configs/.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from lumos_jax.diffusion import Process
 from lumos_jax.models import Condition, DiT
+from lumos_jax.tasks.handoffs import Handoff
 
 
 class Task(Protocol):
@@ -22,14 +24,20 @@ class Task(Protocol):
       name: as in config.task.name.
       network: what is trained: `init`, `trainable` and `logical_axes`, as of models.DiT.
       identity: names and content hashes of the frozen networks; compared when a run is resumed.
+      host: what is done to a batch where it is decoded, picklable; None for nothing.
     """
 
     name: str
     network: Any
     identity: Mapping[str, str]
+    host: Callable | None
 
     def describe(self) -> Mapping[str, str]:
         """Lines of the run's introduction, by heading."""
+        ...
+
+    def handoff(self) -> Handoff:
+        """What may differ between this network and one that it starts from."""
         ...
 
     def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Any:
@@ -59,14 +67,26 @@ class DiffusionTask(Task, Protocol):
     Attributes:
       dit: the network.
       process: the diffusion process.
-      latent_shape: (h, w, c) of x0.
+      latent_shape: ([F,] h, w, c) of x0.
       condition_dropout: probability in [0, 1] of the null condition in training.
     """
 
     dit: DiT
     process: Process
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, ...]
     condition_dropout: float
+
+    def draw_drop(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
+        """For each name of models.PARTS, (size,) bool: the rows of a training batch that lose that part."""
+        ...
+
+    def shuffled(self, condition: Condition) -> Condition:
+        """The rows' conditions exchanged, to see by the held-out loss whether they matter."""
+        ...
+
+    def guidance(self, scale: float) -> float | np.ndarray:
+        """What a guidance scale means here: that scale, or several that broadcast to (B, *latent_shape)."""
+        ...
 
     def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """uint8 `image` -> what the frozen encoders make of it, as a cache keeps it for every record: float32 `feature`
@@ -91,5 +111,29 @@ class DiffusionTask(Task, Protocol):
         ...
 
     def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
-        """(B, h, w, c) -> pixels (B, H, W, 3) float32 in [-1, 1]."""
+        """(B, [F,] h, w, c) -> pixels (B, [F,] H, W, 3) float32 in [-1, 1]."""
+        ...
+
+    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """One picture (H, W, 3) uint8 of a batch as it was read, its `source_pictures`, and n samples a row (R, n, ...)."""
+        ...
+
+    def request(self, asked: Mapping[str, Any], load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+        """The batch that the command line of `lumos_jax.sample` describes, one row a condition.
+
+        Args:
+          asked: the flags that were given, by name.
+          load: path of an image -> (S, S, 3) uint8.
+
+        Raises:
+          ValueError: a flag is missing, or is not for this task.
+        """
+        ...
+
+    def for_request(self, asked: Mapping[str, Any]) -> DiffusionTask:
+        """The task as it draws what the command line describes, as clips of another length; raises ValueError as `request`."""
+        ...
+
+    def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray, out: str) -> Sequence[str]:
+        """Writes samples as `sheet` shows them, or as clips; returns the files."""
         ...

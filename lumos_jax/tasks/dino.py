@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from lumos_jax import config, encoders
 from lumos_jax.encoders import SelfDistilled
 from lumos_jax.tasks import crops
+from lumos_jax.tasks.handoffs import Handoff
 
 GLOBAL = 2  # crops that the teacher sees
 SINKHORN_ROUNDS = 3
@@ -44,6 +45,13 @@ class SelfDistillation:
     side: int
     settings: config.Dino
     name: str = "dino"
+
+    @property
+    def host(self) -> None:
+        return None
+
+    def handoff(self) -> Handoff:
+        return Handoff()
 
     @property
     def identity(self) -> dict[str, str]:
@@ -120,7 +128,9 @@ def _balanced(logits: jax.Array, weight: jax.Array) -> jax.Array:
     return plan.reshape(size, views, prototypes)
 
 
-def make_dino(settings: config.Settings) -> tuple[SelfDistillation, dict[str, Any]]:
+def make_dino(
+    settings: config.Settings, place: encoders.Placement | None = None
+) -> tuple[SelfDistillation, dict[str, Any]]:
     """The task; nothing is frozen. The ViT is the one that config.encoder describes for random weights.
 
     Raises:

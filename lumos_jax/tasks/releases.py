@@ -150,7 +150,7 @@ def read(
         latent_shape=(side, side, channels),
         out_channels=shapes["final_layer.linear.weight"][0] // patch**2,
         token_shape=shapes["y_embedder.y_embedding"],
-        vector_is_size=release.sized,
+        vector_kind="size" if release.sized else "linear",
     )
     params, account = release.convert(state, dit, origin=origin)
     return Prior(settings, dit, params, account)
@@ -173,7 +173,7 @@ def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any
         out_channels=params["final"]["out"]["bias"].shape[0] // settings.model.patch_size**2,
         token_shape=params["null"]["tokens"].shape if "tokens" in params else None,
         vector_dim=vector["kernel"].shape[0] if "kernel" in vector else 0,
-        vector_is_size="side" in vector,
+        vector_kind="size" if "side" in vector else "linear",
     )
     return official.to_official(params, dit)
 

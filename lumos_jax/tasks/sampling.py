@@ -33,7 +33,8 @@ def options_of(settings: config.Eval) -> SamplingOptions:
 
 def draw(task, params: Any, frozen: Any, condition: Any, noise: jax.Array, key: jax.Array, options: SamplingOptions,
          gather: Callable | None = None) -> jax.Array:  # fmt: skip
-    """Samples, one a row of `condition` and `noise` (B, h, w, c) -> pixels uint8 (B, H, W, 3)."""
+    """Samples, one a row of `condition` and `noise` (B, *latent_shape) -> pixels uint8 (B, [F,] H, W, 3)."""
+    condition = task.dit.lift(params, condition)
     null = task.dit.null_condition(params, condition)
 
     def predict(x, network_time, given):
@@ -43,7 +44,7 @@ def draw(task, params: Any, frozen: Any, condition: Any, noise: jax.Array, key: 
         predict,
         condition,
         null,
-        scale=options.guidance,
+        scale=task.guidance(options.guidance),
         interval=options.guidance_interval,
         rescale=options.guidance_rescale,
         process=task.process,
@@ -70,9 +71,9 @@ def repeat_rows(condition: Any, count: int) -> Any:
     return jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), condition)
 
 
-def draw_for_images(task, params: Any, frozen: Any, batch: Mapping[str, jax.Array], keys: tuple[jax.Array, jax.Array],
+def draw_for_batch(task, params: Any, frozen: Any, batch: Mapping[str, jax.Array], keys: tuple[jax.Array, jax.Array],
                     count: int, options: SamplingOptions, gather: Callable | None = None) -> jax.Array:  # fmt: skip
-    """`count` samples for each image of the batch: uint8 (B, count, H, W, 3). keys: (starting noise, sampler)."""
+    """`count` samples for each row of the batch: uint8 (B, count, [F,] H, W, 3). keys: (starting noise, sampler)."""
     rows = next(iter(batch.values())).shape[0]
     condition = repeat_rows(task.condition(frozen, batch), count)
     noise = jax.random.normal(keys[0], (rows * count, *task.latent_shape), jnp.float32)

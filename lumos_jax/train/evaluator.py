@@ -41,8 +41,10 @@ def to_mesh(mesh, host: Mapping[str, np.ndarray], rows, size: int):
 
 
 def of_the_task(host: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The pictures, or what a cache holds of them; not weights and names."""
-    return {name: array for name, array in host.items() if name not in ("weight", "record", "problem")}
+    """The arrays of the records, as pictures or what a cache holds of them; not weights, numbers of records, and strings."""
+    return {
+        name: array for name, array in host.items() if name not in ("weight", "record") and array.dtype.kind not in "UO"
+    }
 
 
 def _read_batches(run, ids: list[int]) -> list[Any]:
@@ -51,7 +53,7 @@ def _read_batches(run, ids: list[int]) -> list[Any]:
     rows = sharding.local_rows(run.mesh, size)
     batches = []
     for first in range(0, len(ids), size):
-        local = data.read_batch(run.settings.data, run.source, [ids[first + row] for row in rows])
+        local = data.read_batch(run.settings.data, run.source, [ids[first + row] for row in rows], run.task.host)
         batches.append(to_mesh(run.mesh, local, rows, size))
     return batches
 
@@ -68,13 +70,14 @@ class Denoised:
         self.loss_step = evaluation.make_held_out_step(
             run.task, lambda index: rngs.streams(settings.train.seed, "eval", index), gather, everywhere
         )
-        self.shown = of_the_task(data.read_batch(settings.data, run.source, ids[: settings.eval.rows]))
+        self.host = data.read_batch(settings.data, run.source, ids[: settings.eval.rows], run.task.host)
+        self.shown = of_the_task(self.host)
         show = jax.jit(run.task.source_pictures, out_shardings=everywhere)
         self.sources = np.asarray(show(run.frozen, self.shown))
         keys = (rngs.key(settings.train.seed, "sheet/noise"), rngs.key(settings.train.seed, "sheet/sampler"))
         options = sampling.options_of(settings.eval)
         self.draw = jax.jit(
-            lambda params, frozen, batch: sampling.draw_for_images(
+            lambda params, frozen, batch: sampling.draw_for_batch(
                 run.task, params, frozen, batch, keys, settings.eval.samples, options, gather
             ),
             out_shardings=everywhere,
@@ -88,13 +91,14 @@ class Denoised:
         values = evaluation.held_out_loss(self.loss_step, self.weights(state), self.run.frozen, self.batches)
         return values, (
             f"held-out loss {values['held_out_loss']:.4f}, with the null condition {values['held_out_null_loss']:.4f}, "
-            f"margin {values['held_out_margin']:+.4f}"
+            f"margin {values['held_out_margin']:+.4f}; with another's condition {values['held_out_shuffled_loss']:.4f}, "
+            f"{values['held_out_shuffled_margin']:+.4f}"
         )
 
     def sheet(self, state: TrainState) -> np.ndarray:
-        """Rows of (source | sample | sample ...)."""
+        """Samples as the task shows them."""
         drawn = np.asarray(self.draw(self.weights(state), self.run.frozen, self.shown))
-        return pictures.sheet(np.concatenate([self.sources[:, None], drawn], axis=1))
+        return self.run.task.sheet(self.host, self.sources, drawn)
 
 
 class Neighbours:

@@ -59,11 +59,10 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     if settings.eval.every:
         sharding.check_batch(mesh, settings.eval.batch_size, "eval.batch_size")
     source = data.make_source(settings.data)
-    task, frozen = tasks.make_task(settings)
+    task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
     if settings.data.source == "cached":
         cache.check(settings, task)
         frozen = task.without_encoders(frozen)
-    frozen = jax.device_put(frozen, sharding.replicated(mesh))
     fingerprints = {"data": source.fingerprint(), **task.identity}
     plan = finetune.make_plan(settings.finetune, task.network)
     optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.network))
@@ -73,7 +72,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
         checkpoints = Checkpoints(path, settings.checkpoint)
     except OSError as error:
         raise ValueError(f"--workdir={workdir} cannot be used: {error}") from error
-    begin = startup.start(settings, path, checkpoints, task.network, optimizer, mesh, fingerprints)
+    begin = startup.start(settings, path, checkpoints, task, optimizer, mesh, fingerprints)
     if jax.process_index() == 0:
         config_io.save(settings, path / "config.json")
         _introduce(settings, path, mesh, source, task, plan, begin)
@@ -103,7 +102,9 @@ def train(run: Run) -> int:
         run.workdir, total=steps, start=run.start.step, tensorboard=settings.log.tensorboard, active=first
     )
     rows = sharding.local_rows(run.mesh, size)
-    batches = data.make_train_iterator(settings.data, run.source, batch_size=size, rows=rows, start_step=run.start.step)
+    batches = data.make_train_iterator(
+        settings.data, run.source, batch_size=size, rows=rows, start_step=run.start.step, finish=run.task.host
+    )
     window, watch = metrics.Window(memory.get("window")), metrics.Stopwatch()
     corrupt = data.CorruptMeter(settings.data.max_corrupt_rate, memory.get("corrupt"))
     learning_rate = make_schedule(settings.optimizer, steps)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -15,9 +16,11 @@ import jax
 
 from lumos_jax import config, config_io
 from lumos_jax.checkpoints import Checkpoints, transfer
+from lumos_jax.checkpoints.handoff import flatten
 from lumos_jax.checkpoints.manager import DIRECTORY
-from lumos_jax.tasks import releases
-from lumos_jax.train import finetune, sharding
+from lumos_jax.name_rules import unflatten
+from lumos_jax.tasks import handoffs, releases
+from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.state import TrainState, make_state
 
 
@@ -31,7 +34,7 @@ class Start:
     origin: str
 
 
-def start(settings: config.Settings, workdir: pathlib.Path, checkpoints: Checkpoints, dit, optimizer, mesh,
+def start(settings: config.Settings, workdir: pathlib.Path, checkpoints: Checkpoints, task, optimizer, mesh,
           fingerprints: dict[str, str]) -> Start:  # fmt: skip
     """Goes down the list in the module's docstring and takes the first that is there.
 
@@ -39,11 +42,11 @@ def start(settings: config.Settings, workdir: pathlib.Path, checkpoints: Checkpo
       ValueError: a setting or a fingerprint differs from the checkpoint's in a way that would break an exact resume; or
         the hand-off does not fit.
     """
-    newest = checkpoints.latest()
+    newest, dit = checkpoints.latest(), task.network
     if newest is not None:
         return _resume(settings, checkpoints, newest, dit, optimizer, mesh, fingerprints)
     if settings.init_from:
-        return _hand_off(settings, workdir, dit, optimizer, mesh)
+        return _hand_off(settings, workdir, task, optimizer, mesh, fingerprints)
     _, state = make_state(settings, dit, optimizer, mesh)
     return Start(state, 0, {}, f"from scratch, seed {settings.train.seed}")
 
@@ -75,30 +78,65 @@ def _resume(settings, checkpoints: Checkpoints, step: int, dit, optimizer, mesh,
     return Start(TrainState(**state), step, meta["memory"], f"continues at step {step}")
 
 
-def _hand_off(settings, workdir, dit, optimizer, mesh) -> Start:
+def _hand_off(settings, workdir, task, optimizer, mesh, fingerprints) -> Start:
+    dit, origin = task.network, settings.init_from
     ours, _ = make_state(settings, dit, optimizer, mesh, abstract_only=True)
-    rules = {"origin": settings.init_from, "reinitialise": (f"{finetune.LORA}/*",)}
-    given = pathlib.Path(settings.init_from).expanduser()
+    given = pathlib.Path(origin).expanduser()
     if given.is_dir() and (given / DIRECTORY).is_dir():
         source = Checkpoints(given)
         step = source.latest()
         if step is None:
-            raise ValueError(f"config.init_from={settings.init_from}: there is no checkpoint in {source.directory}")
-        # Judged by shapes first, so that weights that do not fit are refused before gigabytes are read.
-        transfer(finetune.weight_shapes(source, step), ours.params, **rules)
-        theirs = finetune.read_weights(source, step, "ema", sharding.replicated(mesh))
-        source.close()
+            raise ValueError(f"config.init_from={origin}: there is no checkpoint in {source.directory}")
+        meta = source.meta(step)
+        theirs = finetune.weight_shapes(source, step)
+        from_ = config_io.from_dict(meta["settings"])
+        identity = meta["fingerprints"].get("encoder")
     else:
+        source, identity = None, None
         try:
-            theirs = releases.load(settings.init_from, "config.init_from", heads=dit.heads).params
+            prior = releases.load(origin, "config.init_from", heads=getattr(dit, "heads", 0))
         except ValueError as error:
             raise ValueError(
-                f"config.init_from={settings.init_from} is neither a run (there is no checkpoint in it) nor a released prior: "
-                f"{error}"
+                f"config.init_from={origin} is neither a run (there is no checkpoint in it) nor a released prior: {error}"
             ) from error
+        theirs, from_ = prior.params, prior.settings
+    same = _same_condition(settings, from_, fingerprints.get("encoder"), identity)
+    named = handoffs.rules(task.handoff(), _shapes(ours.params), _shapes(theirs), same)
+    rules = {
+        "origin": origin,
+        "reinitialise": (f"{finetune.LORA}/*", *named["reinitialise"]),
+        "drop": named["drop"],
+        "adapt": {path: functools.partial(dit.widened, path) for path in named["widen"]},
+    }
+    if source is not None:
+        # Judged by shapes first, so that weights that do not fit are refused before gigabytes are read.
+        transfer(theirs, ours.params, **rules)
+        theirs = finetune.read_weights(source, step, "ema", sharding.replicated(mesh))
+        source.close()
     params, account = transfer(theirs, ours.params, **rules)
+    params = {name: part for name, part in params.items() if name != finetune.LORA}
+    params = _with_fresh(dit, settings.train.seed, params)
     if jax.process_index() == 0:
         account.save(workdir / "handoff.json")
-    params = {name: part for name, part in params.items() if name != finetune.LORA}
     _, state = make_state(settings, dit, optimizer, mesh, params=params)
     return Start(state, 0, {}, account.table())
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
+
+
+def _same_condition(ours: config.Settings, theirs: config.Settings, identity: str | None, other: str | None) -> bool:
+    """Whether two runs condition on the same features, as far as is known: imported weights do not say whose they took."""
+    alike = (ours.encoder.kind, ours.encoder.output) == (theirs.encoder.kind, theirs.encoder.output)
+    return alike and (identity == other or identity is None or other is None)
+
+
+def _with_fresh(dit, seed: int, params: Any) -> Any:
+    """The tree with what `transfer` took from the abstract state, the parameters that start anew, as arrays."""
+    flat = flatten(params)
+    anew = [path for path, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+    if anew:
+        init = jax.jit(lambda: {path: flatten(dit.init(rngs.key(seed, "init")))[path] for path in anew})
+        flat |= init()
+    return unflatten(flat)

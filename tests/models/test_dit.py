@@ -112,7 +112,7 @@ def test_scan_gives_what_a_loop_over_blocks_gives():
     params = make_params(dit)
     x, s, y = normal(0, BATCH, 16, 32), normal(1, BATCH, 32), normal(2, BATCH, TOKENS, 32)
     scanned, unrolled = (
-        jax.jit(lambda params, d=d: d._run_blocks(params, x, s, y, None, None))(params["blocks"])
+        jax.jit(lambda params, d=d: d._run_blocks(params, x, s, y, None, 0, None))(params["blocks"])
         for d in (dit, dataclasses.replace(dit, unroll=3))
     )
     block = jax.jit(lambda layer, x: Block(dit.heads, dit.mlp_hidden).apply({"params": layer}, x, s, y, None))

@@ -101,7 +101,7 @@ def test_text_to_image_agrees_with_the_official_network(masked):
 
 def test_multi_scale_agrees_with_the_official_network():
     state, arrays = load("lumos_t2i_ms.npz")
-    dit = network(arrays, vector_is_size=True, scale=float(arrays["lewei_scale"]))
+    dit = network(arrays, vector_kind="size", scale=float(arrays["lewei_scale"]))
     params, _ = official.from_official(state, dit, origin="golden")
     size = jnp.concatenate([arrays["img_hw"], arrays["aspect_ratio"]], axis=1)
     condition = dataclasses.replace(condition_of(arrays), vector=size)
@@ -126,7 +126,7 @@ def test_pixart_agrees_and_loses_nothing():
     ("name", "side", "more"),
     [
         ("lumos_t2i_xl_2_256", 32, {}),
-        ("lumos_t2i_ms_xl_2_1024", 128, {"vector_is_size": True}),
+        ("lumos_t2i_ms_xl_2_1024", 128, {"vector_kind": "size"}),
         ("pixart_alpha_xl_2_256", 32, {}),
     ],
 )

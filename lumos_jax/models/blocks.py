@@ -1,0 +1,90 @@
+"""What the transformer is stacked of: the block and the final layer; their equations stand at the top of `dit`.
+
+Axis letters: B batch, F frames, N tokens, D width, L condition tokens.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lumos_jax.models import layers
+from lumos_jax.models.attention import CrossAttention, SelfAttention
+from lumos_jax.models.layers import Dense, modulated_norm, parameter, zeros
+
+MODULATIONS = 6  # shift, scale, gate of attention, then of the MLP
+
+
+class Mlp(nn.Module):
+    """(B, N, D) -> (B, N, D): Linear, tanh-GELU, Linear."""
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = layers.gelu(Dense(self.hidden, ("embed", "mlp"), name="fc1")(x))
+        return Dense(x.shape[-1], ("mlp", "embed"), name="fc2")(hidden)
+
+
+class Block(nn.Module):
+    """One transformer block, (B F, N, D) -> (B F, N, D); cross-attends where there are condition tokens."""
+
+    heads: int
+    mlp_hidden: int
+    temporal: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, s: jax.Array, y: jax.Array | None, mask: jax.Array | None, frames: int = 0
+    ) -> jax.Array:
+        """x (B F, N, D), s = SiLU of the embedded time (B F, D), y embedded tokens (B, L, D), mask (B, L); frames: F, or 0 for
+        pictures, which pass the temporal layer by."""
+        width = x.shape[-1]
+        modulate = Dense(MODULATIONS * width, ("embed", "mlp"), zeros, out_dtype=jnp.float32, name="modulation")
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulate(s), MODULATIONS, axis=-1)
+        attended = SelfAttention(self.heads, name="attn")(modulated_norm(x, shift_1, scale_1))
+        x = gated(x, gate_1, attended)
+        if self.temporal and frames:
+            x = x + self._over_frames(x, frames)
+        if y is not None:
+            # All frames of a clip see its tokens: their queries stand side by side.
+            queries = x.reshape(y.shape[0], -1, width)
+            x = (queries + CrossAttention(self.heads, name="cross")(queries, y, mask)).reshape(x.shape)
+        return gated(x, gate_2, Mlp(self.mlp_hidden, name="mlp")(modulated_norm(x, shift_2, scale_2)))
+
+    def _over_frames(self, x: jax.Array, frames: int) -> jax.Array:
+        """Attention over the frames of each place: (B F, N, D) -> (B F, N, D)."""
+        rows, tokens, width = x.shape
+        where = layers.sinusoid(jnp.arange(frames), width)
+        h = layers.layer_norm(x).reshape(-1, frames, tokens, width) + where[None, :, None]
+        h = h.astype(x.dtype).transpose(0, 2, 1, 3).reshape(-1, frames, width)
+        h = SelfAttention(self.heads, zeros, name="temporal")(h)
+        return h.reshape(-1, tokens, frames, width).transpose(0, 2, 1, 3).reshape(rows, tokens, width)
+
+
+def gated(x: jax.Array, gate: jax.Array, branch: jax.Array) -> jax.Array:
+    """x + gate * branch, summed in float32. x, branch: (B, N, D); gate: (B, D) float32."""
+    return (x.astype(jnp.float32) + gate[:, None] * branch.astype(jnp.float32)).astype(x.dtype)
+
+
+FINALS = ("table", "adaln")
+
+
+class FinalLayer(nn.Module):
+    """x (B, N, D), embedded time (B, D) -> (B, N, features) float32; kind is one of FINALS."""
+
+    features: int
+    kind: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, s: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        if self.kind == "table":
+            table = parameter(self, "table", nn.initializers.normal(width**-0.5), (None, "embed"), (2, width))
+            shift, scale = s + table[:1], s + table[1:]
+        else:
+            modulate = Dense(2 * width, ("embed", "mlp"), zeros, name="modulation")
+            shift, scale = jnp.split(modulate(nn.silu(s)), 2, axis=-1)
+        project = Dense(self.features, ("embed", None), zeros, out_dtype=jnp.float32, name="out")
+        return project(modulated_norm(x, shift, scale))
