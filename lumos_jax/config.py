@@ -142,6 +142,7 @@ class Dino:
     local_crops: int = 6  # smaller crops that only the student sees
     local_side: int = 96  # pixels
     local_scale: tuple[float, float] = (0.05, 0.4)
+    mirror: bool = True  # half of the crops; without it features may tell left from right
     jitter: float = 0.4  # of brightness, contrast, saturation; half of it for the balance of colours
     prototypes: int = 4096
     hidden: int = 2048  # width of the head's hidden layers
