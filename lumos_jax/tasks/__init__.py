@@ -12,8 +12,9 @@ from lumos_jax.tasks.base import Task
 from lumos_jax.tasks.dino import make_dino
 from lumos_jax.tasks.i2i import make_i2i
 from lumos_jax.tasks.i2v import make_i2v
+from lumos_jax.tasks.nvs import make_nvs
 
-_TASKS = {"i2i": make_i2i, "i2v": make_i2v, "dino": make_dino}
+_TASKS = {"i2i": make_i2i, "i2v": make_i2v, "nvs": make_nvs, "dino": make_dino}
 
 
 def make_task(settings: config.Settings, place: Placement | None = None) -> tuple[Task, Any]:

@@ -61,6 +61,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
         sharding.check_batch(mesh, settings.eval.batch_size, "eval.batch_size")
     source = data.make_source(settings.data)
     task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
+    sharding.check_agreement(task.identity)
     task = sharding.on_mesh(task, mesh)
     if settings.data.source == "cached":
         cache.check(settings, task)
