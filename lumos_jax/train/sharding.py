@@ -76,8 +76,15 @@ class Spread:
         def spec(a):
             return P(None, "context") if a.ndim == 5 else P()
 
+        def own(params, *given):
+            # Each device's copy counts as its own: gradients of what is shared add up here, once, behind the layers.
+            params = jax.tree.map(lambda a: jax.lax.pcast(a, "context", to="varying"), params)
+            return apply(
+                params, *jax.tree.map(lambda a: a if a.ndim == 5 else jax.lax.pcast(a, "context", to="varying"), given)
+            )
+
         specs = (P(), *jax.tree.map(spec, (x, t, condition)))
-        split = jax.shard_map(apply, mesh=self.mesh, in_specs=specs, out_specs=spec(x), axis_names={"context"})
+        split = jax.shard_map(own, mesh=self.mesh, in_specs=specs, out_specs=spec(x), axis_names={"context"})
         return split(params, x, t, condition)
 
     def over_frames(self, attend: Callable, h: jax.Array) -> jax.Array:
@@ -154,7 +161,8 @@ def make_gather(mesh: jax.sharding.Mesh, dtype: str) -> Callable[[Any], Any] | N
 
     def gather(block_params):
         cast = jax.tree.map(lambda p: p.astype(compute), block_params)
-        return jax.lax.with_sharding_constraint(cast, replicated(mesh))
+        within = not jax.sharding.get_abstract_mesh().empty  # Spread.run, whose mesh has `context` taken out
+        return jax.lax.with_sharding_constraint(cast, P() if within else replicated(mesh))
 
     return gather
 
