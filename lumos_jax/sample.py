@@ -4,6 +4,8 @@ python -m lumos_jax.sample --workdir=runs/desk --images a.jpg b.jpg --num=4 --ou
     one row an image: the source, then samples conditioned on it
 python -m lumos_jax.sample --workdir=runs/desk --images a.jpg b.jpg --interpolate=12 --out=path.png
     one row: the first image, samples along the line between the two features, the second image
+python -m lumos_jax.sample --workdir=runs/classes --classes 3 7 --out=grid.png
+    one row a class, of a run that draws from classes; an unconditional one draws --num samples of nothing in particular
 
 The sampler's settings default to the run's own (config.eval).
 """
@@ -28,7 +30,7 @@ from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.evaluator import of_the_task
 
 USER_ERROR = 2
-CONDITIONS = ("images",)  # flags that say what to draw; which of them are needed, the task knows
+CONDITIONS = ("images", "classes")  # flags that say what to draw; which of them are needed, the task knows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--workdir", required=True, help="the run's directory")
     add("--images", nargs="+", metavar="FILE", help="the images to condition on")
+    add("--classes", nargs="+", type=int, metavar="N", help="the classes to condition on, by number from 0")
     add("--out", default="samples.png", help="the PNG to write (samples.png)")
-    add("--num", type=int, default=4, help="samples an image (4)")
+    add("--num", type=int, default=4, help="samples a condition, or in all where there is none (4)")
     add("--interpolate", type=int, default=0, metavar="N", help="draw N samples on the path between exactly two images")
     add("--sampler", choices=("ddpm", "ddim", "dpm++", "euler", "heun"), help="default: config.eval.sampler")
     add("--steps", type=int, help="sampling steps; default: config.eval.steps")

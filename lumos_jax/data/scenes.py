@@ -155,6 +155,10 @@ _NUMBERS = ("no", "one", "two", "three", "four")
 _PLURALS = {"sphere": "spheres", "box": "boxes", "cylinder": "cylinders", "cone": "cones", "torus": "tori"}
 
 
+def largest(scene: Scene) -> Solid:
+    return max(scene.solids, key=lambda solid: solid.size)
+
+
 def captions(scene: Scene) -> tuple[str, str]:
     """A short caption (counts, colours, kinds) and a long one (sizes, materials, places, ground)."""
     groups: dict[tuple[str, str], int] = {}
@@ -203,6 +207,15 @@ class ScenesSource:
         from lumos_jax.data.scene_render import render
 
         return render(make_scene(index, seed=self.seed), self.size)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The kind and colour of a scene's largest solid."""
+        return tuple(f"{color} {kind}" for kind in KINDS for color in COLORS)
+
+    def label(self, index: int) -> int:
+        solid = largest(make_scene(index, seed=self.seed))
+        return self.classes.index(f"{solid.color} {solid.kind}")
 
     def describe(self, index: int) -> str:
         return f"scene {index}"

@@ -89,6 +89,8 @@ class Denoised:
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
         values = evaluation.held_out_loss(self.loss_step, self.weights(state), self.run.frozen, self.batches)
+        if "held_out_margin" not in values:
+            return values, f"held-out loss {values['held_out_loss']:.4f}"
         return values, (
             f"held-out loss {values['held_out_loss']:.4f}, with the null condition {values['held_out_null_loss']:.4f}, "
             f"margin {values['held_out_margin']:+.4f}; with another's condition {values['held_out_shuffled_loss']:.4f}, "
