@@ -54,20 +54,26 @@ class AdaLn(Denoising):
 
 
 def make(
-    kind: type[AdaLn], settings: config.Settings, encoder: Any = None, encoder_params: Any = None, **network: Any
+    kind: type[AdaLn],
+    settings: config.Settings,
+    place: encoders.Placement | None,
+    encoder: Any = None,
+    encoder_params: Any = None,
+    **network: Any,
 ) -> tuple[AdaLn, dict[str, Any]]:
     """A task of that class and its frozen parameters.
 
     Args:
       kind: the class.
       settings: of the run.
+      place: as for `tasks.make_task`.
       encoder, encoder_params: as `encoders.make_encoder` gives them, for a prior that conditions on features.
       network: what `models.make_dit` is told about the condition.
 
     Raises:
       ValueError: weights that cannot be found or do not fit; sizes that do not divide.
     """
-    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder)
+    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
     latent_shape = autoencoder.latent_shape(settings.data.image_size)
     process = diffusion.make_process(settings.diffusion)
     dit = models.make_dit(

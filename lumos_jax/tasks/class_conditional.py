@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config
+from lumos_jax import config, encoders
 from lumos_jax.models import Condition
 from lumos_jax.tasks import adaln, requests
 
@@ -38,8 +38,10 @@ class ClassConditional(adaln.AdaLn):
         return {"label": label}
 
 
-def make_class_conditional(settings: config.Settings) -> tuple[ClassConditional, dict[str, Any]]:
-    """The task and its frozen parameters.
+def make_class_conditional(
+    settings: config.Settings, place: encoders.Placement | None = None
+) -> tuple[ClassConditional, dict[str, Any]]:
+    """The task and its frozen parameters; see tasks.make_task.
 
     Raises:
       ValueError: records without labels, or as `adaln.make`.
@@ -48,4 +50,4 @@ def make_class_conditional(settings: config.Settings) -> tuple[ClassConditional,
         raise ValueError(
             f"config.data.record={settings.data.record} has no classes: set it to labelled, and config.data.classes"
         )
-    return adaln.make(ClassConditional, settings, vector_dim=settings.data.classes, vector_kind="class")
+    return adaln.make(ClassConditional, settings, place, vector_dim=settings.data.classes, vector_kind="class")

@@ -46,16 +46,16 @@ class Rcg(adaln.AdaLn):
         return {"image": requests.images(asked, load)}
 
 
-def make_rcg(settings: config.Settings) -> tuple[Rcg, dict[str, Any]]:
-    """The task and its frozen parameters.
+def make_rcg(settings: config.Settings, place: encoders.Placement | None = None) -> tuple[Rcg, dict[str, Any]]:
+    """The task and its frozen parameters; see tasks.make_task.
 
     Raises:
       ValueError: several tokens an image, or as `encoders.make_encoder` and `adaln.make`.
     """
-    encoder, params = encoders.make_encoder(settings.encoder)
+    encoder, params = encoders.make_encoder(settings.encoder, place)
     if encoder.tokens != 1:
         raise ValueError(
             f"config.encoder.output={settings.encoder.output} gives {encoder.tokens} tokens an image, and this prior adds one "
             "feature to the timestep embedding: set it to pooled or cls"
         )
-    return adaln.make(Rcg, settings, encoder, params, vector_dim=encoder.dim)
+    return adaln.make(Rcg, settings, place, encoder, params, vector_dim=encoder.dim)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos_jax import config
+from lumos_jax import config, encoders
 from lumos_jax.models import Condition
 from lumos_jax.tasks import adaln, pictures, requests
 
@@ -45,8 +45,10 @@ class Unconditional(adaln.AdaLn):
         return pictures.sheet(np.concatenate([samples, white]).reshape(-1, columns, *samples.shape[1:]))
 
 
-def make_unconditional(settings: config.Settings) -> tuple[Unconditional, dict[str, Any]]:
-    """The task and its frozen parameters.
+def make_unconditional(
+    settings: config.Settings, place: encoders.Placement | None = None
+) -> tuple[Unconditional, dict[str, Any]]:
+    """The task and its frozen parameters; see tasks.make_task.
 
     Raises:
       ValueError: settings that only a condition gives a meaning, or as `adaln.make`.
@@ -59,4 +61,4 @@ def make_unconditional(settings: config.Settings) -> tuple[Unconditional, dict[s
             raise ValueError(
                 f"config.{field}={value}: there is no condition to drop or guide towards; set it to {needed}"
             )
-    return adaln.make(Unconditional, settings)
+    return adaln.make(Unconditional, settings, place)
