@@ -61,6 +61,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     source = data.make_source(settings.data)
     data.make_loader(settings.data, source, training=True)  # refuses now what has no such records
     task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
+    sharding.check_agreement(task.identity)
     if settings.data.source == "cached":
         cache.check(settings, task)
         frozen = task.without_encoders(frozen)
