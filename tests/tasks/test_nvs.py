@@ -17,7 +17,7 @@ from lumos_jax import config_io, sample, tasks
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.checkpoints.handoff import flatten
 from lumos_jax.models import Condition
-from lumos_jax.train import loop, sharding, startup
+from lumos_jax.train import evaluator, loop, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer
 
 
@@ -197,6 +197,23 @@ def end_of(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     clocks = {"images_per_second", "step_seconds", "data_wait_fraction", "device_wait_fraction", "host_fraction"}
     return state, [{k: v for k, v in line.items() if k not in clocks} for line in lines]
+
+
+def test_a_run_is_judged_by_the_true_views(run):
+    lines = [json.loads(line) for line in (run[0] / "metrics.jsonl").read_text().splitlines()]
+    (scores,) = [line for line in lines if "sample_psnr" in line]
+    assert scores["step"] == 8
+    assert 3 < scores["sample_psnr"] < 15  # a network that has learned nothing yet
+    assert -1 < scores["sample_ssim"] < 0.5
+    assert (run[0] / "samples" / "step_8.png").exists()
+    truth = (
+        np.random.default_rng(0).integers(0, 200, (2, 3, 16, 16, 3)).astype(np.uint8)
+    )  # of two clips of three frames
+    near = np.stack([truth, truth + np.uint8(10)], axis=1)
+    found = evaluator.sample_scores(near, truth)
+    np.testing.assert_allclose(found["sample_psnr"], (100 + 20 * math.log10(25.5)) / 2, rtol=1e-6)
+    assert 0.9 < found["sample_ssim"] < 1
+    assert set(evaluator.sample_scores(near[..., :8, :, :], truth[..., :8, :, :])) == {"sample_psnr"}
 
 
 def test_a_run_goes_on_bit_for_bit(run, tmp_path):
