@@ -16,6 +16,7 @@ from configs import i2i, nvs
 from lumos_jax import config_io, sample, tasks
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.checkpoints.handoff import flatten
+from lumos_jax.data import cameras, scene_render, scenes
 from lumos_jax.models import Condition
 from lumos_jax.train import evaluator, loop, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer
@@ -262,6 +263,10 @@ def test_what_an_orbit_asks_for():
     batch = task.request(asked, lambda path: np.full((2, 2, 3), ord(path)))
     assert [row[0, 0, 0] for row in batch["input"]] == [97, 97, 98, 98]
     np.testing.assert_allclose(batch["camera"], 2 * [[-math.pi / 6, 0, 1, 0], [-math.pi / 6, 1, 0, 0]], atol=1e-6)
+    # The same numbers as training has for a camera a quarter turn further and thirty degrees higher.
+    here, there = (scenes.Camera(0.3 + turn, 1.2 - up, 2.0) for turn, up in ((0, 0), (math.pi / 2, math.pi / 6)))
+    trained = cameras.relative_camera(scene_render.camera_matrix(there), scene_render.camera_matrix(here))
+    np.testing.assert_allclose(batch["camera"][1], trained, atol=1e-6)
     assert len(task.request({"images": ["a"]}, lambda path: np.zeros((2, 2, 3)))["camera"]) == 12
     with pytest.raises(ValueError, match="azimuths says nothing to this run"):
         tasks.make_task(settings_with(i2i))[0].request({"images": ["a"], "azimuths": [0.0]}, lambda _: None)
