@@ -15,17 +15,22 @@ from typing import Any
 class Data:
     """Where images come from, and in which order."""
 
-    source: str = "scenes"  # scenes | folder | arrayrecord | tfds | cached | mixture
-    # folder: directory; arrayrecord: directory, file or glob; tfds: data_dir (empty: its default);
+    source: str = "scenes"  # scenes | folder | videos | objaverse | arrayrecord | tfds | cached | mixture
+    # folder: directory; videos: directory, or WebVid's or OpenVid's csv; objaverse: directory of rendered objects,
+    # <object>/000.png + 000.npy ...; arrayrecord: directory, file or glob; tfds: data_dir (empty: its default);
     # cached: what `python -m lumos_jax.prepare cache` wrote, latents and features in place of pictures
     path: str = ""
     name: str = ""  # tfds: the data set's name, for example "imagenet2012" or "oxford_flowers102:2.1.1"
     split: str = "train"  # tfds: the split, slicing syntax allowed
     records: int = 1_000_000  # scenes: how many scenes make an epoch
-    record: str = "image"  # what one record gives a batch: image
+    # what one record gives a batch: image | clip (scenes, videos) | views (two posed views: scenes, objaverse)
+    record: str = "image"
     # mixture: dicts of the fields source, path, name, split and records, and weight
     mixture: tuple[Mapping[str, Any], ...] = ()
     image_size: int = 256  # side in pixels of the square images in a batch
+    frames: int = 16  # clip: frames a clip
+    # clip: frames of the video from one frame of the clip to the next, least and most; drawn in training, the middle otherwise
+    frame_stride: tuple[int, int] = (3, 3)
     crop: str = "center"  # center | random; random crops keep the shorter side whole; cached: center
     flip: bool = False  # mirror half of the records, chosen from (seed, position); cached: False
     seed: int = 0  # of the global permutation and of crops and flips
@@ -118,6 +123,19 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
+class Video:
+    """Clips from their first frame (configs/i2v.py). The guidance scale rises over frames, to eval.guidance at the last."""
+
+    first_guidance: float = 1.0  # of the first frame
+    noise_log_mean: float = -3.0  # log of the noise added to the first frame in training (pixels in [-1, 1]): mean
+    noise_log_std: float = 0.5  # and standard deviation
+    sample_noise: float = 0.02  # noise added to the first frame when drawing
+    motion_step: float = 1 / 32  # motion score per motion id, of which there are 256
+    sample_fps: float = 8.0  # frames a second where `lumos_jax.sample` is not told
+    sample_motion: int = 127  # motion id where it is not told
+
+
+@dataclasses.dataclass(frozen=True)
 class Dino:
     """Self-distillation (configs/dino.py): crops, head, temperatures. The ViT is the encoder group's, the teacher the EMA."""
 
@@ -125,6 +143,7 @@ class Dino:
     local_crops: int = 6  # smaller crops that only the student sees
     local_side: int = 96  # pixels
     local_scale: tuple[float, float] = (0.05, 0.4)
+    mirror: bool = True  # half of the crops; without it features may tell left from right
     jitter: float = 0.4  # of brightness, contrast, saturation; half of it for the balance of colours
     prototypes: int = 4096
     hidden: int = 2048  # width of the head's hidden layers
@@ -133,6 +152,15 @@ class Dino:
     teacher_temperature: float = 0.04
     balance: str = "centre"  # centre (DINO) | sinkhorn (DINOv2): what keeps the teacher's answers apart
     centre_momentum: float = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Nvs:
+    """Novel view synthesis (configs/nvs.py)."""
+
+    # One uniform number u a record decides what of its condition is dropped: below the first, the input view's feature alone;
+    # below the second, feature and latent; below the third, the latent alone.
+    dropout: tuple[float, float, float] = (0.05, 0.10, 0.15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +174,10 @@ class Optimizer:
     weight_decay: float = 0.0
     warmup_steps: int = 0
     decay: str = "constant"  # constant | cosine (to zero at train.steps)
+    boosted: tuple[
+        str, ...
+    ] = ()  # patterns (fnmatch) over paths of parameters whose learning rate is multiplied by `boost`
+    boost: float = 1.0
     clip_norm: float = 0.0  # global gradient norm; 0: no clipping
     accumulate: int = 1  # gradient accumulation: micro-batches per step
     ema_decay: float = 0.9999
@@ -228,7 +260,9 @@ class Settings:
     model: Model = Model()
     diffusion: Diffusion = Diffusion()
     task: Task = Task()
+    video: Video = Video()
     dino: Dino = Dino()
+    nvs: Nvs = Nvs()
     optimizer: Optimizer = Optimizer()
     finetune: Finetune = Finetune()
     train: Train = Train()

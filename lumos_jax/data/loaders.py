@@ -144,5 +144,27 @@ def _pictures(data: config.Data, source: Source, training: bool) -> Pictures:
     return Pictures(source, data.image_size, data.seed, training and data.crop == "random", training and data.flip)
 
 
+def _clips(data: config.Data, source: Source, training: bool) -> BatchLoader:
+    from lumos_jax.data.clips import make_clips
+
+    return make_clips(data, source, training)
+
+
+def _views(data: config.Data, source: Source, training: bool) -> RecordLoader:
+    from lumos_jax.data.views import Views, parts
+
+    for part in parts(source):
+        if not hasattr(part, "posed_views"):
+            raise ValueError(
+                f"config.data.record=views needs pictures with cameras, and {part.describe(0)} has none: set "
+                "config.data.source to scenes or objaverse"
+            )
+    return Views(source, data.image_size, data.seed, training)
+
+
 # config.data.record -> (config.data, source, training) -> loader.
-_MAKERS: Mapping[str, Callable[[config.Data, Source, bool], BatchLoader]] = {"image": _pictures}
+_MAKERS: Mapping[str, Callable[[config.Data, Source, bool], BatchLoader]] = {
+    "image": _pictures,
+    "clip": _clips,
+    "views": _views,
+}

@@ -118,6 +118,10 @@ class DiffusionTask(Task, Protocol):
         """One picture (H, W, 3) uint8 of a batch as it was read, its `source_pictures`, and n samples a row (R, n, ...)."""
         ...
 
+    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """What samples of each row of a batch as it was read should show, uint8 (R, [F,] H, W, 3), where that is known."""
+        ...
+
     def request(self, asked: Mapping[str, Any], load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
         """The batch that the command line of `lumos_jax.sample` describes, one row a condition.
 
@@ -128,6 +132,10 @@ class DiffusionTask(Task, Protocol):
         Raises:
           ValueError: a flag is missing, or is not for this task.
         """
+        ...
+
+    def for_request(self, asked: Mapping[str, Any]) -> DiffusionTask:
+        """The task as it draws what the command line describes, as clips of another length; raises ValueError as `request`."""
         ...
 
     def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray, out: str) -> Sequence[str]:

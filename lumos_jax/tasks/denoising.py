@@ -120,6 +120,10 @@ class Denoising:
             return batch["image"]
         return to_uint8(self.decode(frozen, self.autoencoder.mean(batch["latent"])))
 
+    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """What samples should show, pixel by pixel; None where many pictures would do."""
+        return None
+
     def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         """Samples as people look at them: one picture (H, W, 3) uint8, here with rows (source | sample | sample ...).
 
@@ -129,6 +133,10 @@ class Denoising:
           drawn: uint8 (R, n, *pixels), n samples a row.
         """
         return pictures.sheet(np.concatenate([sources[:, None], drawn], axis=1))
+
+    def for_request(self, asked: Mapping[str, Any]) -> Denoising:
+        """The task as it draws what was asked for; most draw what they trained on."""
+        return self
 
     def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray, out: str) -> Sequence[str]:
         """Writes what `lumos_jax.sample` drew; returns the files."""

@@ -7,9 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from configs import i2i
+from configs import i2i, nvs
 from lumos_jax import config, config_io, data, tasks
 from lumos_jax.train import rngs, sharding
+from lumos_jax.train.evaluator import of_the_task
 from lumos_jax.train.optimizer import make_optimizer, make_schedule
 from lumos_jax.train.state import make_state
 from lumos_jax.train.step import make_train_step
@@ -17,8 +18,8 @@ from lumos_jax.train.step import make_train_step
 STEPS = 4
 
 
-def settings_with(**groups):
-    settings = config_io.resolve(i2i.get_config("test"))
+def settings_with(of=i2i, **groups):
+    settings = config_io.resolve(of.get_config("test"))
     for group, fields in groups.items():
         settings = dataclasses.replace(settings, **{group: dataclasses.replace(getattr(settings, group), **fields)})
     return settings
@@ -39,7 +40,7 @@ def run(settings, devices, steps=STEPS, spoil=None):
     losses = []
     for number in range(steps):
         host = next(batches)
-        batch = {"image": host["image"], "weight": host["weight"]}
+        batch = of_the_task(host) | {"weight": host["weight"]}
         if spoil and number == spoil[0]:
             batch = spoil[1](batch)
         state, metrics = step(state, frozen, sharding.global_batch(mesh, batch, rows, size))
@@ -63,6 +64,15 @@ def curve(losses):
 )
 def test_meshes_agree(alone, devices, mesh):
     losses, state = run(settings_with(mesh=mesh), devices)
+    np.testing.assert_allclose(curve(losses), curve(alone[0]), rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(state.ema), jax.tree.leaves(alone[1].ema), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("of", [nvs], ids=lambda of: of.__name__)
+def test_meshes_agree_for_every_task(of):
+    alone = run(settings_with(of), 1)
+    losses, state = run(settings_with(of, mesh={"data": 2, "fsdp": 2}), 4)
     np.testing.assert_allclose(curve(losses), curve(alone[0]), rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(state.ema), jax.tree.leaves(alone[1].ema), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
