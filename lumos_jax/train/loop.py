@@ -162,7 +162,10 @@ def train(run: Run) -> int:
             report.write(step, values)
             report.say(f"step {step}: {told}")
             if with_sheet:
-                picture = evaluator.sheet(state)
+                picture, values, told = evaluator.sheet(state)
+                if values:
+                    report.write(step, values)
+                    report.say(f"step {step}: {told}")
                 report.pictures(step, picture)
                 if first:
                     pictures.save_png(picture, run.workdir / "samples" / f"step_{step}.png")

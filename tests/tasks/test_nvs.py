@@ -16,8 +16,9 @@ from configs import i2i, nvs
 from lumos_jax import config_io, sample, tasks
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.checkpoints.handoff import flatten
+from lumos_jax.data import cameras, scene_render, scenes
 from lumos_jax.models import Condition
-from lumos_jax.train import loop, sharding, startup
+from lumos_jax.train import evaluator, loop, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer
 
 
@@ -199,6 +200,23 @@ def end_of(workdir):
     return state, [{k: v for k, v in line.items() if k not in clocks} for line in lines]
 
 
+def test_a_run_is_judged_by_the_true_views(run):
+    lines = [json.loads(line) for line in (run[0] / "metrics.jsonl").read_text().splitlines()]
+    (scores,) = [line for line in lines if "sample_psnr" in line]
+    assert scores["step"] == 8
+    assert 3 < scores["sample_psnr"] < 15  # a network that has learned nothing yet
+    assert -1 < scores["sample_ssim"] < 0.5
+    assert (run[0] / "samples" / "step_8.png").exists()
+    truth = (
+        np.random.default_rng(0).integers(0, 200, (2, 3, 16, 16, 3)).astype(np.uint8)
+    )  # of two clips of three frames
+    near = np.stack([truth, truth + np.uint8(10)], axis=1)
+    found = evaluator.sample_scores(near, truth)
+    np.testing.assert_allclose(found["sample_psnr"], (100 + 20 * math.log10(25.5)) / 2, rtol=1e-6)
+    assert 0.9 < found["sample_ssim"] < 1
+    assert set(evaluator.sample_scores(near[..., :8, :, :], truth[..., :8, :, :])) == {"sample_psnr"}
+
+
 def test_a_run_goes_on_bit_for_bit(run, tmp_path):
     workdir, go = run
     shutil.copytree(workdir, tmp_path / "again")
@@ -245,6 +263,10 @@ def test_what_an_orbit_asks_for():
     batch = task.request(asked, lambda path: np.full((2, 2, 3), ord(path)))
     assert [row[0, 0, 0] for row in batch["input"]] == [97, 97, 98, 98]
     np.testing.assert_allclose(batch["camera"], 2 * [[-math.pi / 6, 0, 1, 0], [-math.pi / 6, 1, 0, 0]], atol=1e-6)
+    # The same numbers as training has for a camera a quarter turn further and thirty degrees higher.
+    here, there = (scenes.Camera(0.3 + turn, 1.2 - up, 2.0) for turn, up in ((0, 0), (math.pi / 2, math.pi / 6)))
+    trained = cameras.relative_camera(scene_render.camera_matrix(there), scene_render.camera_matrix(here))
+    np.testing.assert_allclose(batch["camera"][1], trained, atol=1e-6)
     assert len(task.request({"images": ["a"]}, lambda path: np.zeros((2, 2, 3)))["camera"]) == 12
     with pytest.raises(ValueError, match="azimuths says nothing to this run"):
         tasks.make_task(settings_with(i2i))[0].request({"images": ["a"], "azimuths": [0.0]}, lambda _: None)
