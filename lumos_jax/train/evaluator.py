@@ -24,8 +24,8 @@ class Evaluator(Protocol):
         """Metrics of the EMA weights, and a sentence for people."""
         ...
 
-    def sheet(self, state: TrainState) -> tuple[np.ndarray, dict[str, float], str]:
-        """One picture (H, W, 3) uint8; metrics of what it shows, and a sentence about them, or neither."""
+    def sheet(self, state: TrainState) -> np.ndarray:
+        """One picture (H, W, 3) uint8."""
         ...
 
 
@@ -76,7 +76,6 @@ class Denoised:
             ),
             out_shardings=everywhere,
         )
-
         self.scorer = Scorer(run, gather) if settings.eval.scored else None
 
     def weights(self, state: TrainState) -> Any:
@@ -97,32 +96,10 @@ class Denoised:
             told += "; samples: " + ", ".join(f"{name.removeprefix('score_')} {v:.4g}" for name, v in scores.items())
         return values, told
 
-    def sheet(self, state: TrainState) -> tuple[np.ndarray, dict[str, float], str]:
-        """Samples as the task shows them, and how near they are to the truth where the task knows it."""
+    def sheet(self, state: TrainState) -> np.ndarray:
+        """Samples as the task shows them."""
         drawn = np.asarray(self.draw(self.weights(state), self.run.frozen, self.shown))
-        picture = self.run.task.sheet(self.host, self.sources, drawn)
-        truth, decoded = self.run.task.truth(self.host), self.host["weight"] > 0
-        if truth is None or not decoded.any():
-            return picture, {}, ""
-        values = sample_scores(drawn[decoded], truth[decoded])
-        told = ", ".join(f"{name.removeprefix('sample_').upper()} {value:.3f}" for name, value in values.items())
-        return picture, values, f"{drawn[decoded].shape[0]} x {drawn.shape[1]} samples against the truth: {told}"
-
-
-def sample_scores(drawn: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Averages over samples: `sample_psnr` in decibels (100 where a sample equals the truth), and `sample_ssim` of pictures of
-    11 pixels a side or more.
-
-    Args:
-      drawn: uint8 (R, n, [F,] H, W, 3).
-      truth: uint8 (R, [F,] H, W, 3).
-    """
-    wanted = np.broadcast_to(truth[:, None], drawn.shape).reshape(-1, *drawn.shape[-3:])
-    drawn = drawn.reshape(wanted.shape)
-    values = {"sample_psnr": float(np.minimum(evaluation.psnr(drawn, wanted), 100.0).mean())}
-    if min(wanted.shape[1:3]) >= evaluation.SSIM_WINDOW:
-        values["sample_ssim"] = float(evaluation.ssim(drawn, wanted).mean())
-    return values
+        return self.run.task.sheet(self.host, self.sources, drawn)
 
 
 class Neighbours:
@@ -156,10 +133,10 @@ class Neighbours:
         )
         return values, f"nearest neighbours agree on {told}"
 
-    def sheet(self, state: TrainState) -> tuple[np.ndarray, dict[str, float], str]:
+    def sheet(self, state: TrainState) -> np.ndarray:
         """Rows of (held-out picture | nearest in the bank | second ...)."""
         features, bank = self._features(state.ema), self.run.settings.eval.bank
         rows, columns = self.run.settings.eval.rows, self.run.settings.eval.samples
         nearest = evaluation.nearest(features[:bank], features[bank : bank + rows], columns)
         shown = np.concatenate([self.images[bank : bank + rows, None], self.images[:bank][nearest]], axis=1)
-        return pictures.sheet(shown), {}, ""
+        return pictures.sheet(shown)

@@ -17,6 +17,7 @@ from lumos_jax import data, evaluation
 from lumos_jax.tasks import sampling
 from lumos_jax.train import rngs, sharding
 
+EQUAL_PSNR = 100.0  # decibels, where it would be infinite and spoil the mean
 
 class Scorer:
     """Draws and scores the first `eval.scored` held-out records of a run (a train.loop.Run)."""
@@ -64,21 +65,26 @@ class Scorer:
         """A value a row."""
         truth = self.run.task.truth(host)
         if truth is not None:
-            return _likeness(drawn, truth)
+            return likeness(drawn, truth)
         settings = self.run.settings.data
         if "caption" in host and settings.source == "scenes":
             return evaluation.caption_agreement(drawn, data.scenes_of(self.run.source, host["record"]))
         return {}
 
 
-def _likeness(drawn: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """Pictures (R, H, W, 3) or clips (R, F, H, W, 3) against the true ones."""
+def likeness(drawn: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Pictures uint8 (R, H, W, 3) or clips (R, F, H, W, 3) against the true ones, a value a row: `psnr` in decibels (100 where
+    they are equal), `ssim` of pictures of 11 pixels a side or more; of clips, averaged over frames, and `flow_error`, how many
+    pixels the ends of the optical flows of both are apart.
+    """
     rows, flat = len(drawn), (-1, *drawn.shape[-3:])
-    measures = {"psnr": evaluation.psnr, "ssim": evaluation.ssim}
-    scores = {
-        name: measure(drawn.reshape(flat), truth.reshape(flat)).reshape(rows, -1).mean(axis=1)
-        for name, measure in measures.items()
-    }
+
+    def by_row(measure):
+        return measure(drawn.reshape(flat), truth.reshape(flat)).reshape(rows, -1)
+
+    scores = {"psnr": np.minimum(by_row(evaluation.psnr), EQUAL_PSNR).mean(axis=1)}
+    if min(drawn.shape[-3:-1]) >= evaluation.SSIM_WINDOW:
+        scores["ssim"] = by_row(evaluation.ssim).mean(axis=1)
     if drawn.ndim == 5:
         pairs = zip(drawn, truth, strict=True)
         flows = [(evaluation.optical_flow(clip), evaluation.optical_flow(true)) for clip, true in pairs]
