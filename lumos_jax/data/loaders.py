@@ -144,5 +144,11 @@ def _pictures(data: config.Data, source: Source, training: bool) -> Pictures:
     return Pictures(source, data.image_size, data.seed, training and data.crop == "random", training and data.flip)
 
 
+def _clips(data: config.Data, source: Source, training: bool) -> BatchLoader:
+    from lumos_jax.data.clips import make_clips
+
+    return make_clips(data, source, training)
+
+
 # config.data.record -> (config.data, source, training) -> loader.
-_MAKERS: Mapping[str, Callable[[config.Data, Source, bool], BatchLoader]] = {"image": _pictures}
+_MAKERS: Mapping[str, Callable[[config.Data, Source, bool], BatchLoader]] = {"image": _pictures, "clip": _clips}

@@ -130,6 +130,10 @@ class DiffusionTask(Task, Protocol):
         """
         ...
 
+    def for_request(self, asked: Mapping[str, Any]) -> DiffusionTask:
+        """The task as it draws what the command line describes, as clips of another length; raises ValueError as `request`."""
+        ...
+
     def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray, out: str) -> Sequence[str]:
         """Writes samples as `sheet` shows them, or as clips; returns the files."""
         ...

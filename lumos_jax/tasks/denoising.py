@@ -130,6 +130,10 @@ class Denoising:
         """
         return pictures.sheet(np.concatenate([sources[:, None], drawn], axis=1))
 
+    def for_request(self, asked: Mapping[str, Any]) -> Denoising:
+        """The task as it draws what was asked for; most draw what they trained on."""
+        return self
+
     def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray, out: str) -> Sequence[str]:
         """Writes what `lumos_jax.sample` drew; returns the files."""
         pictures.save_png(self.sheet(host, sources, drawn), out)
