@@ -19,6 +19,7 @@ from lumos_jax.train import rngs, sharding
 
 EQUAL_PSNR = 100.0  # decibels, where it would be infinite and spoil the mean
 
+
 class Scorer:
     """Draws and scores the first `eval.scored` held-out records of a run (a train.loop.Run)."""
 

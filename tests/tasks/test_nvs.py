@@ -18,7 +18,7 @@ from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.checkpoints.handoff import flatten
 from lumos_jax.data import cameras, scene_render, scenes
 from lumos_jax.models import Condition
-from lumos_jax.train import scoring, loop, sharding, startup
+from lumos_jax.train import loop, scoring, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer
 
 
