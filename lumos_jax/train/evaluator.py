@@ -15,6 +15,7 @@ import numpy as np
 from lumos_jax import data, evaluation
 from lumos_jax.tasks import pictures, sampling
 from lumos_jax.train import rngs, sharding
+from lumos_jax.train.scoring import Scorer
 from lumos_jax.train.state import TrainState
 
 
@@ -23,8 +24,8 @@ class Evaluator(Protocol):
         """Metrics of the EMA weights, and a sentence for people."""
         ...
 
-    def sheet(self, state: TrainState) -> tuple[np.ndarray, dict[str, float], str]:
-        """One picture (H, W, 3) uint8; metrics of what it shows, and a sentence about them, or neither."""
+    def sheet(self, state: TrainState) -> np.ndarray:
+        """One picture (H, W, 3) uint8."""
         ...
 
 
@@ -37,14 +38,7 @@ def make_evaluator(run) -> Evaluator | None:
 
 def to_mesh(mesh, host: Mapping[str, np.ndarray], rows, size: int):
     """What the device needs of a host batch, on the device."""
-    return sharding.global_batch(mesh, of_the_task(host) | {"weight": host["weight"]}, rows, size)
-
-
-def of_the_task(host: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of the records, as pictures or what a cache holds of them; not weights, numbers of records, and strings."""
-    return {
-        name: array for name, array in host.items() if name not in ("weight", "record") and array.dtype.kind not in "UO"
-    }
+    return sharding.global_batch(mesh, sharding.of_the_task(host) | {"weight": host["weight"]}, rows, size)
 
 
 def _read_batches(run, ids: list[int]) -> list[Any]:
@@ -71,7 +65,7 @@ class Denoised:
             run.task, lambda index: rngs.streams(settings.train.seed, "eval", index), gather, everywhere
         )
         self.host = data.read_batch(settings.data, run.source, ids[: settings.eval.rows], run.task.host)
-        self.shown = of_the_task(self.host)
+        self.shown = sharding.of_the_task(self.host)
         show = jax.jit(run.task.source_pictures, out_shardings=everywhere)
         self.sources = np.asarray(show(run.frozen, self.shown))
         keys = (rngs.key(settings.train.seed, "sheet/noise"), rngs.key(settings.train.seed, "sheet/sampler"))
@@ -82,47 +76,31 @@ class Denoised:
             ),
             out_shardings=everywhere,
         )
+        self.scorer = Scorer(run, gather) if settings.eval.scored else None
 
     def weights(self, state: TrainState) -> Any:
         """The network's EMA weights: frozen parameters as they are, adapters merged."""
         return self.run.plan.averaged(state.params, state.ema)
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
-        values = evaluation.held_out_loss(self.loss_step, self.weights(state), self.run.frozen, self.batches)
-        if "held_out_margin" not in values:
-            return values, f"held-out loss {values['held_out_loss']:.4f}"
-        return values, (
-            f"held-out loss {values['held_out_loss']:.4f}, with the null condition {values['held_out_null_loss']:.4f}, "
-            f"margin {values['held_out_margin']:+.4f}; with another's condition {values['held_out_shuffled_loss']:.4f}, "
-            f"{values['held_out_shuffled_margin']:+.4f}"
-        )
+        weights = self.weights(state)
+        values = evaluation.held_out_loss(self.loss_step, weights, self.run.frozen, self.batches)
+        told = f"held-out loss {values['held_out_loss']:.4f}"
+        if "held_out_margin" in values:  # there is a condition
+            told += (
+                f", with the null condition {values['held_out_null_loss']:.4f}, margin {values['held_out_margin']:+.4f}; with "
+                f"another's condition {values['held_out_shuffled_loss']:.4f}, {values['held_out_shuffled_margin']:+.4f}"
+            )
+        if self.scorer is not None:
+            scores = self.scorer(weights)
+            values |= scores
+            told += "; samples: " + ", ".join(f"{name.removeprefix('score_')} {v:.4g}" for name, v in scores.items())
+        return values, told
 
-    def sheet(self, state: TrainState) -> tuple[np.ndarray, dict[str, float], str]:
-        """Samples as the task shows them, and how near they are to the truth where the task knows it."""
+    def sheet(self, state: TrainState) -> np.ndarray:
+        """Samples as the task shows them."""
         drawn = np.asarray(self.draw(self.weights(state), self.run.frozen, self.shown))
-        picture = self.run.task.sheet(self.host, self.sources, drawn)
-        truth, decoded = self.run.task.truth(self.host), self.host["weight"] > 0
-        if truth is None or not decoded.any():
-            return picture, {}, ""
-        values = sample_scores(drawn[decoded], truth[decoded])
-        told = ", ".join(f"{name.removeprefix('sample_').upper()} {value:.3f}" for name, value in values.items())
-        return picture, values, f"{drawn[decoded].shape[0]} x {drawn.shape[1]} samples against the truth: {told}"
-
-
-def sample_scores(drawn: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Averages over samples: `sample_psnr` in decibels (100 where a sample equals the truth), and `sample_ssim` of pictures of
-    11 pixels a side or more.
-
-    Args:
-      drawn: uint8 (R, n, [F,] H, W, 3).
-      truth: uint8 (R, [F,] H, W, 3).
-    """
-    wanted = np.broadcast_to(truth[:, None], drawn.shape).reshape(-1, *drawn.shape[-3:])
-    drawn = drawn.reshape(wanted.shape)
-    values = {"sample_psnr": float(np.minimum(evaluation.psnr(drawn, wanted), 100.0).mean())}
-    if min(wanted.shape[1:3]) >= evaluation.SSIM_WINDOW:
-        values["sample_ssim"] = float(evaluation.ssim(drawn, wanted).mean())
-    return values
+        return self.run.task.sheet(self.host, self.sources, drawn)
 
 
 class Neighbours:
@@ -156,10 +134,10 @@ class Neighbours:
         )
         return values, f"nearest neighbours agree on {told}"
 
-    def sheet(self, state: TrainState) -> tuple[np.ndarray, dict[str, float], str]:
+    def sheet(self, state: TrainState) -> np.ndarray:
         """Rows of (held-out picture | nearest in the bank | second ...)."""
         features, bank = self._features(state.ema), self.run.settings.eval.bank
         rows, columns = self.run.settings.eval.rows, self.run.settings.eval.samples
         nearest = evaluation.nearest(features[:bank], features[bank : bank + rows], columns)
         shown = np.concatenate([self.images[bank : bank + rows, None], self.images[:bank][nearest]], axis=1)
-        return pictures.sheet(shown), {}, ""
+        return pictures.sheet(shown)

@@ -163,10 +163,7 @@ def train(run: Run) -> int:
             report.write(step, values)
             report.say(f"step {step}: {told}")
             if with_sheet:
-                picture, values, told = evaluator.sheet(state)
-                if values:
-                    report.write(step, values)
-                    report.say(f"step {step}: {told}")
+                picture = evaluator.sheet(state)
                 report.pictures(step, picture)
                 if first:
                     pictures.save_png(picture, run.workdir / "samples" / f"step_{step}.png")

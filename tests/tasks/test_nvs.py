@@ -18,7 +18,7 @@ from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.checkpoints.handoff import flatten
 from lumos_jax.data import cameras, scene_render, scenes
 from lumos_jax.models import Condition
-from lumos_jax.train import evaluator, loop, sharding, startup
+from lumos_jax.train import loop, scoring, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer
 
 
@@ -202,19 +202,20 @@ def end_of(workdir):
 
 def test_a_run_is_judged_by_the_true_views(run):
     lines = [json.loads(line) for line in (run[0] / "metrics.jsonl").read_text().splitlines()]
-    (scores,) = [line for line in lines if "sample_psnr" in line]
-    assert scores["step"] == 8
-    assert 3 < scores["sample_psnr"] < 15  # a network that has learned nothing yet
-    assert -1 < scores["sample_ssim"] < 0.5
+    scores = [line for line in lines if "score_psnr" in line]
+    assert [line["step"] for line in scores] == [0, 8]
+    assert 3 < scores[-1]["score_psnr"] < 15  # a network that has learned nothing yet
+    assert -1 < scores[-1]["score_ssim"] < 0.5
     assert (run[0] / "samples" / "step_8.png").exists()
-    truth = (
-        np.random.default_rng(0).integers(0, 200, (2, 3, 16, 16, 3)).astype(np.uint8)
-    )  # of two clips of three frames
-    near = np.stack([truth, truth + np.uint8(10)], axis=1)
-    found = evaluator.sample_scores(near, truth)
-    np.testing.assert_allclose(found["sample_psnr"], (100 + 20 * math.log10(25.5)) / 2, rtol=1e-6)
-    assert 0.9 < found["sample_ssim"] < 1
-    assert set(evaluator.sample_scores(near[..., :8, :, :], truth[..., :8, :, :])) == {"sample_psnr"}
+    truth = np.random.default_rng(0).integers(0, 200, (2, 3, 16, 16, 3)).astype(np.uint8)  # two clips of three frames
+    near = truth.copy()
+    near[1] += np.uint8(10)
+    found = scoring.likeness(near, truth)
+    np.testing.assert_allclose(found["psnr"], [100, 20 * math.log10(25.5)], rtol=1e-6)
+    assert found["ssim"][0] == 1
+    assert 0.9 < found["ssim"][1] < 1
+    assert found["flow_error"][0] == 0
+    assert set(scoring.likeness(near[:, 0, :8], truth[:, 0, :8])) == {"psnr"}
 
 
 def test_a_run_goes_on_bit_for_bit(run, tmp_path):
