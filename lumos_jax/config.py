@@ -23,8 +23,10 @@ class Data:
     name: str = ""  # tfds: the data set's name, for example "imagenet2012" or "oxford_flowers102:2.1.1"
     split: str = "train"  # tfds: the split, slicing syntax allowed
     records: int = 1_000_000  # scenes: how many scenes make an epoch
-    # what one record gives a batch: image | clip (scenes, videos) | views (two posed views: scenes, objaverse)
+    # what one record gives a batch: image | labelled (an image and its class) | clip (scenes, videos) | views (two posed views:
+    # scenes, objaverse)
     record: str = "image"
+    classes: int = 0  # labelled: how many classes there are; compared with what the source has
     # mixture: dicts of the fields source, path, name, split and records, and weight
     mixture: tuple[Mapping[str, Any], ...] = ()
     image_size: int = 256  # side in pixels of the square images in a batch
@@ -96,6 +98,10 @@ class Model:
     heads: int = 0  # size "custom" only
     mlp_ratio: float = 4.0
     position_scale: float = 1.0  # 1.0 at 256 and 512 px, 2.0 at 1024 px
+    # where the last modulation is from: auto | table (a learned table and the timestep: PixArt, Lumos) | adaln (SiLU and a
+    # Linear: DiT); auto is adaln for priors without cross-attention, table for the rest: what starts from the former sets adaln
+    final: str = "auto"
+    activation: str = "gelu_tanh"  # of the MLPs: gelu_tanh (DiT, Lumos) | gelu (the exact one: RCG)
     position_base: int = 0  # tokens a side at which positions count in ones; 0: the training grid
     dtype: str = "bfloat16"  # compute dtype: float32 | bfloat16; parameters are float32
     remat: str = "none"  # none | dots (recompute all but matmuls) | full
@@ -244,6 +250,8 @@ class Eval:
     bank: int = (
         0  # held-out records among which a task that learns features looks for neighbours of eval.records others
     )
+    # held-out records of which a sample each is drawn and scored against the truth: views, clips, captions of scenes; 0: none
+    scored: int = 0
     rows: int = 8  # sources on the sample sheet
     samples: int = 2  # samples a source
     sampler: str = "dpm++"  # ddpm | ddim | dpm++ | euler | heun (the last two need diffusion.schedule = flow)

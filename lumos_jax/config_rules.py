@@ -13,7 +13,7 @@ ENCODER_OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "cl
 
 _CHOICES = {
     "data.source": ("scenes", "folder", "videos", "objaverse", "arrayrecord", "tfds", "cached", "mixture"),
-    "data.record": ("image", "clip", "views"),
+    "data.record": ("image", "labelled", "clip", "views"),
     "data.crop": ("center", "random"),
     "encoder.kind": ("vit", *TEXT_KINDS),
     "encoder.output": ("cls", "patch", "all", "pooled"),
@@ -25,6 +25,8 @@ _CHOICES = {
     "autoencoder.posterior": ("sample", "mode"),
     "autoencoder.dtype": ("float32", "bfloat16"),
     "model.size": ("S", "B", "L", "XL", "custom"),
+    "model.final": ("auto", "table", "adaln"),
+    "model.activation": ("gelu_tanh", "gelu"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
     "dino.balance": ("centre", "sinkhorn"),
@@ -38,7 +40,7 @@ _CHOICES = {
 
 # Smallest value allowed, for the fields where zero or less would only fail later, and less clearly.
 _AT_LEAST = {
-    "data.image_size": 1, "data.frames": 1, "data.records": 1,
+    "data.image_size": 1, "data.frames": 1, "data.records": 1, "data.classes": 0,
     "data.holdout": 0, "data.workers": 0, "data.threads": 1, "data.prefetch": 1,
     "data.max_corrupt_rate": 0, "encoder.image_size": 1, "encoder.patch_size": 1,
     "encoder.max_tokens": 1, "encoder.vocabulary": 0, "autoencoder.tile": 0,
@@ -51,7 +53,7 @@ _AT_LEAST = {
     "dino.local_crops": 0, "dino.local_side": 1, "dino.jitter": 0, "dino.prototypes": 2, "dino.hidden": 1,
     "dino.bottleneck": 1, "dino.centre_momentum": 0, "eval.bank": 0,
     "train.steps": 1, "train.batch_size": 1, "train.nonfinite_limit": 1, "train.profile_steps": 1, "checkpoint.every": 1,
-    "checkpoint.keep": 1, "checkpoint.keep_every": 0, "log.every": 1, "eval.every": 0, "eval.records": 1,
+    "checkpoint.keep": 1, "checkpoint.keep_every": 0, "log.every": 1, "eval.every": 0, "eval.records": 1, "eval.scored": 0,
     "eval.batch_size": 1, "eval.rows": 1, "eval.samples": 1, "eval.steps": 1, "eval.guidance": 0,
     "eval.guidance_rescale": 0,
 }  # fmt: skip
@@ -126,6 +128,11 @@ def _check_data(s: Settings) -> None:
     _require(
         (data.source == "mixture") == bool(data.mixture),
         "config.data.mixture, a tuple of dicts (source, path, ..., weight), goes with config.data.source=mixture",
+    )
+    _require(
+        (data.record == "labelled") == (data.classes > 0),
+        f"config.data.record={data.record} does not go with data.classes={data.classes}: labelled records need the number of "
+        "classes, others have none",
     )
     if data.source == "scenes":
         _require(data.records < 2**32, f"config.data.records={data.records}: an epoch has fewer than 2^32 records")
@@ -240,10 +247,14 @@ def _check_eval(s: Settings) -> None:
             s.eval.records % s.eval.batch_size == 0,
             f"config.eval.records={s.eval.records} must be a multiple of eval.batch_size={s.eval.batch_size}",
         )
-        needed = max(s.eval.rows, s.eval.records) + s.eval.bank
+        _require(
+            s.eval.scored % s.eval.batch_size == 0,
+            f"config.eval.scored={s.eval.scored} must be a multiple of eval.batch_size={s.eval.batch_size}",
+        )
+        needed = max(s.eval.rows, s.eval.records, s.eval.scored) + s.eval.bank
         _require(
             s.data.holdout >= needed,
-            f"config.data.holdout={s.data.holdout} must be at least {needed} (eval.records, eval.rows, eval.bank); "
+            f"config.data.holdout={s.data.holdout} must be at least {needed} (eval.records, scored, rows and bank); "
             "set config.eval.every=0 to train without a held-out set",
         )
 

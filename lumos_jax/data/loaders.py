@@ -12,7 +12,7 @@ import numpy as np
 from lumos_jax import config
 from lumos_jax.data import cached, workers
 from lumos_jax.data.decode import UndecodableImage, decode_square, fit_square
-from lumos_jax.data.sources import Source
+from lumos_jax.data.sources import Source, printable
 
 HostBatch = dict[str, np.ndarray]
 Row = dict[str, tuple[np.dtype, tuple[int, ...]]]  # of the arrays of a batch: name -> dtype and shape of one row
@@ -83,6 +83,23 @@ class Pictures(RecordLoader):
 
 
 @dataclasses.dataclass(frozen=True)
+class Labelled(RecordLoader):
+    """Square pictures and their classes: `image` as of Pictures, `label` int32 (B,)."""
+
+    pictures: Pictures
+
+    @property
+    def source(self) -> Source:
+        return self.pictures.source
+
+    def row(self) -> Row:
+        return self.pictures.row() | {"label": (np.dtype(np.int32), ())}
+
+    def load(self, position: int, record: int) -> dict[str, np.ndarray]:
+        return self.pictures.load(position, record) | {"label": np.int32(self.source.label(record))}
+
+
+@dataclasses.dataclass(frozen=True)
 class CachedLoader(BatchLoader):
     """(position, record) pairs -> HostBatch of what a cache holds; see `data.cached`."""
 
@@ -144,6 +161,21 @@ def _pictures(data: config.Data, source: Source, training: bool) -> Pictures:
     return Pictures(source, data.image_size, data.seed, training and data.crop == "random", training and data.flip)
 
 
+def _labelled(data: config.Data, source: Source, training: bool) -> Labelled:
+    for part in getattr(source, "sources", [source]):
+        if not hasattr(part, "label"):
+            raise ValueError(
+                f"config.data.record=labelled: {part.describe(0)} ... have no labels. Sources that do are scenes, folder (a "
+                "folder a class) and tfds (a feature that is a class label)"
+            )
+    if len(source.classes) != data.classes:
+        few = ", ".join(map(printable, source.classes[:3]))
+        raise ValueError(
+            f"config.data.classes={data.classes}, but the source has {len(source.classes)} ({few} ...): set it to that"
+        )
+    return Labelled(_pictures(data, source, training))
+
+
 def _clips(data: config.Data, source: Source, training: bool) -> BatchLoader:
     from lumos_jax.data.clips import make_clips
 
@@ -165,6 +197,7 @@ def _views(data: config.Data, source: Source, training: bool) -> RecordLoader:
 # config.data.record -> (config.data, source, training) -> loader.
 _MAKERS: Mapping[str, Callable[[config.Data, Source, bool], BatchLoader]] = {
     "image": _pictures,
+    "labelled": _labelled,
     "clip": _clips,
     "views": _views,
 }
