@@ -4,6 +4,8 @@ python -m lumos_jax.sample --workdir=runs/desk --images a.jpg b.jpg --num=4 --ou
     one row an image: the source, then samples conditioned on it
 python -m lumos_jax.sample --workdir=runs/desk --images a.jpg b.jpg --interpolate=12 --out=path.png
     one row: the first image, samples along the line between the two features, the second image
+python -m lumos_jax.sample --workdir=runs/t2i --prompts "a red sphere" "two blue cones" --out=grid.png
+    one row a prompt, of a run that draws from text
 
 The sampler's settings default to the run's own (config.eval).
 """
@@ -28,7 +30,7 @@ from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.evaluator import of_the_task
 
 USER_ERROR = 2
-CONDITIONS = ("images",)  # flags that say what to draw; which of them are needed, the task knows
+CONDITIONS = ("images", "prompts", "size")  # flags that say what to draw; which of them are needed, the task knows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,7 @@ def draw_samples(
     """`count` samples for each of R rows of a host batch, `size` at a time: uint8 (R, count, [F,] H, W, 3)."""
     condition = _condition(prior.task, prior.frozen, of_the_task(batch))
     rows = len(next(iter(batch.values())))
-    noise = jax.random.normal(rngs.key(seed, "sample/noise"), (rows * count, *prior.task.latent_shape))
+    noise = jax.random.normal(rngs.key(seed, "sample/noise"), (rows * count, *prior.task.shape_of(batch)))
     condition = sampling.repeat_rows(condition, count)
     drawn = draw_rows(prior, condition, noise, rngs.key(seed, "sample/sampler"), options, size)
     return drawn.reshape(rows, count, *drawn.shape[1:])
@@ -146,6 +148,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--workdir", required=True, help="the run's directory")
     add("--images", nargs="+", metavar="FILE", help="the images to condition on")
+    add("--prompts", nargs="+", metavar="TEXT", help="the texts to condition on")
+    add(
+        "--size", metavar="HEIGHTxWIDTH", help="pixels, of a run that trained in several sizes; default: the square one"
+    )
     add("--out", default="samples.png", help="the PNG to write (samples.png)")
     add("--num", type=int, default=4, help="samples an image (4)")
     add("--interpolate", type=int, default=0, metavar="N", help="draw N samples on the path between exactly two images")

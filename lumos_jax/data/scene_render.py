@@ -33,33 +33,38 @@ def camera_matrix(camera: Camera) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _pixel_plane(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Camera-space x, y of each ray at depth 1, and 1 / length; (side, side) float32 each."""
-    steps = ((np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1) * np.float32(math.tan(FOV / 2))
-    x, y = np.meshgrid(steps, steps)
+def _pixel_plane(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Camera-space x, y of each ray at depth 1, and 1 / length; (height, width) float32 each. FOV is the shorter side's."""
+
+    def steps(side):
+        reach = np.float32(math.tan(FOV / 2) * (side / min(height, width)))
+        return ((np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1) * reach
+
+    x, y = np.meshgrid(steps(width), steps(height))
     return x, y, 1 / np.sqrt(x * x + y * y + 1)
 
 
-def render(scene: Scene, size: int, *, camera: Camera | None = None, time: float = 0.0) -> np.ndarray:
-    """A picture (size, size, 3) uint8.
+def render(scene: Scene, size: int | tuple[int, int], *, camera: Camera | None = None, time: float = 0.0) -> np.ndarray:
+    """A picture (size, size, 3) or (height, width, 3) uint8.
 
     Args:
       scene: see `make_scene`.
-      size: side in pixels.
+      size: side in pixels, or (height, width): the longer side sees more than the scene's table.
       camera: another camera than the scene's own.
       time: in [0, 1] of the scene's clip.
     """
     scene = moved(scene, time)
     matrix = camera_matrix(camera or scene.camera)
-    side = size * SUPERSAMPLE
-    u, v, inverse = _pixel_plane(side)
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = height * SUPERSAMPLE, width * SUPERSAMPLE
+    u, v, inverse = _pixel_plane(*shape)
     right, down, forward = (row.astype(np.float32) for row in matrix[:, :3])
     rays = [(u * right[i] + v * down[i] + forward[i]) * inverse for i in range(3)]
     centre = -matrix[:, :3].T @ matrix[:, 3]
     colour, depth = _ground(scene, rays, centre)
     owner = np.full(depth.shape, -1, np.int8)
     for number, solid in enumerate(scene.solids):
-        box = _rectangle(solid, matrix, side)
+        box = _rectangle(solid, matrix, *shape)
         if box is None:
             continue
         t = _intersect(solid, [ray[box] for ray in rays], centre)
@@ -71,7 +76,7 @@ def render(scene: Scene, size: int, *, camera: Camera | None = None, time: float
         if len(at[0]):
             direction = [ray[at] for ray in rays]
             colour[:, at[0], at[1]] = _shade(scene, solid, direction, depth[at], centre)
-    blocks = colour.reshape(3, size, SUPERSAMPLE, size, SUPERSAMPLE).mean((2, 4))
+    blocks = colour.reshape(3, height, SUPERSAMPLE, width, SUPERSAMPLE).mean((2, 4))
     return (np.clip(blocks, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
 
@@ -85,17 +90,17 @@ def clip(scene: Scene, frames: int, size: int) -> np.ndarray:
     return np.stack([render(scene, size, time=i / max(frames - 1, 1)) for i in range(frames)])
 
 
-def _rectangle(solid: Solid, matrix: np.ndarray, side: int) -> tuple[slice, slice] | None:
+def _rectangle(solid: Solid, matrix: np.ndarray, height: int, width: int) -> tuple[slice, slice] | None:
     """Pixels that a sphere around the solid can cover."""
     radius = solid.size * 1.45
     x, y, z = matrix[:, :3] @ np.array([solid.x, solid.y, solid.size * 0.8]) + matrix[:, 3]
     if z <= radius:
-        return (slice(0, side), slice(0, side))
-    scale = side / (2 * math.tan(FOV / 2))
+        return (slice(0, height), slice(0, width))
+    scale = min(height, width) / (2 * math.tan(FOV / 2))
     reach = radius / (z - radius) * scale
-    column, row = x / z * scale + side / 2, y / z * scale + side / 2
-    rows = slice(max(int(row - reach), 0), min(int(row + reach) + 2, side))
-    columns = slice(max(int(column - reach), 0), min(int(column + reach) + 2, side))
+    column, row = x / z * scale + width / 2, y / z * scale + height / 2
+    rows = slice(max(int(row - reach), 0), min(int(row + reach) + 2, height))
+    columns = slice(max(int(column - reach), 0), min(int(column + reach) + 2, width))
     return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else None
 
 
@@ -234,7 +239,7 @@ def _material(solid: Solid, x, y, z) -> np.ndarray:
 
 
 def _ground(scene: Scene, rays, centre) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (3, side, side) of ground and sky, and the distance to the ground (_FAR for sky)."""
+    """Colours (3, height, width) of ground and sky, and the distance to the ground (_FAR for sky)."""
     x, y, z = rays
     t = np.where(z < -1e-4, -centre[2].astype(np.float32) / np.minimum(z, -1e-4), _FAR)
     gx, gy = (np.float32(centre[0]) + t * x), (np.float32(centre[1]) + t * y)

@@ -8,8 +8,9 @@ from lumos_jax import config
 from lumos_jax.tasks.base import Task
 from lumos_jax.tasks.dino import make_dino
 from lumos_jax.tasks.i2i import make_i2i
+from lumos_jax.tasks.t2i import make_t2i
 
-_TASKS = {"i2i": make_i2i, "dino": make_dino}
+_TASKS = {"i2i": make_i2i, "dino": make_dino, "t2i": make_t2i}
 
 
 def make_task(settings: config.Settings) -> tuple[Task, Any]:

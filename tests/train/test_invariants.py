@@ -7,9 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from configs import i2i
+from configs import i2i, t2i
 from lumos_jax import config, config_io, data, tasks
 from lumos_jax.train import rngs, sharding
+from lumos_jax.train.evaluator import of_the_task
 from lumos_jax.train.optimizer import make_optimizer, make_schedule
 from lumos_jax.train.state import make_state
 from lumos_jax.train.step import make_train_step
@@ -17,8 +18,8 @@ from lumos_jax.train.step import make_train_step
 STEPS = 4
 
 
-def settings_with(**groups):
-    settings = config_io.resolve(i2i.get_config("test"))
+def settings_with(task=i2i, **groups):
+    settings = config_io.resolve(task.get_config("test"))
     for group, fields in groups.items():
         settings = dataclasses.replace(settings, **{group: dataclasses.replace(getattr(settings, group), **fields)})
     return settings
@@ -35,11 +36,13 @@ def run(settings, devices, steps=STEPS, spoil=None):
     source = data.make_source(settings.data)
     size = settings.train.batch_size
     rows = sharding.local_rows(mesh, size)
-    batches = data.make_train_iterator(settings.data, source, batch_size=size, rows=rows, start_step=0)
+    batches = data.make_train_iterator(
+        settings.data, source, batch_size=size, rows=rows, start_step=0, finish=task.host
+    )
     losses = []
     for number in range(steps):
         host = next(batches)
-        batch = {"image": host["image"], "weight": host["weight"]}
+        batch = of_the_task(host) | {"weight": host["weight"]}
         if spoil and number == spoil[0]:
             batch = spoil[1](batch)
         state, metrics = step(state, frozen, sharding.global_batch(mesh, batch, rows, size))
@@ -66,6 +69,13 @@ def test_meshes_agree(alone, devices, mesh):
     np.testing.assert_allclose(curve(losses), curve(alone[0]), rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(state.ema), jax.tree.leaves(alone[1].ema), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_meshes_agree_on_captions():
+    settings = settings_with(t2i, optimizer={"learning_rate": 0.01, "warmup_steps": 0})
+    alone, _ = run(settings, 1)
+    split, _ = run(dataclasses.replace(settings, mesh=config.Mesh(data=2, fsdp=4)), 8)
+    np.testing.assert_allclose(curve(split), curve(alone), rtol=1e-5)
 
 
 def test_fsdp_really_splits_parameters_optimiser_and_ema():
