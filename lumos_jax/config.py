@@ -15,14 +15,15 @@ from typing import Any
 class Data:
     """Where images come from, and in which order."""
 
-    source: str = "scenes"  # scenes | folder | arrayrecord | tfds | cached | mixture
-    # folder: directory; arrayrecord: directory, file or glob; tfds: data_dir (empty: its default);
+    source: str = "scenes"  # scenes | folder | videos | arrayrecord | tfds | cached | mixture
+    # folder: directory; videos: directory, or WebVid's or OpenVid's csv; arrayrecord: directory, file or glob;
+    # tfds: data_dir (empty: its default);
     # cached: what `python -m lumos_jax.prepare cache` wrote, latents and features in place of pictures
     path: str = ""
     name: str = ""  # tfds: the data set's name, for example "imagenet2012" or "oxford_flowers102:2.1.1"
     split: str = "train"  # tfds: the split, slicing syntax allowed
     records: int = 1_000_000  # scenes: how many scenes make an epoch
-    record: str = "image"  # what one record gives a batch: image | captioned (an image and its caption)
+    record: str = "image"  # what one record gives a batch: image | captioned (an image and its caption) | clip
     detailed: float = 0.5  # captioned: probability of the detailed caption; otherwise the raw one
     clean_captions: bool = False  # captioned: clean captions from the web (lower case, no addresses, HTML, odd signs)
     caption_noise: float = 0.0  # captioned: share of training records with another record's caption (paper Fig. 2a)
@@ -34,6 +35,9 @@ class Data:
     # mixture: dicts of the fields source, path, name, split and records, and weight
     mixture: tuple[Mapping[str, Any], ...] = ()
     image_size: int = 256  # side in pixels of the square images in a batch
+    frames: int = 16  # clip: frames a clip
+    # clip: frames of the video from one frame of the clip to the next, least and most; drawn in training, the middle otherwise
+    frame_stride: tuple[int, int] = (3, 3)
     crop: str = "center"  # center | random; random crops keep the shorter side whole; cached: center
     flip: bool = False  # mirror half of the records, chosen from (seed, position); cached: False
     seed: int = 0  # of the global permutation and of crops and flips
@@ -123,6 +127,19 @@ class Task:
 
     name: str = "i2i"
     condition_dropout: float = 0.1  # probability of the null condition, for classifier-free guidance
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """Clips from their first frame (configs/i2v.py). The guidance scale rises over frames, to eval.guidance at the last."""
+
+    first_guidance: float = 1.0  # of the first frame
+    noise_log_mean: float = -3.0  # log of the noise added to the first frame in training (pixels in [-1, 1]): mean
+    noise_log_std: float = 0.5  # and standard deviation
+    sample_noise: float = 0.02  # noise added to the first frame when drawing
+    motion_step: float = 1 / 32  # motion score per motion id, of which there are 256
+    sample_fps: float = 8.0  # frames a second where `lumos_jax.sample` is not told
+    sample_motion: int = 127  # motion id where it is not told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +253,7 @@ class Settings:
     model: Model = Model()
     diffusion: Diffusion = Diffusion()
     task: Task = Task()
+    video: Video = Video()
     dino: Dino = Dino()
     optimizer: Optimizer = Optimizer()
     finetune: Finetune = Finetune()

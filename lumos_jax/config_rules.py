@@ -13,8 +13,8 @@ from lumos_jax.config import TEXT_KINDS, Data, Encoder, Finetune, Settings, flat
 ENCODER_OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "clip_text": ("all", "pooled")}
 
 _CHOICES = {
-    "data.source": ("scenes", "folder", "arrayrecord", "tfds", "cached", "mixture"),
-    "data.record": ("image", "captioned"),
+    "data.source": ("scenes", "folder", "videos", "arrayrecord", "tfds", "cached", "mixture"),
+    "data.record": ("image", "captioned", "clip"),
     "data.crop": ("center", "random"),
     "encoder.kind": ("vit", *TEXT_KINDS),
     "encoder.output": ("cls", "patch", "all", "pooled"),
@@ -39,14 +39,16 @@ _CHOICES = {
 
 # Smallest value allowed, for the fields where zero or less would only fail later, and less clearly.
 _AT_LEAST = {
-    "data.image_size": 1, "data.records": 1, "data.holdout": 0, "data.workers": 0, "data.threads": 1, "data.prefetch": 1,
-    "data.max_corrupt_rate": 0, "data.detailed": 0, "data.caption_noise": 0,
-    "data.bucket_step": 0, "encoder.image_size": 1, "encoder.patch_size": 1,
+    "data.image_size": 1, "data.frames": 1, "data.records": 1,
+    "data.holdout": 0, "data.workers": 0, "data.threads": 1, "data.prefetch": 1,
+    "data.max_corrupt_rate": 0, "data.detailed": 0, "data.caption_noise": 0, "data.bucket_step": 0,
+    "encoder.image_size": 1, "encoder.patch_size": 1,
     "encoder.max_tokens": 1, "encoder.vocabulary": 0, "autoencoder.tile": 0,
     "autoencoder.layers": 1, "autoencoder.groups": 1, "model.patch_size": 1, "model.position_base": 0, "diffusion.steps": 1,
     "diffusion.min_snr_gamma": 0, "task.condition_dropout": 0, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
     "optimizer.clip_norm": 0, "optimizer.accumulate": 1, "optimizer.weight_decay": 0, "optimizer.ema_decay": 0,
     "model.unroll": 0, "finetune.lora_rank": 0, "finetune.lora_alpha": 0,
+    "video.first_guidance": 0, "video.noise_log_std": 0, "video.sample_noise": 0, "video.sample_motion": 0,
     "dino.local_crops": 0, "dino.local_side": 1, "dino.jitter": 0, "dino.prototypes": 2, "dino.hidden": 1,
     "dino.bottleneck": 1, "dino.centre_momentum": 0, "eval.bank": 0,
     "train.steps": 1, "train.batch_size": 1, "train.nonfinite_limit": 1, "train.profile_steps": 1, "checkpoint.every": 1,
@@ -55,9 +57,9 @@ _AT_LEAST = {
     "eval.guidance_rescale": 0,
 }  # fmt: skip
 _AT_MOST = {
-    "data.max_corrupt_rate": 1, "data.detailed": 1, "data.caption_noise": 1, "task.condition_dropout": 1,
-    "optimizer.ema_decay": 1, "dino.jitter": 1,
-    "dino.centre_momentum": 1, "eval.guidance_rescale": 1,
+    "data.max_corrupt_rate": 1, "data.detailed": 1, "data.caption_noise": 1,
+    "task.condition_dropout": 1, "optimizer.ema_decay": 1, "dino.jitter": 1,
+    "dino.centre_momentum": 1, "eval.guidance_rescale": 1, "video.sample_motion": 255,
 }  # fmt: skip
 
 
@@ -93,12 +95,20 @@ def validate(settings: Settings) -> None:
 
 def _check_data(s: Settings) -> None:
     data = s.data
-    if data.source in ("folder", "arrayrecord", "cached"):
+    if data.source in ("folder", "videos", "arrayrecord", "cached"):
         _require(bool(data.path), f"config.data.source={data.source} needs config.data.path")
     _require(
         data.source != "cached" or (data.crop == "center" and not data.flip),
         f"config.data.crop={data.crop}, flip={data.flip} do not go with config.data.source=cached, which holds one centre crop "
         "of each picture, not mirrored: set config.data.crop=center and config.data.flip=False",
+    )
+    least, most = data.frame_stride
+    _require(1 <= least <= most, f"config.data.frame_stride={data.frame_stride} must satisfy 1 <= least <= most")
+    _require(s.video.motion_step > 0, f"config.video.motion_step={s.video.motion_step} must be above 0")
+    _require(s.video.sample_fps > 0, f"config.video.sample_fps={s.video.sample_fps} must be above 0")
+    _require(
+        data.record != "clip" or data.source in ("scenes", "videos", "mixture"),
+        f"config.data.source={data.source} has no clips; config.data.record=clip goes with scenes, videos and mixtures of them",
     )
     if data.source == "tfds":
         _require(bool(data.name), "config.data.source=tfds needs config.data.name, the name of a TFDS data set")

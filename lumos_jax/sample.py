@@ -6,6 +6,8 @@ python -m lumos_jax.sample --workdir=runs/desk --images a.jpg b.jpg --interpolat
     one row: the first image, samples along the line between the two features, the second image
 python -m lumos_jax.sample --workdir=runs/t2i --prompts "a red sphere" "two blue cones" --out=grid.png
     one row a prompt, of a run that draws from text
+python -m lumos_jax.sample --workdir=runs/clips --images a.jpg --frames=16 --fps=8 --motion=20 --out=clip.mp4
+    clips that begin with an image, as clip.mp4 and clip.gif: one row an image, the image, then samples
 
 The sampler's settings default to the run's own (config.eval).
 """
@@ -30,7 +32,8 @@ from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.evaluator import of_the_task
 
 USER_ERROR = 2
-CONDITIONS = ("images", "prompts", "size")  # flags that say what to draw; which of them are needed, the task knows
+# Flags that say what to draw; which of them are needed, the task knows.
+CONDITIONS = ("images", "prompts", "size", "frames", "fps", "motion")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ def load(workdir: str, step: int | None = None, weights: str = "ema") -> Prior:
     if step is None or not (checkpoints.directory / str(step)).is_dir():
         raise ValueError(f"there is no checkpoint {'' if step is None else step} in {checkpoints.directory}")
     mesh = sharding.make_mesh(config.Mesh())
-    task, frozen = tasks.make_task(settings)
+    task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
     if not hasattr(task, "dit"):
         raise ValueError(f"{workdir} trained an encoder, which draws nothing; see its sheets in {workdir}/samples")
     trained_with = checkpoints.meta(step)["fingerprints"]
@@ -76,7 +79,7 @@ def load(workdir: str, step: int | None = None, weights: str = "ema") -> Prior:
     abstract = jax.eval_shape(task.dit.init, rngs.key(0, "init"))
     params, _ = transfer(finetune.read_weights(checkpoints, step, weights, everywhere), abstract, origin=workdir)
     checkpoints.close()
-    return Prior(settings, task, jax.device_put(frozen, everywhere), params, mesh, step)
+    return Prior(settings, task, frozen, params, mesh, step)
 
 
 @functools.partial(jax.jit, static_argnames=("task", "options"))
@@ -117,7 +120,7 @@ def draw_samples(
     """`count` samples for each of R rows of a host batch, `size` at a time: uint8 (R, count, [F,] H, W, 3)."""
     condition = _condition(prior.task, prior.frozen, of_the_task(batch))
     rows = len(next(iter(batch.values())))
-    noise = jax.random.normal(rngs.key(seed, "sample/noise"), (rows * count, *prior.task.shape_of(batch)))
+    noise = jax.random.normal(rngs.key(seed, "sample/noise"), (rows * count, *prior.task.latent_shape))
     condition = sampling.repeat_rows(condition, count)
     drawn = draw_rows(prior, condition, noise, rngs.key(seed, "sample/sampler"), options, size)
     return drawn.reshape(rows, count, *drawn.shape[1:])
@@ -152,7 +155,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--size", metavar="HEIGHTxWIDTH", help="pixels, of a run that trained in several sizes; default: the square one"
     )
-    add("--out", default="samples.png", help="the PNG to write (samples.png)")
+    add("--frames", type=int, metavar="N", help="clips: how many frames; default: as in training")
+    add("--fps", type=float, help="clips: frames a second; default: config.video.sample_fps")
+    add("--motion", type=int, metavar="ID", help="clips: how much moves, 0 to 255; default: config.video.sample_motion")
+    add("--out", default="samples.png", help="the PNG to write (samples.png); clips: the name of an MP4 and a GIF")
     add("--num", type=int, default=4, help="samples an image (4)")
     add("--interpolate", type=int, default=0, metavar="N", help="draw N samples on the path between exactly two images")
     add("--sampler", choices=("ddpm", "ddim", "dpm++", "euler", "heun"), help="default: config.eval.sampler")
@@ -189,6 +195,7 @@ def run(args: argparse.Namespace) -> Sequence[str]:
 
     asked = {name: getattr(args, name) for name in CONDITIONS if getattr(args, name) is not None}
     batch = prior.task.request(asked, load_image)
+    prior = dataclasses.replace(prior, task=prior.task.for_request(asked))
     if args.interpolate:
         picture = sheet_of_path(prior, batch["image"], args.interpolate, args.seed, options, args.batch)
         pictures.save_png(picture, args.out)

@@ -322,8 +322,15 @@ def _captioned(data: config.Data, source: Source, training: bool, everything: bo
     return Captioned(pictures, training, data.detailed, data.clean_captions, noise, everything)
 
 
+def _clips(data: config.Data, source: Source, training: bool, everything: bool) -> BatchLoader:
+    from lumos_jax.data.clips import make_clips
+
+    return make_clips(data, source, training)
+
+
 # config.data.record -> (config.data, source, training, everything) -> loader.
 _MAKERS: Mapping[str, Callable[[config.Data, Source, bool, bool], BatchLoader]] = {
     "image": _pictures,
     "captioned": _captioned,
+    "clip": _clips,
 }

@@ -17,7 +17,7 @@ from lumos_jax.data.scenes import FOV, Camera, Scene, Solid, moved
 SUPERSAMPLE = 2
 TORUS_MINOR, TORUS_MAJOR = 0.32, 0.68  # of a torus's size
 _AMBIENT, _DIFFUSE, _SPECULAR = 0.42, 0.68, 0.35
-_FAR = np.float32(1e9)
+FAR = np.float32(1e9)
 _FOG_START, _FOG_END = 9.0, 20.0  # distances over which the ground fades into the sky
 
 
@@ -56,21 +56,9 @@ def render(scene: Scene, size: int | tuple[int, int], *, camera: Camera | None =
     scene = moved(scene, time)
     matrix = camera_matrix(camera or scene.camera)
     height, width = (size, size) if isinstance(size, int) else size
-    shape = height * SUPERSAMPLE, width * SUPERSAMPLE
-    u, v, inverse = _pixel_plane(*shape)
-    right, down, forward = (row.astype(np.float32) for row in matrix[:, :3])
-    rays = [(u * right[i] + v * down[i] + forward[i]) * inverse for i in range(3)]
-    centre = -matrix[:, :3].T @ matrix[:, 3]
+    rays, centre = cast(matrix, height * SUPERSAMPLE, width * SUPERSAMPLE)
     colour, depth = _ground(scene, rays, centre)
-    owner = np.full(depth.shape, -1, np.int8)
-    for number, solid in enumerate(scene.solids):
-        box = _rectangle(solid, matrix, *shape)
-        if box is None:
-            continue
-        t = _intersect(solid, [ray[box] for ray in rays], centre)
-        nearer = t < depth[box]
-        depth[box] = np.where(nearer, t, depth[box])
-        owner[box] = np.where(nearer, np.int8(number), owner[box])
+    owner = cover(scene, matrix, rays, centre, depth)
     for number, solid in enumerate(scene.solids):
         at = np.nonzero(owner == number)
         if len(at[0]):
@@ -78,6 +66,28 @@ def render(scene: Scene, size: int | tuple[int, int], *, camera: Camera | None =
             colour[:, at[0], at[1]] = _shade(scene, solid, direction, depth[at], centre)
     blocks = colour.reshape(3, height, SUPERSAMPLE, width, SUPERSAMPLE).mean((2, 4))
     return (np.clip(blocks, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
+
+
+def cast(matrix: np.ndarray, height: int, width: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """The unit ray of each pixel, world x, y, z (height, width) float32 each, and the camera's centre (3,)."""
+    u, v, inverse = _pixel_plane(height, width)
+    right, down, forward = (row.astype(np.float32) for row in matrix[:, :3])
+    rays = [(u * right[i] + v * down[i] + forward[i]) * inverse for i in range(3)]
+    return rays, -matrix[:, :3].T @ matrix[:, 3]
+
+
+def cover(scene: Scene, matrix: np.ndarray, rays, centre, depth: np.ndarray) -> np.ndarray:
+    """Which solid each pixel shows, -1 for none; `depth` (height, width), that of the ground, becomes that of what is seen."""
+    owner = np.full(depth.shape, -1, np.int8)
+    for number, solid in enumerate(scene.solids):
+        box = _rectangle(solid, matrix, *depth.shape)
+        if box is None:
+            continue
+        t = _intersect(solid, [ray[box] for ray in rays], centre)
+        nearer = t < depth[box]
+        depth[box] = np.where(nearer, t, depth[box])
+        owner[box] = np.where(nearer, np.int8(number), owner[box])
+    return owner
 
 
 def posed_views(scene: Scene, cameras: Sequence[Camera], size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,13 +124,13 @@ def _local(solid: Solid, rays, centre):
 
 
 def _nearest_root(a, half_b, c):
-    """Smaller root of a t^2 + 2 half_b t + c, _FAR where there is none."""
+    """Smaller root of a t^2 + 2 half_b t + c, FAR where there is none."""
     disc = half_b * half_b - a * c
-    return np.where(disc > 0, (-half_b - np.sqrt(np.maximum(disc, 0))) / a, _FAR)
+    return np.where(disc > 0, (-half_b - np.sqrt(np.maximum(disc, 0))) / a, FAR)
 
 
 def _intersect(solid: Solid, rays, centre) -> np.ndarray:
-    """Distance along each ray, _FAR where it misses. The camera is outside and above, so undersides are left out."""
+    """Distance along each ray, FAR where it misses. The camera is outside and above, so undersides are left out."""
     (x, y, z), (ox, oy, oz) = _local(solid, rays, centre)
     r = solid.size
     if solid.kind == "sphere":
@@ -128,18 +138,18 @@ def _intersect(solid: Solid, rays, centre) -> np.ndarray:
         return _nearest_root(np.float32(1), ox * x + oy * y + oz * z, ox * ox + oy * oy + oz * oz - r * r)
     if solid.kind == "box":
         h = r * 0.78
-        near, far = np.full_like(x, -_FAR), np.full_like(x, _FAR)
+        near, far = np.full_like(x, -FAR), np.full_like(x, FAR)
         for o, d, middle in ((ox, x, 0.0), (oy, y, 0.0), (oz, z, h)):
             inv = 1 / np.where(np.abs(d) < 1e-6, np.float32(1e-6), d)
             t1, t2 = (middle - h - o) * inv, (middle + h - o) * inv
             near, far = np.maximum(near, np.minimum(t1, t2)), np.minimum(far, np.maximum(t1, t2))
-        return np.where(near < far, near, _FAR)
+        return np.where(near < far, near, FAR)
     if solid.kind == "cylinder":
         radius, height = r * 0.72, r * 1.7
         flat = x * x + y * y
         t = _nearest_root(np.maximum(flat, 1e-9), ox * x + oy * y, ox * ox + oy * oy - radius * radius)
         level = oz + t * z
-        t = np.where((level >= 0) & (level <= height), t, _FAR)
+        t = np.where((level >= 0) & (level <= height), t, FAR)
         top = (height - oz) / z
         tx, ty = ox + top * x, oy + top * y
         return np.where((tx * tx + ty * ty <= radius * radius) & (top > 0), np.minimum(t, top), t)
@@ -151,11 +161,11 @@ def _intersect(solid: Solid, rays, centre) -> np.ndarray:
         a = np.where(np.abs(a) < 1e-7, np.float32(1e-7), a)
         half_b, c = ox * x + oy * y - k * oz * z, ox * ox + oy * oy - k * oz * oz
         root = np.sqrt(np.maximum(half_b * half_b - a * c, 0))
-        best = np.full_like(x, _FAR)
+        best = np.full_like(x, FAR)
         for t in ((-half_b - root) / a, (-half_b + root) / a):
             level = oz + t * z
             best = np.where((level <= 0) & (level >= -height) & (t > 0) & (t < best), t, best)
-        return np.where(half_b * half_b - a * c > 0, best, _FAR)
+        return np.where(half_b * half_b - a * c > 0, best, FAR)
     return _torus(r, (x, y, z), (ox, oy, oz))
 
 
@@ -166,7 +176,7 @@ def _torus(r: float, direction, origin) -> np.ndarray:
     major, minor = r * TORUS_MAJOR, r * TORUS_MINOR
     oz -= minor
     start = _nearest_root(np.float32(1), ox * x + oy * y + oz * z, ox * ox + oy * oy + oz * oz - r * r)
-    at = np.nonzero(start < _FAR)
+    at = np.nonzero(start < FAR)
     x, y, z, t = x[at], y[at], z[at], start[at]
     for _ in range(14):
         px, py, pz = ox + t * x, oy + t * y, oz + t * z
@@ -175,8 +185,8 @@ def _torus(r: float, direction, origin) -> np.ndarray:
     px, py, pz = ox + t * x, oy + t * y, oz + t * z
     ring = np.sqrt(px * px + py * py) - major
     distance = np.sqrt(ring * ring + pz * pz) - minor
-    result = np.full(start.shape, _FAR)
-    result[at] = np.where(distance < 0.02 * r, t, _FAR)
+    result = np.full(start.shape, FAR)
+    result[at] = np.where(distance < 0.02 * r, t, FAR)
     return result
 
 
@@ -239,9 +249,9 @@ def _material(solid: Solid, x, y, z) -> np.ndarray:
 
 
 def _ground(scene: Scene, rays, centre) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (3, height, width) of ground and sky, and the distance to the ground (_FAR for sky)."""
+    """Colours (3, height, width) of ground and sky, and the distance to the ground (FAR for sky)."""
     x, y, z = rays
-    t = np.where(z < -1e-4, -centre[2].astype(np.float32) / np.minimum(z, -1e-4), _FAR)
+    t = ground_depth(z, centre)
     gx, gy = (np.float32(centre[0]) + t * x), (np.float32(centre[1]) + t * y)
     shade = _pattern(scene.ground, gx, gy) * _shadows(scene, gx, gy)
     lit = np.float32(_AMBIENT + 0.12 + _DIFFUSE * scene.light[2])
@@ -250,6 +260,11 @@ def _ground(scene: Scene, rays, centre) -> tuple[np.ndarray, np.ndarray]:
         ground * lit * shade * (1 - fog) + sky * fog for ground, sky in zip(scene.ground_tone, scene.sky, strict=True)
     ]
     return np.stack(colours).astype(np.float32), t.astype(np.float32)
+
+
+def ground_depth(z: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Distance to the ground along rays of this slope; FAR for sky."""
+    return np.where(z < -1e-4, -centre[2].astype(np.float32) / np.minimum(z, -1e-4), FAR)
 
 
 def _pattern(ground: str, x, y) -> np.ndarray:

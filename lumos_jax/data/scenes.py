@@ -27,6 +27,7 @@ _GROUND_TONES = ((0.82, 0.78, 0.70), (0.62, 0.66, 0.70), (0.45, 0.52, 0.45), (0.
 TABLE_RADIUS = 1.35
 FRAME_RADIUS = 1.6  # what the camera keeps in view around the origin
 FOV = math.radians(49.1)
+CLIP_FRAMES, CLIP_FPS = 49, 24  # what a clip, time 0 to 1, counts as: two seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +217,17 @@ class ScenesSource:
 
     def captions(self, index: int) -> tuple[str, str]:
         return captions(make_scene(index, seed=self.seed))
+
+    def clip(self, index: int, frames: int, stride: int, share: float, size: int):
+        """See `clips.ClipSource`. A scene's clip is a video of CLIP_FRAMES frames."""
+        from lumos_jax.data import clips, scene_motion, scene_render
+
+        start = clips.start_of(share, CLIP_FRAMES, frames, stride)
+        times = [(start + i * stride) / (CLIP_FRAMES - 1) for i in range(frames)]
+        scene = make_scene(index, seed=self.seed)
+        pictures = np.stack([scene_render.render(scene, size, time=time) for time in times])
+        fps = CLIP_FPS / stride
+        return clips.Clip(pictures, fps, scene_motion.mean_flow(scene, times, fps))
 
     def describe(self, index: int) -> str:
         return f"scene {index}"

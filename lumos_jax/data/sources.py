@@ -1,7 +1,7 @@
 """Sources: records by number. `read` gives bytes or pixels, `describe` a name for people, `fingerprint` what decides the order.
 
 Sources are picklable (worker processes open their own files) and hold no more than names. ArrayRecord shards and TFDS data
-sets are in `shards`, the embedded scenes in `scenes`.
+sets are in `shards`, video files in `videos`, the embedded scenes in `scenes`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def is_image(head: bytes) -> bool:
     return head.startswith(known) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-class _Names:
+class Names:
     """A list of file names in two flat buffers: a few bytes each, and quick to hand to worker processes."""
 
     def __init__(self, names: Iterable[str]):
@@ -110,7 +110,7 @@ class FolderSource:
         if not self.root.is_dir():
             raise ValueError(f"config.data.path={path!r} is not a directory")
         found, others = [], []
-        for name in _files_below(self.root):
+        for name in files_below(self.root):
             relative = os.path.relpath(name, self.root)
             (found if _looks_like_image(name) else others).append(relative)
         self._captioned, self._told = captioned, None
@@ -127,7 +127,7 @@ class FolderSource:
         if others:
             example = printable(min(others))
             logging.warning("%s: %d files are no images and are left out, as %s", self.root, len(others), example)
-        self.names = _Names(sorted(found))
+        self.names = Names(sorted(found))
         if captioned and (self.root / _CAPTIONS).exists():
             self._told = captions.read_jsonl(self.root / _CAPTIONS)
 
@@ -160,15 +160,15 @@ class FolderSource:
         return printable(os.path.join(self.root, self.names[index]))
 
     def fingerprint(self) -> str:
-        pictures = ((name, _size(self.root / name)) for name in self.names)
+        pictures = ((name, file_size(self.root / name)) for name in self.names)
         if not self._captioned:
             return digest(pictures)
         if self._told is not None:
             return digest([*pictures, sorted(self._told.items())])
-        return digest([*pictures, *(tuple(map(_size, self._caption_files(name))) for name in self.names)])
+        return digest([*pictures, *(tuple(map(file_size, self._caption_files(name))) for name in self.names)])
 
 
-def _files_below(root: pathlib.Path) -> Iterator[str]:
+def files_below(root: pathlib.Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise ValueError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
@@ -195,7 +195,7 @@ def _looks_like_image(name: str) -> bool:
         return False
 
 
-def _size(path: pathlib.Path) -> int:
+def file_size(path: pathlib.Path) -> int:
     """Bytes, or -1 for a file that has gone since it was listed."""
     try:
         return os.stat(path).st_size
@@ -234,6 +234,10 @@ class MixtureSource:
         which, inner = self.locate(index)
         return self.sources[which].describe(inner)
 
+    def clip(self, index: int, *wanted: Any) -> Any:
+        which, inner = self.locate(index)
+        return self.sources[which].clip(inner, *wanted)
+
     def fingerprint(self) -> str:
         return digest(zip((source.fingerprint() for source in self.sources), self.weights, strict=True))
 
@@ -251,6 +255,10 @@ def make_source(data: config.Data) -> Source:
         return ScenesSource(data.records, data.image_size, ratios=data.bucket_ratios if data.buckets else None)
     if data.source == "folder":
         return FolderSource(data.path, data.record == "captioned")
+    if data.source == "videos":
+        from lumos_jax.data.videos import VideosSource
+
+        return VideosSource(data.path)
     if data.source == "arrayrecord":
         from lumos_jax.data.shards import ArrayRecordSource
 
@@ -265,7 +273,7 @@ def make_source(data: config.Data) -> Source:
         return open_cache(data.path)
     if data.source != "mixture":
         raise ValueError(
-            f"config.data.source={data.source!r} is not one of scenes, folder, arrayrecord, tfds, cached, mixture"
+            f"config.data.source={data.source!r} is not one of scenes, folder, videos, arrayrecord, tfds, cached, mixture"
         )
     return _make_mixture(data)
 
@@ -285,12 +293,12 @@ def _make_mixture(data: config.Data) -> MixtureSource:
         if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight < float("inf"):
             raise ValueError(f"{where} needs weight, a number above 0, not {weight!r}")
         if fields.get("source") in (None, "mixture"):
-            raise ValueError(f"{where} needs source: scenes, folder, arrayrecord or tfds")
+            raise ValueError(f"{where} needs source: scenes, folder, videos, arrayrecord or tfds")
         if fields["source"] == "cached":
             raise ValueError(
                 f"{where}: a cache is no part of a mixture; cache the mixture as a whole, which keeps its order"
             )
-        needed = {"folder": "path", "arrayrecord": "path", "tfds": "name"}.get(fields["source"])
+        needed = {"folder": "path", "videos": "path", "arrayrecord": "path", "tfds": "name"}.get(fields["source"])
         if needed and not fields.get(needed):
             raise ValueError(f"{where}: source {fields['source']} needs {needed}")
         try:

@@ -6,12 +6,14 @@ Axes: B batch, L tokens, D width, H heads, K head dim, P projected width, V voca
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lumos_jax.encoders.placement import whole
 from lumos_jax.encoders.vit import ACTIVATIONS
 
 # Configs written before transformers 4.31 all say 2, whatever the tokenizer; there the end of text is the largest id.
@@ -61,10 +63,11 @@ class ClipText:
             params["projection"] = {"kernel": kernel}
         return params
 
-    def apply(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array) -> jax.Array:
+    def apply(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array, gather: Callable = whole) -> jax.Array:
         """Token ids (B, L) int32 in [0, V) and mask (B, L), nonzero where a token counts -> (B, L, D) after the last norm.
 
-        The compute dtype is that of the parameters. A token attends to itself and to unmasked tokens before it.
+        The compute dtype is that of the parameters. A token attends to itself and to unmasked tokens before it. `gather` makes
+        parameters whole that are split over devices, a layer at a time.
 
         Raises:
           ValueError: more tokens than the position table has rows.
@@ -72,15 +75,16 @@ class ClipText:
         length = ids.shape[1]
         if length > self.positions:
             raise ValueError(f"{length} tokens, but this CLIP text encoder has {self.positions} positions")
-        x_BLD = jnp.asarray(params["embedding"])[ids] + jnp.asarray(params["positions"])[None, :length]
+        ends = gather({name: part for name, part in params.items() if name != "blocks"})
+        x_BLD = jnp.asarray(ends["embedding"])[ids] + jnp.asarray(ends["positions"])[None, :length]
         dtype = x_BLD.dtype
         mask_B11L = (mask != 0)[:, None, None, :]
 
         def body(x, block):
-            return self._block.apply({"params": block}, x, mask_B11L), None
+            return self._block.apply({"params": gather(block)}, x, mask_B11L), None
 
         x_BLD, _ = jax.lax.scan(body, x_BLD, params["blocks"])
-        return nn.LayerNorm(epsilon=self.eps, dtype=dtype).apply({"params": params["norm"]}, x_BLD)
+        return nn.LayerNorm(epsilon=self.eps, dtype=dtype).apply({"params": ends["norm"]}, x_BLD)
 
     def pool(self, params: dict[str, Any], ids: jax.Array, tokens: jax.Array) -> jax.Array:
         """Ids (B, L) and what `apply` made of them (B, L, D) -> (B, P): the end-of-text token's feature, projected."""

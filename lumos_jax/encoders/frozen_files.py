@@ -36,8 +36,11 @@ def save(folder: pathlib.Path, frozen: Frozen, origin: str) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
-def load(path: pathlib.Path, kind: str, network_class: Callable) -> tuple[Any, dict[str, np.ndarray]] | None:
-    """(network, {path: array}) from such a folder; None if this is no such folder.
+def load(
+    path: pathlib.Path, kind: str, network_class: Callable, take: Callable[[str, np.ndarray], Any] | None = None
+) -> tuple[Any, dict[str, Any]] | None:
+    """(network, {path: array}) from such a folder; None if this is no such folder. `take` is called as each array is read, and
+    what it returns is kept.
 
     Raises:
       ValueError: it holds another kind of network, or a damaged file.
@@ -49,6 +52,7 @@ def load(path: pathlib.Path, kind: str, network_class: Callable) -> tuple[Any, d
     if told["kind"] != kind:
         raise ValueError(f"{path} holds a {told['kind']}; this field needs a {kind}")
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in told["network"].items()}
+    state, _ = files.read(path / WEIGHTS, "")
     return network_class(**fields), {
-        name: np.asarray(value) for name, value in files.read(path / WEIGHTS, "")[0].items()
+        name: np.asarray(value) if take is None else take(name, np.asarray(value)) for name, value in state.items()
     }

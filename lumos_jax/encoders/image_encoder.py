@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax import config, name_rules
-from lumos_jax.encoders import files
+from lumos_jax.encoders.placement import Placement, Take, gather_of
 from lumos_jax.encoders.preprocess import CLIP_STATISTICS, IMAGENET_STATISTICS, preprocess
 from lumos_jax.encoders.vit import SIZES, Vit
 from lumos_jax.encoders.vit_files import load_vit
@@ -34,6 +34,7 @@ class ImageEncoder:
 
     Attributes:
       identity: where the weights are from and a hash of them.
+      place: how its parameters are laid out over devices; None: on one, or whole on each.
     """
 
     vit: Vit
@@ -44,6 +45,7 @@ class ImageEncoder:
     image_size: int
     dtype: str
     identity: str
+    place: Placement | None = None
 
     @property
     def tokens(self) -> int:
@@ -60,15 +62,21 @@ class ImageEncoder:
         """uint8 (B, H, W, 3) -> (B, L, C) float32, each token as `normalize` says."""
         statistics = CLIP_STATISTICS if self.vit.input_norm else IMAGENET_STATISTICS
         x = preprocess(image, self.resize, self.image_size, self.interpolation, statistics).astype(self.dtype)
-        x = self.vit.apply(params, x)
+        gather = gather_of(self.place)
+        x = self.vit.apply(params, x, gather)
         if self.output == "pooled":
-            x = self.vit.project(params, x)[:, None]
+            head = gather({name: part for name, part in params.items() if name in ("head", "norm")})
+            x = self.vit.project(head, x)[:, None]
         x = {"cls": x[:, :1], "patch": x[:, 1:]}.get(self.output, x).astype(jnp.float32)
         return NORMALIZE[self.normalize](x)
 
 
-def make_encoder(encoder: config.Encoder) -> tuple[ImageEncoder, Any]:
+def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tuple[ImageEncoder, Any]:
     """The encoder that config.encoder names, and its parameters in the compute dtype.
+
+    Args:
+      encoder: config.encoder.
+      place: puts each array on devices as it is read; None keeps them on the host.
 
     Raises:
       ValueError: an encoder of text; weights that cannot be found, read or fitted; sizes that do not divide.
@@ -77,12 +85,12 @@ def make_encoder(encoder: config.Encoder) -> tuple[ImageEncoder, Any]:
         raise ValueError(
             f"config.encoder.kind={encoder.kind!r} reads text, and this task conditions on images: set vit"
         )
+    take = Take(encoder.dtype, place)
     if encoder.weights.startswith("random:"):
         vit, params = _random(encoder)
-        identity = encoder.weights
+        params = name_rules.unflatten({path: take(path, a) for path, a in name_rules.flatten(params).items()})
     else:
-        vit, params = load_vit(encoder.weights, encoder.heads)
-        identity = encoder.weights
+        vit, params = load_vit(encoder.weights, encoder.heads, take)
     if encoder.output == "pooled" and not vit.head:
         raise ValueError(
             f"config.encoder.output=pooled needs a network with a projection head (CLIP, MoCo-v3), which {encoder.weights} "
@@ -93,7 +101,6 @@ def make_encoder(encoder: config.Encoder) -> tuple[ImageEncoder, Any]:
             f"config.encoder.image_size={encoder.image_size} is not divisible by the patch size {vit.patch_size} of "
             f"{encoder.weights}"
         )
-    flat = name_rules.flatten(params)
     made = ImageEncoder(
         vit,
         encoder.output,
@@ -102,9 +109,10 @@ def make_encoder(encoder: config.Encoder) -> tuple[ImageEncoder, Any]:
         encoder.interpolation,
         encoder.image_size,
         encoder.dtype,
-        f"{identity.rstrip('/').rsplit('/', 1)[-1]}@{files.content_hash(flat)}",
+        take.identity(encoder.weights),
+        place,
     )
-    return made, jax.tree.map(lambda a: np.asarray(a).astype(jnp.dtype(encoder.dtype)), params)
+    return made, params
 
 
 def vit_of(encoder: config.Encoder) -> Vit:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lumos_jax import config, name_rules
 from lumos_jax.encoders import autoencoder as kl
 from lumos_jax.encoders import files, frozen_files, names
+from lumos_jax.encoders.placement import Placement, Take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,15 @@ class Autoencoder:
             return _unit(image)
         return self.draw(self.moments(params, image), key)
 
+    def mode(self, params: Any, image: jax.Array) -> jax.Array:
+        """Pixels (B, H, W, 3), uint8 or float in 0..255, -> (B, h, w, c) float32, the posterior's mode, unscaled, as conditions
+        have it."""
+        if self.shape is None:
+            return _unit(image)
+        return jnp.split(self.moments(params, image), 2, axis=-1)[0]
+
     def moments(self, params: Any, image: jax.Array) -> jax.Array:
-        """uint8 (B, H, W, 3) -> mean and log variance of the posterior (B, h, w, 2 c) float32, not scaled; `kl` only."""
+        """Pixels in 0..255 (B, H, W, 3) -> mean and log variance of the posterior (B, h, w, 2 c) float32, unscaled; of `kl`."""
         assert self.shape is not None
         both = kl.moments(self.shape, params, _unit(image).astype(self.dtype))
         return jnp.concatenate(both, axis=-1).astype(jnp.float32)
@@ -77,8 +85,12 @@ def _unit(image: jax.Array) -> jax.Array:
     return image.astype(jnp.float32) / 127.5 - 1.0
 
 
-def make_autoencoder(autoencoder: config.Autoencoder) -> tuple[Autoencoder, Any]:
+def make_autoencoder(autoencoder: config.Autoencoder, place: Placement | None = None) -> tuple[Autoencoder, Any]:
     """The autoencoder that config.autoencoder names, and its parameters in the compute dtype.
+
+    Args:
+      autoencoder: config.autoencoder.
+      place: puts each array on devices as it is read; None keeps them on the host.
 
     Raises:
       ValueError: weights that cannot be found, read or fitted.
@@ -86,30 +98,30 @@ def make_autoencoder(autoencoder: config.Autoencoder) -> tuple[Autoencoder, Any]
     common = (autoencoder.posterior, autoencoder.tile, autoencoder.dtype)
     if autoencoder.kind == "identity":
         return Autoencoder("identity", 1.0, *common, None, "identity"), {}
+    take = Take(autoencoder.dtype, place)
     if autoencoder.weights.startswith("random:"):
         shape = kl.KlShape(autoencoder.channels, autoencoder.layers, autoencoder.groups)
         seed = int(autoencoder.weights.removeprefix("random:"))
-        params = jax.tree.map(np.asarray, kl.init(shape, jax.random.key(seed)))
+        params = name_rules.flatten(kl.init(shape, jax.random.key(seed)))
+        params = name_rules.unflatten({path: take(path, array) for path, array in params.items()})
     else:
-        shape, params = load_kl(autoencoder.weights)
-    identity = f"{autoencoder.weights.rstrip('/').rsplit('/', 1)[-1]}@{files.content_hash(name_rules.flatten(params))}"
-    made = Autoencoder("kl", autoencoder.scale, *common, shape, identity)
-    return made, jax.tree.map(lambda a: a.astype(jnp.dtype(autoencoder.dtype)), params)
+        shape, params = load_kl(autoencoder.weights, take)
+    return Autoencoder("kl", autoencoder.scale, *common, shape, take.identity(autoencoder.weights)), params
 
 
-def load_kl(weights: str) -> tuple[kl.KlShape, Any]:
-    """A pre-trained KL-autoencoder in diffusers' layout.
+def load_kl(weights: str, take: Callable | None = None) -> tuple[kl.KlShape, Any]:
+    """A pre-trained KL-autoencoder in diffusers' layout; `take` as for `vit_files.load_vit`.
 
     Raises:
       ValueError: as `files.locate`, `files.read` and `name_rules.convert` do; or another architecture.
     """
     path = files.locate(weights, "config.autoencoder.weights")
-    own = frozen_files.load(path, "autoencoder", kl.KlShape)
+    own = frozen_files.load(path, "autoencoder", kl.KlShape, take)
     if own is not None:
         return own[0], name_rules.unflatten(own[1])
     state, told = files.read(path, "diffusion_pytorch_model")
     shape = kl.KlShape() if told is None else kl_shape_of(told, weights)
-    flat, _ = convert_kl(state, shape, weights)
+    flat, _ = convert_kl(state, shape, weights, take)
     return shape, name_rules.unflatten(flat)
 
 
@@ -124,8 +136,9 @@ def kl_shape_of(told: dict[str, Any], origin: str) -> kl.KlShape:
     )
 
 
-def convert_kl(state: dict[str, Any], shape: kl.KlShape, origin: str):
+def convert_kl(state: dict[str, Any], shape: kl.KlShape, origin: str, take: Callable | None = None):
     """State dict (arrays, or shapes alone) -> ({path: array}, account). Raises ValueError as `name_rules.convert`."""
     shapes = name_rules.flatten(jax.eval_shape(lambda: kl.init(shape, jax.random.key(0))))
     target = {path: leaf.shape for path, leaf in shapes.items()}
-    return name_rules.convert(names.modern_kl_names(state), names.kl_rules(target), target, origin=origin)
+    rules = names.kl_rules(target)
+    return name_rules.convert(names.modern_kl_names(state), rules, target, origin=origin, place=take)

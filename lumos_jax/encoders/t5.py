@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from lumos_jax.encoders.placement import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +61,24 @@ class T5Encoder:
             "norm": {"scale": jnp.ones(self.width)},
         }
 
-    def apply(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array) -> jax.Array:
+    def apply(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array, gather: Callable = whole) -> jax.Array:
         """Token ids (B, L) int32 in [0, V) and mask (B, L), nonzero where a token counts -> (B, L, D) after the last norm.
 
         The compute dtype is that of the parameters. No token attends to a masked one; what comes out at masked positions means
-        nothing, and is finite.
+        nothing, and is finite. `gather` makes parameters whole that are split over devices, a layer at a time.
         """
-        x_BLD = jnp.asarray(params["embedding"])[ids]
+        x_BLD = jnp.asarray(gather(params["embedding"]))[ids]
         dtype = x_BLD.dtype
-        table = jnp.asarray(params["relative_bias"]).astype(jnp.float32)
+        table = jnp.asarray(gather(params["relative_bias"])).astype(jnp.float32)
         buckets = relative_buckets(ids.shape[1], self.buckets, self.max_distance)
         bias_1HLL = table[buckets].transpose(2, 0, 1)[None]
         mask_B11L = (mask != 0)[:, None, None, :]
 
         def body(x, block):
-            return self._block.apply({"params": block}, x, bias_1HLL, mask_B11L), None
+            return self._block.apply({"params": gather(block)}, x, bias_1HLL, mask_B11L), None
 
         x_BLD, _ = jax.lax.scan(body, x_BLD, params["blocks"])
-        return nn.RMSNorm(epsilon=self.eps, dtype=dtype).apply({"params": params["norm"]}, x_BLD)
+        return nn.RMSNorm(epsilon=self.eps, dtype=dtype).apply({"params": gather(params["norm"])}, x_BLD)
 
 
 class _Block(nn.Module):

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from lumos_jax import config, name_rules
 from lumos_jax.encoders import files, frozen_files, text_names
 from lumos_jax.encoders.clip_text import ACTIVATIONS, LEGACY_EOS, ClipText
+from lumos_jax.encoders.placement import Placement, Take, gather_of
 from lumos_jax.encoders.t5 import T5Encoder
 from lumos_jax.encoders.vit import SIZES
 
@@ -28,7 +29,6 @@ _TOKENIZER_WANTED = (*_TOKENIZER_FILES, "merges.txt", "config.json", "tokenizer_
                      "added_tokens.json")  # fmt: skip
 _T5_MAX_DISTANCE = 128  # configs written before transformers 4.15 do not say it; it never was anything else
 
-Place = Callable[[str, np.ndarray], Any]
 Network = T5Encoder | ClipText
 
 
@@ -42,6 +42,7 @@ class TextEncoder:
       max_tokens: length of the token ids, padding included.
       dtype: of the parameters and of the computation.
       identity: where the weights are from and a hash of them.
+      place: how its parameters are laid out over devices; None: on one, or whole on each.
     """
 
     network: Network
@@ -50,6 +51,7 @@ class TextEncoder:
     max_tokens: int
     dtype: str
     identity: str
+    place: Placement | None = None
 
     @property
     def tokens(self) -> int:
@@ -66,32 +68,27 @@ class TextEncoder:
 
         Features are not normalised. At masked positions they mean nothing: whoever attends to them needs the mask too.
         """
-        tokens = self.network.apply(params, ids, mask)
+        gather = gather_of(self.place)
+        tokens = self.network.apply(params, ids, mask, gather)
         if self.output == "pooled":
-            tokens = self.network.pool(params, ids, tokens)[:, None]
+            tokens = self.network.pool(gather({"projection": params["projection"]}), ids, tokens)[:, None]
         return tokens.astype(jnp.float32)
 
 
-def make_text_encoder(encoder: config.Encoder, place: Place | None = None) -> tuple[TextEncoder, Any]:
+def make_text_encoder(encoder: config.Encoder, place: Placement | None = None) -> tuple[TextEncoder, Any]:
     """The encoder that config.encoder names, and its parameters in the compute dtype.
 
     Args:
       encoder: config.encoder.
-      place: (path, array in the compute dtype) -> what is kept of it, as an array split over devices; the host then never holds
-        more than this one array of the network (T5-XXL has 4.8 billion parameters). None keeps them on the host.
+      place: puts each array on devices as it is read; the host then never holds more than this one array of the network
+        (T5-XXL has 4.8 billion parameters). None keeps them on the host.
 
     Raises:
       ValueError: weights that cannot be found, read or fitted; an output or a length that they do not have.
     """
     if encoder.kind not in config.TEXT_KINDS:
         raise ValueError(f"config.encoder.kind={encoder.kind!r} reads no text: {' and '.join(config.TEXT_KINDS)} do")
-    digests = files.Digests()
-
-    def take(path: str, array: np.ndarray) -> Any:
-        digests.add(path, array)
-        array = array.astype(jnp.dtype(encoder.dtype), copy=False)
-        return array if place is None else place(path, array)
-
+    take = Take(encoder.dtype, place)
     if encoder.weights.startswith("random:"):
         network, params = _random(encoder)
         params = name_rules.unflatten({path: take(path, a) for path, a in name_rules.flatten(params).items()})
@@ -103,9 +100,10 @@ def make_text_encoder(encoder: config.Encoder, place: Place | None = None) -> tu
         raise ValueError(
             f"config.encoder.max_tokens={encoder.max_tokens} exceeds the {network.positions} positions of {encoder.weights}"
         )
-    name = encoder.weights.rstrip("/").rsplit("/", 1)[-1]
-    identity = f"{name}@{digests.total()}"
-    return TextEncoder(network, encoder.kind, encoder.output, encoder.max_tokens, encoder.dtype, identity), params
+    identity = take.identity(encoder.weights)
+    return TextEncoder(
+        network, encoder.kind, encoder.output, encoder.max_tokens, encoder.dtype, identity, place
+    ), params
 
 
 def _random(encoder: config.Encoder) -> tuple[Network, Any]:
@@ -122,55 +120,52 @@ def _random(encoder: config.Encoder) -> tuple[Network, Any]:
     return network, jax.tree.map(np.asarray, jax.jit(network.init)(jax.random.key(seed)))
 
 
-def load_t5(weights: str, place: Place | None = None) -> tuple[T5Encoder, Any]:
+def load_t5(weights: str, take: Take | None = None) -> tuple[T5Encoder, Any]:
     """A pre-trained T5 v1.1 or Flan-T5, encoder alone or whole (the decoder is dropped), with Hugging Face names.
 
     Raises:
       ValueError: as `files.locate`, `files.read` and `name_rules.convert` do; or another architecture.
     """
-    return _load(weights, "t5", T5Encoder, convert_t5, place)
+    return _load(weights, "t5", T5Encoder, convert_t5, take)
 
 
-def load_clip_text(weights: str, place: Place | None = None) -> tuple[ClipText, Any]:
+def load_clip_text(weights: str, take: Take | None = None) -> tuple[ClipText, Any]:
     """A pre-trained CLIP text tower with Hugging Face names: alone, with its projection, or beside the image tower.
 
     Raises:
       ValueError: as `files.locate`, `files.read` and `name_rules.convert` do; or another architecture.
     """
-    return _load(weights, "clip-text", ClipText, convert_clip_text, place)
+    return _load(weights, "clip-text", ClipText, convert_clip_text, take)
 
 
-def _load(weights: str, kind: str, network_class, convert, place: Place | None) -> tuple[Any, Any]:
+def _load(weights: str, kind: str, network_class, convert, take: Take | None) -> tuple[Any, Any]:
     path = files.locate(weights, "config.encoder.weights")
-    own = frozen_files.load(path, kind, network_class)
+    own = frozen_files.load(path, kind, network_class, take)
     if own is not None:
-        placed = own[1] if place is None else {name: place(name, array) for name, array in own[1].items()}
-        return own[0], name_rules.unflatten(placed)
-    network, flat, account = convert(*files.read(path, "model"), weights, place)
+        return own[0], name_rules.unflatten(own[1])
+    network, flat, account = convert(*files.read(path, "model"), weights, take)
     logging.getLogger(__name__).info("%s\n%s", weights, account.table())
     return network, name_rules.unflatten(flat)
 
 
-def convert_t5(state: Mapping[str, Any], told: Mapping[str, Any] | None, origin: str, place: Place | None = None):
+def convert_t5(state: Mapping[str, Any], told: Mapping[str, Any] | None, origin: str, take: Take | None = None):
     """A state dict (arrays, or shapes alone) and its config.json -> (T5Encoder, {path: array}, account)."""
     network = t5_of(told, origin)
     both = [state[name] for name in (text_names.SHARED, text_names.COPY) if name in state]
     if len(both) == 2 and not np.array_equal(*both):
         raise ValueError(f"{origin}: {text_names.SHARED} and {text_names.COPY} differ; in T5 they are one array")
     rules = text_names.t5_rules(state)
-    return network, *name_rules.convert(state, rules, parameter_shapes(network), origin=origin, place=place)
+    return network, *name_rules.convert(state, rules, parameter_shapes(network), origin=origin, place=take)
 
 
-def convert_clip_text(
-    state: Mapping[str, Any], told: Mapping[str, Any] | None, origin: str, place: Place | None = None
-):
+def convert_clip_text(state: Mapping[str, Any], told: Mapping[str, Any] | None, origin: str, take: Take | None = None):
     """A state dict (arrays, or shapes alone) and its config.json -> (ClipText, {path: array}, account)."""
     state = text_names.with_text_prefix(state)
     projection = state.get("text_projection.weight")
     width = 0 if projection is None else getattr(projection, "shape", projection)[0]
     network = clip_text_of(told, width, origin)
     rules = text_names.clip_rules(state)
-    return network, *name_rules.convert(state, rules, parameter_shapes(network), origin=origin, place=place)
+    return network, *name_rules.convert(state, rules, parameter_shapes(network), origin=origin, place=take)
 
 
 def parameter_shapes(network: Network) -> dict[str, tuple[int, ...]]:

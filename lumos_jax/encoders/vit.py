@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax.encoders import projection
+from lumos_jax.encoders.placement import whole
 
 # name: (width, depth, heads)
 SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
@@ -88,11 +90,14 @@ class Vit:
             params["head"] = projection.init(self.head, jax.random.fold_in(key, 1), self.width, self.head_dims)
         return params
 
-    def apply(self, params: dict[str, Any], image: jax.Array) -> jax.Array:
+    def apply(self, params: dict[str, Any], image: jax.Array, gather: Callable = whole) -> jax.Array:
         """image (B, H, W, 3), normalised, sides multiples of the patch size -> tokens (B, 1 + N, D), [CLS] first.
 
-        After the last norm, but for CLIP, whose last norm is for `project` alone.
+        After the last norm, but for CLIP, whose last norm is for `project` alone. `gather` makes parameters whole that are
+        split over devices, a layer at a time.
         """
+        blocks = params["blocks"]
+        params = gather({name: part for name, part in params.items() if name != "blocks"})
         p, dtype = self.patch_size, image.dtype
         size, height, width, _ = image.shape
         grid = (height // p, width // p)
@@ -106,9 +111,9 @@ class Vit:
             x = self._norm(params["input_norm"], x)
 
         def body(x, block):
-            return self._block.apply({"params": block}, x), None
+            return self._block.apply({"params": gather(block)}, x), None
 
-        x, _ = jax.lax.scan(body, x, params["blocks"])
+        x, _ = jax.lax.scan(body, x, blocks)
         return x if self.input_norm else self._norm(params["norm"], x)
 
     def project(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import logging
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,27 +23,30 @@ MODEL_TYPES = ("vit", "dinov2", "clip", "clip_vision_model")
 Shapes = Mapping[str, Sequence[int]]
 
 
-def load_vit(weights: str, heads: int = 0) -> tuple[Vit, Any]:
+def load_vit(weights: str, heads: int = 0, take: Callable | None = None) -> tuple[Vit, Any]:
     """A pre-trained ViT: DINO, DINOv2 or MoCo-v3 under their original names; ViT, DINOv2 or CLIP under Hugging Face's.
 
     Args:
       weights: directory, file or hub id; or "scenes", the small one that comes with us.
       heads: only for files without a config; 0 takes width / 64 (and 12 for MoCo-v3's ViT-S).
+      take: (path, array) -> what is kept of it, called as each array is read; None keeps the arrays.
 
     Raises:
       ValueError: as `files.locate`, `files.read` and `name_rules.convert` do.
     """
     path = SHIPPED if weights == "scenes" else files.locate(weights, "config.encoder.weights")
-    own = frozen_files.load(path, "image-encoder", Vit)
+    own = frozen_files.load(path, "image-encoder", Vit, take)
     if own is not None:
         return own[0], name_rules.unflatten(own[1])
     state, told = files.read(path, "model")
-    vit, params, account = convert_vit(state, told, heads, weights)
+    vit, params, account = convert_vit(state, told, heads, weights, take)
     logging.getLogger(__name__).info("%s\n%s", weights, account.table())
     return vit, name_rules.unflatten(params)
 
 
-def convert_vit(state: Mapping[str, Any], told: dict[str, Any] | None, heads: int, origin: str):
+def convert_vit(
+    state: Mapping[str, Any], told: dict[str, Any] | None, heads: int, origin: str, take: Callable | None = None
+):
     """A state dict (arrays, or shapes alone) and its config.json, if any -> (Vit, {path: array}, name_rules.Account).
 
     Raises:
@@ -56,7 +59,7 @@ def convert_vit(state: Mapping[str, Any], told: dict[str, Any] | None, heads: in
     target = {
         path: leaf.shape for path, leaf in name_rules.flatten(jax.eval_shape(vit.init, jax.random.key(0))).items()
     }
-    params, account = name_rules.convert(state, names.vit_rules(state), target, origin=origin)
+    params, account = name_rules.convert(state, names.vit_rules(state), target, origin=origin, place=take)
     return vit, params, account
 
 

@@ -133,8 +133,8 @@ class DiffusionTask(Task, Protocol):
         """
         ...
 
-    def shape_of(self, host: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-        """The shape of a row's starting noise, for a batch that `request` gave: `latent_shape`, or another that it asks for."""
+    def for_request(self, asked: Mapping[str, Any]) -> DiffusionTask:
+        """The task as it draws what the command line describes, as clips of another length; raises ValueError as `request`."""
         ...
 
     def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray, out: str) -> Sequence[str]:

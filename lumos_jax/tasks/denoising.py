@@ -123,10 +123,6 @@ class Denoising:
         """The guidance scale, or scales that broadcast to (B, *latent_shape)."""
         return scale
 
-    def shape_of(self, host: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-        """The shape of a row's starting noise, for the batch of a request."""
-        return self.latent_shape
-
     def source_pictures(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         if "image" in batch:
             return batch["image"]
@@ -141,6 +137,10 @@ class Denoising:
           drawn: uint8 (R, n, *pixels), n samples a row.
         """
         return pictures.sheet(np.concatenate([sources[:, None], drawn], axis=1))
+
+    def for_request(self, asked: Mapping[str, Any]) -> Denoising:
+        """The task as it draws what was asked for; most draw what they trained on."""
+        return self
 
     def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray, out: str) -> Sequence[str]:
         """Writes what `lumos_jax.sample` drew; returns the files."""

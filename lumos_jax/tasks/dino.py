@@ -127,7 +127,9 @@ def _balanced(logits: jax.Array, weight: jax.Array) -> jax.Array:
     return plan.reshape(size, views, prototypes)
 
 
-def make_dino(settings: config.Settings) -> tuple[SelfDistillation, dict[str, Any]]:
+def make_dino(
+    settings: config.Settings, place: encoders.Placement | None = None
+) -> tuple[SelfDistillation, dict[str, Any]]:
     """The task; nothing is frozen. The ViT is the one that config.encoder describes for random weights.
 
     Raises:

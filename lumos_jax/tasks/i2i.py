@@ -34,14 +34,14 @@ class ImageToImage(Denoising):
         return {"image": requests.images(asked, load)}
 
 
-def make_i2i(settings: config.Settings) -> tuple[ImageToImage, dict[str, Any]]:
-    """The task and its frozen parameters {"encoder", "autoencoder"}, loaded as the settings name them.
+def make_i2i(settings: config.Settings, place: encoders.Placement | None = None) -> tuple[ImageToImage, dict[str, Any]]:
+    """The task and its frozen parameters {"encoder", "autoencoder"}, loaded as the settings name them; see tasks.make_task.
 
     Raises:
       ValueError: weights that cannot be found or do not fit; sizes that do not divide.
     """
-    encoder, encoder_params = encoders.make_encoder(settings.encoder)
-    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder)
+    encoder, encoder_params = encoders.make_encoder(settings.encoder, place)
+    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
     latent_shape = autoencoder.latent_shape(settings.data.image_size)
     process = diffusion.make_process(settings.diffusion)
     dit = models.make_dit(

@@ -86,6 +86,10 @@ class TextToImage(Denoising):
         mask = None if self.encoder.output == "pooled" else batch["token_mask"]
         return Condition(tokens, mask, vector=batch["size"] if self.buckets else None)
 
+    def shuffled(self, condition: Condition) -> Condition:
+        """Captions exchanged; sizes belong to the pictures."""
+        return dataclasses.replace(super().shuffled(condition), vector=condition.vector)
+
     @property
     def ragged(self) -> dict[str, str]:
         if self.encoder.output == "pooled":
@@ -132,16 +136,15 @@ class TextToImage(Denoising):
             )
         return near
 
-    def shape_of(self, host: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-        if "size" not in host or "image" in host:
-            return self.latent_shape
-        height, width = (int(side) for side in host["size"][0, :2])
-        base = self.buckets[aspect.square(self.buckets)].height
+    def for_request(self, asked: Mapping[str, Any]) -> TextToImage:
+        if "size" not in asked or not self.buckets:
+            return self
+        bucket, base = self._bucket(asked["size"]), self.buckets[aspect.square(self.buckets)].height
         h, w, channels = self.latent_shape
-        return height * h // base, width * w // base, channels
+        return dataclasses.replace(self, latent_shape=(bucket.height * h // base, bucket.width * w // base, channels))
 
 
-def make_t2i(settings: config.Settings) -> tuple[TextToImage, dict[str, Any]]:
+def make_t2i(settings: config.Settings, place: encoders.Placement | None = None) -> tuple[TextToImage, dict[str, Any]]:
     """The task and its frozen parameters {"encoder", "autoencoder"}, loaded as the settings name them.
 
     Raises:
@@ -153,9 +156,9 @@ def make_t2i(settings: config.Settings) -> tuple[TextToImage, dict[str, Any]]:
         )
     if settings.data.record != "captioned":
         raise ValueError(f"config.data.record={settings.data.record} has no captions: set it to captioned")
-    encoder, encoder_params = encoders.make_text_encoder(settings.encoder)
+    encoder, encoder_params = encoders.make_text_encoder(settings.encoder, place)
     tokenize = Tokenize(encoders.make_tokenizer(settings.encoder, encoder), encoder.max_tokens)
-    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder)
+    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
     latent_shape = autoencoder.latent_shape(settings.data.image_size)
     process = diffusion.make_process(settings.diffusion)
     buckets = _buckets(settings, latent_shape)

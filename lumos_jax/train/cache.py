@@ -90,13 +90,12 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
     _check_request(settings, options)
     if settings.train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.train.compilation_cache))
-    # The encoders are whole on every device, so processes need not wait for each other.
+    # The encoders are on this process's devices alone, so processes need not wait for each other.
     mesh = sharding.make_mesh(config.Mesh(), jax.local_devices())
     if options.batch_size % mesh.size:
         raise ValueError(f"--batch_size={options.batch_size} does not split over {mesh.size} devices")
     source = data.make_source(settings.data)
-    task, frozen = tasks.make_task(settings)
-    frozen = jax.device_put(frozen, sharding.replicated(mesh))
+    task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
     plan = networks(settings, task) | {"data.fingerprint": source.fingerprint(), "data.source": settings.data.source}
     plan |= {f"data.{name}": getattr(settings.data, name) for name in _SOURCE_FIELDS.get(settings.data.source, ())}
     plan |= {f"cache.{name}": value for name, value in dataclasses.asdict(options).items()}

@@ -59,11 +59,10 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     if settings.eval.every:
         sharding.check_batch(mesh, settings.eval.batch_size, "eval.batch_size")
     source = data.make_source(settings.data)
-    task, frozen = tasks.make_task(settings)
+    task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
     if settings.data.source == "cached":
         cache.check(settings, task)
         frozen = task.without_encoders(frozen)
-    frozen = jax.device_put(frozen, sharding.replicated(mesh))
     fingerprints = {"data": source.fingerprint(), **task.identity}
     plan = finetune.make_plan(settings.finetune, task.network)
     optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.network))

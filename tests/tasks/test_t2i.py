@@ -180,8 +180,8 @@ def test_sizes_are_the_condition_of_a_run_with_buckets():
     settings = settings_with(data=BUCKETS)
     task, frozen = tasks.make_task(settings)
     wanted = task.request({"prompts": ["a red sphere"] * 2, "size": "12x20"}, None)
-    assert task.shape_of(wanted) == (12, 20, 3)
-    assert task.shape_of(task.request({"prompts": ["x"]}, None)) == task.latent_shape == (16, 16, 3)
+    assert task.for_request({"size": "12x20"}).latent_shape == (12, 20, 3)
+    assert task.for_request({}) == task
     assert wanted["size"].tolist() == [pytest.approx([12, 20, 0.6])] * 2
     host = data.read_batch(settings.data, data.make_source(settings.data), [0, 1], task.host)
     condition = jax.eval_shape(task.condition, frozen, of_the_task(host))

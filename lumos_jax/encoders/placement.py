@@ -1,0 +1,50 @@
+"""Where the parameters of frozen networks go: the interface that the trainer's placement fills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from lumos_jax.encoders import files
+
+
+class Placement(Protocol):
+    """Puts parameters on devices one by one as they are read, and gathers them where they are used; frozen and hashable."""
+
+    def __call__(self, path: str, array: np.ndarray) -> Any:
+        """A parameter in the compute dtype -> what is kept of it: whole on every device, or split over them. Below `blocks/`
+        the first dim counts layers."""
+        ...
+
+    def gather(self, tree: Any) -> Any:
+        """Inside a compiled function: parameters, of one layer say -> the same, whole on every device."""
+        ...
+
+
+def whole(tree: Any) -> Any:
+    """The gather of parameters that are nowhere split."""
+    return tree
+
+
+def gather_of(place: Placement | None) -> Callable[[Any], Any]:
+    return whole if place is None else place.gather
+
+
+class Take:
+    """Takes parameters as they are read: into the hash of the network, then in the compute dtype to where they are kept."""
+
+    def __init__(self, dtype: str, place: Placement | None):
+        self._dtype, self._place, self._digests = jnp.dtype(dtype), place, files.Digests()
+
+    def __call__(self, path: str, array: np.ndarray) -> Any:
+        array = np.asarray(array)
+        self._digests.add(path, array)
+        array = array.astype(self._dtype, copy=False)
+        return array if self._place is None else self._place(path, array)
+
+    def identity(self, weights: str) -> str:
+        """Where the weights are from, shortly, and the hash of all that was taken."""
+        return f"{weights.rstrip('/').rsplit('/', 1)[-1]}@{self._digests.total()}"

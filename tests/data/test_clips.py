@@ -1,0 +1,207 @@
+"""Clips: of scenes, with their exact motion, and of real video files, whole and damaged."""
+
+import csv
+import dataclasses
+
+import av
+import numpy as np
+import pytest
+
+from lumos_jax import config, data
+from lumos_jax.data import loaders, motion, scene_motion, scene_render, scenes
+
+SIZE = 16
+GREY = 4  # of frame n: GREY * n
+
+
+def write_video(path, count, fps=24, size=(64, 48), **options):
+    """A video whose frame n is grey of value GREY n; key frames every 12."""
+    with av.open(str(path), "w", **options) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "1", "g": "12"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        container.start_encoding()
+        for number in range(count):
+            frame = np.full((size[1], size[0], 3), GREY * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def settings(**fields):
+    return config.Data(**{"record": "clip", "image_size": SIZE, "frames": 4, "frame_stride": (2, 2), **fields})
+
+
+def videos(path, **fields):
+    return settings(source="videos", path=str(path), **fields)
+
+
+def load(data_settings, records, *, training=False, first=0):
+    loader = loaders.make_loader(data_settings, data.make_source(data_settings), training=training)
+    return loader.map([(first + i, record) for i, record in enumerate(records)])
+
+
+def numbers(frames):
+    """Which frames of `write_video` these are."""
+    return np.round(frames.mean((-3, -2, -1)) / GREY).astype(int).tolist()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("videos")
+    write_video(root / "a.mp4", 50)
+    write_video(root / "b.mkv", 50, fps=12)  # this container does not say how many frames it has
+    return root
+
+
+def test_frames_of_videos_are_the_ones_asked_for(folder):
+    batch = load(videos(folder), [0, 1])
+    assert batch["frames"].shape == (2, 4, SIZE, SIZE, 3)
+    assert [numbers(clip) for clip in batch["frames"]] == [[0, 2, 4, 6]] * 2
+    assert batch["fps"].tolist() == [12.0, 6.0]
+    assert not batch["problem"].any()
+
+
+def test_training_begins_anywhere_by_the_records_own_numbers(folder):
+    wanted = videos(folder, frame_stride=(1, 5))
+    batch = load(wanted, [0] * 12 + [1] * 12, training=True)
+    found = [numbers(clip) for clip in batch["frames"]]
+    strides = {clip[1] - clip[0] for clip in found}
+    assert all(np.ptp(np.diff(clip)) == 0 for clip in found)  # evenly spaced, exactly, also after a seek
+    assert strides == {1, 2, 3, 4, 5}
+    assert len({clip[0] for clip in found}) > 12
+    assert max(clip[-1] for clip in found) <= 49
+    again = load(wanted, [0], training=True, first=5)
+    assert np.array_equal(again["frames"][0], batch["frames"][5])
+
+
+def test_videos_give_pictures_too(folder):
+    batch = load(dataclasses.replace(videos(folder), record="image"), [0])
+    assert batch["image"].shape == (1, SIZE, SIZE, 3)
+    assert batch["image"].max() == 0
+
+
+@pytest.fixture(scope="module")
+def damaged(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("damaged")
+    whole = (folder / "a.mp4").read_bytes()
+    (root / "0-whole.mp4").write_bytes(whole)
+    (root / "1-empty.mp4").write_bytes(b"")
+    (root / "2-text.mp4").write_bytes(b"this is no video" * 99)
+    (root / "3-cut.mp4").write_bytes(whole[: len(whole) // 2])
+    write_video(root / "4-short.mp4", 6)
+    write_video(root / "5-nothing.mkv", 0)
+    with av.open(str(root / "6-sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return root
+
+
+def test_damaged_videos_are_named_and_do_not_count(damaged):
+    batch = load(videos(damaged), range(7))
+    assert batch["weight"].tolist() == [1, 0, 0, 0, 0, 0, 0]
+    for row, reason in {4: "6 frames are too few for 4 with a stride of 2", 5: "no", 6: "no video in it"}.items():
+        assert reason in batch["problem"][row]
+    for row in range(1, 7):
+        assert f"/{row}-" in batch["problem"][row]
+    assert not batch["frames"][1:].any()
+
+
+def write_csv(path, columns, *rows):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return path
+
+
+def test_webvid_and_openvid_tables(tmp_path):
+    (tmp_path / "videos" / "p0").mkdir(parents=True)
+    write_video(tmp_path / "videos" / "p0" / "7.mp4", 10)
+    write_video(tmp_path / "videos" / "x.mp4", 10)
+    webvid = write_csv(
+        tmp_path / "webvid.csv", ("videoid", "name", "page_dir"), (7, "a\ncaption", "p0"), (8, "b", "p1")
+    )
+    batch = load(videos(webvid), [0, 1])
+    assert batch["weight"].tolist() == [1, 0]
+    assert "p1/8.mp4" in batch["problem"][1]
+    columns = ("video", "caption", "aesthetic score", "motion score", "fps", "seconds")
+    openvid = write_csv(tmp_path / "openvid.csv", columns, ("x.mp4", "c", 5.1, 3.25, 24, 0.4))
+    assert load(videos(openvid), [0])["motion"].tolist() == [3.25]
+    assert data.make_source(videos(webvid)).fingerprint() != data.make_source(videos(openvid)).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "message"),
+    [
+        (("id", "caption"), (1, "a"), "has the columns id, caption; needed are videoid and page_dir"),
+        (("video", "motion score"), ("x.mp4", "fast"), "line 2: motion score is 'fast', not a number"),
+        (("videoid", "page_dir"), (7, ""), "line 2: videoid and page_dir must not be empty"),
+    ],
+)
+def test_tables_of_other_columns_are_refused(tmp_path, columns, row, message):
+    path = write_csv(tmp_path / "table.csv", columns, row)
+    with pytest.raises(ValueError, match=message):
+        data.make_source(videos(path))
+
+
+def test_folders_without_videos_point_at_the_table(tmp_path):
+    write_csv(tmp_path / "table.csv", ("video",), ("x.mp4",))
+    with pytest.raises(ValueError, match=r"holds? no videos.*as .*table\.csv"):
+        data.make_source(videos(tmp_path))
+    with pytest.raises(ValueError, match="neither a directory nor a csv"):
+        data.make_source(videos(tmp_path / "absent"))
+
+
+def test_sources_without_clips_are_refused(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    parts = ({"source": "scenes", "weight": 1}, {"source": "folder", "path": str(tmp_path), "weight": 1})
+    mixed = settings(source="mixture", mixture=parts)
+    with pytest.raises(ValueError, match=r"a\.png is no video"):
+        loaders.make_loader(mixed, data.make_source(mixed), training=True)
+    long = settings(frames=16, frame_stride=(2, 4))
+    with pytest.raises(ValueError, match="a scene's clip has 49 frames"):
+        loaders.make_loader(long, data.make_source(long), training=True)
+
+
+def scene_that_moves(what):
+    return next(s for s in map(scenes.make_scene, range(99)) if s.motion == what and len(s.solids) > 1)
+
+
+@pytest.mark.parametrize("what", ["camera", "solids"])
+def test_exact_flow_carries_one_frame_to_the_next(what):
+    scene, size = scene_that_moves(what), 64
+    before, after = (scene_render.render(scene, size, time=t).astype(float) for t in (0.2, 0.4))
+    flow = scene_motion.flow(scene, 0.2, 0.4, size)
+    at = np.stack(np.meshgrid(np.arange(size), np.arange(size)), axis=-1) + np.round(flow).astype(int)
+    inside = ((at >= 0) & (at < size)).all(-1) & (np.linalg.norm(flow, axis=-1) > 0.5)
+    x, y = np.clip(at, 0, size - 1)[inside].T
+    moved, still = np.abs(after[y, x] - before[inside]).mean(), np.abs(after - before)[inside].mean()
+    assert moved < 0.7 * still, (moved, still)
+
+
+def test_motion_scores_of_scenes():
+    batch = load(settings(frames=6, frame_stride=(3, 3)), range(24))
+    assert batch["fps"].tolist() == [8.0] * 24
+    assert (batch["motion"] > 0).all()
+    flow = scene_motion.flow(scenes.make_scene(0), 0, 12 / 48, motion.SIDE)  # frames 0 and 4 of 0, 3, 6 ...
+    np.testing.assert_allclose(batch["motion"][0], np.linalg.norm(flow, axis=-1).mean(), rtol=1e-6)
+
+
+def test_measured_motion_is_that_of_a_moving_picture():
+    rng = np.random.default_rng(0)
+    wide = rng.uniform(0, 255, (12, 30, 3)).repeat(16, 0).repeat(16, 1)
+    smooth = np.stack([np.convolve(row, np.ones(24) / 24, "same") for row in wide.mean(-1)])
+    smooth = np.stack([np.convolve(column, np.ones(24) / 24, "same") for column in smooth.T]).T
+    picture = np.repeat(smooth[:128, :, None], 3, axis=2).astype(np.uint8)
+
+    def clip(shift):  # pixels of 128 a frame
+        return np.stack([picture[:, 8 + i * shift :][:, :128] for i in range(9)])
+
+    slow, fast = motion.measured(clip(2), 8.0), motion.measured(clip(4), 8.0)  # 1 and 2 pixels of 16 in half a second
+    assert 0.7 < slow < 1.3
+    assert 1.5 < fast < 2.5
+    assert motion.measured(clip(0), 8.0) < 0.05
+    np.testing.assert_allclose(motion.measured(clip(2)[:3], 8.0), slow, rtol=0.4)  # shorter than half a second
+    assert motion.measured(clip(2)[:1], 8.0) == 0
