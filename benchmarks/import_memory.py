@@ -3,9 +3,9 @@
     python -m benchmarks.import_memory --gigabytes=8
 
 Writes a T5 v1.1 encoder with XXL's width and random float32 weights as safetensors shards of about 2 GB into a temporary
-directory, then loads it in a process of its own, split over 8 (fake) devices, in float32: the devices' copies are host memory
-here, so the bound is that one sharded copy and 1.5 times the largest shard. Prints the anonymous memory at its peak, which
-leaves out the pages of the mapped file, and the bound.
+directory, then loads it in a process of its own, placed on 8 (fake) devices as training places it (sharding.Frozen), in
+float32: the devices' copies are host memory here, so the bound is that one sharded copy and 1.5 times the largest shard.
+Prints the anonymous memory at its peak, which leaves out the pages of the mapped file, and the bound.
 """
 
 from __future__ import annotations
@@ -63,10 +63,9 @@ def write(folder: pathlib.Path, layers: int) -> tuple[int, int]:
 def load(folder: str) -> None:
     """In the process that is measured: loads and prints the peak of its anonymous memory, before and while."""
     import jax
-    from jax.sharding import NamedSharding
-    from jax.sharding import PartitionSpec as P
 
     from lumos_jax import config, encoders
+    from lumos_jax.train import sharding
 
     peak, done = anonymous(), threading.Event()
     before = peak
@@ -77,13 +76,7 @@ def load(folder: str) -> None:
             peak = max(peak, anonymous())
             time.sleep(0.01)
 
-    mesh = jax.make_mesh((8,), ("fsdp",))
-
-    def place(_: str, array: np.ndarray) -> jax.Array:
-        dim = next((i for i in reversed(range(array.ndim)) if array.shape[i] % 8 == 0), None)
-        spec = P() if dim is None else P(*[None] * dim, "fsdp")
-        return jax.block_until_ready(jax.device_put(array, NamedSharding(mesh, spec)))
-
+    place = sharding.Frozen(sharding.make_mesh(config.Mesh()))
     watcher = threading.Thread(target=watch)
     watcher.start()
     _, params = encoders.make_text_encoder(
@@ -91,8 +84,10 @@ def load(folder: str) -> None:
     )
     done.set()
     watcher.join()
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    print(json.dumps({"before": before, "peak": peak, "held": held}))
+    leaves = jax.tree.leaves(params)
+    held = sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards)
+    first = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves)
+    print(json.dumps({"before": before, "peak": peak, "held": held, "first": first}))
 
 
 def anonymous() -> int:
@@ -122,7 +117,8 @@ def main() -> None:
         told = json.loads(done.stdout.splitlines()[-1])
     used, bound = told["peak"] - told["before"], told["held"] + 1.5 * largest
     print(
-        f"checkpoint {total / GIB:.2f} GiB, largest shard {largest / GIB:.2f} GiB, one copy {told['held'] / GIB:.2f} GiB"
+        f"checkpoint {total / GIB:.2f} GiB, largest shard {largest / GIB:.2f} GiB, on the devices "
+        f"{told['held'] / GIB:.2f} GiB, {told['first']:.1%} of the parameters on the first"
     )
     print(f"peak {used / GIB:.2f} GiB of at most {bound / GIB:.2f} GiB, {time.perf_counter() - begun:.0f} s")
     print(f"beyond the copy: {(used - told['held']) / largest:.2f} times the largest shard (bound 1.5)")

@@ -15,15 +15,17 @@ from typing import Any
 class Data:
     """Where images come from, and in which order."""
 
-    source: str = "scenes"  # scenes | folder | videos | arrayrecord | tfds | cached | mixture
-    # folder: directory; videos: directory, or WebVid's or OpenVid's csv; arrayrecord: directory, file or glob;
-    # tfds: data_dir (empty: its default);
+    source: str = "scenes"  # scenes | folder | videos | objaverse | arrayrecord | tfds | cached | mixture
+    # folder: directory; videos: directory, or WebVid's or OpenVid's csv; objaverse: directory of rendered objects,
+    # <object>/000.png + 000.npy ...; arrayrecord: directory, file or glob; tfds: data_dir (empty: its default);
     # cached: what `python -m lumos_jax.prepare cache` wrote, latents and features in place of pictures
     path: str = ""
     name: str = ""  # tfds: the data set's name, for example "imagenet2012" or "oxford_flowers102:2.1.1"
     split: str = "train"  # tfds: the split, slicing syntax allowed
     records: int = 1_000_000  # scenes: how many scenes make an epoch
-    record: str = "image"  # what one record gives a batch: image | captioned (an image and its caption) | clip
+    # what one record gives a batch: image | captioned (an image and its caption) | clip (scenes, videos) | views (two posed
+    # views: scenes, objaverse)
+    record: str = "image"
     detailed: float = 0.5  # captioned: probability of the detailed caption; otherwise the raw one
     clean_captions: bool = False  # captioned: clean captions from the web (lower case, no addresses, HTML, odd signs)
     caption_noise: float = 0.0  # captioned: share of training records with another record's caption (paper Fig. 2a)
@@ -150,6 +152,7 @@ class Dino:
     local_crops: int = 6  # smaller crops that only the student sees
     local_side: int = 96  # pixels
     local_scale: tuple[float, float] = (0.05, 0.4)
+    mirror: bool = True  # half of the crops; without it features may tell left from right
     jitter: float = 0.4  # of brightness, contrast, saturation; half of it for the balance of colours
     prototypes: int = 4096
     hidden: int = 2048  # width of the head's hidden layers
@@ -158,6 +161,15 @@ class Dino:
     teacher_temperature: float = 0.04
     balance: str = "centre"  # centre (DINO) | sinkhorn (DINOv2): what keeps the teacher's answers apart
     centre_momentum: float = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Nvs:
+    """Novel view synthesis (configs/nvs.py)."""
+
+    # One uniform number u a record decides what of its condition is dropped: below the first, the input view's feature alone;
+    # below the second, feature and latent; below the third, the latent alone.
+    dropout: tuple[float, float, float] = (0.05, 0.10, 0.15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +183,10 @@ class Optimizer:
     weight_decay: float = 0.0
     warmup_steps: int = 0
     decay: str = "constant"  # constant | cosine (to zero at train.steps)
+    boosted: tuple[
+        str, ...
+    ] = ()  # patterns (fnmatch) over paths of parameters whose learning rate is multiplied by `boost`
+    boost: float = 1.0
     clip_norm: float = 0.0  # global gradient norm; 0: no clipping
     accumulate: int = 1  # gradient accumulation: micro-batches per step
     ema_decay: float = 0.9999
@@ -255,6 +271,7 @@ class Settings:
     task: Task = Task()
     video: Video = Video()
     dino: Dino = Dino()
+    nvs: Nvs = Nvs()
     optimizer: Optimizer = Optimizer()
     finetune: Finetune = Finetune()
     train: Train = Train()

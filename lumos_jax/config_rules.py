@@ -13,8 +13,8 @@ from lumos_jax.config import TEXT_KINDS, Data, Encoder, Finetune, Settings, flat
 ENCODER_OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "clip_text": ("all", "pooled")}
 
 _CHOICES = {
-    "data.source": ("scenes", "folder", "videos", "arrayrecord", "tfds", "cached", "mixture"),
-    "data.record": ("image", "captioned", "clip"),
+    "data.source": ("scenes", "folder", "videos", "objaverse", "arrayrecord", "tfds", "cached", "mixture"),
+    "data.record": ("image", "captioned", "clip", "views"),
     "data.crop": ("center", "random"),
     "encoder.kind": ("vit", *TEXT_KINDS),
     "encoder.output": ("cls", "patch", "all", "pooled"),
@@ -95,7 +95,7 @@ def validate(settings: Settings) -> None:
 
 def _check_data(s: Settings) -> None:
     data = s.data
-    if data.source in ("folder", "videos", "arrayrecord", "cached"):
+    if data.source in ("folder", "videos", "objaverse", "arrayrecord", "cached"):
         _require(bool(data.path), f"config.data.source={data.source} needs config.data.path")
     _require(
         data.source != "cached" or (data.crop == "center" and not data.flip),
@@ -109,6 +109,15 @@ def _check_data(s: Settings) -> None:
     _require(
         data.record != "clip" or data.source in ("scenes", "videos", "mixture"),
         f"config.data.source={data.source} has no clips; config.data.record=clip goes with scenes, videos and mixtures of them",
+    )
+    _require(
+        data.record != "views" or (data.crop == "center" and not data.flip),
+        f"config.data.crop={data.crop}, flip={data.flip} do not go with config.data.record=views, whose cameras say where the "
+        "centre of a picture is and which side is left: set config.data.crop=center and config.data.flip=False",
+    )
+    _require(
+        data.record != "views" or data.source != "cached",
+        "config.data.source=cached holds no pairs of views (config.data.record=views), which are drawn anew in each epoch",
     )
     if data.source == "tfds":
         _require(bool(data.name), "config.data.source=tfds needs config.data.name, the name of a TFDS data set")
@@ -231,6 +240,11 @@ def _check_eval(s: Settings) -> None:
         _require(0 < least <= most <= 1, f"config.dino.{name}={(least, most)} must satisfy 0 < least <= most <= 1")
     for name in ("student_temperature", "teacher_temperature"):
         _require(getattr(s.dino, name) > 0, f"config.dino.{name}={getattr(s.dino, name)} must be above 0")
+    drop = s.nvs.dropout
+    _require(
+        0 <= drop[0] <= drop[1] <= drop[2] <= 1,
+        f"config.nvs.dropout={drop} must rise within 0 and 1, as (0.05, 0.1, 0.15)",
+    )
     if s.eval.every:
         _require(
             s.eval.bank % s.eval.batch_size == 0,
@@ -262,6 +276,10 @@ def _check_train(s: Settings) -> None:
     _require(
         optimizer.decay != "cosine" or optimizer.warmup_steps < train.steps,
         f"config.optimizer.warmup_steps={optimizer.warmup_steps} leaves no step of train.steps={train.steps} to decay",
+    )
+    _require(
+        bool(optimizer.boosted) == (optimizer.boost != 1) and optimizer.boost > 0,
+        f"config.optimizer.boost={optimizer.boost} and boosted={optimizer.boosted} go together: a factor above 0, and names",
     )
     axes = dataclasses.asdict(s.mesh)
     _require(list(axes.values()).count(-1) <= 1, f"config.mesh: only one axis may be -1, not {axes}")

@@ -65,11 +65,16 @@ def import_frozen(args: argparse.Namespace) -> str:
     return made.account.table()
 
 
-def _write(out: str, fill) -> None:
-    """Fills a new directory under a temporary name and renames it, so that nothing half-written is left under its name."""
+def _new(out: str) -> pathlib.Path:
     folder = pathlib.Path(out).expanduser()
     if folder.exists():
         raise ValueError(f"--out={out} exists; give a new directory, or remove it")
+    return folder
+
+
+def _write(out: str, fill) -> None:
+    """Fills a new directory under a temporary name and renames it, so that nothing half-written is left under its name."""
+    folder = _new(out)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -170,10 +175,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> Any:
     """Does what the command line says and returns what to print. Raises ValueError for a user's mistake."""
+    dry = args.verb == "import" and args.dry_run
+    if not dry and not args.out:
+        raise ValueError("--out is missing: the directory to make (or --dry-run, to see the account alone)")
+    if not dry:
+        _new(args.out)  # before gigabytes are read
     if args.verb == "export":
         return export(args)
-    if not args.dry_run and not args.out:
-        raise ValueError("--out is missing: the directory to make (or --dry-run, to see the account alone)")
     return import_prior(args) if args.kind in releases.RELEASES else import_frozen(args)
 
 

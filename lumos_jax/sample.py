@@ -8,6 +8,10 @@ python -m lumos_jax.sample --workdir=runs/t2i --prompts "a red sphere" "two blue
     one row a prompt, of a run that draws from text
 python -m lumos_jax.sample --workdir=runs/clips --images a.jpg --frames=16 --fps=8 --motion=20 --out=clip.mp4
     clips that begin with an image, as clip.mp4 and clip.gif: one row an image, the image, then samples
+python -m lumos_jax.sample --workdir=runs/nvs --images a.jpg --azimuths 0 45 90 --elevation 10 --num=1 --out=orbit.png
+    novel views: a row an image, seen from there; and orbit.gif and orbit.mp4
+
+An image may be held-out:N, the run's own held-out record number N.
 
 The sampler's settings default to the run's own (config.eval).
 """
@@ -32,8 +36,9 @@ from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.evaluator import of_the_task
 
 USER_ERROR = 2
+HELD_OUT = "held-out:"
 # Flags that say what to draw; which of them are needed, the task knows.
-CONDITIONS = ("images", "prompts", "size", "frames", "fps", "motion")
+CONDITIONS = ("images", "prompts", "size", "frames", "fps", "motion", "azimuths", "elevation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +149,27 @@ def sheet_of_path(prior: Prior, images: np.ndarray, count: int, seed: int, optio
     return pictures.sheet(np.concatenate([images[:1], drawn, images[1:]])[None])
 
 
+def _held_out(settings: config.Data, name: str) -> np.ndarray:
+    """ "held-out:N" -> the picture (S, S, 3) uint8 of the run's held-out record N: of two views the one that is given, of a
+    clip the first frame.
+
+    Raises:
+      ValueError: no such record, or it cannot be decoded.
+    """
+    number = name.removeprefix(HELD_OUT)
+    if not number.isdecimal() or int(number) >= settings.holdout:
+        raise ValueError(f"{name}: this run holds out {settings.holdout} records, held-out:0 and so on")
+    source = data.make_source(settings)
+    batch = data.read_batch(settings, source, [data.holdout_records(settings, source)[int(number)]])
+    if not batch["weight"][0]:
+        raise ValueError(f"{name} cannot be decoded: {batch['problem'][0]}")
+    if "frames" in batch:
+        return batch["frames"][0, 0]
+    if "image" not in batch:
+        raise ValueError(f"{name}: config.data.source={settings.source} holds no pictures; give a file")
+    return batch.get("input", batch["image"])[0]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lumos_jax.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -159,6 +185,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--fps", type=float, help="clips: frames a second; default: config.video.sample_fps")
     add("--motion", type=int, metavar="ID", help="clips: how much moves, 0 to 255; default: config.video.sample_motion")
     add("--out", default="samples.png", help="the PNG to write (samples.png); clips: the name of an MP4 and a GIF")
+    add("--azimuths", nargs="+", type=float, metavar="DEGREES",
+        help="novel views: how far the camera goes round the object, counter-clockwise from above (0 30 .. 330)")  # fmt: skip
+    add("--elevation", type=float, metavar="DEGREES", help="novel views: how far the camera rises (0)")
     add("--num", type=int, default=4, help="samples an image (4)")
     add("--interpolate", type=int, default=0, metavar="N", help="draw N samples on the path between exactly two images")
     add("--sampler", choices=("ddpm", "ddim", "dpm++", "euler", "heun"), help="default: config.eval.sampler")
@@ -191,6 +220,8 @@ def run(args: argparse.Namespace) -> Sequence[str]:
     options = sampling.options_of(settings.eval)
 
     def load_image(path):
+        if path.startswith(HELD_OUT):
+            return _held_out(prior.settings.data, path)
         return data.load_image(path, prior.settings.data.image_size)
 
     asked = {name: getattr(args, name) for name in CONDITIONS if getattr(args, name) is not None}

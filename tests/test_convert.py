@@ -225,6 +225,18 @@ def damaged(goldens, folder, how):
         save_file({("module." if i % 2 else "") + name: v for i, (name, v) in enumerate(state.items())}, file)
     elif how == "foreign name":
         save_file(load_file(file) | {"embeddings.cls_tokem": np.zeros(3, np.float32)}, file)
+    elif how == "broken config":
+        (source / "config.json").write_text("{")
+    elif how == "broken index":
+        file.rename(source / "model-00000.safetensors")
+        (source / "model.safetensors.index.json").write_text("{}")
+    elif how == "cut npz":
+        np.savez(folder / "a.npz", **load_file(file))
+        (folder / "b.npz").write_bytes((folder / "a.npz").read_bytes()[:-200])
+        return folder / "b.npz"
+    elif how == "pickled npz":
+        np.savez(folder / "a.npz", a=np.array([None]))
+        return folder / "a.npz"
     return source
 
 
@@ -236,6 +248,10 @@ def damaged(goldens, folder, how):
         ("wrong architecture", "model_type='resnet'"),
         ("mixed prefixes", "mixes names with and without 'module.'"),
         ("foreign name", "embeddings.cls_tokem (3,): no rule (near: embeddings.cls_token"),
+        ("broken config", "source/config.json is damaged, or no JSON"),
+        ("broken index", "source/model.safetensors.index.json has no weight_map"),
+        ("cut npz", "b.npz is damaged, cut short or no .npz"),
+        ("pickled npz", "a.npz is damaged, cut short or no .npz of plain arrays: Object arrays cannot be loaded"),
     ],
 )
 def test_wrong_sources_are_refused_and_nothing_is_written(goldens, tmp_path, how, message, capsys):
@@ -278,6 +294,12 @@ def test_a_taken_directory_and_a_missing_one_are_refused(trained, tmp_path, caps
     assert "no config.json" in capsys.readouterr().err
     assert convert.main(["import", "--kind=t5", "--source=x"]) == 2
     assert "--out is missing" in capsys.readouterr().err
+    assert convert.main(["import", "--kind=t5", "--source=nowhere", f"--out={tmp_path / 'out'}"]) == 2
+    assert "exists; give a new directory" in capsys.readouterr().err  # before anything is read
+    (tmp_path / "a.json").write_text("[1]")
+    for kind in ("t5", "clip-text", "lumos-i2i"):
+        assert convert.main(["import", f"--kind={kind}", f"--source={tmp_path / 'a.json'}", "--dry-run"]) == 2
+        assert "a.json holds a list, not names" in capsys.readouterr().err
 
 
 def test_the_writer_takes_what_pytorch_has(tmp_path):

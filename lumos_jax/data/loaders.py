@@ -328,9 +328,22 @@ def _clips(data: config.Data, source: Source, training: bool, everything: bool) 
     return make_clips(data, source, training)
 
 
+def _views(data: config.Data, source: Source, training: bool, everything: bool) -> RecordLoader:
+    from lumos_jax.data.views import Views, parts
+
+    for part in parts(source):
+        if not hasattr(part, "posed_views"):
+            raise ValueError(
+                f"config.data.record=views needs pictures with cameras, and {part.describe(0)} has none: set "
+                "config.data.source to scenes or objaverse"
+            )
+    return Views(source, data.image_size, data.seed, training)
+
+
 # config.data.record -> (config.data, source, training, everything) -> loader.
 _MAKERS: Mapping[str, Callable[[config.Data, Source, bool, bool], BatchLoader]] = {
     "image": _pictures,
     "captioned": _captioned,
     "clip": _clips,
+    "views": _views,
 }

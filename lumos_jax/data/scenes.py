@@ -28,6 +28,9 @@ TABLE_RADIUS = 1.35
 FRAME_RADIUS = 1.6  # what the camera keeps in view around the origin
 FOV = math.radians(49.1)
 CLIP_FRAMES, CLIP_FPS = 49, 24  # what a clip, time 0 to 1, counts as: two seconds
+RADIUS = FRAME_RADIUS / math.sin(FOV / 2)
+# Where the cameras of posed views stand: above the ground, and around the distance of a scene's own camera.
+VIEW_POLAR, VIEW_RADIUS = (math.radians(38), math.radians(70)), (0.9 * RADIUS, 1.15 * RADIUS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,7 @@ def make_scene(index: int, *, seed: int = 0) -> Scene:
             math.sin(light_azimuth) * math.cos(light_height),
             math.sin(light_height),
         ),
-        camera=Camera(rng.uniform(0, 2 * math.pi), polar, FRAME_RADIUS / math.sin(FOV / 2)),
+        camera=Camera(rng.uniform(0, 2 * math.pi), polar, RADIUS),
         motion="camera" if rng.random() < 0.5 else "solids",
         turn=float(rng.choice((-1.0, 1.0)) * rng.uniform(0.6, 1.2)),
     )
@@ -228,6 +231,16 @@ class ScenesSource:
         pictures = np.stack([scene_render.render(scene, size, time=time) for time in times])
         fps = CLIP_FPS / stride
         return clips.Clip(pictures, fps, scene_motion.mean_flow(scene, times, fps))
+
+    def posed_views(self, index: int, draw: np.random.Generator, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Views (size, size, 3) uint8 from `count` random cameras that look at the origin, with their (3, 4) matrices."""
+        from lumos_jax.data.scene_render import posed_views
+
+        low, high = np.array([(0.0, 2 * math.pi), VIEW_POLAR, VIEW_RADIUS]).T
+        places = low + (high - low) * draw.random((count, 3))
+        cameras = [Camera(*map(float, place)) for place in places]
+        pictures, matrices = posed_views(make_scene(index, seed=self.seed), cameras, self.size)
+        return list(zip(pictures, matrices, strict=True))
 
     def describe(self, index: int) -> str:
         return f"scene {index}"

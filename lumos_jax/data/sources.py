@@ -230,6 +230,10 @@ class MixtureSource:
         which, inner = self.locate(index)
         return self.sources[which].captions(inner)
 
+    def posed_views(self, index: int, draw: np.random.Generator, count: int) -> list[tuple[Any, np.ndarray]]:
+        which, inner = self.locate(index)
+        return self.sources[which].posed_views(inner, draw, count)
+
     def describe(self, index: int) -> str:
         which, inner = self.locate(index)
         return self.sources[which].describe(inner)
@@ -259,6 +263,10 @@ def make_source(data: config.Data) -> Source:
         from lumos_jax.data.videos import VideosSource
 
         return VideosSource(data.path)
+    if data.source == "objaverse":
+        from lumos_jax.data.objaverse import ObjaverseSource
+
+        return ObjaverseSource(data.path)
     if data.source == "arrayrecord":
         from lumos_jax.data.shards import ArrayRecordSource
 
@@ -273,7 +281,8 @@ def make_source(data: config.Data) -> Source:
         return open_cache(data.path)
     if data.source != "mixture":
         raise ValueError(
-            f"config.data.source={data.source!r} is not one of scenes, folder, videos, arrayrecord, tfds, cached, mixture"
+            f"config.data.source={data.source!r} is not one of scenes, folder, videos, objaverse, arrayrecord, tfds, cached, "
+            "mixture"
         )
     return _make_mixture(data)
 
@@ -293,12 +302,13 @@ def _make_mixture(data: config.Data) -> MixtureSource:
         if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight < float("inf"):
             raise ValueError(f"{where} needs weight, a number above 0, not {weight!r}")
         if fields.get("source") in (None, "mixture"):
-            raise ValueError(f"{where} needs source: scenes, folder, videos, arrayrecord or tfds")
+            raise ValueError(f"{where} needs source: scenes, folder, videos, objaverse, arrayrecord or tfds")
         if fields["source"] == "cached":
             raise ValueError(
                 f"{where}: a cache is no part of a mixture; cache the mixture as a whole, which keeps its order"
             )
-        needed = {"folder": "path", "videos": "path", "arrayrecord": "path", "tfds": "name"}.get(fields["source"])
+        needed = {"tfds": "name"} | dict.fromkeys(("folder", "videos", "objaverse", "arrayrecord"), "path")
+        needed = needed.get(fields["source"])
         if needed and not fields.get(needed):
             raise ValueError(f"{where}: source {fields['source']} needs {needed}")
         try:

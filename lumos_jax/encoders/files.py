@@ -6,10 +6,13 @@ Where a directory or a hub repository has safetensors, these are taken and PyTor
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pathlib
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,16 +75,43 @@ def read(
     if path.suffix == ".safetensors":
         return _read_safetensors(path, shapes_only), None
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return _shapes_if(shapes_only, dict(arrays)), None
+        return _shapes_if(shapes_only, _read_npz(path)), None
     if path.suffix in _TORCH:
         return _read_torch(path, shapes_only), None
     if path.suffix == ".json" and shapes_only:
-        return {name: tuple(shape) for name, shape in json.loads(path.read_text(encoding="utf-8")).items()}, None
+        try:
+            return {name: tuple(map(int, shape)) for name, shape in _json(path).items()}, None
+        except TypeError:
+            raise ValueError(f"{path} does not map names to shapes, as lists of whole numbers") from None
     raise ValueError(
         f"{path}: weights are a directory or a .safetensors, .npz, {', '.join(_TORCH[:-1])} or {_TORCH[-1]} file, not "
         f"{path.suffix or 'this'}"
     )
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, or no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not names and what they stand for")
+    return found
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged, cut short or no .npz of plain arrays: {error}") from error
+
+
+def is_slow(path: pathlib.Path) -> bool:
+    """Whether `read` finds files there that take longer than safetensors: PyTorch's and .npz."""
+    if path.is_dir():
+        return not any(path.glob("*.safetensors"))
+    return path.suffix in (".npz", *_TORCH)
 
 
 def _shapes_if(shapes_only: bool, state: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -96,7 +126,7 @@ def _read_directory(path: pathlib.Path, stem: str, shapes_only: bool):
     config_path = path / "config.json"
     if not config_path.exists():
         raise ValueError(f"{path} has no config.json, which says the network's shape")
-    config = json.loads(config_path.read_text(encoding="utf-8"))
+    config = _json(config_path)
     torch_stem = stem if stem.endswith("pytorch_model") else f"pytorch_{stem}"
     choices = [(f"{stem}.safetensors", _read_safetensors), (f"{torch_stem}.bin", _read_torch)]
     for name, read_file in choices:
@@ -108,7 +138,10 @@ def _read_directory(path: pathlib.Path, stem: str, shapes_only: bool):
 
 
 def _read_shards(path: pathlib.Path, index: pathlib.Path, read_file: Callable, shapes_only: bool) -> dict[str, Any]:
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    told = _json(index).get("weight_map")
+    if not isinstance(told, dict) or not all(isinstance(shard, str) for shard in told.values()):
+        raise ValueError(f"{index} has no weight_map, which says the file of each array")
+    shards = sorted(set(told.values()))
     missing = [shard for shard in shards if not (path / shard).exists()]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}, which {index.name} lists")
@@ -142,6 +175,44 @@ def save_safetensors(state: Mapping[str, np.ndarray], path: pathlib.Path, metada
     save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, path, dict(metadata))
 
 
+_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16",
+    "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+
+
+class Writer:
+    """A safetensors file of arrays that come one by one: the library's own writer wants them all at once.
+
+    The header stands first and tells where everything is, so room is left for it; spaces fill what it does not need.
+    """
+
+    ROOM = 2**18  # bytes
+
+    def __init__(self, path: pathlib.Path):
+        self._file, self._told, self._end = path.open("wb"), {}, 0
+        self._file.seek(self.ROOM)
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        array = np.ascontiguousarray(array)
+        places = [self._end, self._end + array.nbytes]
+        self._told[name] = {"dtype": _DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": places}
+        self._file.write(array.reshape(-1).view(np.uint8))
+        self._end += array.nbytes
+
+    def close(self) -> None:
+        header = json.dumps(self._told).encode().ljust(self.ROOM - 8)
+        assert len(header) == self.ROOM - 8, "too many arrays"
+        self._file.seek(0)
+        self._file.write((self.ROOM - 8).to_bytes(8, "little") + header)
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Closes a file that may not be whole, and that nobody will read."""
+        with contextlib.suppress(OSError):  # of a full disk, when what is buffered is written
+            self._file.close()
+
+
 def read_release(
     source: str, field: str, shapes_only: bool = False
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, Any] | None]:
@@ -166,7 +237,7 @@ def read_release(
             )
         (path,) = found
     beside = path.with_name("config.json")
-    described = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else None
+    described = _json(beside) if beside.exists() else None
     state, _ = read(path, "", shapes_only)
     if path.suffix != ".safetensors":
         return state, {}, described

@@ -32,7 +32,12 @@ class Frozen:
 def save(folder: pathlib.Path, frozen: Frozen, origin: str) -> None:
     """Writes into an existing folder; `origin` says where the weights are from."""
     files.save_safetensors(frozen.params, folder / WEIGHTS, {"format": "np"})
-    told = {"kind": frozen.kind, "network": dataclasses.asdict(frozen.network), "origin": origin}
+    describe(folder, frozen.kind, frozen.network, origin)
+
+
+def describe(folder: pathlib.Path, kind: str, network: Any, origin: str, **more: str) -> None:
+    """Writes what the weights are: the network's shape, where they are from, and `more`."""
+    told = {"kind": kind, "network": dataclasses.asdict(network), "origin": origin, **more}
     (folder / DESCRIPTION).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
@@ -48,10 +53,14 @@ def load(
     described = path / DESCRIPTION
     if not described.exists():
         return None
-    told = json.loads(described.read_text(encoding="utf-8"))
-    if told["kind"] != kind:
-        raise ValueError(f"{path} holds a {told['kind']}; this field needs a {kind}")
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in told["network"].items()}
+    try:
+        told = json.loads(described.read_text(encoding="utf-8"))
+        held, network = told["kind"], told["network"]
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in network.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{described} is damaged, or not what `convert import` writes: {error!r}") from error
+    if held != kind:
+        raise ValueError(f"{path} holds a {held}; this field needs a {kind}")
     state, _ = files.read(path / WEIGHTS, "")
     return network_class(**fields), {
         name: np.asarray(value) if take is None else take(name, np.asarray(value)) for name, value in state.items()

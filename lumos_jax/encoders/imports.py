@@ -73,8 +73,12 @@ def _told_of_t5(state: Mapping[str, Any]) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _told_of_clip_text(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Enough of CLIP's config.json to see the account of its names; the number of heads and the end-of-text id are guesses."""
+def _told_of_clip_text(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Enough of CLIP's config.json to see the account of its names; the number of heads and the end-of-text id are guesses.
+    None if these are no CLIP text tower's arrays."""
+    tables = [f"text_model.embeddings.{name}_embedding.weight" for name in ("token", "position")]
+    if not {*tables, "text_model.encoder.layers.0.mlp.fc1.weight"} <= state.keys():
+        return None
     vocabulary, width = state["text_model.embeddings.token_embedding.weight"]
     depths = [int(found[1]) for name in state if (found := re.match(r"text_model\.encoder\.layers\.(\d+)\.", name))]
     return {

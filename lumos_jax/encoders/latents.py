@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lumos_jax import config, name_rules
 from lumos_jax.encoders import autoencoder as kl
-from lumos_jax.encoders import files, frozen_files, names
+from lumos_jax.encoders import files, names, weights_cache
 from lumos_jax.encoders.placement import Placement, Take
 
 
@@ -109,31 +109,38 @@ def make_autoencoder(autoencoder: config.Autoencoder, place: Placement | None = 
     return Autoencoder("kl", autoencoder.scale, *common, shape, take.identity(autoencoder.weights)), params
 
 
-def load_kl(weights: str, take: Callable | None = None) -> tuple[kl.KlShape, Any]:
+def load_kl(weights: str, take: Take | None = None) -> tuple[kl.KlShape, Any]:
     """A pre-trained KL-autoencoder in diffusers' layout; `take` as for `vit_files.load_vit`.
 
     Raises:
       ValueError: as `files.locate`, `files.read` and `name_rules.convert` do; or another architecture.
     """
     path = files.locate(weights, "config.autoencoder.weights")
-    own = frozen_files.load(path, "autoencoder", kl.KlShape, take)
-    if own is not None:
-        return own[0], name_rules.unflatten(own[1])
-    state, told = files.read(path, "diffusion_pytorch_model")
-    shape = kl.KlShape() if told is None else kl_shape_of(told, weights)
-    flat, _ = convert_kl(state, shape, weights, take)
+
+    def convert(take):
+        state, told = files.read(path, "diffusion_pytorch_model")
+        shape = kl.KlShape() if told is None else kl_shape_of(told, weights)
+        return shape, *convert_kl(state, shape, weights, take)
+
+    shape, flat = weights_cache.load(path, "autoencoder", kl.KlShape, convert, take)
     return shape, name_rules.unflatten(flat)
 
 
 def kl_shape_of(told: dict[str, Any], origin: str) -> kl.KlShape:
     """The network's shape from diffusers' config.json. Raises ValueError for another architecture."""
-    if told.get("_class_name") != "AutoencoderKL" or set(told["down_block_types"]) != {"DownEncoderBlock2D"}:
+    if told.get("_class_name") != "AutoencoderKL" or set(told.get("down_block_types", ())) != {"DownEncoderBlock2D"}:
         raise ValueError(
             f"{origin}: config.json describes a {told.get('_class_name')}, not Stable Diffusion's AutoencoderKL"
         )
-    return kl.KlShape(
-        tuple(told["block_out_channels"]), told["layers_per_block"], told["norm_num_groups"], told["latent_channels"]
-    )
+    try:
+        return kl.KlShape(
+            tuple(told["block_out_channels"]),
+            told["layers_per_block"],
+            told["norm_num_groups"],
+            told["latent_channels"],
+        )
+    except KeyError as error:
+        raise ValueError(f"{origin}: config.json does not say {error.args[0]}") from None
 
 
 def convert_kl(state: dict[str, Any], shape: kl.KlShape, origin: str, take: Callable | None = None):

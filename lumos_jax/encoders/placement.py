@@ -34,17 +34,29 @@ def gather_of(place: Placement | None) -> Callable[[Any], Any]:
 
 
 class Take:
-    """Takes parameters as they are read: into the hash of the network, then in the compute dtype to where they are kept."""
+    """Takes parameters as they are read: into the hash of the network, then in the compute dtype to where they are kept.
 
-    def __init__(self, dtype: str, place: Placement | None):
-        self._dtype, self._place, self._digests = jnp.dtype(dtype), place, files.Digests()
+    Without a dtype they stay as they are, without a place on the host.
+    """
+
+    def __init__(self, dtype: str = "", place: Placement | None = None):
+        self._dtype, self._place = jnp.dtype(dtype) if dtype else None, place
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what was taken."""
+        self._digests = files.Digests()
 
     def __call__(self, path: str, array: np.ndarray) -> Any:
         array = np.asarray(array)
         self._digests.add(path, array)
-        array = array.astype(self._dtype, copy=False)
+        array = array.astype(self._dtype or array.dtype, copy=False)
         return array if self._place is None else self._place(path, array)
 
+    def total(self) -> str:
+        """The hash of all that was taken."""
+        return self._digests.total()
+
     def identity(self, weights: str) -> str:
-        """Where the weights are from, shortly, and the hash of all that was taken."""
-        return f"{weights.rstrip('/').rsplit('/', 1)[-1]}@{self._digests.total()}"
+        """Where the weights are from, shortly, and that hash."""
+        return f"{weights.rstrip('/').rsplit('/', 1)[-1]}@{self.total()}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax import config, name_rules
-from lumos_jax.encoders import files, frozen_files, text_names
+from lumos_jax.encoders import files, text_names, weights_cache
 from lumos_jax.encoders.clip_text import ACTIVATIONS, LEGACY_EOS, ClipText
 from lumos_jax.encoders.placement import Placement, Take, gather_of
 from lumos_jax.encoders.t5 import T5Encoder
@@ -140,11 +139,9 @@ def load_clip_text(weights: str, take: Take | None = None) -> tuple[ClipText, An
 
 def _load(weights: str, kind: str, network_class, convert, take: Take | None) -> tuple[Any, Any]:
     path = files.locate(weights, "config.encoder.weights")
-    own = frozen_files.load(path, kind, network_class, take)
-    if own is not None:
-        return own[0], name_rules.unflatten(own[1])
-    network, flat, account = convert(*files.read(path, "model"), weights, take)
-    logging.getLogger(__name__).info("%s\n%s", weights, account.table())
+    network, flat = weights_cache.load(
+        path, kind, network_class, lambda take: convert(*files.read(path, "model"), weights, take), take
+    )
     return network, name_rules.unflatten(flat)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lumos_jax.encoders.torch_pickle import DTYPES, NotRead, Refused, Storage, Tensor, unpickle
+from lumos_jax.encoders.torch_pickle import DTYPES, NotRead, NotReadArray, Refused, Storage, Tensor, unpickle
 
 USUAL_KEYS = ("state_dict", "model", "module", "ema", "state_dict_ema", "teacher", "target_network", "params")
 
@@ -180,7 +180,7 @@ def _plain(value: Any, array: Callable[[Tensor], np.ndarray], done: dict[int, An
     elif isinstance(value, str | bytes | int | float | bool | None):
         plain = value
     else:
-        plain = NotRead()
+        plain = value if isinstance(value, NotRead) else NotRead()
     done[id(value)] = plain
     return plain
 
@@ -234,6 +234,16 @@ def state_dict(tree: Any, path: str | pathlib.Path, key: str | None = None) -> d
 
 
 def _reported(found: dict[str, np.ndarray], tree: dict, path: str | pathlib.Path, key: str | None):
+    """The tensors that were found, after refusing to leave out arrays that may belong to them, and telling what is left."""
+    arrays = [
+        repr(name) for name, part in (tree if key is None else tree[key]).items() if isinstance(part, NotReadArray)
+    ]
+    if arrays:
+        named = ", ".join(arrays[:5] + ["..."] * (len(arrays) > 5))
+        raise ValueError(
+            f"{path} holds NumPy arrays among its tensors ({named}), and of PyTorch's files only tensors are read: save all of "
+            "the state dict as tensors, or all of it with numpy.savez"
+        )
     left = {name: part for name, part in tree.items() if name not in found and name != key}
     if key is not None or left:
         where = "the top level" if key is None else repr(key)

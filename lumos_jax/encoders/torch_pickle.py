@@ -1,9 +1,10 @@
 """PyTorch's pickles -> inert records, without running anything that they ask for.
 
 A pickle is a small program that may call whatever its reader looks up by name. Ours looks names up in one closed table of
-things made here: a tensor becomes a plain record of numbers, training arguments and NumPy scalars become `NotRead`, and any
-other name is refused. Nothing within a pickle's reach can be changed by it or given attributes of its choosing. Records are
-claims, not yet checked against any file: `torch_files` does that.
+things made here: a tensor becomes a plain record of numbers; what training keeps beside its weights (arguments, devices, sets,
+paths, NumPy's scalars and arrays) becomes `NotRead`; and any other name is refused. Nothing within a pickle's reach can be
+changed by it or given attributes of its choosing. Records are claims, not yet checked against any file: `torch_files` does
+that.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class _Unchanging(type):
 
 
 class NotRead(metaclass=_Unchanging):
-    """Stands for a value that is no tensor and is not looked into: training arguments, NumPy scalars."""
+    """Stands for a value that is no tensor and is not looked into: training arguments, devices, NumPy scalars."""
 
     __slots__ = ()
 
@@ -95,7 +96,13 @@ class NotRead(metaclass=_Unchanging):
         pass
 
     def __repr__(self):
-        return "NotRead()"
+        return f"{type(self).__name__}()"
+
+
+class NotReadArray(NotRead):
+    """Stands for a NumPy array, of which nothing is kept, not even its size."""
+
+    __slots__ = ()
 
 
 class _StandIn:
@@ -151,6 +158,49 @@ def _size(numbers=()):
     return _numbers(numbers)
 
 
+def _default_dict(factory=None):
+    return _Dict()
+
+
+def _numpy_array(*described):
+    return NotReadArray()
+
+
+# What real training checkpoints hold beside their weights. Sets and such stand under Python 2's names in protocol 2.
+_BUILTINS = (
+    "set",
+    "frozenset",
+    "list",
+    "dict",
+    "tuple",
+    "int",
+    "float",
+    "str",
+    "bytearray",
+    "complex",
+    "slice",
+    "range",
+)
+_BESIDE = (
+    ("argparse", "Namespace"),
+    ("types", "SimpleNamespace"),
+    ("collections", "Counter"),
+    ("datetime", "datetime"),
+    ("datetime", "timedelta"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "PurePosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("pathlib._local", "PosixPath"),
+    ("torch", "device"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("_codecs", "encode"),  # how protocol 2 spells the bytes of NumPy's scalars and arrays
+    *((module, name) for module in ("builtins", "__builtin__") for name in _BUILTINS),
+)
+
+
 _GLOBALS: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _StandIn(_ordered_dict),
     ("torch._utils", "_rebuild_tensor"): _StandIn(_rebuild_tensor),
@@ -160,11 +210,10 @@ _GLOBALS: Mapping[tuple[str, str], Any] = {
     ("torch.storage", "UntypedStorage"): _StorageType("UntypedStorage"),
     **{("torch", name): _StorageType(name) for name in DTYPES},
     **{("torch", name): f"torch.{name}" for name in _TORCH_DTYPES},
-    ("argparse", "Namespace"): NotRead,
-    ("numpy", "dtype"): NotRead,
-    ("numpy.core.multiarray", "scalar"): NotRead,
-    ("numpy._core.multiarray", "scalar"): NotRead,
-    ("_codecs", "encode"): NotRead,  # how protocol 2 spells the bytes of a NumPy scalar
+    ("collections", "defaultdict"): _StandIn(_default_dict),
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _StandIn(_numpy_array) for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _StandIn(_numpy_array) for core in ("core", "_core")},
+    **dict.fromkeys(_BESIDE, NotRead),
 }
 
 

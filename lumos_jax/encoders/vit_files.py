@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import pathlib
 import re
@@ -12,7 +11,8 @@ from typing import Any
 import jax
 
 from lumos_jax import name_rules
-from lumos_jax.encoders import files, frozen_files, names
+from lumos_jax.encoders import files, names, weights_cache
+from lumos_jax.encoders.placement import Take
 from lumos_jax.encoders.vit import Vit
 
 HEAD_DIM = 64  # of every original release's ViT but one: their files do not say how many heads there are
@@ -23,7 +23,7 @@ MODEL_TYPES = ("vit", "dinov2", "clip", "clip_vision_model")
 Shapes = Mapping[str, Sequence[int]]
 
 
-def load_vit(weights: str, heads: int = 0, take: Callable | None = None) -> tuple[Vit, Any]:
+def load_vit(weights: str, heads: int = 0, take: Take | None = None) -> tuple[Vit, Any]:
     """A pre-trained ViT: DINO, DINOv2 or MoCo-v3 under their original names; ViT, DINOv2 or CLIP under Hugging Face's.
 
     Args:
@@ -35,12 +35,11 @@ def load_vit(weights: str, heads: int = 0, take: Callable | None = None) -> tupl
       ValueError: as `files.locate`, `files.read` and `name_rules.convert` do.
     """
     path = SHIPPED if weights == "scenes" else files.locate(weights, "config.encoder.weights")
-    own = frozen_files.load(path, "image-encoder", Vit, take)
-    if own is not None:
-        return own[0], name_rules.unflatten(own[1])
-    state, told = files.read(path, "model")
-    vit, params, account = convert_vit(state, told, heads, weights, take)
-    logging.getLogger(__name__).info("%s\n%s", weights, account.table())
+
+    def convert(take):
+        return convert_vit(*files.read(path, "model"), heads, weights, take)
+
+    vit, params = weights_cache.load(path, "image-encoder", Vit, convert, take, heads)
     return vit, name_rules.unflatten(params)
 
 

@@ -106,7 +106,7 @@ class CameraProjection(nn.Module):
         def identity(_, shape, dtype):
             return jnp.eye(*shape, dtype=dtype)
 
-        return Dense(self.features, (None, None), identity)(tokens)
+        return Dense(self.features, (None, None), identity, name="project")(tokens)
 
 
 class TokenEmbedder(nn.Module):

@@ -121,6 +121,10 @@ class DiffusionTask(Task, Protocol):
         """One picture (H, W, 3) uint8 of a batch as it was read, its `source_pictures`, and n samples a row (R, n, ...)."""
         ...
 
+    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """What samples of each row of a batch as it was read should show, uint8 (R, [F,] H, W, 3), where that is known."""
+        ...
+
     def request(self, asked: Mapping[str, Any], load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
         """The batch that the command line of `lumos_jax.sample` describes, one row a condition.
 

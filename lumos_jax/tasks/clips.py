@@ -22,12 +22,6 @@ def _written(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     partial.replace(path)
 
 
-def enlarged(frames: np.ndarray, min_side: int = 128) -> np.ndarray:
-    """Frames (..., H, W, 3), enlarged by a whole factor (nearest pixel) until their height reaches `min_side` pixels."""
-    factor = max(1, -(-min_side // frames.shape[-3]))
-    return frames.repeat(factor, axis=-3).repeat(factor, axis=-2)
-
-
 def save_gif(frames: np.ndarray, path: str | os.PathLike, fps: float = 8.0) -> None:
     """Writes (F, H, W, 3) uint8 as a GIF that loops; each frame has 256 colours of its own. GIF counts in hundredths of a
     second, so that 50 frames a second are the most."""

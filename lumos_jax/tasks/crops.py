@@ -35,20 +35,24 @@ def random_crop(key: jax.Array, image: jax.Array, side: int, scale: tuple[float,
     return jax.vmap(one)(image.astype(jnp.float32), top, left, high, wide)
 
 
+def mirror(key: jax.Array, image: jax.Array) -> jax.Array:
+    """Images (B, S, S, 3), half of them mirrored; `key` as for `random_crop`."""
+    mirrored = jax.random.bernoulli(key, 0.5, (image.shape[0], 1, 1, 1))
+    return jnp.where(mirrored, image[:, :, ::-1], image)
+
+
 def jitter(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
-    """Images (B, S, S, 3) in [0, 255], half of them mirrored, with random brightness, contrast, saturation and balance.
+    """Images (B, S, S, 3) in [0, 255] with random brightness, contrast, saturation and balance of colours.
 
     Args:
       key: as for `random_crop`.
       image: float32.
       strength: factors lie within 1 - strength and 1 + strength; within half of that for each channel's own.
     """
-    keys = jax.random.split(key, 3)
+    keys = jax.random.split(key)
     size = image.shape[0]
-    mirrored = jax.random.bernoulli(keys[0], 0.5, (size, 1, 1, 1))
-    image = jnp.where(mirrored, image[:, :, ::-1], image)
-    factors = 1 + strength * jax.random.uniform(keys[1], (size, 3, 1, 1, 1), minval=-1.0)
-    balance = 1 + 0.5 * strength * jax.random.uniform(keys[2], (size, 1, 1, 3), minval=-1.0)
+    factors = 1 + strength * jax.random.uniform(keys[0], (size, 3, 1, 1, 1), minval=-1.0)
+    balance = 1 + 0.5 * strength * jax.random.uniform(keys[1], (size, 1, 1, 3), minval=-1.0)
     mean = image.mean(axis=(1, 2, 3), keepdims=True)
     image = (image - mean) * factors[:, 0] + mean * factors[:, 1]
     grey = (image * jnp.asarray(LUMINANCE)[None, None, None]).sum(axis=-1, keepdims=True)

@@ -128,6 +128,10 @@ class Denoising:
             return batch["image"]
         return to_uint8(self.decode(frozen, self.autoencoder.mean(batch["latent"])))
 
+    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """What samples should show, pixel by pixel; None where many pictures would do."""
+        return None
+
     def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         """Samples as people look at them: one picture (H, W, 3) uint8, here with rows (source | sample | sample ...).
 

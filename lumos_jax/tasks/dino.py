@@ -65,9 +65,10 @@ class SelfDistillation:
         s, image = self.settings, batch["image"]
 
         def view(number: int, side: int, scale: tuple[float, float]) -> jax.Array:
-            first, second = jax.random.split(jax.random.fold_in(keys["views"], number))
-            crop = crops.random_crop(first, image, side, scale)
-            return encoders.normalise(crops.jitter(second, crop, s.jitter), encoders.IMAGENET_STATISTICS)
+            draws = jax.random.split(jax.random.fold_in(keys["views"], number), 3)
+            crop = crops.random_crop(draws[0], image, side, scale)
+            crop = crops.mirror(draws[1], crop) if s.mirror else crop
+            return encoders.normalise(crops.jitter(draws[2], crop, s.jitter), encoders.IMAGENET_STATISTICS)
 
         whole = [view(number, self.side, s.global_scale) for number in range(GLOBAL)]
         local = [view(GLOBAL + number, s.local_side, s.local_scale) for number in range(s.local_crops)]

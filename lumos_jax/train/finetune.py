@@ -112,11 +112,11 @@ def make_plan(settings: config.Finetune, dit) -> Plan:
     trainable = [path for path, on in flatten(dit.trainable()).items() if on]
     if not settings.trainable and not settings.lora_rank:
         return Plan(None, (), 0, 0.0)
-    names = _matching(settings.trainable, trainable, "trainable")
+    names = matching(settings.trainable, trainable, "config.finetune.trainable")
     if not settings.lora_rank:
         return Plan(frozenset(names), (), 0, 0.0)
     kernels = [path for path in trainable if path.startswith("blocks/") and path.endswith("kernel")]
-    adapted = _matching(settings.lora_layers, kernels, "lora_layers")
+    adapted = matching(settings.lora_layers, kernels, "config.finetune.lora_layers")
     twice = [path for path in adapted if path in names]
     if twice:
         raise ValueError(
@@ -137,14 +137,12 @@ def scale_of(settings: config.Finetune) -> float:
     return (settings.lora_alpha or settings.lora_rank) / settings.lora_rank if settings.lora_rank else 0.0
 
 
-def _matching(patterns: Iterable[str], paths: list[str], field: str) -> list[str]:
-    """The paths that any pattern matches, in their own order."""
+def matching(patterns: Iterable[str], paths: list[str], field: str) -> list[str]:
+    """The paths that any pattern matches, in their own order. Raises ValueError, which names the field, if one matches none."""
     for pattern in patterns:
         if not fnmatch.filter(paths, pattern):
             near = difflib.get_close_matches(pattern, paths, n=4, cutoff=0.3) or paths
-            raise ValueError(
-                f"config.finetune.{field}: {pattern!r} matches no parameter that could be; nearest: {', '.join(near)}"
-            )
+            raise ValueError(f"{field}: {pattern!r} matches no parameter that could be; nearest: {', '.join(near)}")
     return [path for path in paths if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)]
 
 

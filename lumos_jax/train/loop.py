@@ -60,6 +60,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
         sharding.check_batch(mesh, settings.eval.batch_size, "eval.batch_size")
     source = data.make_source(settings.data)
     task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
+    sharding.check_agreement(task.identity)
     if settings.data.source == "cached":
         cache.check(settings, task)
         frozen = task.without_encoders(frozen)

@@ -10,6 +10,7 @@ devices, whatever the mesh's axes are for, and gathered in the same way.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -129,6 +131,19 @@ class Frozen:
 
     def gather(self, tree: Any) -> Any:
         return jax.lax.with_sharding_constraint(tree, replicated(self.mesh)) if self.mesh.size > 1 else tree
+
+
+def check_agreement(identity: Mapping[str, str]) -> None:
+    """Raises ValueError unless all processes loaded the same frozen networks: each places its own parts of what it read."""
+    if jax.process_count() == 1:
+        return
+    digest = hashlib.blake2b(repr(sorted(identity.items())).encode(), digest_size=4).digest()
+    found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32)).ravel()
+    if len(set(found.tolist())) > 1:
+        raise ValueError(
+            f"the processes loaded different frozen networks; process {jax.process_index()} has {dict(identity)}: give all of "
+            "them the same files"
+        )
 
 
 def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:

@@ -197,6 +197,7 @@ def test_posterior_mode_sample_and_scale(goldens):
     np.testing.assert_allclose(
         autoencoder.encode(params, image, jax.random.key(0)), mean * 0.18215, rtol=1e-5, atol=1e-6
     )
+    np.testing.assert_allclose(autoencoder.mode(params, image), mean, rtol=1e-5, atol=1e-6)  # unscaled
     drawing, _ = encoders.make_autoencoder(dataclasses.replace(small, posterior="sample"))
     draws = np.stack([drawing.encode(params, image, jax.random.key(i)) for i in range(40)]) / 0.18215
     np.testing.assert_allclose(draws.std(0).mean(), np.exp(0.5 * log_variance).mean(), rtol=0.1)

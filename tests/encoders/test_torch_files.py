@@ -3,6 +3,7 @@
 import fnmatch
 import io
 import json
+import pathlib
 import pickle
 import shutil
 import struct
@@ -168,6 +169,45 @@ def test_arguments_and_numpy_scalars_are_not_read(folder):
     assert tree["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
     np.testing.assert_allclose(tree["optimizer"]["state"][1]["exp_avg"], [0.1])
     assert tree["epoch"] == 3
+
+
+def beside():
+    """What training checkpoints of DINO, MoCo-v3, MAE and Lightning keep beside their weights."""
+    return {
+        "device": Call(Global("torch", "device"), "cuda", 0),
+        "size": Call(Global("torch", "Size"), (2, 3)),
+        "order": np.arange(6, dtype=np.int64).reshape(2, 3),
+        "objects": np.array([None, "a"], dtype=object),
+        "generator": ("MT19937", np.arange(4, dtype=np.uint32), 3, 0, 0.0),
+        "milestones": Call(Global("collections", "Counter"), {30: 1}),
+        "state": Call(Global("collections", "defaultdict"), Global("__builtin__", "dict")),
+        "names": {"a", "b"},
+        "args": Call(NAMESPACE, state={"out": pathlib.PurePosixPath("/a/b"), "mean": np.zeros(3), "gpu": np.int64(1)}),
+    }
+
+
+@WRITERS
+def test_what_training_keeps_beside_its_weights_is_passed_by(tmp_path, write):
+    path = write(tmp_path / "a.pth", {"state_dict": {"w": tensor()}, **beside()})
+    np.testing.assert_array_equal(torch_files.load(path)["w"], np.arange(4, dtype=np.float32), strict=True)
+    tree = torch_files.load_tree(path)
+    assert type(tree["order"]) is type(tree["objects"]) is type(tree["generator"][1]) is torch_pickle.NotReadArray
+    assert type(tree["device"]) is type(tree["names"]) is type(tree["args"]) is torch_files.NotRead
+    assert tree["size"] == (2, 3)
+    assert tree["state"] == {}
+
+
+@pytest.mark.parametrize("state", [{"w": tensor(), "b": np.zeros(3)}, {"model": {"w": tensor(), "b": np.zeros(3)}}])
+def test_arrays_among_the_weights_are_not_passed_by(tmp_path, state):
+    with pytest.raises(ValueError, match=r"a\.pth holds NumPy arrays among its tensors \('b'\)"):
+        torch_files.load(write_zip(tmp_path / "a.pth", state))
+
+
+@pytest.mark.parametrize("stand_in", [np.zeros(4, np.float32), Call(Global("torch", "device"), "cpu")])
+def test_no_tensor_is_built_on_what_is_not_read(tmp_path, stand_in):
+    made = Call(REBUILD, stand_in, 0, (1,), (1,), False, {})
+    with pytest.raises(ValueError, match="no storage"):
+        torch_files.load(write_zip(tmp_path / "a.pth", {"w": made}))
 
 
 def test_sets_are_not_read(tmp_path):

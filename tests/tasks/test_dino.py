@@ -46,16 +46,16 @@ def test_a_crop_of_everything_is_the_image_and_small_ones_stay_inside():
     np.testing.assert_allclose(crops.random_crop(key, ramp[:3], 8, (0.1, 0.3)).shape, (3, 8, 8, 3))
 
 
-def test_jitter_of_no_strength_only_mirrors():
+def test_half_are_mirrored_and_jitter_of_no_strength_changes_nothing():
     image = np.random.default_rng(0).uniform(0, 255, (8, 6, 6, 3)).astype(np.float32)
-    out = np.asarray(crops.jitter(jax.random.key(0), image, 0.0))
+    out = np.asarray(crops.mirror(jax.random.key(0), image))
     same = np.array([np.allclose(a, b, atol=1e-3) for a, b in zip(out, image, strict=True)])
     mirrored = np.array([np.allclose(a, b[:, ::-1], atol=1e-3) for a, b in zip(out, image, strict=True)])
     assert (same ^ mirrored).all()
     assert same.any()
     assert mirrored.any()
-    changed = np.asarray(crops.jitter(jax.random.key(0), image, 0.4))
-    assert np.abs(changed - out).max() > 10
+    np.testing.assert_allclose(crops.jitter(jax.random.key(0), image, 0.0), image, atol=1e-3)
+    assert np.abs(crops.jitter(jax.random.key(0), image, 0.4) - image).max() > 10
 
 
 def softmax(x):
@@ -127,6 +127,12 @@ def test_views_follow_the_key_and_not_the_batch():
     np.testing.assert_array_equal(one.whole, draw(batch, 1).whole)
     assert np.abs(one.whole - two.whole).max() > 0.1
     assert np.abs(one.whole[:, 0] - one.whole[:, 1]).max() > 0.1
+    plain, _ = make_task(settings(dino__mirror=False, dino__jitter=0.0, dino__global_scale=(1.0, 1.0)))
+    ramp = dict(
+        batch, image=np.broadcast_to(np.arange(0, 160, 10, dtype=np.uint8)[None, None, :, None], (4, 16, 16, 3))
+    )
+    kept = np.asarray(plain.example({}, ramp, rngs.streams(0, "train", 1)).whole)
+    assert (kept[..., -1, 0] > kept[..., 0, 0]).all()  # left stays left
 
 
 def test_nearest_neighbours_vote():

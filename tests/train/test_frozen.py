@@ -120,7 +120,12 @@ split = place("kernel", array)
 assert len(split.addressable_shards) == 2, split.sharding
 assert {shard.data.shape for shard in split.addressable_shards} == {(3, 2)}
 whole = jax.jit(place.gather)(split)
-print(np.array_equal(np.asarray(whole.addressable_data(0)), array))
+sharding.check_agreement({"encoder": "a@1"})
+try:
+    sharding.check_agreement({"encoder": f"a@{sys.argv[2]}"})
+except ValueError as error:
+    assert "different frozen networks" in str(error)
+    print(np.array_equal(np.asarray(whole.addressable_data(0)), array))
 """
 
 

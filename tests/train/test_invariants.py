@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import i2i, t2i
+from configs import i2i, nvs, t2i
 from lumos_jax import config, config_io, data, tasks
 from lumos_jax.train import rngs, sharding
 from lumos_jax.train.evaluator import of_the_task
@@ -18,8 +18,8 @@ from lumos_jax.train.step import make_train_step
 STEPS = 4
 
 
-def settings_with(task=i2i, **groups):
-    settings = config_io.resolve(task.get_config("test"))
+def settings_with(of=i2i, **groups):
+    settings = config_io.resolve(of.get_config("test"))
     for group, fields in groups.items():
         settings = dataclasses.replace(settings, **{group: dataclasses.replace(getattr(settings, group), **fields)})
     return settings
@@ -71,11 +71,16 @@ def test_meshes_agree(alone, devices, mesh):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-def test_meshes_agree_on_captions():
-    settings = settings_with(t2i, optimizer={"learning_rate": 0.01, "warmup_steps": 0})
-    alone, _ = run(settings, 1)
-    split, _ = run(dataclasses.replace(settings, mesh=config.Mesh(data=2, fsdp=4)), 8)
-    np.testing.assert_allclose(curve(split), curve(alone), rtol=1e-5)
+BUCKETS = {"data": {"buckets": True, "bucket_step": 4, "bucket_ratios": (0.6, 1.2)}}
+
+
+@pytest.mark.parametrize(("of", "groups"), [(nvs, {}), (t2i, BUCKETS)], ids=["nvs", "t2i"])
+def test_meshes_agree_for_every_task(of, groups):
+    alone = run(settings_with(of, **groups), 1)
+    losses, state = run(settings_with(of, mesh={"data": 2, "fsdp": 2}, **groups), 4)
+    np.testing.assert_allclose(curve(losses), curve(alone[0]), rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(state.ema), jax.tree.leaves(alone[1].ema), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
 def test_fsdp_really_splits_parameters_optimiser_and_ema():

@@ -1,0 +1,250 @@
+"""Novel views: the condition, its dropout, the hand-off from a prior that changes nothing at first, a whole run, orbits."""
+
+import dataclasses
+import functools
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import i2i, nvs
+from lumos_jax import config_io, sample, tasks
+from lumos_jax.checkpoints import Checkpoints
+from lumos_jax.checkpoints.handoff import flatten
+from lumos_jax.models import Condition
+from lumos_jax.train import loop, sharding, startup
+from lumos_jax.train.optimizer import make_optimizer
+
+
+def settings_with(of=nvs, **changes):
+    made = of.test()
+    for name, value in changes.items():
+        group, field = name.split("__")
+        made[group][field] = value
+    return config_io.resolve(made)
+
+
+@functools.cache
+def made():
+    """The task, its frozen parameters, and parameters."""
+    task, frozen = tasks.make_task(settings_with())
+    return task, frozen, scrambled(task.dit)
+
+
+def scrambled(dit):
+    """Random parameters, without the zeros of initialisation."""
+    leaves, tree = jax.tree.flatten(jax.eval_shape(dit.init, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    return jax.tree.unflatten(tree, [0.2 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(1)
+    pictures = rng.integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+    return {"image": pictures[0], "input": pictures[1], "camera": rng.normal(size=(4, 4)).astype(np.float32)}
+
+
+@pytest.fixture(scope="module")
+def condition(batch):
+    task, frozen, _ = made()
+    return jax.jit(task.condition)(frozen, batch)
+
+
+def test_condition_is_feature_and_camera_of_the_input_view(batch, condition):
+    task, frozen, _ = made()
+    feature = jax.jit(task.encoder.apply)(frozen["encoder"], batch["input"])
+    assert condition.tokens.shape == (4, 5, 36)  # four patches and [CLS]
+    np.testing.assert_allclose(condition.tokens[..., :32], feature, atol=1e-6)
+    for token in range(5):
+        np.testing.assert_array_equal(condition.tokens[:, token, 32:], batch["camera"])
+    np.testing.assert_allclose(condition.latent, batch["input"] / 127.5 - 1, atol=1e-6)
+    x0, _ = jax.jit(task.prepare)(frozen, batch, jax.random.key(0))
+    np.testing.assert_allclose(x0, batch["image"] / 127.5 - 1, atol=1e-6)
+
+
+def test_one_number_decides_what_drops():
+    task = made()[0]
+    drop = {name: np.asarray(rows) for name, rows in task.draw_drop(jax.random.key(3), 100_000).items()}
+    feature, latent = drop["tokens"], drop["latent"]
+    for rows in (feature & ~latent, feature & latent, latent & ~feature):
+        assert abs(rows.mean() - 0.05) < 0.003
+    assert not drop["vector"].any()
+    only = dataclasses.replace(task, dropout=(0.0, 0.3, 0.3)).draw_drop(jax.random.key(3), 1000)
+    assert np.array_equal(only["tokens"], only["latent"])
+    assert 0.25 < only["tokens"].mean() < 0.35
+
+
+def test_what_drops_is_zero_and_the_camera_stays_until_guidance_takes_it(condition):
+    task, _, params = made()
+    drop = {"tokens": np.array([0, 1, 1, 0], bool), "latent": np.array([0, 0, 1, 1], bool), "vector": np.zeros(4, bool)}
+    given = task.dit.without(params, condition, drop)
+    kernel, bias = (params["camera"]["project"][name] for name in ("kernel", "bias"))
+    tokens = np.asarray(condition.tokens)
+    whole, camera = tokens @ kernel + bias, tokens[..., 32:] @ kernel[32:] + bias
+    np.testing.assert_allclose(given.tokens, np.where(drop["tokens"][:, None, None], camera, whole), atol=1e-5)
+    assert [bool(np.any(row)) for row in given.latent] == [True, True, False, False]
+    null = task.dit.null_condition(params, task.dit.lift(params, condition))
+    assert null.tokens.shape == (4, 5, 32)
+    assert not np.any(null.tokens)
+    assert not np.any(null.latent)
+
+
+def test_shuffling_exchanges_cameras_alone(condition):
+    other = made()[0].shuffled(condition)
+    np.testing.assert_array_equal(other.tokens[..., 32:], jnp.roll(condition.tokens[..., 32:], 1, axis=0))
+    np.testing.assert_array_equal(other.tokens[..., :32], condition.tokens[..., :32])
+    np.testing.assert_array_equal(other.latent, condition.latent)
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    """An I2I run's directory, and its network and EMA weights."""
+    workdir = tmp_path_factory.mktemp("prior")
+    settings = settings_with(i2i)
+    task, _ = tasks.make_task(settings)
+    params = scrambled(task.dit)
+    weights = jax.tree.map(jnp.asarray, {"params": jax.tree.map(np.zeros_like, params), "ema": params})
+    checkpoints = Checkpoints(workdir, settings.checkpoint)
+    meta = {"settings": config_io.to_dict(settings), "fingerprints": dict(task.identity), "memory": {}}
+    checkpoints.save(1, weights, meta)
+    checkpoints.close()
+    return workdir, task, params
+
+
+def test_the_hand_off_accounts_for_all_and_changes_nothing(prior, condition, tmp_path):
+    workdir, before, theirs = prior
+    settings = dataclasses.replace(settings_with(), init_from=str(workdir))
+    task = made()[0]
+    mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
+    optimizer = make_optimizer(settings.optimizer, settings.train.steps, task.dit.trainable())
+    checkpoints = Checkpoints(tmp_path, settings.checkpoint)
+    start = startup.start(settings, tmp_path, checkpoints, task, optimizer, mesh, dict(task.identity))
+    checkpoints.close()
+    account = json.loads((tmp_path / "handoff.json").read_text())
+    assert account["reinitialised"] == ["camera/project/bias", "camera/project/kernel"]
+    assert account["dropped"] == ["null/tokens"]
+    assert account["adapted"] == ["patch/kernel"]
+    assert set(account["loaded"]) == set(flatten(theirs)) - {"null/tokens"}
+    ours = start.state.params
+    np.testing.assert_array_equal(ours["tokens"]["fc1"]["kernel"], theirs["tokens"]["fc1"]["kernel"])
+
+    x, t = jax.random.normal(jax.random.key(0), (4, 16, 16, 3)), jnp.array([3.0, 200.0, 500.0, 900.0])
+    new = jax.jit(task.dit.apply)(ours, x, t, task.dit.lift(ours, condition))
+    old = jax.jit(before.dit.apply)(theirs, x, t, Condition(tokens=condition.tokens[..., :32]))
+    assert np.abs(old).max() > 0.1
+    np.testing.assert_allclose(new, old, atol=1e-5)
+
+
+def test_a_prior_of_another_encoder_starts_its_first_layer_anew(prior):
+    rules = tasks.handoffs.rules(
+        made()[0].handoff(),
+        {path: leaf.shape for path, leaf in flatten(made()[2]).items()},
+        {path: leaf.shape for path, leaf in flatten(prior[2]).items()},
+        same_condition=False,
+    )
+    assert set(rules["reinitialise"]) == {
+        "camera/project/bias", "camera/project/kernel", "tokens/fc1/bias", "tokens/fc1/kernel",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__record": "image"}, "novel views train on pairs of views"),
+        ({"data__crop": "random"}, "do not go with config.data.record=views"),
+        ({"data__source": "cached", "data__path": "x"}, "holds no pairs of views"),
+        ({"task__condition_dropout": 0.2}, r"config\.nvs\.dropout"),
+        ({"nvs__dropout": (0.1, 0.05, 0.2)}, "must rise within 0 and 1"),
+        ({"optimizer__boost": 1.0}, "go together"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tasks.make_task(settings_with(**changes))
+
+
+def test_nothing_of_views_can_be_cached(batch):
+    with pytest.raises(ValueError, match="nothing to cache"):
+        made()[0].encode({}, batch)
+
+
+@pytest.fixture(scope="module")
+def run(prior, tmp_path_factory):
+    """A run of eight steps from the prior, and how to run its settings again elsewhere."""
+    settings = settings_with(train__steps=8, train__compilation_cache=str(tmp_path_factory.mktemp("xla")),
+                             log__tensorboard=False, eval__every=8)  # fmt: skip
+    settings = dataclasses.replace(settings, init_from=str(prior[0]))
+
+    def go(workdir):
+        assert loop.train(loop.prepare(settings, str(workdir))) == 0
+
+    workdir = tmp_path_factory.mktemp("nvs") / "run"
+    go(workdir)
+    return workdir, go
+
+
+def end_of(workdir):
+    checkpoints = Checkpoints(workdir)
+    names = ("params", "ema", "opt_state")
+    state = {name: checkpoints.restore_subtree(8, name, checkpoints.shapes(8, name)) for name in names}
+    checkpoints.close()
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    clocks = {"images_per_second", "step_seconds", "data_wait_fraction", "device_wait_fraction", "host_fraction"}
+    return state, [{k: v for k, v in line.items() if k not in clocks} for line in lines]
+
+
+def test_a_run_goes_on_bit_for_bit(run, tmp_path):
+    workdir, go = run
+    shutil.copytree(workdir, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "8")
+    go(tmp_path / "again")
+    (ours, said), (theirs, expected) = end_of(tmp_path / "again"), end_of(workdir)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.array_equal(a, b)
+    assert said == expected
+
+
+def test_sample_draws_an_orbit(run, tmp_path, capsys):
+    workdir, _ = run
+    Image.new("RGB", (20, 16), (200, 30, 30)).save(tmp_path / "a.png")
+    arguments = [
+        f"--workdir={workdir}",
+        "--images",
+        str(tmp_path / "a.png"),
+        "held-out:1",
+        "--azimuths",
+        "0",
+        "45",
+        "-90",
+    ]
+    assert sample.main([*arguments, "--elevation=10", "--num=2", "--steps=2", f"--out={tmp_path / 'o.png'}"]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / f"o.{ending}") for ending in ("png", "gif", "mp4")]
+    with Image.open(tmp_path / "o.png") as image:
+        grid = np.asarray(image)
+    side = 128 + 2 * 8
+    assert grid.shape == (4 * side + 16, 4 * side + 16, 3)  # two samples of two pictures: input and three azimuths
+    assert tuple(grid[side // 2, side // 2]) == (200, 30, 30)
+    with Image.open(tmp_path / "o.gif") as gif:
+        assert (gif.n_frames, gif.size) == (3, (2 * side + 16, 2 * side + 16))
+    assert sample.main([*arguments, "--elevation=100"]) == 2
+    assert sample.main([f"--workdir={workdir}", "--images", "held-out:32"]) == 2
+    told = capsys.readouterr().err
+    assert "elevation from -90 to 90" in told
+    assert "holds out 32 records" in told
+
+
+def test_what_an_orbit_asks_for():
+    task = made()[0]
+    asked = {"images": ["a", "b"], "azimuths": [0.0, 90.0], "elevation": 30.0}
+    batch = task.request(asked, lambda path: np.full((2, 2, 3), ord(path)))
+    assert [row[0, 0, 0] for row in batch["input"]] == [97, 97, 98, 98]
+    np.testing.assert_allclose(batch["camera"], 2 * [[-math.pi / 6, 0, 1, 0], [-math.pi / 6, 1, 0, 0]], atol=1e-6)
+    assert len(task.request({"images": ["a"]}, lambda path: np.zeros((2, 2, 3)))["camera"]) == 12
+    with pytest.raises(ValueError, match="azimuths says nothing to this run"):
+        tasks.make_task(settings_with(i2i))[0].request({"images": ["a"], "azimuths": [0.0]}, lambda _: None)
