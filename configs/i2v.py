@@ -55,6 +55,7 @@ def desk():
     config.eval.every = 500
     config.eval.records = 128
     config.eval.batch_size = 32
+    config.eval.scored = 64
     config.eval.rows = 4
     config.eval.samples = 1
     return config

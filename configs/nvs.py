@@ -41,11 +41,13 @@ def desk():
     config = _of_views(i2i.desk())
     config.train.steps = 5000
     config.eval.every = 1000
+    config.eval.scored = 128
     return config
 
 
 def test():
     config = _of_views(i2i.test())
+    config.eval.scored = 16
     config.eval.steps = 4
     return config
 

@@ -250,6 +250,8 @@ class Eval:
     bank: int = (
         0  # held-out records among which a task that learns features looks for neighbours of eval.records others
     )
+    # held-out records of which a sample each is drawn and scored against the truth: views, clips, captions of scenes; 0: none
+    scored: int = 0
     rows: int = 8  # sources on the sample sheet
     samples: int = 2  # samples a source
     sampler: str = "dpm++"  # ddpm | ddim | dpm++ | euler | heun (the last two need diffusion.schedule = flow)

@@ -52,7 +52,7 @@ _AT_LEAST = {
     "dino.local_crops": 0, "dino.local_side": 1, "dino.jitter": 0, "dino.prototypes": 2, "dino.hidden": 1,
     "dino.bottleneck": 1, "dino.centre_momentum": 0, "eval.bank": 0,
     "train.steps": 1, "train.batch_size": 1, "train.nonfinite_limit": 1, "train.profile_steps": 1, "checkpoint.every": 1,
-    "checkpoint.keep": 1, "checkpoint.keep_every": 0, "log.every": 1, "eval.every": 0, "eval.records": 1,
+    "checkpoint.keep": 1, "checkpoint.keep_every": 0, "log.every": 1, "eval.every": 0, "eval.records": 1, "eval.scored": 0,
     "eval.batch_size": 1, "eval.rows": 1, "eval.samples": 1, "eval.steps": 1, "eval.guidance": 0,
     "eval.guidance_rescale": 0,
 }  # fmt: skip
@@ -254,10 +254,14 @@ def _check_eval(s: Settings) -> None:
             s.eval.records % s.eval.batch_size == 0,
             f"config.eval.records={s.eval.records} must be a multiple of eval.batch_size={s.eval.batch_size}",
         )
-        needed = max(s.eval.rows, s.eval.records) + s.eval.bank
+        _require(
+            s.eval.scored % s.eval.batch_size == 0,
+            f"config.eval.scored={s.eval.scored} must be a multiple of eval.batch_size={s.eval.batch_size}",
+        )
+        needed = max(s.eval.rows, s.eval.records, s.eval.scored) + s.eval.bank
         _require(
             s.data.holdout >= needed,
-            f"config.data.holdout={s.data.holdout} must be at least {needed} (eval.records, eval.rows, eval.bank); "
+            f"config.data.holdout={s.data.holdout} must be at least {needed} (eval.records, scored, rows and bank); "
             "set config.eval.every=0 to train without a held-out set",
         )
 

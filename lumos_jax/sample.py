@@ -33,7 +33,7 @@ from lumos_jax import config, config_io, config_rules, data, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.tasks import pictures, sampling
 from lumos_jax.train import finetune, rngs, sharding
-from lumos_jax.train.evaluator import of_the_task
+from lumos_jax.train.sharding import of_the_task
 
 USER_ERROR = 2
 HELD_OUT = "held-out:"

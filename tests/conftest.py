@@ -1,8 +1,14 @@
-"""Strict globals for every test: 8 fake CPU devices, float32 matmuls, warnings as errors (see pyproject.toml)."""
+"""Strict globals for every test: 8 fake CPU devices, float32 matmuls, warnings as errors (see pyproject.toml).
+
+Most of the time of a tiny network is its compilation, and tests make the same tiny networks again and again: what a process has
+compiled once it reads back from a directory that ends with it. Each process of `pytest -n` has its own, since jax does not
+write entries in one piece.
+"""
 
 import os
 import pathlib
 import sys
+import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs/ is no part of the package
@@ -15,6 +21,33 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
+
+_COMPILED = tempfile.TemporaryDirectory(prefix="lumos_jax_tests_")
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_unconfigure():
+    jax.config.update("jax_compilation_cache_dir", None)
+    _COMPILED.cleanup()
+
+
+@pytest.fixture(scope="session")
+def process_environment(tmp_path_factory):
+    """(devices) -> the environment of the commands that tests start; they have one compilation cache among them."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+    def build(devices=1):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        root = str(pathlib.Path(__file__).parent.parent)
+        return os.environ | cache | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": root, "XLA_FLAGS": flags}
+
+    return build
 
 
 @pytest.fixture

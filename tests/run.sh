@@ -5,4 +5,5 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/launch/environment.sh"
 setup_environment "$root" requirements-test.txt
 cd "$root"
-exec python -m pytest "$@"
+# Files are passed whole, on up to four processes at a time; -n 0 runs all in one.
+exec python -m pytest -n logical --maxprocesses=4 --dist=loadfile "$@"

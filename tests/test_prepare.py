@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -29,11 +28,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 BOUNDS = {"float32": 1e-5, "float16": 2e-4}
 
 
-def settings_of(kind, xla, **fields):
+def settings_of(kind, **fields):
     """configs/i2i.py:test with the identity or a tiny random KL autoencoder, and "group__field" replaced."""
     tree = i2i.get_config("test").to_dict()
     tree["log"]["tensorboard"] = False
-    tree["train"]["compilation_cache"] = str(xla)
+    tree["train"]["compilation_cache"] = ""  # that of the tests
     tree["train"]["steps"] = tree["eval"]["every"] = 6
     # Steps so large that the condition counts, and everything else small, to be compiled in seconds.
     tree["optimizer"] |= {"learning_rate": 0.02, "warmup_steps": 0, "decay": "constant", "ema_decay": 0.0}
@@ -67,11 +66,6 @@ def on_cache(settings, path):
     return dataclasses.replace(settings, data=dataclasses.replace(settings.data, source="cached", path=str(path)))
 
 
-@pytest.fixture(scope="module")
-def xla(tmp_path_factory):
-    return tmp_path_factory.mktemp("xla")
-
-
 @pytest.fixture
 def quick_to_compile(monkeypatch):
     """One device of the eight, and hardly an optimisation: these runs are short."""
@@ -97,8 +91,8 @@ def largest_difference(ours, theirs):
 
 
 @pytest.mark.parametrize("kind", ["identity", "kl"])
-def test_cached_and_online_runs_log_the_same_losses(quick_to_compile, xla, tmp_path, kind):
-    settings = settings_of(kind, xla)
+def test_cached_and_online_runs_log_the_same_losses(quick_to_compile, tmp_path, kind):
+    settings = settings_of(kind)
     if kind == "identity":
         settings = without_evaluation(settings)
     online = losses(settings, tmp_path / "online")
@@ -133,8 +127,8 @@ def check_sheet(settings, online, on_a_cache):
     assert np.abs(shown - np.asarray(decoded)[0].astype(int)).max() <= 1
 
 
-def test_networks_other_than_the_caches_are_refused_by_name(quick_to_compile, xla, tmp_path):
-    settings = settings_of("kl", xla, data__records=40, data__holdout=32)
+def test_networks_other_than_the_caches_are_refused_by_name(quick_to_compile, tmp_path):
+    settings = settings_of("kl", data__records=40, data__holdout=32)
     write(settings, tmp_path / "cache")
     for fields, named in (
         ({"encoder__weights": "random:1"}, r"config\.encoder\.identity: 'random:0@.*' in the cache, 'random:1@"),
@@ -144,25 +138,23 @@ def test_networks_other_than_the_caches_are_refused_by_name(quick_to_compile, xl
         ({"autoencoder__kind": "identity"}, r"config\.autoencoder\.kind: 'kl' in the cache, 'identity' now"),
         ({"data__image_size": 32}, r"config\.data\.image_size: 16 in the cache, 32 now"),
     ):
-        other = settings_of("kl", xla, data__records=40, data__holdout=32, **fields)
+        other = settings_of("kl", data__records=40, data__holdout=32, **fields)
         with pytest.raises(ValueError, match=named):
             loop.prepare(on_cache(other, tmp_path / "cache"), str(tmp_path / "run"))
     with pytest.raises(ValueError, match=named):
         write(other, tmp_path / "cache")
-    same = settings_of(
-        "kl", xla, data__records=40, data__holdout=32, autoencoder__posterior="mode", autoencoder__tile=4
-    )
+    same = settings_of("kl", data__records=40, data__holdout=32, autoencoder__posterior="mode", autoencoder__tile=4)
     loop.prepare(on_cache(same, tmp_path / "cache"), str(tmp_path / "run")).checkpoints.close()
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_undecodable_records_are_kept_with_weight_0(xla, tmp_path):
+def test_undecodable_records_are_kept_with_weight_0(tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for i in range(40):
         Image.new("RGB", (20, 24), (5 * i, 100, 30)).save(pictures / f"{i:02}.png")
     (pictures / "05.png").write_bytes(b"")
-    settings = settings_of("identity", xla, data__source="folder", data__path=str(pictures), data__max_corrupt_rate=1.0)
+    settings = settings_of("identity", data__source="folder", data__path=str(pictures), data__max_corrupt_rate=1.0)
     made, lines = write(settings, tmp_path / "cache", shard_records=16)
     assert (made.records, made.undecodable) == (40, 1)
     assert any("05.png: empty" in line for line in lines)
@@ -175,8 +167,8 @@ def test_undecodable_records_are_kept_with_weight_0(xla, tmp_path):
     assert list(ours["weight"]) == [1, 0, 1]
 
 
-def test_a_value_that_the_dtype_cannot_hold_is_an_error(xla, tmp_path, monkeypatch):
-    settings = settings_of("identity", xla, data__records=40, data__holdout=32)
+def test_a_value_that_the_dtype_cannot_hold_is_an_error(tmp_path, monkeypatch):
+    settings = settings_of("identity", data__records=40, data__holdout=32)
     encoder = type(tasks.make_task(settings)[0].encoder)
     monkeypatch.setattr(encoder, "apply", lambda self, params, image: jnp.full((16, 5, 32), 1e5))
     with pytest.raises(ValueError, match=r"record 0 \(.*\) is not finite in float16: use --dtype=bfloat16"):
@@ -184,8 +176,8 @@ def test_a_value_that_the_dtype_cannot_hold_is_an_error(xla, tmp_path, monkeypat
     assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["plan.json"]
 
 
-def test_a_damaged_shard_is_written_again_and_alone(xla, tmp_path):
-    settings = settings_of("identity", xla, data__records=40, data__holdout=32)
+def test_a_damaged_shard_is_written_again_and_alone(tmp_path):
+    settings = settings_of("identity", data__records=40, data__holdout=32)
     write(settings, tmp_path / "cache", shard_records=16)
     files = {p.name: p for p in (tmp_path / "cache").iterdir()}
     before = {name: (path.read_bytes(), path.stat().st_mtime_ns) for name, path in files.items()}
@@ -199,12 +191,17 @@ def test_a_damaged_shard_is_written_again_and_alone(xla, tmp_path):
             assert path.stat().st_mtime_ns == before[name][1]
 
 
-def prepare(xla, *arguments):
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "lumos_jax.prepare", *arguments, f"--config.train.compilation_cache={xla}"],
-        cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def prepare(process_environment):
+    """Starts the command, with arguments."""
+
+    def start(*arguments):
+        return subprocess.Popen(
+            [sys.executable, "-m", "lumos_jax.prepare", *arguments, "--config.train.compilation_cache="],
+            cwd=ROOT, env=process_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    return start
 
 
 def finish(process, code=0):
@@ -214,11 +211,11 @@ def finish(process, code=0):
     return output
 
 
-def test_killed_after_the_first_shard_it_goes_on_to_the_same_bytes(xla, tmp_path):
+def test_killed_after_the_first_shard_it_goes_on_to_the_same_bytes(prepare, tmp_path):
     arguments = ("cache", "--config=configs/i2i.py:test", "--shard_records=32", "--config.data.records=640")
-    output = finish(prepare(xla, *arguments, f"--out={tmp_path / 'whole'}"))
+    output = finish(prepare(*arguments, f"--out={tmp_path / 'whole'}"))
     assert "640 records, 0 of them undecodable" in output
-    process = prepare(xla, *arguments, f"--out={tmp_path / 'killed'}")
+    process = prepare(*arguments, f"--out={tmp_path / 'killed'}")
     while not (tmp_path / "killed" / cached.shard_name(0, 20)).exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.005)
@@ -229,19 +226,19 @@ def test_killed_after_the_first_shard_it_goes_on_to_the_same_bytes(xla, tmp_path
     assert 1 <= left < 20
     with pytest.raises(ValueError, match="this cache is not finished; run the command that makes it again"):
         cached.open_cache(str(tmp_path / "killed"))
-    output = finish(prepare(xla, *arguments, f"--out={tmp_path / 'killed'}"))
+    output = finish(prepare(*arguments, f"--out={tmp_path / 'killed'}"))
     assert f"20 shards, {20 - left} to write here" in output
     whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
     assert {p.name: p.read_bytes() for p in (tmp_path / "killed").iterdir()} == whole
     assert len(whole) == 22
 
 
-def test_mistakes_are_one_clear_line(xla, tmp_path):
+def test_mistakes_are_one_clear_line(prepare, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    settings = settings_of("identity", xla)
+    settings = settings_of("identity")
     with pytest.raises(ValueError, match=r"holds other files, as notes\.txt: give an empty or a new directory"):
         write(settings, tmp_path)
-    assert "error: --out is needed" in finish(prepare(xla, "cache", "--config=configs/i2i.py:test"), code=2)
+    assert "error: --out is needed" in finish(prepare("cache", "--config=configs/i2i.py:test"), code=2)
 
 
 @pytest.mark.parametrize(
@@ -259,18 +256,18 @@ def test_mistakes_are_one_clear_line(xla, tmp_path):
         ({}, {"dtype": "int8"}, "--dtype=int8 is not one of float16, bfloat16, float32"),
     ],
 )
-def test_impossible_requests_are_refused(xla, tmp_path, fields, options, message):
+def test_impossible_requests_are_refused(tmp_path, fields, options, message):
     with pytest.raises(ValueError, match=message):
-        write(settings_of("identity", xla, **fields), tmp_path / "cache", **options)
+        write(settings_of("identity", **fields), tmp_path / "cache", **options)
     assert not (tmp_path / "cache").exists()
 
 
-def test_another_storage_into_the_same_directory_is_refused(xla, tmp_path):
-    settings = settings_of("identity", xla, data__records=40, data__holdout=32)
+def test_another_storage_into_the_same_directory_is_refused(tmp_path):
+    settings = settings_of("identity", data__records=40, data__holdout=32)
     write(settings, tmp_path)
     with pytest.raises(ValueError, match="--dtype: 'float32' in the cache, 'float16' now"):
         write(settings, tmp_path, dtype="float16")
-    more = settings_of("identity", xla, data__records=41, data__holdout=32)
+    more = settings_of("identity", data__records=41, data__holdout=32)
     with pytest.raises(ValueError, match=r"config\.data\.records: 40 in the cache, 41 now"):
         write(more, tmp_path)
 

@@ -1,7 +1,6 @@
 """Whole runs as users start them: real processes, real signals, real files (invariants 2, 3, 6 and 7)."""
 
 import json
-import os
 import pathlib
 import random
 import shutil
@@ -23,24 +22,14 @@ TIMINGS = {"images_per_second", "step_seconds", "data_wait_fraction", "device_wa
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """One compilation cache for all runs of the session."""
-    return tmp_path_factory.mktemp("xla")
-
-
-@pytest.fixture(scope="session")
-def command(cache):
+def command(process_environment):
     """Builds what Popen needs for a training run."""
 
     def build(workdir, *fields, config="configs/i2i.py:test", devices=1, flags=()):
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
-        }
         arguments = [sys.executable, "-m", "lumos_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
-        arguments += [f"--config.train.compilation_cache={cache}", "--config.log.tensorboard=False"]
-        return {"args": arguments + [f"--config.{field}" for field in fields], "env": environment, "cwd": ROOT}
+        arguments += ["--config.train.compilation_cache=", "--config.log.tensorboard=False"]
+        arguments += [f"--config.{field}" for field in fields]
+        return {"args": arguments, "env": process_environment(devices), "cwd": ROOT}
 
     return build
 
@@ -241,16 +230,18 @@ def test_init_from_starts_from_the_other_runs_ema(undisturbed, command, tmp_path
     assert not (other / "checkpoints" / "4").exists()
 
 
-def sample(workdir, *arguments, code=0):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lumos_jax.sample", f"--workdir={workdir}", *arguments],
-        cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    return finish(process, code)
+@pytest.fixture(scope="session")
+def sample(process_environment):
+    """(workdir, *arguments, code) -> what `sample` printed."""
+
+    def run(workdir, *arguments, code=0):
+        arguments = [sys.executable, "-m", "lumos_jax.sample", f"--workdir={workdir}", *arguments]
+        return finish(start({"args": arguments, "env": process_environment(), "cwd": ROOT}), code)
+
+    return run
 
 
-def test_sample_draws_grids_and_paths(undisturbed, tmp_path):
+def test_sample_draws_grids_and_paths(undisturbed, sample, tmp_path):
     workdir, _ = undisturbed
     for name, color in (("a.jpg", (200, 30, 30)), ("b.png", (30, 30, 200))):
         Image.new("RGB", (40, 30), color).save(tmp_path / name)
@@ -266,7 +257,7 @@ def test_sample_draws_grids_and_paths(undisturbed, tmp_path):
     assert pixels(tmp_path / "path.png").shape[1] > 6.9 * 128
 
 
-def test_adapters_train_resume_and_draw(undisturbed, command, tmp_path):
+def test_adapters_train_resume_and_draw(undisturbed, command, sample, tmp_path):
     Image.new("RGB", (16, 16), (200, 30, 30)).save(tmp_path / "a.png")
     fields = (f"init_from={undisturbed[0]}", "finetune.lora_rank=2", "finetune.trainable=('final/*',)", "log.every=4",
               "optimizer.decay=constant")  # fmt: skip
@@ -300,12 +291,12 @@ def test_adapters_train_resume_and_draw(undisturbed, command, tmp_path):
         (["--images", "/nowhere.png", "--checkpoint=5"], "no checkpoint 5"),
     ],
 )
-def test_sample_says_what_is_wrong(undisturbed, tmp_path, arguments, message):
+def test_sample_says_what_is_wrong(undisturbed, sample, tmp_path, arguments, message):
     output = sample(undisturbed[0], *arguments, f"--out={tmp_path / 'x.png'}", code=2)
     assert message in output
     assert "Traceback" not in output
     assert not (tmp_path / "x.png").exists()
 
 
-def test_sample_without_a_run(tmp_path):
+def test_sample_without_a_run(sample, tmp_path):
     assert "no config.json" in sample(tmp_path, "--images", "a.png", code=2)

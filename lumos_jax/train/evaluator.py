@@ -15,6 +15,7 @@ import numpy as np
 from lumos_jax import data, evaluation
 from lumos_jax.tasks import pictures, sampling
 from lumos_jax.train import rngs, sharding
+from lumos_jax.train.scoring import Scorer
 from lumos_jax.train.state import TrainState
 
 
@@ -37,14 +38,7 @@ def make_evaluator(run) -> Evaluator | None:
 
 def to_mesh(mesh, host: Mapping[str, np.ndarray], rows, size: int):
     """What the device needs of a host batch, on the device."""
-    return sharding.global_batch(mesh, of_the_task(host) | {"weight": host["weight"]}, rows, size)
-
-
-def of_the_task(host: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of the records, as pictures or what a cache holds of them; not weights, numbers of records, and strings."""
-    return {
-        name: array for name, array in host.items() if name not in ("weight", "record") and array.dtype.kind not in "UO"
-    }
+    return sharding.global_batch(mesh, sharding.of_the_task(host) | {"weight": host["weight"]}, rows, size)
 
 
 def _read_batches(run, ids: list[int]) -> list[Any]:
@@ -71,7 +65,7 @@ class Denoised:
             run.task, lambda index: rngs.streams(settings.train.seed, "eval", index), gather, everywhere
         )
         self.host = data.read_batch(settings.data, run.source, ids[: settings.eval.rows], run.task.host)
-        self.shown = of_the_task(self.host)
+        self.shown = sharding.of_the_task(self.host)
         show = jax.jit(run.task.source_pictures, out_shardings=everywhere)
         self.sources = np.asarray(show(run.frozen, self.shown))
         keys = (rngs.key(settings.train.seed, "sheet/noise"), rngs.key(settings.train.seed, "sheet/sampler"))
@@ -82,18 +76,25 @@ class Denoised:
             ),
             out_shardings=everywhere,
         )
+        self.scorer = Scorer(run, gather) if settings.eval.scored else None
 
     def weights(self, state: TrainState) -> Any:
         """The network's EMA weights: frozen parameters as they are, adapters merged."""
         return self.run.plan.averaged(state.params, state.ema)
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
-        values = evaluation.held_out_loss(self.loss_step, self.weights(state), self.run.frozen, self.batches)
-        return values, (
+        weights = self.weights(state)
+        values = evaluation.held_out_loss(self.loss_step, weights, self.run.frozen, self.batches)
+        told = (
             f"held-out loss {values['held_out_loss']:.4f}, with the null condition {values['held_out_null_loss']:.4f}, "
             f"margin {values['held_out_margin']:+.4f}; with another's condition {values['held_out_shuffled_loss']:.4f}, "
             f"{values['held_out_shuffled_margin']:+.4f}"
         )
+        if self.scorer is not None:
+            scores = self.scorer(weights)
+            values |= scores
+            told += "; samples: " + ", ".join(f"{name.removeprefix('score_')} {v:.4g}" for name, v in scores.items())
+        return values, told
 
     def sheet(self, state: TrainState) -> np.ndarray:
         """Samples as the task shows them."""

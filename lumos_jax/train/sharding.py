@@ -166,3 +166,10 @@ def global_batch(mesh: jax.sharding.Mesh, local: Mapping[str, np.ndarray], rows:
         return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, shard)
 
     return {name: build(array) for name, array in local.items()}
+
+
+def of_the_task(host: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of the records, as pictures or what a cache holds of them; not weights, numbers of records, and strings."""
+    return {
+        name: array for name, array in host.items() if name not in ("weight", "record") and array.dtype.kind not in "UO"
+    }

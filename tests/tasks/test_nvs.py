@@ -16,8 +16,9 @@ from configs import i2i, nvs
 from lumos_jax import config_io, sample, tasks
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.checkpoints.handoff import flatten
+from lumos_jax.data import cameras, scene_render, scenes
 from lumos_jax.models import Condition
-from lumos_jax.train import loop, sharding, startup
+from lumos_jax.train import loop, scoring, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer
 
 
@@ -199,6 +200,24 @@ def end_of(workdir):
     return state, [{k: v for k, v in line.items() if k not in clocks} for line in lines]
 
 
+def test_a_run_is_judged_by_the_true_views(run):
+    lines = [json.loads(line) for line in (run[0] / "metrics.jsonl").read_text().splitlines()]
+    scores = [line for line in lines if "score_psnr" in line]
+    assert [line["step"] for line in scores] == [0, 8]
+    assert 3 < scores[-1]["score_psnr"] < 15  # a network that has learned nothing yet
+    assert -1 < scores[-1]["score_ssim"] < 0.5
+    assert (run[0] / "samples" / "step_8.png").exists()
+    truth = np.random.default_rng(0).integers(0, 200, (2, 3, 16, 16, 3)).astype(np.uint8)  # two clips of three frames
+    near = truth.copy()
+    near[1] += np.uint8(10)
+    found = scoring.likeness(near, truth)
+    np.testing.assert_allclose(found["psnr"], [100, 20 * math.log10(25.5)], rtol=1e-6)
+    assert found["ssim"][0] == 1
+    assert 0.9 < found["ssim"][1] < 1
+    assert found["flow_error"][0] == 0
+    assert set(scoring.likeness(near[:, 0, :8], truth[:, 0, :8])) == {"psnr"}
+
+
 def test_a_run_goes_on_bit_for_bit(run, tmp_path):
     workdir, go = run
     shutil.copytree(workdir, tmp_path / "again")
@@ -245,6 +264,10 @@ def test_what_an_orbit_asks_for():
     batch = task.request(asked, lambda path: np.full((2, 2, 3), ord(path)))
     assert [row[0, 0, 0] for row in batch["input"]] == [97, 97, 98, 98]
     np.testing.assert_allclose(batch["camera"], 2 * [[-math.pi / 6, 0, 1, 0], [-math.pi / 6, 1, 0, 0]], atol=1e-6)
+    # The same numbers as training has for a camera a quarter turn further and thirty degrees higher.
+    here, there = (scenes.Camera(0.3 + turn, 1.2 - up, 2.0) for turn, up in ((0, 0), (math.pi / 2, math.pi / 6)))
+    trained = cameras.relative_camera(scene_render.camera_matrix(there), scene_render.camera_matrix(here))
+    np.testing.assert_allclose(batch["camera"][1], trained, atol=1e-6)
     assert len(task.request({"images": ["a"]}, lambda path: np.zeros((2, 2, 3)))["camera"]) == 12
     with pytest.raises(ValueError, match="azimuths says nothing to this run"):
         tasks.make_task(settings_with(i2i))[0].request({"images": ["a"], "azimuths": [0.0]}, lambda _: None)

@@ -159,7 +159,7 @@ def test_shapes_of_adapters(tuned):
 def example():
     task, frozen = make_task()
     batch = {name: host_batches()[0][name] for name in ("image", "weight")}
-    return jax.jit(lambda batch: objective.make_example(task, frozen, batch, rngs.streams(0, "train", 0), 0.1))(batch)
+    return jax.jit(lambda batch: objective.make_example(task, frozen, batch, rngs.streams(0, "train", 0)))(batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -258,7 +258,7 @@ def start(settings, workdir):
     plan = finetune.make_plan(settings.finetune, task.dit)
     optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.dit))
     checkpoints = Checkpoints(workdir, settings.checkpoint)
-    begun = startup.start(settings, workdir, checkpoints, task.dit, optimizer, mesh, {})
+    begun = startup.start(settings, workdir, checkpoints, task, optimizer, mesh, {})
     checkpoints.close()
     return begun
 

@@ -10,8 +10,8 @@ import pytest
 from configs import i2i, nvs, t2i
 from lumos_jax import config, config_io, data, tasks
 from lumos_jax.train import rngs, sharding
-from lumos_jax.train.evaluator import of_the_task
 from lumos_jax.train.optimizer import make_optimizer, make_schedule
+from lumos_jax.train.sharding import of_the_task
 from lumos_jax.train.state import make_state
 from lumos_jax.train.step import make_train_step
 
