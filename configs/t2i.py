@@ -4,6 +4,9 @@ python -m lumos_jax.main --config=configs/t2i.py --config.init_from=RUN_OF_I2I -
     DiT-XL/2 at 256 px on SD VAE latents and T5 v1.1 XXL features of 120 tokens: the paper's scale, for a TPU pod or a CUDA
     host; 65k steps. The optimiser's values are PixArt's, Lumos's own are unknown. The text encoder has 4.8 billion
     parameters: with a cache (python -m lumos_jax.prepare cache) training does without it.
+configs/t2i.py:512    the same at 512 px: the second stage, with --config.init_from=RUN_AT_256
+configs/t2i.py:1024   the third, with --config.init_from=RUN_AT_512: around 1024 px in 40 aspect buckets, each batch of one of
+    them, with size and ratio as conditions and positions at half the pace; the batch is smaller, for it is 16 times the pixels
 configs/t2i.py:desk   scenes at 32 px and a small random text encoder: about ten minutes on 2 CPU cores; start it from
     configs/i2i.py:desk with --config.init_from=runs/desk
 configs/t2i.py:test   the same in seconds
@@ -33,6 +36,23 @@ def paper():
     config.optimizer.eps = 1e-10
     config.optimizer.warmup_steps = 1000
     config.optimizer.clip_norm = 0.01
+    return config
+
+
+def paper_512():
+    config = paper()
+    config.data.image_size = 512
+    return config
+
+
+def paper_1024():
+    config = paper()
+    config.data.image_size = 1024
+    config.data.crop = "center"
+    config.data.buckets = True
+    config.model.position_scale = 2.0
+    config.train.batch_size = config.eval.batch_size = 64
+    config.eval.records = 1024
     return config
 
 
@@ -68,4 +88,4 @@ def test():
 
 
 def get_config(size=""):
-    return common.pick(size, {"": paper, "desk": desk, "test": test})
+    return common.pick(size, {"": paper, "512": paper_512, "1024": paper_1024, "desk": desk, "test": test})
