@@ -80,7 +80,14 @@ def test_meshes_agree_for_every_task(of):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-def test_meshes_agree_on_captions_in_buckets():
+@pytest.fixture
+def quick_to_compile():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_meshes_agree_on_captions_in_buckets(quick_to_compile):
     """Two steps in two buckets, so two programs a mesh."""
     groups = {
         "data": {"buckets": True, "bucket_step": 4, "bucket_ratios": (0.6, 1.2), "seed": 1},
