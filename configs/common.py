@@ -8,6 +8,15 @@ def base():
     return config_io.default_config()
 
 
+def shipped_encoder(config):
+    """Sets the self-supervised ViT that comes with the package, for pictures of its size."""
+    side = config.data.image_size
+    config.encoder = base().encoder
+    config.encoder.weights = "scenes"
+    config.encoder.resize = config.encoder.image_size = side
+    config.encoder.dtype = "float32"
+
+
 def pick(size, builders):
     """The config that `configs/<task>.py:<size>` names.
 
@@ -19,3 +28,23 @@ def pick(size, builders):
         known = ", ".join(f":{name}" if name else "(nothing)" for name in builders)
         raise ValueError(f"there is no size {size!r}; after the file's name write one of: {known}")
     return builders[size]()
+
+
+def vary(name, builders, variants):
+    """The config that `configs/ablations/<study>.py:<size>,<variant>` names; the paper's size needs no name.
+
+    Args:
+      name: what stands behind the colon.
+      builders: as for `pick`.
+      variants: {name: function that changes a ConfigDict, given the size's name}.
+    """
+    parts = name.split(",") if name else []
+    chosen = [part for part in parts if part in variants]
+    if len(chosen) != 1:
+        raise ValueError(
+            f"after the file's name write :VARIANT or :SIZE,VARIANT; the variants are {', '.join(variants)}"
+        )
+    size = ",".join(part for part in parts if part not in variants)
+    config = pick(size, builders)
+    variants[chosen[0]](config, size)
+    return config

@@ -23,8 +23,8 @@ class Data:
     name: str = ""  # tfds: the data set's name, for example "imagenet2012" or "oxford_flowers102:2.1.1"
     split: str = "train"  # tfds: the split, slicing syntax allowed
     records: int = 1_000_000  # scenes: how many scenes make an epoch
-    # what one record gives a batch: image | captioned (an image and its caption) | clip (scenes, videos) | views (two posed
-    # views: scenes, objaverse)
+    # what one record gives a batch: image | captioned (an image and its caption) | labelled (an image and its class) | clip
+    # (scenes, videos) | views (two posed views: scenes, objaverse)
     record: str = "image"
     detailed: float = 0.5  # captioned: probability of the detailed caption; otherwise the raw one
     clean_captions: bool = False  # captioned: clean captions from the web (lower case, no addresses, HTML, odd signs)
@@ -34,6 +34,7 @@ class Data:
     bucket_step: int = 0  # pixels of which their sides are multiples; 0: image_size / 16, as PixArt's
     bucket_ratios: tuple[float, float] = (0.25, 4.0)  # smallest and largest height over width
     bucket_index: str = "~/.cache/lumos_jax/sizes"  # where sizes read from headers are kept; empty: nowhere
+    classes: int = 0  # labelled: how many classes there are; compared with what the source has
     # mixture: dicts of the fields source, path, name, split and records, and weight
     mixture: tuple[Mapping[str, Any], ...] = ()
     image_size: int = 256  # side in pixels of the square images in a batch
@@ -102,6 +103,10 @@ class Model:
     heads: int = 0  # size "custom" only
     mlp_ratio: float = 4.0
     position_scale: float = 1.0  # 1.0 at 256 and 512 px, 2.0 at 1024 px
+    # where the last modulation is from: auto | table (a learned table and the timestep: PixArt, Lumos) | adaln (SiLU and a
+    # Linear: DiT); auto is adaln for priors without cross-attention, table for the rest: what starts from the former sets adaln
+    final: str = "auto"
+    activation: str = "gelu_tanh"  # of the MLPs: gelu_tanh (DiT, Lumos) | gelu (the exact one: RCG)
     position_base: int = 0  # tokens a side at which positions count in ones; 0: the training grid
     dtype: str = "bfloat16"  # compute dtype: float32 | bfloat16; parameters are float32
     remat: str = "none"  # none | dots (recompute all but matmuls) | full

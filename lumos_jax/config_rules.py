@@ -14,7 +14,7 @@ ENCODER_OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "cl
 
 _CHOICES = {
     "data.source": ("scenes", "folder", "videos", "objaverse", "arrayrecord", "tfds", "cached", "mixture"),
-    "data.record": ("image", "captioned", "clip", "views"),
+    "data.record": ("image", "captioned", "labelled", "clip", "views"),
     "data.crop": ("center", "random"),
     "encoder.kind": ("vit", *TEXT_KINDS),
     "encoder.output": ("cls", "patch", "all", "pooled"),
@@ -26,6 +26,8 @@ _CHOICES = {
     "autoencoder.posterior": ("sample", "mode"),
     "autoencoder.dtype": ("float32", "bfloat16"),
     "model.size": ("S", "B", "L", "XL", "custom"),
+    "model.final": ("auto", "table", "adaln"),
+    "model.activation": ("gelu_tanh", "gelu"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
     "dino.balance": ("centre", "sinkhorn"),
@@ -39,7 +41,7 @@ _CHOICES = {
 
 # Smallest value allowed, for the fields where zero or less would only fail later, and less clearly.
 _AT_LEAST = {
-    "data.image_size": 1, "data.frames": 1, "data.records": 1,
+    "data.image_size": 1, "data.frames": 1, "data.records": 1, "data.classes": 0,
     "data.holdout": 0, "data.workers": 0, "data.threads": 1, "data.prefetch": 1,
     "data.max_corrupt_rate": 0, "data.detailed": 0, "data.caption_noise": 0, "data.bucket_step": 0,
     "encoder.image_size": 1, "encoder.patch_size": 1,
@@ -141,6 +143,11 @@ def _check_data(s: Settings) -> None:
     )
     if data.buckets:
         aspect.make_buckets(data.image_size, data.bucket_step, data.bucket_ratios)
+    _require(
+        (data.record == "labelled") == (data.classes > 0),
+        f"config.data.record={data.record} does not go with data.classes={data.classes}: labelled records need the number of "
+        "classes, others have none",
+    )
     if data.source == "scenes":
         _require(data.records < 2**32, f"config.data.records={data.records}: an epoch has fewer than 2^32 records")
 

@@ -41,6 +41,13 @@ ENCODER = "encoder"
 def import_prior(args: argparse.Namespace) -> str:
     """Writes a released prior as a run directory at step 0, and returns its account."""
     prior = releases.load(args.source, "--source", kind=args.kind, heads=args.heads, shapes_only=args.dry_run)
+    if args.encoder:
+        prior = releases.with_encoder(prior, args.encoder)
+    elif releases.RELEASES[args.kind].unhosted and not args.dry_run:
+        raise ValueError(
+            f"--encoder is missing: a {args.kind} conditions on features of a network that is on no hub; give its file (as "
+            f"{prior.settings.encoder.weights}), or a directory that --kind=image-encoder made of it"
+        )
     if not args.dry_run:
         _write(args.out, lambda folder: _write_run(folder, prior, args.source))
     return prior.account.table()
@@ -157,6 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--source", required=True, help="file, directory or hub id")
     add("--out", help="the directory to make")
     add("--heads", type=int, default=0, help="attention heads, where neither the file nor the size tells")
+    add(
+        "--encoder",
+        help="of a prior: weights of the frozen encoder that it conditions on, where they are not the usual ones",
+    )
     add("--dry-run", action="store_true", help="print the account from shapes alone, write nothing")
     add = verbs.add_parser("export", help="a run's weights -> files for others").add_argument
     add("--workdir", required=True, help="the run's directory")

@@ -6,6 +6,8 @@ python -m lumos_jax.sample --workdir=runs/desk --images a.jpg b.jpg --interpolat
     one row: the first image, samples along the line between the two features, the second image
 python -m lumos_jax.sample --workdir=runs/t2i --prompts "a red sphere" "two blue cones" --out=grid.png
     one row a prompt, of a run that draws from text
+python -m lumos_jax.sample --workdir=runs/classes --classes 3 7 --out=grid.png
+    one row a class, of a run that draws from classes; an unconditional one draws --num samples of nothing in particular
 python -m lumos_jax.sample --workdir=runs/clips --images a.jpg --frames=16 --fps=8 --motion=20 --out=clip.mp4
     clips that begin with an image, as clip.mp4 and clip.gif: one row an image, the image, then samples
 python -m lumos_jax.sample --workdir=runs/nvs --images a.jpg --azimuths 0 45 90 --elevation 10 --num=1 --out=orbit.png
@@ -38,7 +40,7 @@ from lumos_jax.train.sharding import of_the_task
 USER_ERROR = 2
 HELD_OUT = "held-out:"
 # Flags that say what to draw; which of them are needed, the task knows.
-CONDITIONS = ("images", "prompts", "size", "frames", "fps", "motion", "azimuths", "elevation")
+CONDITIONS = ("images", "prompts", "classes", "size", "frames", "fps", "motion", "azimuths", "elevation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--size", metavar="HEIGHTxWIDTH", help="pixels, of a run that trained in several sizes; default: the square one"
     )
+    add("--classes", nargs="+", type=int, metavar="N", help="the classes to condition on, by number from 0")
     add("--frames", type=int, metavar="N", help="clips: how many frames; default: as in training")
     add("--fps", type=float, help="clips: frames a second; default: config.video.sample_fps")
     add("--motion", type=int, metavar="ID", help="clips: how much moves, 0 to 255; default: config.video.sample_motion")
@@ -188,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--azimuths", nargs="+", type=float, metavar="DEGREES",
         help="novel views: how far the camera goes round the object, counter-clockwise from above (0 30 .. 330)")  # fmt: skip
     add("--elevation", type=float, metavar="DEGREES", help="novel views: how far the camera rises (0)")
-    add("--num", type=int, default=4, help="samples an image (4)")
+    add("--num", type=int, default=4, help="samples a condition, or in all where there is none (4)")
     add("--interpolate", type=int, default=0, metavar="N", help="draw N samples on the path between exactly two images")
     add("--sampler", choices=("ddpm", "ddim", "dpm++", "euler", "heun"), help="default: config.eval.sampler")
     add("--steps", type=int, help="sampling steps; default: config.eval.steps")

@@ -25,7 +25,7 @@ class Account:
     loaded: tuple[str, ...]
     reinitialised: tuple[str, ...]
     dropped: tuple[str, ...]
-    adapted: tuple[str, ...]  # those of `loaded` that were brought to another shape
+    adapted: tuple[str, ...]  # those of `loaded` that were changed to suit this network
     parameters: Mapping[str, int]  # parameter counts by fate
 
     def table(self) -> str:
@@ -36,7 +36,7 @@ class Account:
             lines.append(f"  {fate:<14}{len(names):>5} arrays {self.parameters[fate]:>13,} parameters")
             if fate != "loaded":
                 lines += [f"    {name}" for name in names]
-        lines += [f"  {name} was brought to its new shape" for name in self.adapted]
+        lines += [f"  {name} was adapted to this network" for name in self.adapted]
         return "\n".join(lines)
 
     def save(self, path: str | pathlib.Path) -> None:
@@ -66,7 +66,7 @@ def transfer(
       origin: where the source came from, for the account.
       reinitialise: patterns (fnmatch over "a/b/c") of target parameters that start anew.
       drop: patterns of source parameters that are not used.
-      adapt: path -> what makes the target's parameter of the source's (of another shape), for arrays and shapes alike.
+      adapt: path -> what makes the target's parameter of the source's, for arrays and shapes alike.
 
     Returns:
       (parameters like target, Account)

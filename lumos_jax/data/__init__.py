@@ -1,6 +1,7 @@
 """Images in a known order: sources, order, decoding, batches. Knows no trainer and no network."""
 
 from lumos_jax.data.corrupt import CorruptMeter, TooManyCorruptRecords
+from lumos_jax.data.loaders import make_loader
 from lumos_jax.data.order import holdout_records
 from lumos_jax.data.pipeline import load_image, make_record_iterator, make_train_iterator, read_batch
 from lumos_jax.data.shards import write_arrayrecord
@@ -14,6 +15,7 @@ __all__ = [
     "TooManyCorruptRecords",
     "holdout_records",
     "load_image",
+    "make_loader",
     "make_record_iterator",
     "make_source",
     "make_train_iterator",

@@ -13,7 +13,7 @@ import numpy as np
 from lumos_jax import aspect, config
 from lumos_jax.data import cached, captions, workers
 from lumos_jax.data.decode import UndecodableImage, decode_cover, decode_square, fit_square
-from lumos_jax.data.sources import Source
+from lumos_jax.data.sources import Source, printable
 
 HostBatch = dict[str, np.ndarray]
 Row = dict[str, tuple[np.dtype, tuple[int, ...]]]  # of the arrays of a batch: name -> dtype and shape of one row
@@ -155,6 +155,23 @@ class Captioned(RecordLoader):
             return loaded | {"caption": told[0], "caption_detailed": told[1]}
         draw = stream(self.pictures.seed, position if self.training else record).random(3)[2]
         return loaded | {"caption": told[captions.choose(told, draw, self.detailed)]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled(RecordLoader):
+    """Square pictures and their classes: `image` as of Pictures, `label` int32 (B,)."""
+
+    pictures: Pictures
+
+    @property
+    def source(self) -> Source:
+        return self.pictures.source
+
+    def row(self) -> Row:
+        return self.pictures.row() | {"label": (np.dtype(np.int32), ())}
+
+    def load(self, position: int, record: int) -> dict[str, np.ndarray]:
+        return self.pictures.load(position, record) | {"label": np.int32(self.source.label(record))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,6 +339,21 @@ def _captioned(data: config.Data, source: Source, training: bool, everything: bo
     return Captioned(pictures, training, data.detailed, data.clean_captions, noise, everything)
 
 
+def _labelled(data: config.Data, source: Source, training: bool, everything: bool) -> Labelled:
+    for part in getattr(source, "sources", [source]):
+        if not hasattr(part, "label"):
+            raise ValueError(
+                f"config.data.record=labelled: {part.describe(0)} ... have no labels. Sources that do are scenes, folder (a "
+                "folder a class) and tfds (a feature that is a class label)"
+            )
+    if len(source.classes) != data.classes:
+        few = ", ".join(map(printable, source.classes[:3]))
+        raise ValueError(
+            f"config.data.classes={data.classes}, but the source has {len(source.classes)} ({few} ...): set it to that"
+        )
+    return Labelled(_pictures(data, source, training))
+
+
 def _clips(data: config.Data, source: Source, training: bool, everything: bool) -> BatchLoader:
     from lumos_jax.data.clips import make_clips
 
@@ -344,6 +376,7 @@ def _views(data: config.Data, source: Source, training: bool, everything: bool) 
 _MAKERS: Mapping[str, Callable[[config.Data, Source, bool, bool], BatchLoader]] = {
     "image": _pictures,
     "captioned": _captioned,
+    "labelled": _labelled,
     "clip": _clips,
     "views": _views,
 }

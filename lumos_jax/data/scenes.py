@@ -159,6 +159,10 @@ _NUMBERS = ("no", "one", "two", "three", "four")
 _PLURALS = {"sphere": "spheres", "box": "boxes", "cylinder": "cylinders", "cone": "cones", "torus": "tori"}
 
 
+def largest(scene: Scene) -> Solid:
+    return max(scene.solids, key=lambda solid: solid.size)
+
+
 def captions(scene: Scene) -> tuple[str, str]:
     """A short caption (counts, colours, kinds) and a long one (sizes, materials, places, ground)."""
     groups: dict[tuple[str, str], int] = {}
@@ -220,6 +224,15 @@ class ScenesSource:
 
     def captions(self, index: int) -> tuple[str, str]:
         return captions(make_scene(index, seed=self.seed))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The kind and colour of a scene's largest solid."""
+        return tuple(f"{color} {kind}" for kind in KINDS for color in COLORS)
+
+    def label(self, index: int) -> int:
+        solid = largest(make_scene(index, seed=self.seed))
+        return self.classes.index(f"{solid.color} {solid.kind}")
 
     def clip(self, index: int, frames: int, stride: int, share: float, size: int):
         """See `clips.ClipSource`. A scene's clip is a video of CLIP_FRAMES frames."""

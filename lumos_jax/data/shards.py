@@ -226,6 +226,9 @@ def _varint(view: memoryview, place: int) -> tuple[int, int]:
     raise ValueError("a number is too long")
 
 
+_OF_RECORDS = ("_records", "_key", "_label", "_classes")  # of a TfdsSource, found whenever it is opened
+
+
 class TfdsSource:
     """Any image data set of TensorFlow Datasets, through its random-access data source; images stay encoded.
 
@@ -271,6 +274,11 @@ class TfdsSource:
         if not images:
             raise ValueError(f"{what}: this data set has no image; it has {', '.join(builder.info.features)}")
         self._key = "image" if "image" in images else images[0]
+        labels = {
+            key: kind for key, kind in builder.info.features.items() if isinstance(kind, tfds.features.ClassLabel)
+        }
+        self._label = "label" if "label" in labels else next(iter(labels), None)
+        self._classes = tuple(labels[self._label].names) if labels else ()
         decoders = {key: tfds.decode.SkipDecoding() for key in images}  # pictures stay encoded, masks among them too
         try:
             return builder.as_data_source(split=self.split, decoders=decoders)
@@ -281,7 +289,7 @@ class TfdsSource:
             ) from error
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name not in ("_records", "_key")}
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_RECORDS}
 
     def __len__(self) -> int:
         return self._length
@@ -290,6 +298,20 @@ class TfdsSource:
         records = self._records  # first: it finds out which feature is the image
         try:
             return records[index][self._key]
+        except (ValueError, RuntimeError, IndexError, KeyError) as error:
+            raise OSError(f"shard damaged: {error}") from error
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        features = self._records.dataset_info.features
+        if self._label is None:
+            raise ValueError(f"config.data.name={self.name!r} has no class label; it has {', '.join(features)}")
+        return self._classes
+
+    def label(self, index: int) -> int:
+        records = self._records
+        try:
+            return int(records[index][self._label])
         except (ValueError, RuntimeError, IndexError, KeyError) as error:
             raise OSError(f"shard damaged: {error}") from error
 

@@ -7,10 +7,11 @@ sets are in `shards`, video files in `videos`, the embedded scenes in `scenes`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +29,9 @@ class Source(Protocol):
     Sources that know more of their records than a picture have methods for it: `captions(index)` gives (raw, detailed), either
     of which may be empty, and raises OSError for a record that has none; `sizes(records)` gives (height, width) of pictures
     without reading them, `file(index)` the path of one.
+
+    Sources whose records belong to classes have `classes`, a sequence of their names, and `label(index)`, a record's class as a
+    number from 0. Both raise ValueError where these records have none.
     """
 
     def __len__(self) -> int: ...
@@ -156,6 +160,24 @@ class FolderSource:
         with open(self.file(index), "rb") as file:
             return file.read()
 
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The folders below the directory, sorted; an image deeper down belongs to the one that it is in or under."""
+        return tuple(sorted({self._class_of(index) for index in range(len(self))}))
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.classes)}
+
+    def label(self, index: int) -> int:
+        return self._numbers[self._class_of(index)]
+
+    def _class_of(self, index: int) -> str:
+        folder, slash, _ = self.names[index].partition(os.sep)
+        if not slash:
+            raise ValueError(f"{self.describe(index)} is in no folder of a class: labels are the names of folders")
+        return folder
+
     def describe(self, index: int) -> str:
         return printable(os.path.join(self.root, self.names[index]))
 
@@ -229,6 +251,19 @@ class MixtureSource:
     def captions(self, index: int) -> captions.Captions:
         which, inner = self.locate(index)
         return self.sources[which].captions(inner)
+
+    @property
+    def classes(self) -> Sequence[str]:
+        first, *others = (tuple(source.classes) for source in self.sources)
+        if any(other != first for other in others):
+            raise ValueError(
+                "config.data.mixture: its sources have other classes, so a label would mean several things"
+            )
+        return first
+
+    def label(self, index: int) -> int:
+        which, inner = self.locate(index)
+        return self.sources[which].label(inner)
 
     def posed_views(self, index: int, draw: np.random.Generator, count: int) -> list[tuple[Any, np.ndarray]]:
         which, inner = self.locate(index)

@@ -17,12 +17,12 @@ def truth_of(data: config.Data, source: Source, records: Sequence[int]) -> dict[
     """
     if data.source != "scenes":
         return {}
-    from lumos_jax.data.scenes import COLORS, KINDS, make_scene
+    from lumos_jax.data.scenes import COLORS, KINDS, largest, make_scene
 
     scenes = [make_scene(record, seed=source.seed) for record in records]
-    largest = [max(scene.solids, key=lambda solid: solid.size) for scene in scenes]
+    solids = [largest(scene) for scene in scenes]
     return {
-        "shape": np.array([KINDS.index(solid.kind) for solid in largest]),
-        "colour": np.array([list(COLORS).index(solid.color) for solid in largest]),
+        "shape": np.array([KINDS.index(solid.kind) for solid in solids]),
+        "colour": np.array([list(COLORS).index(solid.color) for solid in solids]),
         "count": np.array([len(scene.solids) for scene in scenes]),
     }

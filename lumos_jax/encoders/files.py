@@ -25,7 +25,8 @@ from safetensors.numpy import save_file
 
 from lumos_jax.encoders import torch_files
 
-_TORCH = (".pth", ".pt", ".bin", ".ckpt")
+_TORCH = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+_AVERAGES = ("ema", "model_ema", "state_dict_ema")  # keys of training checkpoints
 _WANTED = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _WANTED_ELSE = tuple(
     stem + end for stem in ("pytorch_model", "diffusion_pytorch_model") for end in ("*.bin", ".bin.index.json")
@@ -120,6 +121,13 @@ def _shapes_if(shapes_only: bool, state: dict[str, np.ndarray]) -> dict[str, Any
 
 def _read_torch(path: pathlib.Path, shapes_only: bool) -> dict[str, Any]:
     return _shapes_if(shapes_only, torch_files.load(path))  # views of the mapped file: shapes alone cost nothing
+
+
+def _read_torch_prior(path: pathlib.Path, shapes_only: bool) -> dict[str, Any]:
+    """As `_read_torch`; of a training checkpoint the running average, which is what priors draw with."""
+    tree = torch_files.load_tree(path)
+    average = next((key for key in _AVERAGES if isinstance(tree, dict) and isinstance(tree.get(key), dict)), None)
+    return _shapes_if(shapes_only, torch_files.state_dict(tree, path, average))
 
 
 def _read_directory(path: pathlib.Path, stem: str, shapes_only: bool):
@@ -238,6 +246,8 @@ def read_release(
         (path,) = found
     beside = path.with_name("config.json")
     described = _json(beside) if beside.exists() else None
+    if path.suffix in _TORCH:
+        return _read_torch_prior(path, shapes_only), {}, described
     state, _ = read(path, "", shapes_only)
     if path.suffix != ".safetensors":
         return state, {}, described

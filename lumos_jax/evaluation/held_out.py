@@ -19,7 +19,8 @@ from lumos_jax.tasks import objective
 
 
 def make_held_out_step(task, streams: Callable[[int], Mapping[str, jax.Array]], gather=None, out_shardings=None):
-    """The jitted (params, frozen, batch, index) -> float32 (4,): summed loss, null loss, shuffled loss, and weight.
+    """The jitted (params, frozen, batch, index) -> float32 (4,): weight, summed loss, null loss and shuffled loss; of a task
+    without any condition, whose three losses are one, (2,): weight and loss.
 
     Args:
       task: see tasks.base.
@@ -35,25 +36,30 @@ def make_held_out_step(task, streams: Callable[[int], Mapping[str, jax.Array]], 
         def total(given, null=False):
             return jnp.sum(objective.loss_terms(task, params, given, gather, null)["loss"] * example.weight)
 
-        other = dataclasses.replace(example, condition=task.shuffled(example.condition))
-        return jnp.stack([total(example), total(example, null=True), total(other), example.weight.sum()])
+        sums = [example.weight.sum(), total(example)]
+        if jax.tree.leaves(example.condition):
+            other = dataclasses.replace(example, condition=task.shuffled(example.condition))
+            sums += [total(example, null=True), total(other)]
+        return jnp.stack(sums)
 
     return jax.jit(step, out_shardings=out_shardings)
 
 
 def held_out_loss(step: Callable, params: Any, frozen: Any, batches: Iterable[Any]) -> dict[str, float]:
     """Averages over `batches`: `held_out_loss`, `held_out_null_loss`, `held_out_shuffled_loss`, `held_out_margin` (null minus
-    conditioned) and `held_out_shuffled_margin` (shuffled minus conditioned).
+    conditioned) and `held_out_shuffled_margin` (shuffled minus conditioned); `held_out_loss` alone without a condition.
 
     Raises:
       ValueError: not one record could be decoded.
     """
-    sums = np.zeros(4)
-    for index, batch in enumerate(batches):
-        sums += np.asarray(step(params, frozen, batch, index), np.float64)
-    if sums[3] == 0:
+    sums = sum(np.asarray(step(params, frozen, batch, index), np.float64) for index, batch in enumerate(batches))
+    weight, *losses = sums
+    if weight == 0:
         raise ValueError("not one held-out record could be decoded: look at the corrupt records named in the log")
-    loss, null, shuffled = sums[:3] / sums[3]
+    loss, *others = (value / weight for value in losses)
+    if not others:
+        return {"held_out_loss": loss}
+    null, shuffled = others
     return {
         "held_out_loss": loss,
         "held_out_null_loss": null,

@@ -5,6 +5,8 @@ Axis letters: B batch, F frames, N tokens, D width, L condition tokens.
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,14 +18,18 @@ from lumos_jax.models.layers import Dense, modulated_norm, parameter, zeros
 MODULATIONS = 6  # shift, scale, gate of attention, then of the MLP
 
 
+ACTIVATIONS = {"gelu_tanh": layers.gelu, "gelu": functools.partial(nn.gelu, approximate=False)}
+
+
 class Mlp(nn.Module):
-    """(B, N, D) -> (B, N, D): Linear, tanh-GELU, Linear."""
+    """(B, N, D) -> (B, N, D): Linear, GELU, Linear; activation is one of ACTIVATIONS."""
 
     hidden: int
+    activation: str = "gelu_tanh"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = layers.gelu(Dense(self.hidden, ("embed", "mlp"), name="fc1")(x))
+        hidden = ACTIVATIONS[self.activation](Dense(self.hidden, ("embed", "mlp"), name="fc1")(x))
         return Dense(x.shape[-1], ("mlp", "embed"), name="fc2")(hidden)
 
 
@@ -33,6 +39,7 @@ class Block(nn.Module):
     heads: int
     mlp_hidden: int
     temporal: bool = False
+    activation: str = "gelu_tanh"
 
     @nn.compact
     def __call__(
@@ -51,7 +58,7 @@ class Block(nn.Module):
             # All frames of a clip see its tokens: their queries stand side by side.
             queries = x.reshape(y.shape[0], -1, width)
             x = (queries + CrossAttention(self.heads, name="cross")(queries, y, mask)).reshape(x.shape)
-        return gated(x, gate_2, Mlp(self.mlp_hidden, name="mlp")(modulated_norm(x, shift_2, scale_2)))
+        return gated(x, gate_2, Mlp(self.mlp_hidden, self.activation, name="mlp")(modulated_norm(x, shift_2, scale_2)))
 
     def _over_frames(self, x: jax.Array, frames: int) -> jax.Array:
         """Attention over the frames of each place: (B F, N, D) -> (B F, N, D)."""

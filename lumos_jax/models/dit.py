@@ -68,6 +68,7 @@ class DiT:
     camera_dim: int
     temporal: bool
     final: str
+    activation: str
     position_base: tuple[int, int]
     position_scale: float
     dtype: str
@@ -96,7 +97,7 @@ class DiT:
 
     @property
     def _block(self) -> Block:
-        return Block(self.heads, self.mlp_hidden, self.temporal)
+        return Block(self.heads, self.mlp_hidden, self.temporal, self.activation)
 
     @property
     def _vector_features(self) -> int:
@@ -341,7 +342,7 @@ def make_dit(
       concat_channels: channels of the latent that is concatenated to the input, 0 for none.
       camera_dim: numbers about the camera at the end of each token's features, which `DiT.lift` projects into them.
       temporal: blocks attend over frames too.
-      final: where the last modulation is from, one of FINALS.
+      final: where the last modulation is from, one of FINALS, if config.model.final leaves it to the task ("auto").
 
     Raises:
       ValueError: an unknown size or remat policy, or latents that do not divide into patches.
@@ -370,7 +371,8 @@ def make_dit(
         concat_channels=concat_channels,
         camera_dim=camera_dim,
         temporal=temporal,
-        final=final,
+        final=final if model.final == "auto" else model.final,
+        activation=model.activation,
         position_base=(model.position_base,) * 2 if model.position_base else grid,
         position_scale=model.position_scale,
         dtype=model.dtype,

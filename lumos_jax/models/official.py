@@ -1,7 +1,8 @@
-"""Parameter names of the official Lumos release (PyTorch) <-> this network's, read both ways; PixArt-alpha's, read in.
+"""Parameter names of the official Lumos release (PyTorch) <-> this network's, read both ways; those of
+PixArt-alpha, DiT and RCG, read in.
 
-One table serves I2I, T2I and the multi-scale T2I. The rules are for arrays as the release stores them, with heads merged;
-`from_official` and `to_official` split and merge them.
+One table serves I2I, T2I and the multi-scale T2I; DiT and RCG share most of its names. The rules are for arrays as the
+release stores them, with heads merged; `from_official` and `to_official` split and merge them.
 """
 
 from __future__ import annotations
@@ -24,12 +25,22 @@ def _linear(name: str, kernel: str, bias: str) -> list[Rule]:
     return [Rule(f"{name}.weight", kernel, "linear"), Rule(f"{name}.bias", bias)]
 
 
-RULES: Sequence[Rule] = [
+_SHARED: Sequence[Rule] = [
     Rule("pos_embed", "", why="fixed sin-cos positions, computed for the grid at hand"),
     Rule("x_embedder.proj.weight", "patch/kernel", "patch"),
     Rule("x_embedder.proj.bias", "patch/bias"),
     *_linear("t_embedder.mlp.0", "time/fc1/kernel", "time/fc1/bias"),
     *_linear("t_embedder.mlp.2", "time/fc2/kernel", "time/fc2/bias"),
+    *_linear("blocks.{i}.attn.qkv", "blocks/attn/qkv_kernel", "blocks/attn/qkv_bias"),
+    *_linear("blocks.{i}.attn.proj", "blocks/attn/out_kernel", "blocks/attn/out_bias"),
+    *_linear("blocks.{i}.mlp.fc1", "blocks/mlp/fc1/kernel", "blocks/mlp/fc1/bias"),
+    *_linear("blocks.{i}.mlp.fc2", "blocks/mlp/fc2/kernel", "blocks/mlp/fc2/bias"),
+    *_linear("blocks.{i}.adaLN_modulation.1", "blocks/modulation/kernel", "blocks/modulation/bias"),
+    *_linear("final_layer.linear", "final/out/kernel", "final/out/bias"),
+]
+
+RULES: Sequence[Rule] = [
+    *_SHARED,
     Rule("y_embedder.y_embedding", "null/tokens"),
     *_linear("y_embedder.y_proj.fc1", "tokens/fc1/kernel", "tokens/fc1/bias"),
     *_linear("y_embedder.y_proj.fc2", "tokens/fc2/kernel", "tokens/fc2/bias"),
@@ -37,16 +48,24 @@ RULES: Sequence[Rule] = [
     *_linear("csize_embedder.mlp.2", "vector/side/fc2/kernel", "vector/side/fc2/bias"),
     *_linear("ar_embedder.mlp.0", "vector/ratio/fc1/kernel", "vector/ratio/fc1/bias"),
     *_linear("ar_embedder.mlp.2", "vector/ratio/fc2/kernel", "vector/ratio/fc2/bias"),
-    *_linear("blocks.{i}.attn.qkv", "blocks/attn/qkv_kernel", "blocks/attn/qkv_bias"),
-    *_linear("blocks.{i}.attn.proj", "blocks/attn/out_kernel", "blocks/attn/out_bias"),
     *_linear("blocks.{i}.cross_attn.q_linear", "blocks/cross/q_kernel", "blocks/cross/q_bias"),
     *_linear("blocks.{i}.cross_attn.kv_linear", "blocks/cross/kv_kernel", "blocks/cross/kv_bias"),
     *_linear("blocks.{i}.cross_attn.proj", "blocks/cross/out_kernel", "blocks/cross/out_bias"),
-    *_linear("blocks.{i}.mlp.fc1", "blocks/mlp/fc1/kernel", "blocks/mlp/fc1/bias"),
-    *_linear("blocks.{i}.mlp.fc2", "blocks/mlp/fc2/kernel", "blocks/mlp/fc2/bias"),
-    *_linear("blocks.{i}.adaLN_modulation.1", "blocks/modulation/kernel", "blocks/modulation/bias"),
     Rule("final_layer.scale_shift_table", "final/table"),
-    *_linear("final_layer.linear", "final/out/kernel", "final/out/bias"),
+]
+
+_ADALN: Sequence[Rule] = [
+    *_SHARED,
+    *_linear("final_layer.adaLN_modulation.1", "final/modulation/kernel", "final/modulation/bias"),
+]
+
+DIT_RULES: Sequence[Rule] = [*_ADALN, Rule("y_embedder.embedding_table.weight", "vector/table")]
+
+RCG_RULES: Sequence[Rule] = [
+    *_ADALN,
+    *_linear("rep_embedder", "vector/kernel", "vector/bias"),
+    Rule("fake_latent", "null/vector", "squeeze"),
+    Rule("y_embedder.embedding_table.weight", "", why="a table of classes that RCG keeps and does not look at"),
 ]
 
 
@@ -66,20 +85,23 @@ def _merged(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def from_official(state: Mapping[str, Any], dit: DiT, *, origin: str) -> tuple[dict[str, Any], Account]:
+def from_official(
+    state: Mapping[str, Any], dit: DiT, *, origin: str, rules: Sequence[Rule] = RULES
+) -> tuple[dict[str, Any], Account]:
     """The official state dict as this network's parameters, with an account of every name.
 
     Args:
       state: name -> numpy array, or name -> shape to check coverage without data.
       dit: the network.
       origin: what the state dict is, for messages.
+      rules: those of Lumos, DIT_RULES or RCG_RULES.
 
     Raises:
       ValueError: names or shapes of either side that no rule accounts for; lists them all.
     """
     shapes = _shapes(dit)
     merged = {path: _merged(path, shape) for path, shape in shapes.items()}
-    flat, account = name_rules.convert(state, RULES, merged, origin=origin)
+    flat, account = name_rules.convert(state, rules, merged, origin=origin)
     params = {path: array.reshape(shapes[path]) for path, array in flat.items()}
     return name_rules.unflatten(params), account
 

@@ -9,13 +9,25 @@ import jax
 from lumos_jax import config
 from lumos_jax.encoders import Placement
 from lumos_jax.tasks.base import Task
+from lumos_jax.tasks.class_conditional import make_class_conditional
 from lumos_jax.tasks.dino import make_dino
 from lumos_jax.tasks.i2i import make_i2i
 from lumos_jax.tasks.i2v import make_i2v
 from lumos_jax.tasks.nvs import make_nvs
+from lumos_jax.tasks.rcg import make_rcg
 from lumos_jax.tasks.t2i import make_t2i
+from lumos_jax.tasks.unconditional import make_unconditional
 
-_TASKS = {"i2i": make_i2i, "t2i": make_t2i, "nvs": make_nvs, "i2v": make_i2v, "dino": make_dino}
+_TASKS = {
+    "i2i": make_i2i,
+    "t2i": make_t2i,
+    "i2v": make_i2v,
+    "nvs": make_nvs,
+    "dino": make_dino,
+    "class_conditional": make_class_conditional,
+    "unconditional": make_unconditional,
+    "rcg": make_rcg,
+}
 
 
 def make_task(settings: config.Settings, place: Placement | None = None) -> tuple[Task, Any]:

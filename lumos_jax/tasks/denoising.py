@@ -14,7 +14,7 @@ from lumos_jax import diffusion, models
 from lumos_jax.encoders import Autoencoder
 from lumos_jax.models import Condition, DiT
 from lumos_jax.tasks import pictures
-from lumos_jax.tasks.handoffs import Handoff
+from lumos_jax.tasks.handoffs import FROM_ADALN, Handoff
 from lumos_jax.tasks.objective import Example, loss_terms, make_example
 from lumos_jax.tasks.sampling import to_uint8
 
@@ -56,8 +56,8 @@ class Denoising:
         }
 
     def handoff(self) -> Handoff:
-        """How weights of another run or task become this one's first parameters."""
-        return Handoff()
+        """How weights of another run or task become this one's first parameters; tasks add their own with `|`."""
+        return FROM_ADALN
 
     # Training.
 

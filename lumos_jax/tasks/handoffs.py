@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from lumos_jax import config
+from lumos_jax.models import DiT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +30,50 @@ class Handoff:
     gone: tuple[str, ...] = ()
     refit: tuple[str, ...] = ()
     widened: tuple[str, ...] = ()
+
+    def __or__(self, other: Handoff) -> Handoff:
+        """Whatever either of them allows."""
+        return Handoff(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
+
+
+# From a prior without cross-attention, whose condition, if any, is added to the timestep embedding (DiT, RCG): it gains
+# cross-attention, whose output starts at zero, and loses its condition, whose null stays (see `null_embedding`).
+FROM_ADALN = Handoff(new=("blocks/cross/*", "tokens/*", "null/tokens"), gone=("vector/*", "null/vector"))
+
+
+def check(dit: DiT, ours: config.Model, theirs: config.Model, paths: Collection[str]) -> None:
+    """Checks what the names of parameters cannot say, or say obscurely.
+
+    Args:
+      dit: the network that is to start.
+      ours, theirs: config.model of both.
+      paths: of the parameters that it starts from.
+
+    Raises:
+      ValueError: their MLPs or final layers are others.
+    """
+    final = "adaln" if "final/modulation/kernel" in paths else "table"
+    if final != dit.final:
+        raise ValueError(
+            f"the prior's final layer is {final}, this network's {dit.final}: set config.model.final={final} to keep it"
+        )
+    if theirs.activation != ours.activation:
+        raise ValueError(
+            f"config.model.activation={ours.activation}, but the prior was trained with {theirs.activation}: set it to that"
+        )
+
+
+def null_embedding(params: Mapping[str, Any], dropped: Collection[str]) -> Any | None:
+    """What the null condition of a prior adds to the timestep embedding (D,), if the embedder of its condition is dropped.
+
+    Added to the bias that the embedding ends with, it makes the network at first the prior as it is under guidance's other
+    branch, rather than one without anything that its blocks have learned to see there.
+    """
+    if "vector/table" in dropped:
+        return params["vector"]["table"][-1]
+    if "null/vector" in dropped:
+        return params["null"]["vector"] @ params["vector"]["kernel"] + params["vector"]["bias"]
+    return None
 
 
 def rules(

@@ -54,7 +54,7 @@ class ImageToVideo(Denoising):
 
     def handoff(self) -> Handoff:
         """From an image prior: attention over frames and the vector's embedder are new, the input has more channels."""
-        return Handoff(
+        return super().handoff() | Handoff(
             new=("blocks/temporal/*", "vector/*"),
             refit=("tokens/fc1/*", "null/tokens"),
             widened=("patch/kernel",),

@@ -38,7 +38,9 @@ class NovelView(Denoising):
     name: str = "nvs"
 
     def handoff(self) -> Handoff:
-        return Handoff(new=("camera/*",), gone=("null/tokens",), refit=("tokens/fc1/*",), widened=("patch/kernel",))
+        return super().handoff() | Handoff(
+            new=("camera/*",), gone=("null/tokens",), refit=("tokens/fc1/*",), widened=("patch/kernel",)
+        )
 
     # Training.
 

@@ -23,7 +23,7 @@ def check(asked: Mapping[str, Any], needed: tuple[str, ...], optional: tuple[str
     if missing:
         raise ValueError(f"this run draws from {' and '.join(f'--{name}' for name in needed)}: give {missing[0]}")
     if foreign:
-        allowed = ", ".join(f"--{name}" for name in needed + optional)
+        allowed = ", ".join(f"--{name}" for name in needed + optional) or "noise alone"
         raise ValueError(f"--{foreign[0]} says nothing to this run, which draws from {allowed}")
 
 

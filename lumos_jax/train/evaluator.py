@@ -85,11 +85,12 @@ class Denoised:
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
         weights = self.weights(state)
         values = evaluation.held_out_loss(self.loss_step, weights, self.run.frozen, self.batches)
-        told = (
-            f"held-out loss {values['held_out_loss']:.4f}, with the null condition {values['held_out_null_loss']:.4f}, "
-            f"margin {values['held_out_margin']:+.4f}; with another's condition {values['held_out_shuffled_loss']:.4f}, "
-            f"{values['held_out_shuffled_margin']:+.4f}"
-        )
+        told = f"held-out loss {values['held_out_loss']:.4f}"
+        if "held_out_margin" in values:  # there is a condition
+            told += (
+                f", with the null condition {values['held_out_null_loss']:.4f}, margin {values['held_out_margin']:+.4f}; with "
+                f"another's condition {values['held_out_shuffled_loss']:.4f}, {values['held_out_shuffled_margin']:+.4f}"
+            )
         if self.scorer is not None:
             scores = self.scorer(weights)
             values |= scores

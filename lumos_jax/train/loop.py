@@ -59,6 +59,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     if settings.eval.every:
         sharding.check_batch(mesh, settings.eval.batch_size, "eval.batch_size")
     source = data.make_source(settings.data)
+    data.make_loader(settings.data, source, training=True)  # refuses now what has no such records
     task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
     sharding.check_agreement(task.identity)
     if settings.data.source == "cached":

@@ -101,7 +101,10 @@ def _hand_off(settings, workdir, task, optimizer, mesh, fingerprints) -> Start:
             ) from error
         theirs, from_ = prior.params, prior.settings
     same = _same_condition(settings, from_, fingerprints.get("encoder"), identity)
-    named = handoffs.rules(task.handoff(), _shapes(ours.params), _shapes(theirs), same)
+    given_shapes = _shapes(theirs)
+    if hasattr(task, "dit"):
+        handoffs.check(dit, settings.model, from_.model, given_shapes)
+    named = handoffs.rules(task.handoff(), _shapes(ours.params), given_shapes, same)
     rules = {
         "origin": origin,
         "reinitialise": (f"{finetune.LORA}/*", *named["reinitialise"]),
@@ -113,6 +116,9 @@ def _hand_off(settings, workdir, task, optimizer, mesh, fingerprints) -> Start:
         transfer(theirs, ours.params, **rules)
         theirs = finetune.read_weights(source, step, "ema", sharding.replicated(mesh))
         source.close()
+    null = handoffs.null_embedding(theirs, named["drop"])
+    if null is not None:
+        rules["adapt"]["time/fc2/bias"] = lambda bias: bias + null
     params, account = transfer(theirs, ours.params, **rules)
     params = {name: part for name, part in params.items() if name != finetune.LORA}
     params = _with_fresh(dit, settings.train.seed, params)
