@@ -272,10 +272,10 @@ def test_another_storage_into_the_same_directory_is_refused(tmp_path):
         write(more, tmp_path)
 
 
-def text_settings(xla, **fields):
+def text_settings(**fields):
     """configs/t2i.py:test, as short as `settings_of` makes it."""
     tree = t2i.get_config("test").to_dict()
-    changed = config_io.to_dict(settings_of("identity", xla, data__records=72, train__steps=4, eval__every=4))
+    changed = config_io.to_dict(settings_of("identity", data__records=72, train__steps=4, eval__every=4))
     tree |= {group: changed[group] for group in ("optimizer", "model", "train", "log")}
     tree["data"] |= {"records": 72}
     tree["eval"] = changed["eval"] | {"records": 16, "guidance": 2.0}
@@ -285,9 +285,9 @@ def text_settings(xla, **fields):
     return config_io.from_dict(tree)
 
 
-def test_a_cache_of_captions_trains_as_online(quick_to_compile, xla, tmp_path):
+def test_a_cache_of_captions_trains_as_online(quick_to_compile, tmp_path):
     """Both captions of a record are kept, unpadded; the choice, exchanged captions among them, is that of the online run."""
-    settings = text_settings(xla, data__caption_noise=0.5)
+    settings = text_settings(data__caption_noise=0.5)
     online = losses(settings, tmp_path / "online")
     made, _ = write(settings, tmp_path / "cache", shard_records=40)
     assert made.arrays["feature"] == made.arrays["feature_detailed"] == ("float32", (-1, 32))

@@ -24,7 +24,6 @@ from jax.experimental import multihost_utils
 from lumos_jax import config, data, tasks
 from lumos_jax.data import cached
 from lumos_jax.train import sharding
-from lumos_jax.train.evaluator import of_the_task
 
 # Fields of the networks that do not change what a cache holds: where weights are found (their content is compared instead), and
 # what is applied when a record is read, or to samples only.
@@ -226,7 +225,7 @@ def _write_shards(settings, source, task, frozen, mesh, options: Options, shards
     def start(host):
         # Filled up with zeros, which are black pictures and words without weight: one compiled shape.
         whole = {}
-        for name, array in of_the_task(host).items():
+        for name, array in sharding.of_the_task(host).items():
             whole[name] = np.zeros((options.batch_size, *array.shape[1:]), array.dtype)
             whole[name][: len(array)] = array
         on_mesh = sharding.global_batch(mesh, whole, range(options.batch_size), options.batch_size)

@@ -17,8 +17,8 @@ from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.checkpoints.handoff import flatten
 from lumos_jax.tasks import handoffs, objective
 from lumos_jax.train import finetune, rngs, sharding, startup
-from lumos_jax.train.evaluator import of_the_task
 from lumos_jax.train.optimizer import make_optimizer
+from lumos_jax.train.sharding import of_the_task
 from lumos_jax.train.state import make_state
 
 
