@@ -210,6 +210,15 @@ def test_mistakes_are_one_clear_line(command, tmp_path, fields, message):
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("program", ["main", "prepare"])
+def test_help_is_an_answer_and_no_error(program):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    asked = [sys.executable, "-m", f"lumos_jax.{program}", "--help"]
+    output = finish(start({"args": asked, "env": environment, "cwd": ROOT}))
+    assert "--config=configs/i2i.py:desk" in output
+    assert len(output.splitlines()) < 40
+
+
 def test_unknown_fields_are_refused(command, tmp_path):
     output = finish(start(command(tmp_path, "train.stepz=4")), code=1)
     assert "stepz" in output
