@@ -39,7 +39,11 @@ def start(command):
 
 
 def finish(process, code=0, timeout=240):
-    output, _ = process.communicate(timeout=timeout)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()  # it would go on beside the other tests
+        raise
     assert process.returncode == code, output
     return output
 
@@ -211,10 +215,9 @@ def test_mistakes_are_one_clear_line(command, tmp_path, fields, message):
 
 
 @pytest.mark.parametrize("program", ["main", "prepare"])
-def test_help_is_an_answer_and_no_error(program):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+def test_help_is_an_answer_and_no_error(process_environment, program):
     asked = [sys.executable, "-m", f"lumos_jax.{program}", "--help"]
-    output = finish(start({"args": asked, "env": environment, "cwd": ROOT}))
+    output = finish(start({"args": asked, "env": process_environment(1), "cwd": ROOT}))
     assert "--config=configs/i2i.py:desk" in output
     assert len(output.splitlines()) < 40
 
