@@ -23,9 +23,17 @@ class Data:
     name: str = ""  # tfds: the data set's name, for example "imagenet2012" or "oxford_flowers102:2.1.1"
     split: str = "train"  # tfds: the split, slicing syntax allowed
     records: int = 1_000_000  # scenes: how many scenes make an epoch
-    # what one record gives a batch: image | labelled (an image and its class) | clip (scenes, videos) | views (two posed views:
-    # scenes, objaverse)
+    # what one record gives a batch: image | captioned (an image and its caption) | labelled (an image and its class) | clip
+    # (scenes, videos) | views (two posed views: scenes, objaverse)
     record: str = "image"
+    detailed: float = 0.5  # captioned: probability of the detailed caption; otherwise the raw one
+    clean_captions: bool = False  # captioned: clean captions from the web (lower case, no addresses, HTML, odd signs)
+    caption_noise: float = 0.0  # captioned: share of training records with another record's caption (paper Fig. 2a)
+    # captioned: batches of pictures of one shape each, in sizes around image_size x image_size (lumos_jax/aspect.py)
+    buckets: bool = False
+    bucket_step: int = 0  # pixels of which their sides are multiples; 0: image_size / 16, as PixArt's
+    bucket_ratios: tuple[float, float] = (0.25, 4.0)  # smallest and largest height over width
+    bucket_index: str = "~/.cache/lumos_jax/sizes"  # where sizes read from headers are kept; empty: nowhere
     classes: int = 0  # labelled: how many classes there are; compared with what the source has
     # mixture: dicts of the fields source, path, name, split and records, and weight
     mixture: tuple[Mapping[str, Any], ...] = ()

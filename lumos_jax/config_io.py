@@ -82,7 +82,8 @@ def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[A
 _FREE_GROUPS = ("mesh", "checkpoint", "log", "eval")
 _FREE_FIELDS = frozenset(
     {
-        "data.path", "data.workers", "data.threads", "data.prefetch", "data.max_corrupt_rate", "init_from",
+        "data.path", "data.workers", "data.threads", "data.prefetch", "data.max_corrupt_rate", "data.bucket_index",
+        "init_from",
         "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.nonfinite_limit", "train.profile_at",
         "train.profile_steps", "train.compilation_cache",
     }

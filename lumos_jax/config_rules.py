@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from lumos_jax.config import TEXT_KINDS, Encoder, Finetune, Settings, flatten
+from lumos_jax import aspect
+from lumos_jax.config import TEXT_KINDS, Data, Encoder, Finetune, Settings, flatten
 
 ENCODER_OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "clip_text": ("all", "pooled")}
 
 _CHOICES = {
     "data.source": ("scenes", "folder", "videos", "objaverse", "arrayrecord", "tfds", "cached", "mixture"),
-    "data.record": ("image", "labelled", "clip", "views"),
+    "data.record": ("image", "captioned", "labelled", "clip", "views"),
     "data.crop": ("center", "random"),
     "encoder.kind": ("vit", *TEXT_KINDS),
     "encoder.output": ("cls", "patch", "all", "pooled"),
@@ -42,7 +43,8 @@ _CHOICES = {
 _AT_LEAST = {
     "data.image_size": 1, "data.frames": 1, "data.records": 1, "data.classes": 0,
     "data.holdout": 0, "data.workers": 0, "data.threads": 1, "data.prefetch": 1,
-    "data.max_corrupt_rate": 0, "encoder.image_size": 1, "encoder.patch_size": 1,
+    "data.max_corrupt_rate": 0, "data.detailed": 0, "data.caption_noise": 0, "data.bucket_step": 0,
+    "encoder.image_size": 1, "encoder.patch_size": 1,
     "encoder.max_tokens": 1, "encoder.vocabulary": 0, "autoencoder.tile": 0,
     "autoencoder.layers": 1, "autoencoder.groups": 1, "model.patch_size": 1, "model.position_base": 0, "diffusion.steps": 1,
     "diffusion.min_snr_gamma": 0, "task.condition_dropout": 0, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
@@ -57,7 +59,8 @@ _AT_LEAST = {
     "eval.guidance_rescale": 0,
 }  # fmt: skip
 _AT_MOST = {
-    "data.max_corrupt_rate": 1, "task.condition_dropout": 1, "optimizer.ema_decay": 1, "dino.jitter": 1,
+    "data.max_corrupt_rate": 1, "data.detailed": 1, "data.caption_noise": 1,
+    "task.condition_dropout": 1, "optimizer.ema_decay": 1, "dino.jitter": 1,
     "dino.centre_momentum": 1, "eval.guidance_rescale": 1, "video.sample_motion": 255,
 }  # fmt: skip
 
@@ -124,6 +127,22 @@ def _check_data(s: Settings) -> None:
         (data.source == "mixture") == bool(data.mixture),
         "config.data.mixture, a tuple of dicts (source, path, ..., weight), goes with config.data.source=mixture",
     )
+    given = (data.detailed, data.clean_captions, data.caption_noise)
+    _require(
+        data.record == "captioned" or given == (Data().detailed, False, 0),
+        f"config.data.detailed, clean_captions, caption_noise={given} need config.data.record=captioned",
+    )
+    _require(
+        not data.buckets or (data.record == "captioned" and data.crop == "center" and data.source != "cached"),
+        f"config.data.buckets goes with record=captioned and crop=center, and not with a cache, which holds squares; not with "
+        f"record={data.record}, crop={data.crop}, source={data.source}",
+    )
+    _require(
+        data.buckets or (data.bucket_step, data.bucket_ratios) == (Data().bucket_step, Data().bucket_ratios),
+        "config.data.bucket_step and bucket_ratios need config.data.buckets=True",
+    )
+    if data.buckets:
+        aspect.make_buckets(data.image_size, data.bucket_step, data.bucket_ratios)
     _require(
         (data.record == "labelled") == (data.classes > 0),
         f"config.data.record={data.record} does not go with data.classes={data.classes}: labelled records need the number of "

@@ -4,6 +4,8 @@ python -m lumos_jax.sample --workdir=runs/desk --images a.jpg b.jpg --num=4 --ou
     one row an image: the source, then samples conditioned on it
 python -m lumos_jax.sample --workdir=runs/desk --images a.jpg b.jpg --interpolate=12 --out=path.png
     one row: the first image, samples along the line between the two features, the second image
+python -m lumos_jax.sample --workdir=runs/t2i --prompts "a red sphere" "two blue cones" --out=grid.png
+    one row a prompt, of a run that draws from text
 python -m lumos_jax.sample --workdir=runs/classes --classes 3 7 --out=grid.png
     one row a class, of a run that draws from classes; an unconditional one draws --num samples of nothing in particular
 python -m lumos_jax.sample --workdir=runs/clips --images a.jpg --frames=16 --fps=8 --motion=20 --out=clip.mp4
@@ -37,15 +39,8 @@ from lumos_jax.train.sharding import of_the_task
 
 USER_ERROR = 2
 HELD_OUT = "held-out:"
-CONDITIONS = (
-    "images",
-    "classes",
-    "frames",
-    "fps",
-    "motion",
-    "azimuths",
-    "elevation",
-)  # flags that say what to draw; which of them are needed, the task knows
+# Flags that say what to draw; which of them are needed, the task knows.
+CONDITIONS = ("images", "prompts", "classes", "size", "frames", "fps", "motion", "azimuths", "elevation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +179,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--workdir", required=True, help="the run's directory")
     add("--images", nargs="+", metavar="FILE", help="the images to condition on")
+    add("--prompts", nargs="+", metavar="TEXT", help="the texts to condition on")
+    add(
+        "--size", metavar="HEIGHTxWIDTH", help="pixels, of a run that trained in several sizes; default: the square one"
+    )
     add("--classes", nargs="+", type=int, metavar="N", help="the classes to condition on, by number from 0")
     add("--frames", type=int, metavar="N", help="clips: how many frames; default: as in training")
     add("--fps", type=float, help="clips: frames a second; default: config.video.sample_fps")

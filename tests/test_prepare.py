@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import i2i
+from configs import i2i, t2i
 from lumos_jax import config_io, data, tasks
 from lumos_jax.data import cached
+from lumos_jax.data.scenes import captions as scene_captions
+from lumos_jax.data.scenes import make_scene
 from lumos_jax.train import cache, loop, sharding
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -268,3 +270,38 @@ def test_another_storage_into_the_same_directory_is_refused(tmp_path):
     more = settings_of("identity", data__records=41, data__holdout=32)
     with pytest.raises(ValueError, match=r"config\.data\.records: 40 in the cache, 41 now"):
         write(more, tmp_path)
+
+
+def text_settings(**fields):
+    """configs/t2i.py:test, as short as `settings_of` makes it."""
+    tree = t2i.get_config("test").to_dict()
+    changed = config_io.to_dict(settings_of("identity", data__records=72, train__steps=4, eval__every=4))
+    tree |= {group: changed[group] for group in ("optimizer", "model", "train", "log")}
+    tree["data"] |= {"records": 72}
+    tree["eval"] = changed["eval"] | {"records": 16, "guidance": 2.0}
+    for name, value in fields.items():
+        group, field = name.split("__")
+        tree[group][field] = value
+    return config_io.from_dict(tree)
+
+
+def test_a_cache_of_captions_trains_as_online(quick_to_compile, tmp_path):
+    """Both captions of a record are kept, unpadded; the choice, exchanged captions among them, is that of the online run."""
+    settings = text_settings(data__caption_noise=0.5)
+    online = losses(settings, tmp_path / "online")
+    made, _ = write(settings, tmp_path / "cache", shard_records=40)
+    assert made.arrays["feature"] == made.arrays["feature_detailed"] == ("float32", (-1, 32))
+    first = next(cached.read_shard(tmp_path / "cache" / made.shards[0][0])).arrays
+    assert cached.to_text(first["caption"]) == scene_captions(make_scene(0))[0]
+    assert len(first["feature"]) == len(cached.to_text(first["caption"]).replace(",", " ,").split()) + 1
+    assert len(first["feature_detailed"]) == 19  # of 24 at most
+    again = on_cache(settings, tmp_path / "cache")
+    assert largest_difference(losses(again, tmp_path / "run"), online) < BOUNDS["float32"]
+    assert np.array_equal(*(np.asarray(Image.open(tmp_path / n / "samples" / "step_4.png")) for n in ("run", "online")))
+    with pytest.raises(ValueError, match=r"config\.encoder\.identity: 'random:0@\w+' in the cache, 'random:1@"):
+        loop.prepare(
+            dataclasses.replace(again, encoder=dataclasses.replace(again.encoder, weights="random:1")), "unused"
+        )
+    pictures_only = dataclasses.replace(again.data, record="image")
+    with pytest.raises(ValueError, match=r"config\.data\.record=image, and this cache holds captions"):
+        data.read_batch(pictures_only, data.make_source(pictures_only), [0])

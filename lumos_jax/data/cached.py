@@ -20,7 +20,7 @@ import json
 import math
 import pathlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -32,7 +32,7 @@ from lumos_jax.data.sources import MixtureSource, Source, digest, printable
 FORMAT = 1
 PLAN, MANIFEST = "plan.json", "manifest.json"
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
-_ALL_DTYPES = DTYPES | {"uint8": np.dtype(np.uint8)}
+ALL_DTYPES = DTYPES | {"uint8": np.dtype(np.uint8)}
 _HEAD = struct.Struct("<4sQfBH")
 _MAGIC = b"LMC1"
 _AGAIN = "run the command that makes it again, which goes on after the last whole shard"
@@ -53,7 +53,7 @@ def encode_record(record: Record) -> bytes:
     problem = record.problem.encode()
     parts = [_HEAD.pack(_MAGIC, record.number, record.weight, len(record.arrays), len(problem)), problem]
     for name, array in record.arrays.items():
-        assert array.dtype.name in _ALL_DTYPES, array.dtype
+        assert array.dtype.name in ALL_DTYPES, array.dtype
         for text in (name.encode(), array.dtype.name.encode()):
             parts += [struct.pack("<B", len(text)), text]
         parts += [struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape), array.tobytes()]
@@ -83,7 +83,7 @@ def decode_record(data: bytes) -> Record:
             raise ValueError("begins otherwise")
         problem, arrays = text(length), {}
         for _ in range(count):
-            name, dtype = text(*take("<B")), _ALL_DTYPES[text(*take("<B"))]
+            name, dtype = text(*take("<B")), ALL_DTYPES[text(*take("<B"))]
             shape = take(f"<{take('<B')[0]}I")
             arrays[name] = np.frombuffer(data, dtype, math.prod(shape), place).reshape(shape)
             place += arrays[name].nbytes
@@ -99,9 +99,9 @@ class Manifest:
     """What a whole cache holds.
 
     Attributes:
+      arrays: name -> (dtype, shape) of what each record holds; -1 stands for a length that differs from record to record.
       made_by: "group.field" -> value of what decided the content, as in plan.json: "data.fingerprint" of the source,
         "encoder.identity", "autoencoder.identity", "data.image_size", "cache.dtype" and others.
-      arrays: name -> (dtype, shape) of what each record holds.
       records: how many there are.
       undecodable: how many of them have weight 0.
       parts: (records, weight) of each source of a mixture; of another source, one such pair.
@@ -114,6 +114,23 @@ class Manifest:
     undecodable: int
     parts: tuple[tuple[int, float], ...]
     shards: tuple[tuple[str, int, int], ...]
+
+
+def described(arrays: Mapping[str, np.ndarray], ragged: Collection[str] = ()) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """name -> (dtype, shape) of a record's arrays, as Manifest.arrays has it; the first dim of `ragged` ones is -1."""
+    return {
+        name: (array.dtype.name, (-1, *array.shape[1:]) if name in ragged else array.shape)
+        for name, array in arrays.items()
+    }
+
+
+def of_text(text: str) -> np.ndarray:
+    """A text as a record keeps it: (bytes,) uint8 of its UTF-8; `to_text` is its inverse."""
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def to_text(array: np.ndarray) -> str:
+    return array.tobytes().decode(errors="replace")
 
 
 def shard_name(number: int, count: int) -> str:

@@ -9,6 +9,7 @@ over the part that is kept; an EXIF rotation is applied to the small square.
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -51,7 +52,7 @@ def decode_square(data: bytes, size: int, *, shift: float = 0.5, flip: bool = Fa
     if not data:
         raise UndecodableImage("empty")
     try:
-        image, orientation = _open(data, size)
+        image, orientation, _ = _open(data, size)
         return _square(image, size, shift, orientation, flip)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UndecodableImage(str(error).split(" <")[0]) from error
@@ -67,6 +68,45 @@ def fit_square(pixels: np.ndarray, size: int, *, shift: float = 0.5, flip: bool 
         image = Image.fromarray(pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2))
         return _square(image, size, shift, 1, flip)
     return pixels[:, ::-1] if flip else pixels
+
+
+def decode_cover(data: bytes | np.ndarray, height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Encoded image, or its pixels (H, W, 3) uint8 -> (height, width, 3) uint8, and the image's own upright (H, W).
+
+    Resized (bicubic, antialiased) so that it covers the target, and the middle of it cut out.
+
+    Raises:
+      UndecodableImage: as `decode_square`.
+    """
+    try:
+        if isinstance(data, np.ndarray):
+            image, orientation, (own_width, own_height) = Image.fromarray(data), 1, data.shape[1::-1]
+        else:
+            image, orientation, (own_width, own_height) = _open(data, max(height, width))
+        lying = orientation >= 5
+        target = (height, width) if lying else (width, height)
+        scale = max(target[0] / image.width, target[1] / image.height)
+        inner = target[0] / scale, target[1] / scale
+        left, top = (image.width - inner[0]) / 2, (image.height - inner[1]) / 2
+        box = (max(left, 0), max(top, 0), min(left + inner[0], image.width), min(top + inner[1], image.height))
+        if image.size != target:
+            image = image.resize(target, Image.Resampling.BICUBIC, box=box)
+        own = (own_width, own_height) if lying else (own_height, own_width)
+        return _UPRIGHT[orientation][0](np.asarray(image)), own
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UndecodableImage(str(error).split(" <")[0]) from error
+    except _DAMAGE as error:
+        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+
+
+def size_of(file: str | os.PathLike | io.BytesIO) -> tuple[int, int]:
+    """Upright (height, width) of an encoded image, by its header; (0, 0) where it has none that can be read."""
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) >= 5 else (height, width)
+    except (UnidentifiedImageError, Image.DecompressionBombError, *_DAMAGE):
+        return 0, 0
 
 
 # EXIF orientation -> upright view of the stored pixels, and whether the stored x and y run backwards in it.
@@ -94,21 +134,21 @@ def _square(image: Image.Image, size: int, shift: float, orientation: int, flip:
     return pixels[:, ::-1] if flip else pixels
 
 
-def _open(data: bytes, size: int) -> tuple[Image.Image, int]:
-    """An RGB picture no smaller than need be, as stored, and its EXIF orientation."""
+def _open(data: bytes, side: int) -> tuple[Image.Image, int, tuple[int, int]]:
+    """An RGB picture as stored, reduced to sides of at least `side`; its EXIF orientation; its (width, height) in full."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise UndecodableImage(f"{image.width} x {image.height} pixels are too many")
-    orientation = _orientation(image)
+    orientation, own = _orientation(image), image.size
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
         try:
             # Halving is as fast as not scaling at all; the steps between (7/8 .. 5/8) are slower and blur more.
-            pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=size, min_height=size, min_factor=2, strict=True)
-            return Image.fromarray(pixels), orientation
+            pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=side, min_height=side, min_factor=2, strict=True)
+            return Image.fromarray(pixels), orientation, own
         except ValueError:
             # libjpeg warned. Stray bytes between markers are harmless, a missing end is not: Pillow tells them apart.
-            return _to_rgb(image), orientation
-    return _to_rgb(image), orientation
+            return _to_rgb(image), orientation, own
+    return _to_rgb(image), orientation, own
 
 
 def _orientation(image: Image.Image) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
-from lumos_jax import config
-from lumos_jax.data import cached, workers
-from lumos_jax.data.decode import UndecodableImage, decode_square, fit_square
+from lumos_jax import aspect, config
+from lumos_jax.data import cached, captions, workers
+from lumos_jax.data.decode import UndecodableImage, decode_cover, decode_square, fit_square
 from lumos_jax.data.sources import Source, printable
 
 HostBatch = dict[str, np.ndarray]
@@ -40,8 +41,12 @@ class RecordLoader(BatchLoader):
           UndecodableImage or OSError: the record is damaged.
         """
 
+    def row_of(self, element: Sequence[tuple[int, int]]) -> Row:
+        """`row` of this batch, where batches differ; `row` itself is the largest then."""
+        return self.row()
+
     def map(self, element: Sequence[tuple[int, int]]) -> HostBatch:
-        batch = new_batch(element, self.row())
+        batch = new_batch(element, self.row_of(element))
         for row, (position, record) in enumerate(element):
             try:
                 loaded = self.load(position, record)
@@ -83,6 +88,76 @@ class Pictures(RecordLoader):
 
 
 @dataclasses.dataclass(frozen=True)
+class BucketPictures(RecordLoader):
+    """Pictures of one aspect bucket a batch: `image` uint8 (B, h, w, 3), and `size` float32 (B, 3), the original height and
+    width and the bucket's ratio. assigned: None puts every record into the square bucket."""
+
+    source: Source
+    seed: int
+    flip: bool
+    table: tuple[aspect.Bucket, ...]
+    assigned: np.ndarray | None  # (records,), the number of each record's bucket
+
+    def bucket(self, record: int) -> aspect.Bucket:
+        return self.table[aspect.square(self.table) if self.assigned is None else self.assigned[record]]
+
+    def row(self) -> Row:
+        return self._row(max(self.table, key=lambda bucket: bucket.height * bucket.width))
+
+    def row_of(self, element: Sequence[tuple[int, int]]) -> Row:
+        return self._row(self.bucket(element[0][1]))
+
+    def _row(self, bucket: aspect.Bucket) -> Row:
+        image = (np.dtype(np.uint8), (bucket.height, bucket.width, 3))
+        return {"image": image, "size": (np.dtype(np.float32), (3,))}
+
+    def load(self, position: int, record: int) -> dict[str, np.ndarray]:
+        bucket = self.bucket(record)
+        pixels, own = decode_cover(self.source.read(record), bucket.height, bucket.width)
+        if self.flip and stream(self.seed, position).random(2)[1] < 0.5:
+            pixels = pixels[:, ::-1]
+        return {"image": pixels, "size": np.array([*own, bucket.ratio], np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioned(RecordLoader):
+    """Pictures and a caption each: `image` and `size` as `pictures` gives them, `caption` (B,) str.
+
+    training: the choice between raw and detailed hangs on the position, not on the record. noise: share of records with
+    another's caption. both: no choice is made; the detailed one is `caption_detailed`.
+    """
+
+    pictures: Pictures | BucketPictures
+    training: bool
+    detailed: float
+    clean: bool
+    noise: float
+    both: bool
+
+    @property
+    def source(self) -> Source:
+        return self.pictures.source
+
+    def row(self) -> Row:
+        return self.pictures.row() | self._texts()
+
+    def row_of(self, element: Sequence[tuple[int, int]]) -> Row:
+        return self.pictures.row_of(element) | self._texts()
+
+    def _texts(self) -> Row:
+        return dict.fromkeys(("caption", "caption_detailed") if self.both else ("caption",), (np.dtype(object), ()))
+
+    def load(self, position: int, record: int) -> dict[str, Any]:
+        loaded = self.pictures.load(position, record)
+        told = self.source.captions(captions.partner(record, len(self.source), self.noise, self.pictures.seed))
+        told = tuple(map(captions.clean, told)) if self.clean else told
+        if self.both:
+            return loaded | {"caption": told[0], "caption_detailed": told[1]}
+        draw = stream(self.pictures.seed, position if self.training else record).random(3)[2]
+        return loaded | {"caption": told[captions.choose(told, draw, self.detailed)]}
+
+
+@dataclasses.dataclass(frozen=True)
 class Labelled(RecordLoader):
     """Square pictures and their classes: `image` as of Pictures, `label` int32 (B,)."""
 
@@ -104,33 +179,91 @@ class CachedLoader(BatchLoader):
     """(position, record) pairs -> HostBatch of what a cache holds; see `data.cached`."""
 
     source: Source
-    arrays: Row
-
-    def map(self, element: Sequence[tuple[int, int]]) -> HostBatch:
-        batch = new_batch(element, self.arrays)
-        for row, (_, number) in enumerate(element):
-            try:
-                record = cached.decode_record(self.source.read(number))
-                held = {name: (array.dtype, array.shape) for name, array in record.arrays.items()}
-                if record.number != number or held != self.arrays:
-                    raise ValueError("another record than the manifest says")
-            except (ValueError, OSError) as error:
-                reject(batch, row, f"{self.source.describe(number)}: {str(error)[:_REASON_LENGTH]}")
-                continue
-            if not record.weight:
-                reject(batch, row, record.problem)
-            for name, array in record.arrays.items():
-                batch[name][row] = array
-        return batch
+    arrays: Row  # of each record; -1 for a length that differs
 
     def row(self) -> Row:
         return self.arrays
+
+    def map(self, element: Sequence[tuple[int, int]]) -> HostBatch:
+        batch = new_batch(element, self.row())
+        for row, (position, number) in enumerate(element):
+            try:
+                loaded, problem = self.load(position, number)
+            except (ValueError, OSError) as error:
+                reject(batch, row, f"{self.source.describe(number)}: {str(error)[:_REASON_LENGTH]}")
+                continue
+            if problem:
+                reject(batch, row, problem)
+            for name, array in loaded.items():
+                batch[name][row] = array
+        return batch
+
+    def load(self, position: int, number: int) -> tuple[Mapping[str, np.ndarray], str]:
+        """The arrays of one row, and why it has no weight."""
+        record = self.read(number)
+        return record.arrays, "" if record.weight else record.problem
+
+    def read(self, number: int) -> cached.Record:
+        """A record. Raises ValueError or OSError if it is damaged."""
+        record = cached.decode_record(self.source.read(number))
+        held = cached.described(record.arrays, [name for name, (_, shape) in self.arrays.items() if -1 in shape])
+        if record.number != number or held != {
+            name: (dtype.name, shape) for name, (dtype, shape) in self.arrays.items()
+        }:
+            raise ValueError("another record than the manifest says")
+        return record
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedCaptions(CachedLoader):
+    """As CachedLoader, of a cache of captions: `feature` (B, L, C) of the caption that was chosen, padded with zeros,
+    `token_mask` (B, L) bool where it is of several tokens, and `caption` (B,) str."""
+
+    length: int  # L
+    seed: int
+    training: bool
+    detailed: float
+    noise: float
+
+    @property
+    def several(self) -> bool:
+        return -1 in self.arrays["feature"][1]
+
+    def row(self) -> Row:
+        fixed = {name: kind for name, kind in self.arrays.items() if name in ("image", "latent")}
+        dtype, (length, features) = self.arrays["feature"]
+        if not self.several:
+            return fixed | {"feature": (dtype, (length, features)), "caption": (np.dtype(object), ())}
+        mask = (np.dtype(bool), (self.length,))
+        return fixed | {
+            "feature": (dtype, (self.length, features)), "token_mask": mask, "caption": (np.dtype(object), ())
+        }  # fmt: skip
+
+    def load(self, position: int, number: int) -> tuple[Mapping[str, np.ndarray], str]:
+        record = self.read(number)
+        other = captions.partner(number, len(self.source), self.noise, self.seed)
+        told = record if other == number else self.read(other)
+        lacking = [f"{part.problem}" for part in (record, told) if not part.weight]
+        draw = stream(self.seed, position if self.training else number).random(3)[2]
+        texts = tuple(cached.to_text(told.arrays[name]) for name in ("caption", "caption_detailed"))
+        which = captions.choose(texts, draw, self.detailed)
+        feature = told.arrays[("feature", "feature_detailed")[which]]
+        loaded = {name: array for name, array in record.arrays.items() if name in ("image", "latent")}
+        loaded["caption"] = texts[which]
+        if self.several:
+            missing = self.length - len(feature)
+            loaded["token_mask"] = np.arange(self.length) < len(feature)
+            feature = np.pad(feature, ((0, missing), (0, 0)))
+        return loaded | {"feature": feature}, "; ".join(lacking)
 
 
 def new_batch(element: Sequence[tuple[int, int]], row: Row) -> HostBatch:
     """Zeros of weight 1 for these (position, record) pairs."""
     count = len(element)
-    batch = {name: workers.new_array((count, *shape), dtype) for name, (dtype, shape) in row.items()}
+    batch = {
+        name: np.full((count, *shape), "", object) if dtype.hasobject else workers.new_array((count, *shape), dtype)
+        for name, (dtype, shape) in row.items()
+    }
     return batch | {
         "weight": np.ones(count, np.float32),
         "record": np.array([record for _, record in element], np.int64),
@@ -143,25 +276,70 @@ def reject(batch: HostBatch, row: int, problem: str) -> None:
     batch["problem"][row] = problem[-_PROBLEM_LENGTH:]  # the end of a path and the reason say most
 
 
-def make_loader(data: config.Data, source: Source, *, training: bool) -> BatchLoader:
-    """What makes batches of the records of a source, as config.data.record says. Random crops and mirrors only in training.
+def make_loader(
+    data: config.Data,
+    source: Source,
+    *,
+    training: bool,
+    everything: bool = False,
+    assigned: np.ndarray | None = None,
+) -> BatchLoader:
+    """What makes batches of the records of a source, as config.data.record says.
+
+    Args:
+      data: config.data.
+      source: as `make_source` gives it.
+      training: random crops and mirrors, captions that change from epoch to epoch.
+      everything: not for training, but all of a record that training may choose from, as a cache keeps it.
+      assigned: with config.data.buckets, (records,) the number of each record's bucket; None takes the square one.
 
     Raises:
       ValueError: the source has no such records.
     """
     if data.source == "cached":
-        arrays = cached.read_manifest(data.path).arrays
-        return CachedLoader(source, {name: (np.dtype(dtype), shape) for name, (dtype, shape) in arrays.items()})
+        return _cached(data, source, training)
     if data.record not in _MAKERS:
         raise ValueError(f"config.data.record={data.record!r} is not one of {', '.join(_MAKERS)}")
-    return _MAKERS[data.record](data, source, training)
+    made = _MAKERS[data.record](data, source, training, everything)
+    if not data.buckets:
+        return made
+    table = aspect.make_buckets(data.image_size, data.bucket_step, data.bucket_ratios)
+    pictures = BucketPictures(source, data.seed, training and data.flip, table, assigned)
+    return dataclasses.replace(made, pictures=pictures)
 
 
-def _pictures(data: config.Data, source: Source, training: bool) -> Pictures:
+def _cached(data: config.Data, source: Source, training: bool) -> CachedLoader:
+    manifest = cached.read_manifest(data.path)
+    # By name: NumPy alone does not know bfloat16.
+    arrays = {name: (np.dtype(cached.ALL_DTYPES[dtype]), shape) for name, (dtype, shape) in manifest.arrays.items()}
+    if ("caption" in arrays) != (data.record == "captioned"):
+        raise ValueError(
+            f"config.data.path={data.path!r}: config.data.record={data.record}, and this cache holds "
+            f"{'captions' if 'caption' in arrays else 'no captions'}: set it back, or make another cache"
+        )
+    if data.record != "captioned":
+        return CachedLoader(source, arrays)
+    length, noise = manifest.made_by["encoder.max_tokens"], data.caption_noise if training else 0.0
+    return CachedCaptions(source, arrays, length, data.seed, training, data.detailed, noise)
+
+
+def _pictures(data: config.Data, source: Source, training: bool, everything: bool = False) -> Pictures:
     return Pictures(source, data.image_size, data.seed, training and data.crop == "random", training and data.flip)
 
 
-def _labelled(data: config.Data, source: Source, training: bool) -> Labelled:
+def _captioned(data: config.Data, source: Source, training: bool, everything: bool) -> Captioned:
+    for part in getattr(source, "sources", [source]):
+        if not hasattr(part, "captions"):
+            raise ValueError(
+                f"config.data.record=captioned: {part.describe(0)} ... have no captions. Sources that do are scenes, folder "
+                "(a.txt beside a.jpg, or captions.jsonl) and arrayrecord (tf.train.Example with a feature caption)"
+            )
+    pictures = _pictures(data, source, training)
+    noise = data.caption_noise if training else 0.0
+    return Captioned(pictures, training, data.detailed, data.clean_captions, noise, everything)
+
+
+def _labelled(data: config.Data, source: Source, training: bool, everything: bool) -> Labelled:
     for part in getattr(source, "sources", [source]):
         if not hasattr(part, "label"):
             raise ValueError(
@@ -176,13 +354,13 @@ def _labelled(data: config.Data, source: Source, training: bool) -> Labelled:
     return Labelled(_pictures(data, source, training))
 
 
-def _clips(data: config.Data, source: Source, training: bool) -> BatchLoader:
+def _clips(data: config.Data, source: Source, training: bool, everything: bool) -> BatchLoader:
     from lumos_jax.data.clips import make_clips
 
     return make_clips(data, source, training)
 
 
-def _views(data: config.Data, source: Source, training: bool) -> RecordLoader:
+def _views(data: config.Data, source: Source, training: bool, everything: bool) -> RecordLoader:
     from lumos_jax.data.views import Views, parts
 
     for part in parts(source):
@@ -194,9 +372,10 @@ def _views(data: config.Data, source: Source, training: bool) -> RecordLoader:
     return Views(source, data.image_size, data.seed, training)
 
 
-# config.data.record -> (config.data, source, training) -> loader.
-_MAKERS: Mapping[str, Callable[[config.Data, Source, bool], BatchLoader]] = {
+# config.data.record -> (config.data, source, training, everything) -> loader.
+_MAKERS: Mapping[str, Callable[[config.Data, Source, bool, bool], BatchLoader]] = {
     "image": _pictures,
+    "captioned": _captioned,
     "labelled": _labelled,
     "clip": _clips,
     "views": _views,

@@ -94,11 +94,16 @@ def training_order(data: config.Data, source: Source) -> grain.MapDataset:
         PartOrder(len(part), held, first=first, seed=zlib.crc32(f"{data.seed}/{number}".encode()))
         for number, ((first, part), held) in enumerate(zip(_parts(source), holdout_counts(data, source), strict=True))
     ]
+    return mixed(orders, source.weights if isinstance(source, MixtureSource) else [1.0])
+
+
+def mixed(orders: Sequence[grain.MapDataset], weights: Sequence[float]) -> grain.MapDataset:
+    """Endless MapDatasets as one, interleaved by weight."""
     if len(orders) == 1:
         return orders[0]
     # Grain counts the weights in hundredths of the smallest and cuts off the rest; rounded first, they err by half of one.
-    least = min(source.weights)
-    return grain.MapDataset.mix(orders, [round(100 * weight / least) for weight in source.weights])
+    least = min(weights)
+    return grain.MapDataset.mix(orders, [round(100 * weight / least) for weight in weights])
 
 
 class PartOrder(grain.MapDataset):

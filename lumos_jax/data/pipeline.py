@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from lumos_jax import config
-from lumos_jax.data import loaders, order, workers
+from lumos_jax.data import buckets, loaders, order, workers
 from lumos_jax.data.decode import UndecodableImage, decode_square
 from lumos_jax.data.loaders import HostBatch
 from lumos_jax.data.sources import Source
@@ -111,23 +111,37 @@ def make_train_iterator(
       finish: what is done to each batch in the threads or processes that decode; picklable.
 
     Returns:
-      An iterator over dicts: `image` uint8 (len(rows), S, S, 3), or what a cache holds instead (`latent` or `image`, and
+      An iterator over dicts: `image` uint8 (len(rows), S, S, 3) (with config.data.buckets, (len(rows), h, w, 3) of the step's
+      bucket, and `size`), or what a cache holds instead (`latent` or `image`, and
       `feature`); `weight` float32 (len(rows),), 0 where a record could not be
       decoded; `record` int64 (len(rows),); `problem` (len(rows),) strings, empty where all is well.
 
     Raises:
       ValueError: holding out leaves no records, or /dev/shm is too small for config.data.workers.
     """
-    positions = order.training_order(data, source)
-    steps = order.HostSteps(positions, batch_size=batch_size, rows=tuple(rows), start_step=start_step)
-    return BatchIterator(data, steps, loaders.make_loader(data, source, training=True), len(rows), finish)
+    assigned, where = None, {"batch_size": batch_size, "rows": tuple(rows), "start_step": start_step}
+    if data.buckets:
+        assignment = buckets.assign(data, source, batch_size)
+        steps, assigned = buckets.BucketSteps(data, source, assignment, **where), assignment.bucket_of
+    else:
+        steps = order.HostSteps(order.training_order(data, source), **where)
+    return BatchIterator(
+        data, steps, loaders.make_loader(data, source, training=True, assigned=assigned), len(rows), finish
+    )
 
 
 def make_record_iterator(
-    data: config.Data, source: Source, batches: Sequence[Sequence[int]], finish: Finish | None = None
+    data: config.Data,
+    source: Source,
+    batches: Sequence[Sequence[int]],
+    finish: Finish | None = None,
+    everything: bool = False,
 ) -> BatchIterator:
-    """These batches of records, once, each centre-cropped and not mirrored; otherwise as `make_train_iterator`."""
-    loader = loaders.make_loader(data, source, training=False)
+    """These batches of records, once, each centre-cropped and not mirrored; otherwise as `make_train_iterator`.
+
+    everything: with all that training may choose from, as a cache keeps it.
+    """
+    loader = loaders.make_loader(data, source, training=False, everything=everything)
     return BatchIterator(data, order.Listed(batches), loader, max(map(len, batches), default=0), finish)
 
 

@@ -19,7 +19,7 @@ def flow(scene: Scene, before: float, after: float, size: int) -> np.ndarray:
     """
     old, new = moved(scene, before), moved(scene, after)
     matrix = camera_matrix(old.camera)
-    rays, centre = cast(matrix, size)
+    rays, centre = cast(matrix, size, size)
     depth = ground_depth(rays[2], centre).astype(np.float32)
     owner = cover(old, matrix, rays, centre, depth)
     x, y, z = (c + ray.astype(np.float64) * depth for c, ray in zip(centre, rays, strict=True))

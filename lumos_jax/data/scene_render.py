@@ -33,26 +33,30 @@ def camera_matrix(camera: Camera) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _pixel_plane(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Camera-space x, y of each ray at depth 1, and 1 / length; (side, side) float32 each."""
-    steps = ((np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1) * np.float32(math.tan(FOV / 2))
-    x, y = np.meshgrid(steps, steps)
+def _pixel_plane(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Camera-space x, y of each ray at depth 1, and 1 / length; (height, width) float32 each. FOV is the shorter side's."""
+
+    def steps(side):
+        reach = np.float32(math.tan(FOV / 2) * (side / min(height, width)))
+        return ((np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1) * reach
+
+    x, y = np.meshgrid(steps(width), steps(height))
     return x, y, 1 / np.sqrt(x * x + y * y + 1)
 
 
-def render(scene: Scene, size: int, *, camera: Camera | None = None, time: float = 0.0) -> np.ndarray:
-    """A picture (size, size, 3) uint8.
+def render(scene: Scene, size: int | tuple[int, int], *, camera: Camera | None = None, time: float = 0.0) -> np.ndarray:
+    """A picture (size, size, 3) or (height, width, 3) uint8.
 
     Args:
       scene: see `make_scene`.
-      size: side in pixels.
+      size: side in pixels, or (height, width): the longer side sees more than the scene's table.
       camera: another camera than the scene's own.
       time: in [0, 1] of the scene's clip.
     """
     scene = moved(scene, time)
     matrix = camera_matrix(camera or scene.camera)
-    side = size * SUPERSAMPLE
-    rays, centre = cast(matrix, side)
+    height, width = (size, size) if isinstance(size, int) else size
+    rays, centre = cast(matrix, height * SUPERSAMPLE, width * SUPERSAMPLE)
     colour, depth = _ground(scene, rays, centre)
     owner = cover(scene, matrix, rays, centre, depth)
     for number, solid in enumerate(scene.solids):
@@ -60,23 +64,23 @@ def render(scene: Scene, size: int, *, camera: Camera | None = None, time: float
         if len(at[0]):
             direction = [ray[at] for ray in rays]
             colour[:, at[0], at[1]] = _shade(scene, solid, direction, depth[at], centre)
-    blocks = colour.reshape(3, size, SUPERSAMPLE, size, SUPERSAMPLE).mean((2, 4))
+    blocks = colour.reshape(3, height, SUPERSAMPLE, width, SUPERSAMPLE).mean((2, 4))
     return (np.clip(blocks, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
 
-def cast(matrix: np.ndarray, side: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """The unit ray of each pixel, world x, y, z (side, side) float32 each, and the camera's centre (3,)."""
-    u, v, inverse = _pixel_plane(side)
+def cast(matrix: np.ndarray, height: int, width: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """The unit ray of each pixel, world x, y, z (height, width) float32 each, and the camera's centre (3,)."""
+    u, v, inverse = _pixel_plane(height, width)
     right, down, forward = (row.astype(np.float32) for row in matrix[:, :3])
     rays = [(u * right[i] + v * down[i] + forward[i]) * inverse for i in range(3)]
     return rays, -matrix[:, :3].T @ matrix[:, 3]
 
 
 def cover(scene: Scene, matrix: np.ndarray, rays, centre, depth: np.ndarray) -> np.ndarray:
-    """Which solid each pixel shows, -1 for none; `depth` (side, side), that of the ground, becomes that of what is seen."""
+    """Which solid each pixel shows, -1 for none; `depth` (height, width), that of the ground, becomes that of what is seen."""
     owner = np.full(depth.shape, -1, np.int8)
     for number, solid in enumerate(scene.solids):
-        box = _rectangle(solid, matrix, len(depth))
+        box = _rectangle(solid, matrix, *depth.shape)
         if box is None:
             continue
         t = _intersect(solid, [ray[box] for ray in rays], centre)
@@ -96,17 +100,17 @@ def clip(scene: Scene, frames: int, size: int) -> np.ndarray:
     return np.stack([render(scene, size, time=i / max(frames - 1, 1)) for i in range(frames)])
 
 
-def _rectangle(solid: Solid, matrix: np.ndarray, side: int) -> tuple[slice, slice] | None:
+def _rectangle(solid: Solid, matrix: np.ndarray, height: int, width: int) -> tuple[slice, slice] | None:
     """Pixels that a sphere around the solid can cover."""
     radius = solid.size * 1.45
     x, y, z = matrix[:, :3] @ np.array([solid.x, solid.y, solid.size * 0.8]) + matrix[:, 3]
     if z <= radius:
-        return (slice(0, side), slice(0, side))
-    scale = side / (2 * math.tan(FOV / 2))
+        return (slice(0, height), slice(0, width))
+    scale = min(height, width) / (2 * math.tan(FOV / 2))
     reach = radius / (z - radius) * scale
-    column, row = x / z * scale + side / 2, y / z * scale + side / 2
-    rows = slice(max(int(row - reach), 0), min(int(row + reach) + 2, side))
-    columns = slice(max(int(column - reach), 0), min(int(column + reach) + 2, side))
+    column, row = x / z * scale + width / 2, y / z * scale + height / 2
+    rows = slice(max(int(row - reach), 0), min(int(row + reach) + 2, height))
+    columns = slice(max(int(column - reach), 0), min(int(column + reach) + 2, width))
     return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else None
 
 
@@ -245,7 +249,7 @@ def _material(solid: Solid, x, y, z) -> np.ndarray:
 
 
 def _ground(scene: Scene, rays, centre) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (3, side, side) of ground and sky, and the distance to the ground (FAR for sky)."""
+    """Colours (3, height, width) of ground and sky, and the distance to the ground (FAR for sky)."""
     x, y, z = rays
     t = ground_depth(z, centre)
     gx, gy = (np.float32(centre[0]) + t * x), (np.float32(centre[1]) + t * y)

@@ -199,10 +199,13 @@ def _where(scene: Scene, solid: Solid) -> str:
 
 
 class ScenesSource:
-    """Scenes 0 .. records - 1 as a data source of rendered images, `size` pixels a side."""
+    """Scenes 0 .. records - 1 as a data source of rendered images, `size` pixels a side.
 
-    def __init__(self, records: int, size: int, seed: int = 0):
-        self.records, self.size, self.seed = records, size, seed
+    ratios: smallest and largest height over width, if the pictures are to have shapes of their own, of about that area.
+    """
+
+    def __init__(self, records: int, size: int, seed: int = 0, ratios: tuple[float, float] | None = None):
+        self.records, self.size, self.seed, self.ratios = records, size, seed, ratios
 
     def __len__(self) -> int:
         return self.records
@@ -210,7 +213,17 @@ class ScenesSource:
     def read(self, index: int) -> np.ndarray:
         from lumos_jax.data.scene_render import render
 
-        return render(make_scene(index, seed=self.seed), self.size)
+        size = self.size if self.ratios is None else tuple(map(int, self.sizes(np.array([index]))[0]))
+        return render(make_scene(index, seed=self.seed), size)
+
+    def sizes(self, records: np.ndarray) -> np.ndarray:
+        """(height, width) of the pictures of records (N,): int (N, 2)."""
+        low, high = np.log(self.ratios or (1.0, 1.0))
+        side = np.exp((low + (high - low) * _shares(records, self.seed)) / 2)
+        return np.stack([np.round(self.size * side), np.round(self.size / side)], axis=1).astype(np.int64)
+
+    def captions(self, index: int) -> tuple[str, str]:
+        return captions(make_scene(index, seed=self.seed))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -246,4 +259,13 @@ class ScenesSource:
         return f"scene {index}"
 
     def fingerprint(self) -> str:
-        return f"scenes-v{VERSION}-{self.records}-{self.size}-{self.seed}"
+        shapes = "" if self.ratios is None else f"-{self.ratios[0]}-{self.ratios[1]}"
+        return f"scenes-v{VERSION}-{self.records}-{self.size}-{self.seed}{shapes}"
+
+
+def _shares(records: np.ndarray, seed: int) -> np.ndarray:
+    """A number in [0, 1) for each record, all at once: the finalizer of SplitMix64 (Steele et al. 2014)."""
+    mixed = np.asarray(records).astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return (mixed ^ (mixed >> np.uint64(31))) / 2.0**64

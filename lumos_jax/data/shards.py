@@ -1,7 +1,8 @@
 """Sources that keep many records in one file: ArrayRecord shards, and data sets of TensorFlow Datasets.
 
 A record of a shard is either the bytes of an image file (as `write_arrayrecord` stores them) or a serialised tf.train.Example
-whose feature `image/encoded`, `image` or another one with an image's bytes holds them. TensorFlow is not loaded: the few
+whose feature `image/encoded`, `image` or another one with an image's bytes holds them; its captions are in `caption`, `text`
+or `txt`, and `caption/detailed`, `caption_detailed` or `detailed`. TensorFlow is not loaded: the few
 fields of an Example that matter are read from the protocol buffer's wire format here.
 """
 
@@ -20,6 +21,8 @@ import numpy as np
 
 from lumos_jax.data.sources import digest, is_image, printable
 
+_CAPTION_FEATURES = (b"caption", b"text", b"txt")
+_DETAILED_FEATURES = (b"caption/detailed", b"caption_detailed", b"detailed")
 _IMAGE_FEATURES = (b"image/encoded", b"image", b"jpg", b"jpeg", b"png", b"webp")
 
 
@@ -71,6 +74,15 @@ class ArrayRecordSource(OpenedLater):
         except (ValueError, RuntimeError, IndexError) as error:
             raise OSError(f"shard damaged: {error}") from error
         return record if is_image(record) else image_of_example(record) or record
+
+    def captions(self, index: int) -> tuple[str, str]:
+        try:
+            found = captions_of_example(self._records[index])
+        except (ValueError, RuntimeError, IndexError) as error:
+            raise OSError(f"shard damaged: {error}") from error
+        if found is None:
+            raise OSError("no caption: it is no tf.train.Example with a feature caption, text or txt")
+        return found
 
     def describe(self, index: int) -> str:
         shard = bisect.bisect_right(self._ends, index)
@@ -149,6 +161,22 @@ def image_of_example(record: bytes) -> bytes | None:
         if name in features:
             return features[name]
     return next((value for _, value in sorted(features.items()) if is_image(value)), None)
+
+
+def captions_of_example(record: bytes) -> tuple[str, str] | None:
+    """(raw, detailed) captions in a serialised tf.train.Example, or None if this is none or has neither."""
+    try:
+        features = dict(_byte_features(record))
+    except (ValueError, IndexError):
+        return None
+    found = [
+        next((features[name] for name in names if name in features), None)
+        for names in (_CAPTION_FEATURES, _DETAILED_FEATURES)
+    ]
+    if found == [None, None]:
+        return None
+    raw, detailed = (" ".join((text or b"").decode("utf-8", errors="replace").split()) for text in found)
+    return raw, detailed
 
 
 def _byte_features(example: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -18,12 +18,17 @@ import numpy as np
 from absl import logging
 
 from lumos_jax import config
+from lumos_jax.data import captions
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 
 
 class Source(Protocol):
     """Random access to `len(source)` records.
+
+    Sources that know more of their records than a picture have methods for it: `captions(index)` gives (raw, detailed), either
+    of which may be empty, and raises OSError for a record that has none; `sizes(records)` gives (height, width) of pictures
+    without reading them, `file(index)` the path of one.
 
     Sources whose records belong to classes have `classes`, a sequence of their names, and `label(index)`, a record's class as a
     number from 0. Both raise ValueError where these records have none.
@@ -83,6 +88,9 @@ class Names:
         return (self[i] for i in range(len(self)))
 
 
+_CAPTIONS = "captions.jsonl"
+
+
 class FolderSource:
     """Every image file below a directory, links followed, by sorted relative name.
 
@@ -90,11 +98,18 @@ class FolderSource:
     other endings or none, those are records that begin as an image does; the others (labels, captions) are left out, and
     one line in the log says how many. Names that begin with a dot are left out.
 
+    Captions: `captions.jsonl` in the directory, a line {"file": ..., "caption": ..., "detailed": ...} an image ("detailed" may
+    be absent); where there is none, a.txt and, if it is there, a.detailed.txt beside a.jpg.
+
+    Args:
+      path: the directory.
+      captioned: captions are read too, and count as content.
+
     Raises:
-      ValueError: no such directory, not readable, or no images in it.
+      ValueError: no such directory, not readable, or no images in it; captions.jsonl is damaged.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, captioned: bool = False):
         self.root = pathlib.Path(path).expanduser().absolute()
         if not self.root.is_dir():
             raise ValueError(f"config.data.path={path!r} is not a directory")
@@ -102,6 +117,9 @@ class FolderSource:
         for name in files_below(self.root):
             relative = os.path.relpath(name, self.root)
             (found if _looks_like_image(name) else others).append(relative)
+        self._captioned, self._told = captioned, None
+        if captioned:
+            others = [name for name in others if os.path.splitext(name)[1] != ".txt" and name != _CAPTIONS]
         if not found:
             there = (
                 f"its {len(others)} files are of other kinds, as {printable(min(others))}" if others else "it is empty"
@@ -114,12 +132,32 @@ class FolderSource:
             example = printable(min(others))
             logging.warning("%s: %d files are no images and are left out, as %s", self.root, len(others), example)
         self.names = Names(sorted(found))
+        if captioned and (self.root / _CAPTIONS).exists():
+            self._told = captions.read_jsonl(self.root / _CAPTIONS)
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def captions(self, index: int) -> captions.Captions:
+        name = self.names[index]
+        if self._told is not None:
+            if name not in self._told:
+                raise FileNotFoundError(f"{_CAPTIONS} has no line for it")
+            return self._told[name]
+        raw, detailed = self._caption_files(name)
+        if not raw.exists() and not detailed.exists():
+            raise FileNotFoundError(f"there is no {raw.name} beside it, and no {_CAPTIONS} in {printable(self.root)}")
+        return tuple(captions.read_text(path) if path.exists() else "" for path in (raw, detailed))
+
+    def _caption_files(self, name: str) -> tuple[pathlib.Path, pathlib.Path]:
+        stem = self.root / os.path.splitext(name)[0]
+        return stem.with_name(f"{stem.name}.txt"), stem.with_name(f"{stem.name}.detailed.txt")
+
+    def file(self, index: int) -> str:
+        return os.path.join(self.root, self.names[index])
+
     def read(self, index: int) -> bytes:
-        with open(os.path.join(self.root, self.names[index]), "rb") as file:
+        with open(self.file(index), "rb") as file:
             return file.read()
 
     @functools.cached_property
@@ -144,7 +182,12 @@ class FolderSource:
         return printable(os.path.join(self.root, self.names[index]))
 
     def fingerprint(self) -> str:
-        return digest((name, file_size(self.root / name)) for name in self.names)
+        pictures = ((name, file_size(self.root / name)) for name in self.names)
+        if not self._captioned:
+            return digest(pictures)
+        if self._told is not None:
+            return digest([*pictures, sorted(self._told.items())])
+        return digest([*pictures, *(tuple(map(file_size, self._caption_files(name))) for name in self.names)])
 
 
 def files_below(root: pathlib.Path) -> Iterator[str]:
@@ -205,6 +248,10 @@ class MixtureSource:
         which, inner = self.locate(index)
         return self.sources[which].read(inner)
 
+    def captions(self, index: int) -> captions.Captions:
+        which, inner = self.locate(index)
+        return self.sources[which].captions(inner)
+
     @property
     def classes(self) -> Sequence[str]:
         first, *others = (tuple(source.classes) for source in self.sources)
@@ -244,9 +291,9 @@ def make_source(data: config.Data) -> Source:
     if data.source == "scenes":
         from lumos_jax.data.scenes import ScenesSource
 
-        return ScenesSource(data.records, data.image_size)
+        return ScenesSource(data.records, data.image_size, ratios=data.bucket_ratios if data.buckets else None)
     if data.source == "folder":
-        return FolderSource(data.path)
+        return FolderSource(data.path, data.record == "captioned")
     if data.source == "videos":
         from lumos_jax.data.videos import VideosSource
 

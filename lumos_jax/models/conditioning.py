@@ -56,14 +56,16 @@ class TimestepEmbedder(nn.Module):
 class SizeEmbedder(nn.Module):
     """An image's (height, width, height / width), in pixels, (B, 3) -> (B, D) float32, as the multi-scale network has it.
 
-    Each number through a sinusoid and an MLP to D / 3 features; height and width share theirs.
+    Each number through a sinusoid and an MLP to D / 3 features; height and width share theirs. Where 3 does not divide D, the
+    ratio has the rest.
     """
 
     width: int
 
     @nn.compact
     def __call__(self, size: jax.Array) -> jax.Array:
-        sides, ratio = TimestepEmbedder(self.width // 3, name="side"), TimestepEmbedder(self.width // 3, name="ratio")
+        third = self.width // 3
+        sides, ratio = TimestepEmbedder(third, name="side"), TimestepEmbedder(self.width - 2 * third, name="ratio")
         return jnp.concatenate([sides(size[:, 0]), sides(size[:, 1]), ratio(size[:, 2])], axis=-1)
 
 

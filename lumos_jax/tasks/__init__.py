@@ -15,10 +15,12 @@ from lumos_jax.tasks.i2i import make_i2i
 from lumos_jax.tasks.i2v import make_i2v
 from lumos_jax.tasks.nvs import make_nvs
 from lumos_jax.tasks.rcg import make_rcg
+from lumos_jax.tasks.t2i import make_t2i
 from lumos_jax.tasks.unconditional import make_unconditional
 
 _TASKS = {
     "i2i": make_i2i,
+    "t2i": make_t2i,
     "i2v": make_i2v,
     "nvs": make_nvs,
     "dino": make_dino,

@@ -69,12 +69,14 @@ class DiffusionTask(Task, Protocol):
       process: the diffusion process.
       latent_shape: ([F,] h, w, c) of x0.
       condition_dropout: probability in [0, 1] of the null condition in training.
+      ragged: what of `encode` a cache cuts to a record's own length -> the mask in the batch that tells it.
     """
 
     dit: DiT
     process: Process
     latent_shape: tuple[int, ...]
     condition_dropout: float
+    ragged: Mapping[str, str]
 
     def draw_drop(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
         """For each name of models.PARTS, (size,) bool: the rows of a training batch that lose that part."""
@@ -89,8 +91,9 @@ class DiffusionTask(Task, Protocol):
         ...
 
     def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """uint8 `image` -> what the frozen encoders make of it, as a cache keeps it for every record: float32 `feature`
-        (B, L, C), and `latent` moments (B, h, w, 2 c) or, where pixels are the latents, the uint8 `image` itself."""
+        """uint8 `image`, and what else a record has -> what the frozen encoders make of it, as a cache keeps it for every
+        record: float32 `feature` (B, L, C) (and `feature_detailed` of a second caption), and `latent` moments (B, h, w, 2 c)
+        or, where pixels are the latents, the uint8 `image` itself."""
         ...
 
     def without_encoders(self, frozen: Any) -> Any:

@@ -94,10 +94,18 @@ class Denoising:
         return self.autoencoder.encode(frozen["autoencoder"], batch["image"], key)
 
     def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        feature = self.condition(frozen, batch).tokens
+        return self.encode_pictures(frozen, batch) | {"feature": self.condition(frozen, batch).tokens}
+
+    def encode_pictures(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """`encode`'s part of the autoencoder."""
         if self.autoencoder.shape is None:
-            return {"image": batch["image"], "feature": feature}
-        return {"latent": self.autoencoder.moments(frozen["autoencoder"], batch["image"]), "feature": feature}
+            return {"image": batch["image"]}
+        return {"latent": self.autoencoder.moments(frozen["autoencoder"], batch["image"])}
+
+    @property
+    def ragged(self) -> Mapping[str, str]:
+        """What of `encode` is cut to a record's own length in a cache -> the mask (B, L) in the batch that says where it is."""
+        return {}
 
     def without_encoders(self, frozen: Any) -> Any:
         return {"autoencoder": {name: part for name, part in frozen["autoencoder"].items() if name != "encoder"}}

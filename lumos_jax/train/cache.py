@@ -52,6 +52,8 @@ def networks(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
         if identity == fields["kind"]:  # a map without parameters
             fields = {"kind": identity}
         made_by |= {k: v for k, v in config.flatten({group: fields}).items() if k not in _FREE}
+    if settings.data.record == "captioned":
+        made_by |= {"data.record": settings.data.record, "data.clean_captions": settings.data.clean_captions}
     return made_by
 
 
@@ -108,11 +110,11 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
     if todo:
         if jax.process_index() == 0:
             (directory / cached.MANIFEST).unlink(missing_ok=True)
-        _write_shards(settings, source, _make_encode(task, options.dtype), frozen, mesh, options, shards, todo, say)
+        _write_shards(settings, source, task, frozen, mesh, options, shards, todo, say)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all shards are written")
     if jax.process_index() == 0 and not (directory / cached.MANIFEST).exists():
-        cached.write_manifest(directory, _survey(source, shards, plan))
+        cached.write_manifest(directory, _survey(source, shards, plan, task))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the manifest is written")
     return cached.read_manifest(str(directory))
@@ -201,11 +203,11 @@ class _Batches(Sequence):
 
 
 def _make_encode(task: tasks.Task, dtype: str) -> Callable:
-    """The jitted (frozen, image) -> (arrays as they are stored, finite bool (B,))."""
+    """The jitted (frozen, batch) -> (arrays as they are stored, finite bool (B,))."""
 
     @jax.jit
-    def encode(frozen, image):
-        found = task.encode(frozen, {"image": image})
+    def encode(frozen, batch):
+        found = task.encode(frozen, batch)
         kept = {k: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a for k, a in sorted(found.items())}
         finite = [jnp.isfinite(a.astype(jnp.float32)).all(tuple(range(1, a.ndim))) for a in kept.values()]
         return kept, jnp.stack(finite).all(0)
@@ -213,29 +215,35 @@ def _make_encode(task: tasks.Task, dtype: str) -> Callable:
     return encode
 
 
-def _write_shards(settings, source, encode, frozen, mesh, options: Options, shards: _Shards, todo, say) -> None:
+def _write_shards(settings, source, task, frozen, mesh, options: Options, shards: _Shards, todo, say) -> None:
     batches = _Batches(shards, todo, options.batch_size)
     meter = data.CorruptMeter(settings.data.max_corrupt_rate)
-    iterator = data.make_record_iterator(settings.data, source, batches)
+    encode = _make_encode(task, options.dtype)
+    iterator = data.make_record_iterator(settings.data, source, batches, task.host, everything=True)
     begun = time.monotonic()
 
     def start(host):
-        # Filled up with black pictures: one compiled shape.
-        image = np.zeros((options.batch_size, *host["image"].shape[1:]), np.uint8)
-        image[: len(host["image"])] = host["image"]
-        on_mesh = sharding.global_batch(mesh, {"image": image}, range(options.batch_size), options.batch_size)
-        return {name: host[name] for name in ("record", "weight", "problem")}, encode(frozen, on_mesh["image"])
+        # Filled up with zeros, which are black pictures and words without weight: one compiled shape.
+        whole = {}
+        for name, array in sharding.of_the_task(host).items():
+            whole[name] = np.zeros((options.batch_size, *array.shape[1:]), array.dtype)
+            whole[name][: len(array)] = array
+        on_mesh = sharding.global_batch(mesh, whole, range(options.batch_size), options.batch_size)
+        return host, encode(frozen, on_mesh)
 
     def finish(host, found) -> Iterator[bytes]:
         kept, finite = jax.tree.map(np.asarray, found)
-        for row, (number, weight, problem) in enumerate(zip(*host.values(), strict=True)):
+        for row, number in enumerate(map(int, host["record"])):
             if not finite[row]:
                 raise ValueError(
                     f"what the encoders make of record {number} ({source.describe(number)}) is not finite in {options.dtype}: "
                     "use --dtype=bfloat16 or float32 with another --out"
                 )
             arrays = {name: array[row] for name, array in kept.items()}
-            yield cached.encode_record(cached.Record(int(number), float(weight), str(problem), arrays))
+            arrays |= {name: arrays[name][: host[mask][row].sum()] for name, mask in task.ragged.items()}
+            arrays |= {name: cached.of_text(host[name][row]) for name in _texts(host)}
+            weight, problem = float(host["weight"][row]), str(host["problem"][row])
+            yield cached.encode_record(cached.Record(number, weight, problem, arrays))
 
     def records_of(shard: int) -> Iterator[bytes]:
         pending = None  # one batch is on the device while the one before it is written
@@ -259,18 +267,23 @@ def _write_shards(settings, source, encode, frozen, mesh, options: Options, shar
         iterator.close()
 
 
-def _survey(source, shards: _Shards, plan: Mapping[str, Any]) -> cached.Manifest:
+def _texts(batch: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of what a record has in words."""
+    return sorted(name for name, array in batch.items() if array.dtype.hasobject)
+
+
+def _survey(source, shards: _Shards, plan: Mapping[str, Any], task: tasks.Task) -> cached.Manifest:
     """The manifest of shards that are all written; reads every record once, so that a damaged one is found now.
 
     Raises:
       ValueError: a shard is missing or damaged.
     """
-    arrays, undecodable, sizes = None, 0, []
+    arrays, undecodable, sizes, ragged = None, 0, [], {*task.ragged, "caption", "caption_detailed"}
     for shard in range(shards.count):
         path, numbers = shards.path(shard), shards.range(shard)
         try:
             for number, record in zip(numbers, cached.read_shard(path), strict=True):
-                held = {name: (array.dtype.name, array.shape) for name, array in record.arrays.items()}
+                held = cached.described(record.arrays, ragged)
                 arrays = held if arrays is None else arrays
                 if record.number != number or held != arrays:
                     raise ValueError(f"record {number} is another one")

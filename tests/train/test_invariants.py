@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import i2i, nvs
+from configs import i2i, nvs, t2i
 from lumos_jax import config, config_io, data, tasks
 from lumos_jax.train import rngs, sharding
 from lumos_jax.train.optimizer import make_optimizer, make_schedule
@@ -36,7 +36,9 @@ def run(settings, devices, steps=STEPS, spoil=None):
     source = data.make_source(settings.data)
     size = settings.train.batch_size
     rows = sharding.local_rows(mesh, size)
-    batches = data.make_train_iterator(settings.data, source, batch_size=size, rows=rows, start_step=0)
+    batches = data.make_train_iterator(
+        settings.data, source, batch_size=size, rows=rows, start_step=0, finish=task.host
+    )
     losses = []
     for number in range(steps):
         host = next(batches)
@@ -76,6 +78,25 @@ def test_meshes_agree_for_every_task(of):
     np.testing.assert_allclose(curve(losses), curve(alone[0]), rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(state.ema), jax.tree.leaves(alone[1].ema), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.fixture
+def quick_to_compile():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_meshes_agree_on_captions_in_buckets(quick_to_compile):
+    """Two steps in two buckets, so two programs a mesh."""
+    groups = {
+        "data": {"buckets": True, "bucket_step": 4, "bucket_ratios": (0.6, 1.2), "seed": 1},
+        "model": {"depth": 1},
+        "optimizer": {"learning_rate": 0.01, "warmup_steps": 0},
+    }
+    alone, _ = run(settings_with(t2i, **groups), 1, steps=2)
+    split, _ = run(settings_with(t2i, mesh={"data": 2, "fsdp": 2}, **groups), 4, steps=2)
+    np.testing.assert_allclose(curve(split), curve(alone), rtol=1e-5)
 
 
 def test_fsdp_really_splits_parameters_optimiser_and_ema():
