@@ -7,8 +7,8 @@ python -m lumos_jax.main --config=configs/ablations/t2i_prior.py:VARIANT --confi
     unconditional       runs/unconditional, of configs/ablations/unconditional.py
     rcg                 runs/rcg, of configs/ablations/rcg.py (or of RCG's release)
     pixart              PixArt-XL-2-256x256.pth, PixArt-alpha's release: a prior that was trained on captions
-configs/ablations/t2i_prior.py:desk,VARIANT   on scenes, from runs of the :desk sizes: about ten minutes on 2 CPU cores. PixArt-alpha
-    has one size, so that pixart stands for a prior of captions here: runs/scratch, of :desk,scratch
+configs/ablations/t2i_prior.py:desk,VARIANT   on scenes, from runs of the :desk sizes: about ten minutes on 2 CPU cores.
+    PixArt-alpha has one size, so that pixart stands for a prior of captions here: runs/scratch, of :desk,scratch
 configs/ablations/t2i_prior.py:test,VARIANT   the same in seconds
 
 --config.init_from says where a prior is, if elsewhere. Those without cross-attention keep their own final layer.

@@ -1,6 +1,6 @@
 """Whose features of the captions text-to-image training is conditioned on.
 
-python -m lumos_jax.main --config=configs/ablations/text_encoders.py:VARIANT --config.init_from=PRIOR --config.data.path=DIR --workdir=RUN
+python -m lumos_jax.main --config=configs/ablations/text_encoders.py:VARIANT --config.data.path=DIR --workdir=RUN
     t5          T5 v1.1 XXL, 120 tokens
     clip_text   CLIP ViT-L/14's text encoder, its 77 tokens
 configs/ablations/text_encoders.py:desk,VARIANT   on scenes, both with few and random weights: about ten minutes on 2 CPU cores
