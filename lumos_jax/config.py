@@ -41,9 +41,9 @@ class Data:
     frames: int = 16  # clip: frames a clip
     # clip: frames of the video from one frame of the clip to the next, least and most; drawn in training, the middle otherwise
     frame_stride: tuple[int, int] = (3, 3)
-    picture_share: float = (
-        0.0  # clip: share of the steps, evenly spread, that train on pictures: one frame of each record
-    )
+    # clip: share of the steps, evenly spread, that train on pictures: one frame of each record
+    picture_share: float = 0.0
+    view_turn: float = 180.0  # views of scenes: degrees that two views of a pair may be turned from each other, at most
     crop: str = "center"  # center | random; random crops keep the shorter side whole; cached: center
     flip: bool = False  # mirror half of the records, chosen from (seed, position); cached: False
     seed: int = 0  # of the global permutation and of crops and flips
@@ -178,6 +178,8 @@ class Nvs:
     # One uniform number u a record decides what of its condition is dropped: below the first, the input view's feature alone;
     # below the second, feature and latent; below the third, the latent alone.
     dropout: tuple[float, float, float] = (0.05, 0.10, 0.15)
+    # Where the camera's numbers enter: beside each token of the feature (Zero-1-to-3), or in the timestep embedding as well.
+    camera: str = "token"  # token | both
 
 
 @dataclasses.dataclass(frozen=True)

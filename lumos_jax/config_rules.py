@@ -16,6 +16,7 @@ _CHOICES = {
     "data.source": ("scenes", "folder", "videos", "objaverse", "arrayrecord", "tfds", "cached", "mixture"),
     "data.record": ("image", "captioned", "labelled", "clip", "views"),
     "data.crop": ("center", "random"),
+    "nvs.camera": ("token", "both"),
     "encoder.kind": ("vit", *TEXT_KINDS),
     "encoder.output": ("cls", "patch", "all", "pooled"),
     "encoder.normalize": ("none", "unit", "standard"),
@@ -43,7 +44,7 @@ _CHOICES = {
 _AT_LEAST = {
     "data.image_size": 1, "data.frames": 1, "data.records": 1, "data.classes": 0,
     "data.holdout": 0, "data.workers": 0, "data.threads": 1, "data.prefetch": 1,
-    "data.max_corrupt_rate": 0, "data.detailed": 0, "data.caption_noise": 0, "data.bucket_step": 0,
+    "data.max_corrupt_rate": 0, "data.view_turn": 0, "data.detailed": 0, "data.caption_noise": 0, "data.bucket_step": 0,
     "encoder.image_size": 1, "encoder.patch_size": 1,
     "encoder.max_tokens": 1, "encoder.vocabulary": 0, "autoencoder.tile": 0,
     "autoencoder.layers": 1, "autoencoder.groups": 1, "model.patch_size": 1, "model.position_base": 0, "diffusion.steps": 1,
@@ -60,7 +61,7 @@ _AT_LEAST = {
     "eval.guidance_rescale": 0,
 }  # fmt: skip
 _AT_MOST = {
-    "data.max_corrupt_rate": 1, "data.detailed": 1, "data.caption_noise": 1,
+    "data.max_corrupt_rate": 1, "data.view_turn": 180, "data.detailed": 1, "data.caption_noise": 1,
     "task.condition_dropout": 1, "optimizer.ema_decay": 1, "dino.jitter": 1,
     "dino.centre_momentum": 1, "eval.guidance_rescale": 1, "video.sample_motion": 255,
 }  # fmt: skip

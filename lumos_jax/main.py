@@ -51,5 +51,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    processes.answer_help(__doc__)
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

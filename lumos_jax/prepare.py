@@ -72,4 +72,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    processes.answer_help(__doc__)
     app.run(main)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import jax
 from absl import flags
 
@@ -22,3 +24,12 @@ def join() -> None:
     if any(value is None for value in given):
         raise ValueError("--coordinator, --processes and --process go together: give all three or none")
     jax.distributed.initialize(*given)
+
+
+def answer_help(text: str) -> None:
+    """Where the command line asks for --help: prints a program's text and its flags, and ends it with exit code 0, which absl's
+    own --help does not."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        own = flags.FLAGS.module_help(sys.modules["__main__"]).strip()
+        print(f"{text.strip()}\n\nflags (of jax.distributed: --coordinator, --processes, --process):\n{own}")
+        sys.exit(0)

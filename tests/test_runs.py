@@ -39,7 +39,11 @@ def start(command):
 
 
 def finish(process, code=0, timeout=240):
-    output, _ = process.communicate(timeout=timeout)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()  # it would go on beside the other tests
+        raise
     assert process.returncode == code, output
     return output
 
@@ -208,6 +212,14 @@ def test_mistakes_are_one_clear_line(command, tmp_path, fields, message):
     output = finish(start(command(tmp_path / "run", *fields)), code=2)
     assert message in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("program", ["main", "prepare"])
+def test_help_is_an_answer_and_no_error(process_environment, program):
+    asked = [sys.executable, "-m", f"lumos_jax.{program}", "--help"]
+    output = finish(start({"args": asked, "env": process_environment(1), "cwd": ROOT}))
+    assert "--config=configs/i2i.py:desk" in output
+    assert len(output.splitlines()) < 40
 
 
 def test_unknown_fields_are_refused(command, tmp_path):

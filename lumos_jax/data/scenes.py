@@ -202,10 +202,18 @@ class ScenesSource:
     """Scenes 0 .. records - 1 as a data source of rendered images, `size` pixels a side.
 
     ratios: smallest and largest height over width, if the pictures are to have shapes of their own, of about that area.
+    turn: radians by which posed views of a scene may be turned from the first of them, at most.
     """
 
-    def __init__(self, records: int, size: int, seed: int = 0, ratios: tuple[float, float] | None = None):
-        self.records, self.size, self.seed, self.ratios = records, size, seed, ratios
+    def __init__(
+        self,
+        records: int,
+        size: int,
+        seed: int = 0,
+        ratios: tuple[float, float] | None = None,
+        turn: float = math.pi,
+    ):
+        self.records, self.size, self.seed, self.ratios, self.turn = records, size, seed, ratios, turn
 
     def __len__(self) -> int:
         return self.records
@@ -246,11 +254,14 @@ class ScenesSource:
         return clips.Clip(pictures, fps, scene_motion.mean_flow(scene, times, fps))
 
     def posed_views(self, index: int, draw: np.random.Generator, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Views (size, size, 3) uint8 from `count` random cameras that look at the origin, with their (3, 4) matrices."""
+        """Views (size, size, 3) uint8 from `count` random cameras that look at the origin, with their (3, 4) matrices; the
+        others are turned from the first by at most `turn`, to either side."""
         from lumos_jax.data.scene_render import posed_views
 
         low, high = np.array([(0.0, 2 * math.pi), VIEW_POLAR, VIEW_RADIUS]).T
-        places = low + (high - low) * draw.random((count, 3))
+        drawn = draw.random((count, 3))
+        places = low + (high - low) * drawn
+        places[1:, 0] = places[0, 0] + (2 * drawn[1:, 0] - 1) * self.turn
         cameras = [Camera(*map(float, place)) for place in places]
         pictures, matrices = posed_views(make_scene(index, seed=self.seed), cameras, self.size)
         return list(zip(pictures, matrices, strict=True))
@@ -260,7 +271,8 @@ class ScenesSource:
 
     def fingerprint(self) -> str:
         shapes = "" if self.ratios is None else f"-{self.ratios[0]}-{self.ratios[1]}"
-        return f"scenes-v{VERSION}-{self.records}-{self.size}-{self.seed}{shapes}"
+        turn = "" if self.turn == math.pi else f"-turn{self.turn:.4f}"
+        return f"scenes-v{VERSION}-{self.records}-{self.size}-{self.seed}{shapes}{turn}"
 
 
 def _shares(records: np.ndarray, seed: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -291,7 +292,8 @@ def make_source(data: config.Data) -> Source:
     if data.source == "scenes":
         from lumos_jax.data.scenes import ScenesSource
 
-        return ScenesSource(data.records, data.image_size, ratios=data.bucket_ratios if data.buckets else None)
+        ratios = data.bucket_ratios if data.buckets else None
+        return ScenesSource(data.records, data.image_size, ratios=ratios, turn=math.radians(data.view_turn))
     if data.source == "folder":
         return FolderSource(data.path, data.record == "captioned")
     if data.source == "videos":

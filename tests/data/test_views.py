@@ -206,3 +206,17 @@ def test_mixtures_of_scenes_and_renders_give_pairs(renders):
     alone = settings("scenes", records=4)
     (expected, _), _ = data.make_source(alone).posed_views(2, np.random.default_rng(1), 2)
     assert np.array_equal(source.posed_views(5, np.random.default_rng(1), 2)[0][0], expected)
+
+
+def test_views_of_scenes_are_turned_no_further_than_asked():
+    def turns(degrees):
+        source = scenes.ScenesSource(40, 8, turn=np.radians(degrees))
+        pairs = [source.posed_views(i, np.random.default_rng(i), 2) for i in range(40)]
+        numbers = np.array([cameras.relative_camera(target, given) for (_, given), (_, target) in pairs])
+        return np.degrees(np.arctan2(numbers[:, 1], numbers[:, 2]))
+
+    near, round_about = turns(60), turns(180)
+    assert 45 < np.abs(near).max() <= 60 + 1e-6
+    assert near.min() < -30 < 30 < near.max()
+    assert np.abs(round_about).max() > 150
+    np.testing.assert_allclose(round_about, 3 * near, atol=1e-4)
