@@ -36,6 +36,7 @@ def paper():
     config.train.steps = 100_000
     config.checkpoint.every = 2000
     config.eval.records = 2048
+    config.eval.scored = 256
     config.eval.sampler = "ddim"
     config.eval.steps = 50
     config.eval.rows = 4
@@ -69,6 +70,7 @@ def test():
     config.train.batch_size = 8
     config.eval.batch_size = 8
     config.eval.records = 16
+    config.eval.scored = 8
     config.data.holdout = 16
     return config
 
