@@ -39,6 +39,7 @@ def paper():
 
 def desk():
     config = _of_views(i2i.desk())
+    config.nvs.camera = "both"
     config.train.steps = 5000
     config.eval.every = 1000
     config.eval.scored = 128
@@ -47,6 +48,7 @@ def desk():
 
 def test():
     config = _of_views(i2i.test())
+    config.nvs.camera = "both"
     config.eval.scored = 16
     config.eval.steps = 4
     return config

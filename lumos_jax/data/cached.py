@@ -32,7 +32,7 @@ from lumos_jax.data.sources import MixtureSource, Source, digest, printable
 FORMAT = 1
 PLAN, MANIFEST = "plan.json", "manifest.json"
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
-ALL_DTYPES = DTYPES | {"uint8": np.dtype(np.uint8)}
+ALL_DTYPES = DTYPES | {"uint8": np.dtype(np.uint8), "int32": np.dtype(np.int32)}
 _HEAD = struct.Struct("<4sQfBH")
 _MAGIC = b"LMC1"
 _AGAIN = "run the command that makes it again, which goes on after the last whole shard"

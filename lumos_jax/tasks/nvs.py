@@ -4,6 +4,9 @@ Zero-1-to-3's conditions (Liu et al. 2023) on the Lumos prior: every token of th
 four numbers of the relative camera beside it, goes through a projection that starts as the identity; the input view's latent,
 the posterior's mode and unscaled, is concatenated on channels. So at the hand-off the network still is the prior. The noise
 schedule stays the prior's, so that what it learned transfers [inferred].
+
+Beside many tokens a small network overlooks four numbers: with config.nvs.camera = both they are embedded into the timestep
+embedding too, in degrees, through a layer that starts at zero.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class NovelView(Denoising):
 
     def handoff(self) -> Handoff:
         return super().handoff() | Handoff(
-            new=("camera/*",), gone=("null/tokens",), refit=("tokens/fc1/*",), widened=("patch/kernel",)
+            new=("camera/*", "vector/*"), gone=("null/tokens",), refit=("tokens/fc1/*",), widened=("patch/kernel",)
         )
 
     # Training.
@@ -51,7 +54,8 @@ class NovelView(Denoising):
         feature = self.encoder.apply(frozen["encoder"], batch["input"])
         camera = jnp.broadcast_to(batch["camera"][:, None], (*feature.shape[:2], CAMERA_DIM))
         latent = self.autoencoder.mode(frozen["autoencoder"], batch["input"])
-        return Condition(tokens=jnp.concatenate([feature, camera], axis=-1), latent=latent)
+        vector = jnp.degrees(batch["camera"]) if self.dit.vector_dim else None
+        return Condition(tokens=jnp.concatenate([feature, camera], axis=-1), vector=vector, latent=latent)
 
     def draw_drop(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
         """One uniform number a row decides: the feature alone, both, or the latent alone. The camera stays."""
@@ -68,7 +72,8 @@ class NovelView(Denoising):
         """Every row with the camera of the row before it: its picture stays."""
         camera = jnp.roll(condition.tokens[..., -CAMERA_DIM:], 1, axis=0)
         tokens = jnp.concatenate([condition.tokens[..., :-CAMERA_DIM], camera], axis=-1)
-        return dataclasses.replace(condition, tokens=tokens)
+        vector = None if condition.vector is None else jnp.roll(condition.vector, 1, axis=0)
+        return dataclasses.replace(condition, tokens=tokens, vector=vector)
 
     def source_pictures(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         return batch["input"]
@@ -139,6 +144,8 @@ def make_nvs(settings: config.Settings, place: encoders.Placement | None = None)
         token_shape=(encoder.tokens, encoder.dim),
         concat_channels=latent_shape[-1],
         camera_dim=CAMERA_DIM,
+        vector_dim=CAMERA_DIM if settings.nvs.camera == "both" else 0,
+        vector_kind="numbers",
     )
     both = settings.nvs.dropout[1] - settings.nvs.dropout[0]
     task = NovelView(dit, process, encoder, autoencoder, latent_shape, both, settings.nvs.dropout)

@@ -70,8 +70,8 @@ class TextToImage(Denoising):
         return self.tokenize
 
     def handoff(self) -> Handoff:
-        return Handoff(
-            new=("tokens/*", "null/tokens", "blocks/cross/*", "vector/*"),  # of a prior without tokens or without sizes
+        return super().handoff() | Handoff(
+            new=("vector/*",),  # of a prior without sizes
             refit=("tokens/fc1/*", "null/tokens"),
         )
 

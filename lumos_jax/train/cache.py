@@ -52,8 +52,12 @@ def networks(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
         if identity == fields["kind"]:  # a map without parameters
             fields = {"kind": identity}
         made_by |= {k: v for k, v in config.flatten({group: fields}).items() if k not in _FREE}
+    if settings.data.record != "image":
+        made_by["data.record"] = settings.data.record
     if settings.data.record == "captioned":
-        made_by |= {"data.record": settings.data.record, "data.clean_captions": settings.data.clean_captions}
+        made_by["data.clean_captions"] = settings.data.clean_captions
+    if settings.data.record == "labelled":
+        made_by["data.classes"] = settings.data.classes
     return made_by
 
 

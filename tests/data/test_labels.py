@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lumos_jax import config, data
-from lumos_jax.data import scenes
+from lumos_jax.data import cached, scenes
 
 
 @pytest.fixture
@@ -58,3 +58,10 @@ def test_what_does_not_fit_is_refused(folder):
     Image.new("RGB", (9, 9)).save(folder / "loose.png")
     with pytest.raises(ValueError, match=r"loose\.png is in no folder of a class"):
         data.make_loader(wrong, data.make_source(wrong), training=True)
+
+
+def test_a_cached_label_is_the_one_that_was_read():
+    arrays = {"image": np.zeros((2, 2, 3), np.uint8), "label": np.array(37, np.int32)}
+    back = cached.decode_record(cached.encode_record(cached.Record(5, 1.0, "", arrays)))
+    assert (back.number, back.arrays["label"].dtype, back.arrays["label"].shape) == (5, np.int32, ())
+    assert back.arrays["label"] == 37
