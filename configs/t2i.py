@@ -76,8 +76,8 @@ def _words(config, width):
 def desk():
     config = _words(i2i.desk(), 128)
     config.encoder.max_tokens = 64
-    config.train.steps = 6000
-    config.eval.guidance = 3.0
+    config.train.steps = 3000
+    config.eval.guidance = 2.0
     return config
 
 
