@@ -9,7 +9,7 @@ configs/t2i.py:1024   the third, with --config.init_from=RUN_AT_512: around 1024
     them, with size and ratio as conditions and positions at half the pace; the batch is smaller, for it is 16 times the pixels
 configs/t2i.py:desk   scenes at 32 px and a small random text encoder: about ten minutes on 2 CPU cores; start it from
     configs/i2i.py:desk with --config.init_from=runs/desk. Each evaluation prints how many samples show what their captions say
-    (docs/evaluation.md); pictures other than scenes need --config.eval.scored=0
+    (docs/evaluation.md)
 configs/t2i.py:test   the same in seconds
 """
 
