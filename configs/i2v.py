@@ -53,7 +53,7 @@ def desk():
     config.video.sample_motion = 20
     config.optimizer.learning_rate = 1e-3
     config.train.batch_size = 8
-    config.train.steps = 2000
+    config.train.steps = 1500
     config.eval.every = 500
     config.eval.records = 128
     config.eval.batch_size = 32

@@ -41,8 +41,7 @@ def desk():
     config = _of_views(i2i.desk())
     config.nvs.camera = "both"
     config.data.view_turn = 60.0  # all round takes longer than minutes
-    config.train.steps = 5000
-    config.eval.every = 1000
+    config.train.steps = 3000
     config.eval.scored = 128
     config.eval.guidance = 1.5
     return config

@@ -8,7 +8,8 @@ configs/t2i.py:512    the same at 512 px: the second stage, with --config.init_f
 configs/t2i.py:1024   the third, with --config.init_from=RUN_AT_512: around 1024 px in 40 aspect buckets, each batch of one of
     them, with size and ratio as conditions and positions at half the pace; the batch is smaller, for it is 16 times the pixels
 configs/t2i.py:desk   scenes at 32 px and a small random text encoder: about ten minutes on 2 CPU cores; start it from
-    configs/i2i.py:desk with --config.init_from=runs/desk
+    configs/i2i.py:desk with --config.init_from=runs/desk. Each evaluation prints how many samples show what their captions say
+    (docs/evaluation.md)
 configs/t2i.py:test   the same in seconds
 """
 
@@ -76,14 +77,16 @@ def _words(config, width):
 def desk():
     config = _words(i2i.desk(), 128)
     config.encoder.max_tokens = 64
-    config.train.steps = 6000
-    config.eval.guidance = 3.0
+    config.train.steps = 3000
+    config.eval.guidance = 2.0
+    config.eval.scored = 128
     return config
 
 
 def test():
     config = _words(i2i.test(), 32)
     config.encoder.max_tokens = 24
+    config.eval.scored = 16
     return config
 
 

@@ -16,7 +16,6 @@ import urllib.parse
 import zlib
 from collections.abc import Sequence
 
-import ftfy
 import numpy as np
 
 Captions = tuple[str, str]  # (raw, detailed), either of which may be empty
@@ -87,6 +86,8 @@ def clean(caption: str) -> str:
 
 
 def _clean_once(text: str) -> str:
+    import ftfy  # a moment to import, and only captions from the web need it
+
     text = (
         ftfy.fix_text(urllib.parse.unquote_plus(text)).strip().lower()
     )  # repaired first: capitals tell what went wrong

@@ -1,4 +1,4 @@
-"""What a source knows about its pictures, as labels: of scenes everything, of other sources nothing."""
+"""What a source knows about its pictures: of scenes everything, of other sources nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lumos_jax import config
+from lumos_jax.data.scenes import COLORS, KINDS, Scene, ScenesSource, largest, make_scene
 from lumos_jax.data.sources import Source
 
 
@@ -17,12 +18,23 @@ def truth_of(data: config.Data, source: Source, records: Sequence[int]) -> dict[
     """
     if data.source != "scenes":
         return {}
-    from lumos_jax.data.scenes import COLORS, KINDS, largest, make_scene
-
-    scenes = [make_scene(record, seed=source.seed) for record in records]
+    scenes = scenes_of(source, records)
     solids = [largest(scene) for scene in scenes]
     return {
         "shape": np.array([KINDS.index(solid.kind) for solid in solids]),
         "colour": np.array([list(COLORS).index(solid.color) for solid in solids]),
         "count": np.array([len(scene.solids) for scene in scenes]),
     }
+
+
+def scenes_of(source: Source, records: Sequence[int]) -> list[Scene]:
+    """The scenes that a source of scenes renders as these records.
+
+    Raises:
+      ValueError: another source.
+    """
+    if not isinstance(source, ScenesSource):
+        raise ValueError(
+            f"the records of a {type(source).__name__} are no scenes whose solids are known; config.data.source must be scenes"
+        )
+    return [make_scene(int(record), seed=source.seed) for record in records]

@@ -94,7 +94,8 @@ class Denoised:
         if self.scorer is not None:
             scores = self.scorer(weights)
             values |= scores
-            told += "; samples: " + ", ".join(f"{name.removeprefix('score_')} {v:.4g}" for name, v in scores.items())
+            named = ", ".join(f"{name.removeprefix('score_')} {value:.4g}" for name, value in scores.items())
+            told += f"; samples: {named or 'nothing is known to score them by'}"
         return values, told
 
     def sheet(self, state: TrainState) -> np.ndarray:

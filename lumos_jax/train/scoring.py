@@ -41,7 +41,7 @@ class Scorer:
         self._draw = jax.jit(draw, out_shardings=sharding.replicated(run.mesh))
 
     def __call__(self, params: Any) -> dict[str, float]:
-        """The scores of these weights, by name."""
+        """The scores of these weights, by name; empty where nothing is known to be true of the source's records."""
         size = self.run.settings.eval.batch_size
         rows = sharding.local_rows(self.run.mesh, size)
         drawn = []
@@ -54,12 +54,6 @@ class Scorer:
             whole = host["weight"] > 0
             for name, values in self._scores(host, pictures).items():
                 sums.setdefault(name, []).extend(values[whole])
-        if not sums:
-            settings = self.run.settings
-            raise ValueError(
-                f"config.eval.scored={settings.eval.scored}: nothing is known to be true of samples of "
-                f"config.data.record={settings.data.record} from source {settings.data.source}; set it to 0"
-            )
         return {f"score_{name}": float(np.mean(values)) for name, values in sums.items()}
 
     def _scores(self, host: Mapping[str, np.ndarray], drawn: np.ndarray) -> dict[str, np.ndarray]:

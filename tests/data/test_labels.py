@@ -41,6 +41,15 @@ def test_scenes_are_labelled_by_their_largest_solid():
     assert source.classes[labels[0]] in scenes.captions(scenes.make_scene(0))[0]
 
 
+def test_scenes_of_records_are_those_that_the_source_renders(folder):
+    source = scenes.ScenesSource(50, 16, seed=4)
+    (scene,) = data.scenes_of(source, np.array([7]))
+    assert scene == scenes.make_scene(7, seed=4)
+    given = settings(source="folder", path=str(folder), classes=3)
+    with pytest.raises(ValueError, match=r"records of a FolderSource are no scenes.*must be scenes"):
+        data.scenes_of(data.make_source(given), [0])
+
+
 def test_what_does_not_fit_is_refused(folder):
     wrong = settings(source="folder", path=str(folder), classes=4)
     with pytest.raises(ValueError, match=r"classes=4, but the source has 3 \(ant, wolf, yak"):
