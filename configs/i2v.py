@@ -30,11 +30,13 @@ def paper():
     config.data.crop = "random"
     config.data.frames = 16
     config.data.frame_stride = (2, 6)  # 4 to 12 frames a second of videos with 24
+    config.data.picture_share = 0.25  # keeps the prior
     config.data.holdout = 2048
     config.model.remat = "full"
     config.train.steps = 100_000
     config.checkpoint.every = 2000
     config.eval.records = 2048
+    config.eval.scored = 256
     config.eval.sampler = "ddim"
     config.eval.steps = 50
     config.eval.rows = 4
@@ -68,6 +70,7 @@ def test():
     config.train.batch_size = 8
     config.eval.batch_size = 8
     config.eval.records = 16
+    config.eval.scored = 8
     config.data.holdout = 16
     return config
 

@@ -41,6 +41,8 @@ class Data:
     frames: int = 16  # clip: frames a clip
     # clip: frames of the video from one frame of the clip to the next, least and most; drawn in training, the middle otherwise
     frame_stride: tuple[int, int] = (3, 3)
+    # clip: share of the steps, evenly spread, that train on pictures: one frame of each record
+    picture_share: float = 0.0
     view_turn: float = 180.0  # views of scenes: degrees that two views of a pair may be turned from each other, at most
     crop: str = "center"  # center | random; random crops keep the shorter side whole; cached: center
     flip: bool = False  # mirror half of the records, chosen from (seed, position); cached: False

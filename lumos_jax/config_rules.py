@@ -51,7 +51,8 @@ _AT_LEAST = {
     "diffusion.min_snr_gamma": 0, "task.condition_dropout": 0, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
     "optimizer.clip_norm": 0, "optimizer.accumulate": 1, "optimizer.weight_decay": 0, "optimizer.ema_decay": 0,
     "model.unroll": 0, "finetune.lora_rank": 0, "finetune.lora_alpha": 0,
-    "video.first_guidance": 0, "video.noise_log_std": 0, "video.sample_noise": 0, "video.sample_motion": 0,
+    "data.picture_share": 0, "video.first_guidance": 0, "video.noise_log_std": 0, "video.sample_noise": 0,
+    "video.sample_motion": 0,
     "dino.local_crops": 0, "dino.local_side": 1, "dino.jitter": 0, "dino.prototypes": 2, "dino.hidden": 1,
     "dino.bottleneck": 1, "dino.centre_momentum": 0, "eval.bank": 0,
     "train.steps": 1, "train.batch_size": 1, "train.nonfinite_limit": 1, "train.profile_steps": 1, "checkpoint.every": 1,
@@ -109,6 +110,10 @@ def _check_data(s: Settings) -> None:
     _require(1 <= least <= most, f"config.data.frame_stride={data.frame_stride} must satisfy 1 <= least <= most")
     _require(s.video.motion_step > 0, f"config.video.motion_step={s.video.motion_step} must be above 0")
     _require(s.video.sample_fps > 0, f"config.video.sample_fps={s.video.sample_fps} must be above 0")
+    _require(
+        data.picture_share == 0 or (data.record == "clip" and data.picture_share < 1),
+        f"config.data.picture_share={data.picture_share} must be below 1, and 0 unless config.data.record=clip",
+    )
     _require(
         data.record != "clip" or data.source in ("scenes", "videos", "mixture"),
         f"config.data.source={data.source} has no clips; config.data.record=clip goes with scenes, videos and mixtures of them",
@@ -296,8 +301,9 @@ def _check_train(s: Settings) -> None:
     axes = dataclasses.asdict(s.mesh)
     _require(list(axes.values()).count(-1) <= 1, f"config.mesh: only one axis may be -1, not {axes}")
     _require(all(n >= 1 or n == -1 for n in axes.values()), f"config.mesh: axis sizes are positive or -1, not {axes}")
+    _require(s.mesh.tensor == 1, f"config.mesh.tensor={s.mesh.tensor}: nothing is sharded over it; leave it at 1")
     _require(
-        s.mesh.tensor == 1 and s.mesh.context == 1,
-        f"config.mesh.tensor={s.mesh.tensor}, context={s.mesh.context}: images are sharded over data and fsdp; "
-        "leave the other axes at 1",
+        s.mesh.context == 1 or s.data.record == "clip",
+        f"config.mesh.context={s.mesh.context}: frames of clips are sharded over it, and the records of config.task.name="
+        f"{s.task.name} with config.data.record={s.data.record} have none; leave it at 1",
     )

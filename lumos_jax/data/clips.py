@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from lumos_jax import config
 from lumos_jax.data.decode import UndecodableImage, fit_square
-from lumos_jax.data.loaders import RecordLoader, Row, stream
+from lumos_jax.data.loaders import BatchLoader, HostBatch, RecordLoader, Row, stream
 from lumos_jax.data.motion import measured
 from lumos_jax.data.scenes import CLIP_FRAMES, ScenesSource
 from lumos_jax.data.sources import MixtureSource, Source
@@ -85,6 +86,52 @@ class Clips(RecordLoader):
         frames = np.stack([fit_square(frame, self.size, shift=shift, flip=flip) for frame in clip.frames])
         motion = measured(frames, clip.fps) if clip.motion is None else clip.motion
         return {"frames": frames, "fps": np.float32(clip.fps), "motion": np.float32(motion)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stills(RecordLoader):
+    """One frame of each clip's video, any in training: `image` uint8 (B, S, S, 3)."""
+
+    clips: Clips
+
+    @property
+    def source(self) -> Source:
+        return self.clips.source
+
+    def row(self) -> Row:
+        return {"image": (np.dtype(np.uint8), (self.clips.size, self.clips.size, 3))}
+
+    def load(self, position: int, record: int) -> dict[str, np.ndarray]:
+        return {"image": self.clips.load(position, record)["frames"][0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint(BatchLoader):
+    """Clips, and in a share of the steps pictures. Which steps, the share alone says: they are evenly spread."""
+
+    clips: Clips
+    pictures: Stills
+    share: float
+    batch_size: int
+
+    def row(self) -> Row:
+        return self.clips.row()  # the larger of the two
+
+    def map(self, element: Sequence[tuple[int, int]]) -> HostBatch:
+        step = element[0][0] // self.batch_size
+        return (self.pictures if is_picture_step(step, self.share) else self.clips).map(element)
+
+
+def is_picture_step(step: int, share: float) -> bool:
+    return math.floor((step + 1) * share) > math.floor(step * share)
+
+
+def joint(data: config.Data, clips: Clips, batch_size: int) -> Clips | Joint:
+    """The loader of training batches of that many rows, as config.data.picture_share says."""
+    if not data.picture_share:
+        return clips
+    stills = Stills(dataclasses.replace(clips, frames=1, stride=(1, 1)))
+    return Joint(clips, stills, data.picture_share, batch_size)
 
 
 def make_clips(data: config.Data, source: Source, training: bool) -> Clips:

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from lumos_jax import config
-from lumos_jax.data import buckets, loaders, order, workers
+from lumos_jax.data import buckets, clips, loaders, order, workers
 from lumos_jax.data.decode import UndecodableImage, decode_square
 from lumos_jax.data.loaders import HostBatch
 from lumos_jax.data.sources import Source
@@ -125,9 +125,10 @@ def make_train_iterator(
         steps, assigned = buckets.BucketSteps(data, source, assignment, **where), assignment.bucket_of
     else:
         steps = order.HostSteps(order.training_order(data, source), **where)
-    return BatchIterator(
-        data, steps, loaders.make_loader(data, source, training=True, assigned=assigned), len(rows), finish
-    )
+    loader = loaders.make_loader(data, source, training=True, assigned=assigned)
+    if isinstance(loader, clips.Clips):
+        loader = clips.joint(data, loader, batch_size)
+    return BatchIterator(data, steps, loader, len(rows), finish)
 
 
 def make_record_iterator(

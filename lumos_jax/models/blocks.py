@@ -6,6 +6,7 @@ Axis letters: B batch, F frames, N tokens, D width, L condition tokens.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -40,6 +41,7 @@ class Block(nn.Module):
     mlp_hidden: int
     temporal: bool = False
     activation: str = "gelu_tanh"
+    spread: Any = None  # models.dit.Spread, where frames are split over devices
 
     @nn.compact
     def __call__(
@@ -62,12 +64,18 @@ class Block(nn.Module):
 
     def _over_frames(self, x: jax.Array, frames: int) -> jax.Array:
         """Attention over the frames of each place: (B F, N, D) -> (B F, N, D)."""
-        rows, tokens, width = x.shape
-        where = layers.sinusoid(jnp.arange(frames), width)
-        h = layers.layer_norm(x).reshape(-1, frames, tokens, width) + where[None, :, None]
-        h = h.astype(x.dtype).transpose(0, 2, 1, 3).reshape(-1, frames, width)
-        h = SelfAttention(self.heads, zeros, name="temporal")(h)
-        return h.reshape(-1, tokens, frames, width).transpose(0, 2, 1, 3).reshape(rows, tokens, width)
+        h = layers.layer_norm(x).astype(x.dtype).reshape(-1, frames, *x.shape[1:])
+        attention = SelfAttention(self.heads, zeros, name="temporal")
+
+        def attend(h):
+            size, frames, tokens, width = h.shape
+            where = layers.sinusoid(jnp.arange(frames), width)
+            h = (h.astype(jnp.float32) + where[None, :, None]).astype(x.dtype)
+            h = attention(h.transpose(0, 2, 1, 3).reshape(-1, frames, width))
+            return h.reshape(size, tokens, frames, width).transpose(0, 2, 1, 3)
+
+        h = attend(h) if self.spread is None else self.spread.over_frames(attend, h)
+        return h.reshape(x.shape)
 
 
 def gated(x: jax.Array, gate: jax.Array, branch: jax.Array) -> jax.Array:

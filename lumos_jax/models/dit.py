@@ -18,9 +18,10 @@ features, F frames, h w c latent, p patch side.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -50,6 +51,18 @@ _REMAT_POLICIES = {
 }
 
 
+class Spread(Protocol):
+    """How the frames of clips are split over devices; frozen and hashable. See `train.sharding.Spread`."""
+
+    def run(self, apply: Callable, params: Any, x: jax.Array, t: jax.Array, condition: Condition) -> jax.Array:
+        """apply(params, x, t, condition), on each device with its own frames of arrays (B, F, h, w, c)."""
+        ...
+
+    def over_frames(self, attend: Callable, h: jax.Array) -> jax.Array:
+        """Within `run`: attend(h) of all frames, for h (B, F, N, D) of one's own. `attend` works place by place (N)."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class DiT:
     """The network as pure functions of its parameters; frozen and hashable. See `make_dit`."""
@@ -74,6 +87,7 @@ class DiT:
     dtype: str
     remat: str
     unroll: int
+    spread: Spread | None = None
 
     @property
     def _modules(self) -> dict[str, nn.Module]:
@@ -95,9 +109,8 @@ class DiT:
             }[self.vector_kind]
         return modules
 
-    @property
-    def _block(self) -> Block:
-        return Block(self.heads, self.mlp_hidden, self.temporal, self.activation)
+    def _block(self, spread: Spread | None = None) -> Block:
+        return Block(self.heads, self.mlp_hidden, self.temporal, self.activation, spread)
 
     @property
     def _vector_features(self) -> int:
@@ -128,7 +141,7 @@ class DiT:
 
         def init_block(key):
             tokens = token if self.token_shape else None
-            return self._block.init(key, token, row, tokens, None, frames=1)["params"]
+            return self._block().init(key, token, row, tokens, None, frames=1)["params"]
 
         params["blocks"] = jax.vmap(init_block)(jax.random.split(named("blocks"), self.depth))
         nulls = {
@@ -249,6 +262,11 @@ class DiT:
           ValueError: shapes that do not fit the network.
         """
         self._check(x, condition)
+        if x.ndim == 5 and self.spread is not None:
+            return self.spread.run(functools.partial(self._apply, gather=gather), params, x, t, condition)
+        return self._apply(params, x, t, condition, gather=gather)
+
+    def _apply(self, params, x, t, condition, *, gather) -> jax.Array:
         dtype = jnp.dtype(self.dtype)
         modules = self._modules
 
@@ -273,7 +291,7 @@ class DiT:
         return out.reshape(-1, frames, *out.shape[1:]) if frames else out
 
     def _run_blocks(self, params, x, s, y, mask, frames, gather):
-        block = self._block
+        block = self._block(self.spread)
 
         def body(x, layer):
             if gather is not None:

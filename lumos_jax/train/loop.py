@@ -56,12 +56,14 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.train.compilation_cache))
     mesh = sharding.make_mesh(settings.mesh)
     sharding.check_batch(mesh, settings.train.batch_size // settings.optimizer.accumulate, "train.batch_size")
+    sharding.check_frames(mesh, settings.data)
     if settings.eval.every:
         sharding.check_batch(mesh, settings.eval.batch_size, "eval.batch_size")
     source = data.make_source(settings.data)
     data.make_loader(settings.data, source, training=True)  # refuses now what has no such records
     task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
     sharding.check_agreement(task.identity)
+    task = sharding.on_mesh(task, mesh)
     if settings.data.source == "cached":
         cache.check(settings, task)
         frozen = task.without_encoders(frozen)

@@ -1,10 +1,11 @@
 """All sharding on one screen: the mesh, the table of rules, and how batches and parameters are laid out.
 
 Parameters carry logical axis names (`DiT.logical_axes`); RULES says which mesh axis each may be split over. Gradients,
-optimiser state and EMA follow the parameters. Batches are split over (data, fsdp). Under FSDP each layer's weights are
-gathered inside the scanned body, after the cast to the compute dtype: left to the partitioner the same program becomes
-windowed collective matmuls, estimated 3.4 times slower on 16 v5e chips. Large parameters of frozen networks are split over all
-devices, whatever the mesh's axes are for, and gathered in the same way.
+optimiser state and EMA follow the parameters. Batches are split over (data, fsdp), the frames of clips over context: all but
+attention over frames works on each device's own, for which the frames of a place are brought together and the places split
+instead. Under FSDP each layer's weights are gathered inside the scanned body, after the cast to the compute dtype: left to the
+partitioner the same program becomes windowed collective matmuls, estimated 3.4 times slower on 16 v5e chips. Large parameters
+of frozen networks are split over all devices, whatever the mesh's axes are for, and gathered in the same way.
 """
 
 from __future__ import annotations
@@ -54,6 +55,74 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def _layout(mesh: jax.sharding.Mesh, dims: int) -> NamedSharding:
+    """Of one array of a batch: those of five dims, (B, F, h, w, c), have frames."""
+    return NamedSharding(mesh, P(*BATCH, "context") if dims == 5 else BATCH)
+
+
+def constrain(mesh: jax.sharding.Mesh, batch: Any) -> Any:
+    """Inside a compiled function: a tree of arrays with leading batch dims, laid out as batches are."""
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, _layout(mesh, a.ndim)), batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """models.dit.Spread over the mesh axis `context`, written out: rows and frames are one dim in most layers, which leaves the
+    partitioner no way to keep frames apart when a device has several rows."""
+
+    mesh: jax.sharding.Mesh
+
+    def run(self, apply: Callable, params: Any, x: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
+        def spec(a):
+            return P(None, "context") if a.ndim == 5 else P()
+
+        def own(params, *given):
+            # Each device's copy counts as its own: gradients of what is shared add up here, once, behind the layers.
+            params = jax.tree.map(lambda a: jax.lax.pcast(a, "context", to="varying"), params)
+            return apply(
+                params, *jax.tree.map(lambda a: a if a.ndim == 5 else jax.lax.pcast(a, "context", to="varying"), given)
+            )
+
+        specs = (P(), *jax.tree.map(spec, (x, t, condition)))
+        split = jax.shard_map(own, mesh=self.mesh, in_specs=specs, out_specs=spec(x), axis_names={"context"})
+        return split(params, x, t, condition)
+
+    def over_frames(self, attend: Callable, h: jax.Array) -> jax.Array:
+        ways, own = self.mesh.shape["context"], h.shape[1]
+        if h.shape[2] % ways == 0:  # all frames of one's share of the places
+            return self._exchange(attend(self._exchange(h, 2, 1)), 1, 2)
+        h = attend(jax.lax.all_gather(h, "context", axis=1, tiled=True))
+        return jax.lax.dynamic_slice_in_dim(h, jax.lax.axis_index("context") * own, own, axis=1)
+
+    def _exchange(self, h: jax.Array, split: int, joined: int) -> jax.Array:
+        """Dim `joined` is brought together and dim `split` split, each device keeping its rows of the batch."""
+
+        def exchange(h):
+            return jax.lax.all_to_all(h, "context", split, joined, tiled=True)
+
+        if h.shape[0] % (self.mesh.shape["data"] * self.mesh.shape["fsdp"]):
+            return exchange(h)
+        # The partitioner, left with the other axes, would bring all rows together around the exchange.
+        return jax.shard_map(exchange, in_specs=BATCH, out_specs=BATCH, axis_names=set(AXES) - {"context"})(h)
+
+
+def on_mesh(task: Any, mesh: jax.sharding.Mesh) -> Any:
+    """The task, its network told how frames are split; the same task where they are not."""
+    if mesh.shape["context"] == 1:
+        return task
+    return dataclasses.replace(task, dit=dataclasses.replace(task.dit, spread=Spread(mesh)))
+
+
+def check_frames(mesh: jax.sharding.Mesh, data: config.Data) -> None:
+    """Raises ValueError unless a clip's frames split evenly over the mesh axis `context`."""
+    ways = mesh.shape["context"]
+    if ways > 1 and (data.record != "clip" or data.frames % ways):
+        held = f"{data.frames} frames" if data.record == "clip" else "no frames"
+        raise ValueError(
+            f"config.mesh.context={ways} splits the frames of clips evenly, and config.data.record={data.record} has {held}"
+        )
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
@@ -92,7 +161,8 @@ def make_gather(mesh: jax.sharding.Mesh, dtype: str) -> Callable[[Any], Any] | N
 
     def gather(block_params):
         cast = jax.tree.map(lambda p: p.astype(compute), block_params)
-        return jax.lax.with_sharding_constraint(cast, replicated(mesh))
+        within = not jax.sharding.get_abstract_mesh().empty  # Spread.run, whose mesh has `context` taken out
+        return jax.lax.with_sharding_constraint(cast, P() if within else replicated(mesh))
 
     return gather
 
@@ -155,15 +225,15 @@ def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
 def global_batch(mesh: jax.sharding.Mesh, local: Mapping[str, np.ndarray], rows: Sequence[int], batch_size: int):
     """Global arrays, split over the mesh, from the rows that this process read (`rows` as `local_rows` gives them)."""
     position = {row: i for i, row in enumerate(rows)}
-    sharding = batch_sharding(mesh)
 
     def build(array):
         def shard(index):
             start, stop, _ = index[0].indices(batch_size)
             first = position[start]
-            return array[first : first + stop - start]
+            return array[(slice(first, first + stop - start), *index[1:])]
 
-        return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, shard)
+        shape = (batch_size, *array.shape[1:])
+        return jax.make_array_from_callback(shape, _layout(mesh, array.ndim), shard)
 
     return {name: build(array) for name, array in local.items()}
 

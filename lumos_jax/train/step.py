@@ -28,7 +28,6 @@ def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callabl
     plan = finetune.make_plan(settings.finetune, task.network)
     micro = settings.optimizer.accumulate
     decay = settings.optimizer.ema_decay
-    batch_spec = sharding.batch_sharding(mesh)
 
     def total_loss(trained, rest, average, example, total_weight):
         params, prepare = plan.for_apply(finetune.join(trained, rest), gather)
@@ -48,7 +47,7 @@ def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callabl
             return jnp.moveaxis(x.reshape(x.shape[0] // micro, micro, *x.shape[1:]), 1, 0)
 
         def body(carry, part):
-            part = jax.lax.with_sharding_constraint(part, batch_spec)
+            part = sharding.constrain(mesh, part)
             return jax.tree.map(jnp.add, carry, differentiate(trained, rest, average, part, total_weight)), None
 
         parts = jax.tree.map(split, example)
@@ -60,7 +59,7 @@ def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callabl
     def step(state: TrainState, frozen: Any, batch: Mapping[str, jax.Array]):
         keys = rngs.streams(settings.train.seed, "train", state.step)
         example = task.example(frozen, batch, keys)
-        example = jax.lax.with_sharding_constraint(example, batch_spec)
+        example = sharding.constrain(mesh, example)
         trained, rest = plan.split(state.params)
         grads, sums = gradients(trained, rest, state.ema, example)
         norm = optax.tree.norm(grads)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lumos_jax import config, data
-from lumos_jax.data import loaders, motion, scene_motion, scene_render, scenes
+from lumos_jax.data import clips, loaders, motion, scene_motion, scene_render, scenes
 
 SIZE = 16
 GREY = 4  # of frame n: GREY * n
@@ -163,6 +163,26 @@ def test_sources_without_clips_are_refused(tmp_path):
     long = settings(frames=16, frame_stride=(2, 4))
     with pytest.raises(ValueError, match="a scene's clip has 49 frames"):
         loaders.make_loader(long, data.make_source(long), training=True)
+
+
+def test_pictures_in_between_come_at_the_same_steps_wherever_a_run_begins():
+    wanted = settings(records=64, picture_share=0.4, holdout=2)
+    source = data.make_source(wanted)
+
+    def batches(start, rows, count):
+        made = data.make_train_iterator(wanted, source, batch_size=4, rows=rows, start_step=start)
+        read = [next(made) for _ in range(count)]
+        made.close()
+        return read
+
+    whole = batches(0, range(4), 10)
+    assert ["image" in batch for batch in whole] == [False, False, True, False, True] * 2
+    for batch, again in zip(whole[3:6], batches(3, [1, 3], 3), strict=True):
+        for name, array in again.items():
+            np.testing.assert_array_equal(array, batch[name][[1, 3]])
+    records = np.concatenate([batch["record"] for batch in whole])
+    assert len(set(records)) == 40  # the order of records takes no notice
+    assert [clips.is_picture_step(step, 0.0) for step in range(9)] == [False] * 9
 
 
 def scene_that_moves(what):
