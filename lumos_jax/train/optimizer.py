@@ -8,8 +8,7 @@ import jax
 import optax
 
 from lumos_jax import config
-from lumos_jax.checkpoints.handoff import flatten
-from lumos_jax.name_rules import unflatten
+from lumos_jax.name_rules import flatten, unflatten
 from lumos_jax.train.finetune import matching
 
 
