@@ -156,7 +156,9 @@ def make_t2i(settings: config.Settings, place: encoders.Placement | None = None)
     if settings.data.record != "captioned":
         raise ValueError(f"config.data.record={settings.data.record} has no captions: set it to captioned")
     encoder, encoder_params = encoders.make_text_encoder(settings.encoder, place)
-    tokenize = Tokenize(encoders.make_tokenizer(settings.encoder, encoder), encoder.max_tokens)
+    shapes_only = place is not None and place.shapes_only  # and no caption is read
+    tokenizer = None if shapes_only else encoders.make_tokenizer(settings.encoder, encoder)
+    tokenize = Tokenize(tokenizer, encoder.max_tokens)
     data, buckets = settings.data, ()
     if data.buckets:
         buckets = aspect.make_buckets(data.image_size, data.bucket_step, data.bucket_ratios)
