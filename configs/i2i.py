@@ -51,12 +51,15 @@ def desk():
     config.model.width, config.model.depth, config.model.heads = 128, 4, 4
     config.model.patch_size = 4
     config.model.dtype = "float32"
-    # At this size predicting v converges within minutes where predicting noise is still mush.
+    # Pixels of a patch are many numbers for a network this narrow: predicting them gives clean pictures within minutes, where
+    # noise or v, which holds the noise, stays speckled.
     config.diffusion.schedule = "cosine"
-    config.diffusion.prediction = "v"
+    config.diffusion.prediction = "x0"
+    config.diffusion.timesteps = "logit_normal"  # the middle of the way, where shapes and edges are decided
     config.diffusion.loss = "simple"
     config.diffusion.learned_variance = False
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.name = "muon"  # as good as AdamW in half the steps here
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.decay = "cosine"
     config.optimizer.clip_norm = 1.0
@@ -80,6 +83,7 @@ def test():
     config.encoder.width = 32
     config.encoder.resize = config.encoder.image_size = 16
     config.model.width, config.model.depth, config.model.heads = 32, 2, 2
+    config.optimizer.name = "adamw"  # compiles sooner
     config.optimizer.warmup_steps = 2
     config.train.batch_size = 16
     config.train.steps = 12

@@ -184,8 +184,9 @@ class Nvs:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW, its schedule, and the running average of the weights."""
+    """The optimiser, its schedule, and the running average of the weights."""
 
+    name: str = "adamw"  # adamw | muon (of the blocks' matrices, momentum 0.95; the rest is AdamW's, after Nesterov)
     learning_rate: float = 1e-4
     b1: float = 0.9
     b2: float = 0.999
