@@ -3,7 +3,7 @@
 python -m lumos_jax.main --config=configs/i2i.py --config.data.source=arrayrecord --config.data.path=DIR --workdir=RUN
     DiT-XL/2 (822 M parameters) at 256 px on SD VAE latents and DINO ViT-B/16 [CLS]: the paper's scale, for a TPU pod or a
     CUDA host. Lumos's own optimiser values are unknown; these are DiT's.
-configs/i2i.py:desk   scenes at 32 px, pixels as latents: about five minutes on 2 CPU cores
+configs/i2i.py:desk   scenes at 32 px, pixels as latents: about ten minutes on 2 CPU cores
 configs/i2i.py:test   the same in seconds
 """
 
@@ -71,6 +71,7 @@ def desk():
     config.log.every = 100
     config.eval.every = 750
     config.eval.records = 256
+    config.eval.scored = 128
     config.eval.guidance = 1.5
     return config
 
@@ -91,6 +92,7 @@ def test():
     config.log.every = 2
     config.eval.every = 6
     config.eval.records = 32
+    config.eval.scored = 0
     config.eval.batch_size = 16
     config.eval.rows = 2
     config.eval.steps = 4

@@ -62,7 +62,7 @@ def test_muon_makes_the_matrices_of_the_blocks_orthogonal_and_leaves_the_rest_to
 
     settings = config.Optimizer(name="muon", learning_rate=1e-2)
     optimizer = make_optimizer(settings, 10, jax.tree.map(lambda _: True, params))
-    muon = flatten(jax.tree.map(np.asarray, optimizer.update(grads, optimizer.init(params), params)[0]))
+    muon = flatten(jax.tree.map(np.asarray, jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]))
     adam = optax.nadam(1e-2, b2=config.Optimizer.b2)
     adam = flatten(adam.update(grads, adam.init(params), params)[0])
     matrices = {
