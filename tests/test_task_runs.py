@@ -173,9 +173,9 @@ def test_two_processes_agree_with_one(kind, undisturbed, build, in_two, kinds, t
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "least"), [("captions", 0.02), ("buckets", 0.01), ("clips", 0.2), ("views", 0.02)])
-def test_another_records_condition_raises_the_held_out_loss(kind, least, undisturbed):
-    scores = [line for line in metrics(undisturbed(kind)) if "held_out_shuffled_margin" in line]
-    assert [line["step"] for line in scores] == [0, STEPS]
-    assert abs(scores[0]["held_out_shuffled_margin"]) < least / 3  # an untrained network does not care
-    assert scores[1]["held_out_shuffled_margin"] > least
+@pytest.mark.parametrize(("kind", "factor"), [("captions", 1.5), ("buckets", 1.2), ("clips", 1.5), ("views", 2.0)])
+def test_another_records_condition_raises_the_held_out_loss(kind, factor, undisturbed):
+    first, last = [line for line in metrics(undisturbed(kind)) if "held_out_loss" in line]
+    assert (first["step"], last["step"]) == (0, STEPS)
+    assert abs(first["held_out_shuffled_margin"]) < 1e-3  # an untrained network does not care
+    assert last["held_out_shuffled_loss"] > factor * last["held_out_loss"]
