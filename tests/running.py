@@ -19,7 +19,7 @@ def start(command):
     return subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(process, code=0, timeout=240):
+def finish(process, code=0, timeout=600):
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
