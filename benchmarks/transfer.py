@@ -6,7 +6,8 @@
 Trains `configs/<task>.py:desk` twice a seed, in turns (scratch, prior, scratch, ...), each in a process of its own that logs as
 any run does; a run that is there already is not trained again, so the command continues where it was stopped. Prints held-out
 loss and the exact scores over training steps, as mean and standard deviation over seeds, and writes them as `<task>.json`
-and as a plot `<task>.png` (needs matplotlib). The paper's claim (its Fig. 3 and section 4) is that the prior wins.
+and as a plot `<task>.png` (needs matplotlib: the extra `plots`). The paper's claim (its Fig. 3 and section 4) is that the prior
+wins.
 
 Scores: T2I: share of samples whose count, colours and shapes, read back from the pixels, are those of the caption. NVS: PSNR
 and SSIM against the true view. I2V: PSNR against the true frames, and the error of their optical flow in pixels.
