@@ -41,7 +41,7 @@ def train(args: argparse.Namespace, start: str, seed: int) -> pathlib.Path:
         sys.executable, "-m", "lumos_jax.main", f"--config=configs/{args.task}.py:desk", f"--workdir={workdir}",
         f"--config.train.steps={args.steps}", f"--config.train.seed={seed}", f"--config.eval.every={every}",
         f"--config.eval.scored={args.scored}", f"--config.checkpoint.every={args.steps}", "--config.log.tensorboard=False",
-        f"--config.init_from={args.prior if start == 'prior' else ''}",
+        f"--config.optimizer.ema_decay={args.ema_decay}", f"--config.init_from={args.prior if start == 'prior' else ''}",
     ]  # fmt: skip
     print(f"{args.task} from {start}, seed {seed}: {args.steps} steps", file=sys.stderr, flush=True)
     code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
@@ -118,6 +118,8 @@ def main() -> None:
     add("--seeds", type=int, default=3, help="runs from each start (3)")
     add("--points", type=int, default=3, help="evaluations a run, besides the one at step 0 (3)")
     add("--scored", type=int, default=128, help="held-out records that are drawn and scored each time (128)")
+    # What is judged is the average, and that of the config's long runs would still be half the beginning.
+    add("--ema-decay", type=float, default=0.98, help="of the averaged weights, over few steps (0.98)")
     add("--out", default="runs/transfer", help="where the runs are kept (runs/transfer)")
     args = parser.parse_args()
     found = gather(args)
