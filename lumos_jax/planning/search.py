@@ -53,7 +53,7 @@ def search(
 def _splits(
     settings: config.Settings, target: Target, devices: Sequence[Any], cached: bool
 ) -> Iterator[config.Settings]:
-    """Mesh splits that leave room for a step: the least that does, and all chips; in each precision to be tried."""
+    """Mesh splits that leave room for a step, in each precision to be tried: the least, one in the middle, the most."""
     ways = [n for n in ways_over(target.chips // settings.mesh.context) if n == 1 or settings.train.batch_size % n == 0]
     roomy = []
     for fsdp in ways:
@@ -61,7 +61,7 @@ def _splits(
         if held < 0.75 * target.chip.usable:
             roomy.append(fsdp)
     dtypes = ("bfloat16",) if settings.model.dtype == "bfloat16" else ("bfloat16", "float32")
-    for fsdp in dict.fromkeys([*roomy[:1], *roomy[-1:]]):
+    for fsdp in dict.fromkeys([*roomy[:1], *roomy[len(roomy) // 2 :][:1], *roomy[-1:]]):
         for dtype in dtypes:
             yield _replace(with_fsdp(settings, fsdp), {"model.dtype": dtype})
 
