@@ -37,7 +37,7 @@ def plan(size: str, target: str, batch: int, remat: str, fsdp: int) -> Figures:
     config.model.size, config.model.remat = size, remat
     config.mesh.fsdp = fsdp
     config.train.batch_size = batch * made.chips
-    return estimate(config_io.resolve(config), made, ahead.devices_of(made), cached=True, sampler=False)
+    return estimate(config_io.resolve(config), made, ahead.devices_of(made), cached=True)
 
 
 def figures(f: Figures) -> dict[str, float]:

@@ -39,7 +39,7 @@ def search(
             fitted = False
             for remat in REMAT:
                 tried = _replace(batch, {"model.remat": remat})
-                figures = estimate(tried, target, devices, cached=cached, sampler=False)
+                figures = estimate(tried, target, devices, cached=cached)
                 found.append(figures)
                 say(line(figures))
                 if figures.fits:

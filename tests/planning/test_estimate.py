@@ -11,7 +11,7 @@ from lumos_jax.planning import advice, report, search
 from lumos_jax.planning.ahead import Compiled, Memory
 from lumos_jax.planning.build import make_job
 from lumos_jax.planning.chips import Chip, Target
-from lumos_jax.planning.estimate import estimate
+from lumos_jax.planning.estimate import compile_sampler, estimate
 from lumos_jax.planning.program import Program
 
 MACHINE = Target(Chip("here", "cpu", 2**30, 1e12, 1e11, 1e10, 1, 1e9), (8,))
@@ -26,7 +26,8 @@ def settings(**mesh):
 @pytest.fixture(scope="module")
 def planned():
     """configs/i2i.py:test on cached features, parameters split over four of eight devices."""
-    return estimate(settings(fsdp=4), MACHINE, jax.devices(), cached=True, sampler=True)
+    run = {"settings": settings(fsdp=4), "target": MACHINE, "devices": jax.devices(), "cached": True}
+    return dataclasses.replace(estimate(**run), sampler=compile_sampler(**run))
 
 
 def test_the_step_that_trains_is_what_is_compiled(planned):
@@ -73,7 +74,7 @@ def test_running_out_of_memory_is_an_answer_with_what_to_try(planned):
     # Where the state alone is too much, nothing is compiled, and splitting comes first.
     whole = sum(make_job(settings(), jax.devices(), cached=True).resident_bytes().values())
     tiny = Target(dataclasses.replace(MACHINE.chip, usable=whole - 1), (8,))
-    f = estimate(settings(), tiny, jax.devices(), cached=True, sampler=False)
+    f = estimate(settings(), tiny, jax.devices(), cached=True)
     assert f.step.program is None
     assert advice.suggest(f, jax.devices())[0].startswith("--config.mesh.fsdp=4 splits")
 
@@ -102,7 +103,7 @@ def test_the_front_has_what_nothing_beats_and_the_winner_keeps_the_batch(planned
 def test_a_search_compiles_and_its_winner_is_a_config_that_resolves(planned, tmp_path, monkeypatch):
     tried = []
 
-    def first_fits_with_dots(settings, target, devices, *, cached, sampler):
+    def first_fits_with_dots(settings, target, devices, *, cached):
         tried.append(
             (settings.mesh.fsdp, settings.train.batch_size, settings.optimizer.accumulate, settings.model.remat)
         )
