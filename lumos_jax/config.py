@@ -115,7 +115,7 @@ class Model:
     activation: str = "gelu_tanh"  # of the MLPs: gelu_tanh (DiT, Lumos) | gelu (the exact one: RCG)
     position_base: int = 0  # tokens a side at which positions count in ones; 0: the training grid
     dtype: str = "bfloat16"  # compute dtype: float32 | bfloat16; parameters are float32
-    remat: str = "none"  # none | dots (recompute all but matmuls) | full
+    remat: str = "none"  # none | dots (recompute all but matmuls) | mlp (all but the MLPs' matmuls) | full
     unroll: int = 0  # blocks laid out per iteration of the layer scan; 0: 12 on a CPU (faster steps), 1 elsewhere
 
 

@@ -30,7 +30,7 @@ _CHOICES = {
     "model.final": ("auto", "table", "adaln"),
     "model.activation": ("gelu_tanh", "gelu"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "dots", "full"),
+    "model.remat": ("none", "dots", "mlp", "full"),
     "dino.balance": ("centre", "sinkhorn"),
     "diffusion.schedule": ("linear", "cosine", "flow"),
     "diffusion.prediction": ("noise", "x0", "v", "flow"),
