@@ -100,7 +100,7 @@ def validate(settings: Settings) -> None:
 
 def _check_data(s: Settings) -> None:
     data = s.data
-    if data.source in ("folder", "videos", "objaverse", "arrayrecord", "cached"):
+    if data.source in ("folder", "videos", "objaverse", "arrayrecord", "webdataset", "cached"):
         _require(bool(data.path), f"config.data.source={data.source} needs config.data.path")
     _require(
         data.source != "cached" or (data.crop == "center" and not data.flip),

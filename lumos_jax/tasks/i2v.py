@@ -25,10 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config, diffusion, encoders, models
+from lumos_jax import config, encoders
 from lumos_jax.models import Condition
-from lumos_jax.tasks import clips, pictures, requests
-from lumos_jax.tasks.denoising import Denoising
+from lumos_jax.tasks import clips, denoising, pictures, requests
 from lumos_jax.tasks.handoffs import Handoff
 
 MOTION_IDS = 256
@@ -42,7 +41,7 @@ def _named(key: jax.Array, name: str) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageToVideo(Denoising):
+class ImageToVideo(denoising.Denoising):
     """The I2V task; see tasks.base for the interface.
 
     Batches of clips hold `frames` uint8 (B, F, H, W, 3), `fps` and `motion` (B,) float32; of pictures, `image`. For drawing
@@ -166,20 +165,10 @@ def make_i2v(settings: config.Settings, place: encoders.Placement | None = None)
     """
     if settings.data.record != "clip":
         raise ValueError(f"config.data.record={settings.data.record!r}: this task trains on clips; set it to clip")
-    encoder, encoder_params = encoders.make_encoder(settings.encoder, place)
-    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
-    latent_shape = autoencoder.latent_shape(settings.data.image_size)
-    process = diffusion.make_process(settings.diffusion)
-    dit = models.make_dit(
-        settings.model,
-        latent_shape=latent_shape,
-        out_channels=process.out_channels(latent_shape[-1]),
-        token_shape=(encoder.tokens, encoder.dim),
-        vector_dim=NUMBERS,
-        vector_kind="numbers",
-        concat_channels=latent_shape[-1],
-        temporal=True,
-    )
-    shape, dropout = (settings.data.frames, *latent_shape), settings.task.condition_dropout
-    task = ImageToVideo(dit, process, encoder, autoencoder, shape, dropout, settings.video)
-    return task, {"encoder": encoder_params, "autoencoder": autoencoder_params}
+    return denoising.make(
+        ImageToVideo, settings, place, *encoders.make_encoder(settings.encoder, place),
+        network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
+        concatenated=True,
+        frames=settings.data.frames,
+        video=settings.video,
+    )  # fmt: skip

@@ -10,9 +10,8 @@ import pytest
 from configs import i2i, i2v
 from lumos_jax import config_io, tasks
 from lumos_jax.checkpoints import transfer
-from lumos_jax.checkpoints.handoff import flatten
 from lumos_jax.models import Condition
-from lumos_jax.name_rules import unflatten
+from lumos_jax.name_rules import flatten, unflatten
 from lumos_jax.tasks import handoffs
 
 FRAMES, SIDE = 4, 16
