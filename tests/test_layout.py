@@ -20,7 +20,7 @@ ALLOWED = {
     "checkpoints": set(),
     "train": {"data", "tasks", "diffusion", "checkpoints", "evaluation"},
 }
-LEAVES = {"aspect", "config", "config_io", "config_rules", "name_rules"}
+LEAVES = {"aspect", "config", "config_io", "config_rules", "name_rules", "patience", "peers"}
 
 
 def imports(path: pathlib.Path) -> set[str]:

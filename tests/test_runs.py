@@ -50,7 +50,10 @@ def finish(process, code=0, timeout=240):
 
 def metrics(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name not in TIMINGS and not name.startswith("goodput")}
+        for line in lines
+    ]
 
 
 def arrays(workdir):
