@@ -51,10 +51,10 @@ def desk():
     config.data.holdout = 256
     config.video.sample_fps = 6.0
     config.video.sample_motion = 20
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.train.batch_size = 8
-    config.train.steps = 1500
-    config.eval.every = 500
+    config.train.steps = 1000
+    config.eval.every = 250
     config.eval.records = 128
     config.eval.batch_size = 32
     config.eval.scored = 64

@@ -41,7 +41,9 @@ def desk():
     config = _of_views(i2i.desk())
     config.nvs.camera = "both"
     config.data.view_turn = 60.0  # all round takes longer than minutes
-    config.train.steps = 3000
+    config.optimizer.learning_rate = 2e-3
+    config.train.steps = 2000
+    config.eval.every = 500
     config.eval.scored = 128
     config.eval.guidance = 1.5
     return config

@@ -184,8 +184,9 @@ class Nvs:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW, its schedule, and the running average of the weights."""
+    """The optimiser, its schedule, and the running average of the weights."""
 
+    name: str = "adamw"  # adamw | muon (of the blocks' matrices, momentum 0.95; the rest is AdamW's, after Nesterov)
     learning_rate: float = 1e-4
     b1: float = 0.9
     b2: float = 0.999
@@ -266,7 +267,8 @@ class Eval:
     bank: int = (
         0  # held-out records among which a task that learns features looks for neighbours of eval.records others
     )
-    # held-out records of which a sample each is drawn and scored against the truth: views, clips, captions of scenes; 0: none
+    # held-out records of which a sample each is drawn and scored against the truth, where there is one: the picture of a
+    # feature, the true view, the clip, what the caption of a scene says; 0: none
     scored: int = 0
     rows: int = 8  # sources on the sample sheet
     samples: int = 2  # samples a source

@@ -36,6 +36,7 @@ _CHOICES = {
     "diffusion.prediction": ("noise", "x0", "v", "flow"),
     "diffusion.loss": ("hybrid", "simple"),
     "diffusion.timesteps": ("uniform", "logit_normal"),
+    "optimizer.name": ("adamw", "muon"),
     "optimizer.decay": ("constant", "cosine"),
     "eval.sampler": ("ddpm", "ddim", "dpm++", "euler", "heun"),
 }

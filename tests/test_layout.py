@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "lumos_jax"
-ROOMS = ("data", "encoders", "models", "diffusion", "tasks", "train", "checkpoints", "evaluation")
+ROOMS = ("data", "encoders", "models", "diffusion", "tasks", "train", "checkpoints", "evaluation", "planning")
 
 # Room -> rooms that it may import; every room may import the leaves below.
 ALLOWED = {
@@ -19,6 +19,7 @@ ALLOWED = {
     "evaluation": {"tasks", "diffusion", "models", "encoders"},
     "checkpoints": set(),
     "train": {"data", "tasks", "diffusion", "checkpoints", "evaluation"},
+    "planning": {"data", "tasks", "train"},
 }
 LEAVES = {"aspect", "config", "config_io", "config_rules", "name_rules", "patience", "peers"}
 

@@ -1,7 +1,7 @@
 """Images in a known order: sources, order, decoding, batches. Knows no trainer and no network."""
 
 from lumos_jax.data.corrupt import CorruptMeter, TooManyCorruptRecords
-from lumos_jax.data.loaders import make_loader
+from lumos_jax.data.loaders import describe_row, make_loader
 from lumos_jax.data.order import holdout_records
 from lumos_jax.data.pipeline import load_image, make_record_iterator, make_train_iterator, read_batch
 from lumos_jax.data.shards import write_arrayrecord
@@ -13,6 +13,7 @@ __all__ = [
     "MixtureSource",
     "Source",
     "TooManyCorruptRecords",
+    "describe_row",
     "holdout_records",
     "load_image",
     "make_loader",

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax import config, name_rules
+from lumos_jax.encoders import architectures
 from lumos_jax.encoders.placement import Placement, Take, gather_of
 from lumos_jax.encoders.preprocess import CLIP_STATISTICS, IMAGENET_STATISTICS, preprocess
 from lumos_jax.encoders.vit import SIZES, Vit
@@ -86,7 +87,9 @@ def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tup
             f"config.encoder.kind={encoder.kind!r} reads text, and this task conditions on images: set vit"
         )
     take = Take(encoder.dtype, place)
-    if encoder.weights.startswith("random:"):
+    if (vit := _unread(encoder, take)) is not None:
+        params = architectures.shapes(vit.init, take)
+    elif encoder.weights.startswith("random:"):
         vit, params = _random(encoder)
         params = name_rules.unflatten({path: take(path, a) for path, a in name_rules.flatten(params).items()})
     else:
@@ -128,6 +131,13 @@ def vit_of(encoder: config.Encoder) -> Vit:
     sizes = (encoder.width, encoder.depth, encoder.heads)
     width, depth, heads = sizes if encoder.size == "custom" else SIZES[encoder.size]
     return Vit(width, depth, heads, encoder.patch_size, encoder.image_size)
+
+
+def _unread(encoder: config.Encoder, take: Take) -> Vit | None:
+    """The network, where its parameters' shapes are all that is wanted and nothing need be read for them."""
+    if take.shapes_only and encoder.weights.startswith("random:"):
+        return vit_of(encoder)
+    return architectures.known(encoder.weights, take, Vit)
 
 
 def _random(encoder: config.Encoder) -> tuple[Vit, Any]:

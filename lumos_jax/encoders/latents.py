@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from lumos_jax import config, name_rules
+from lumos_jax.encoders import architectures, files, names, weights_cache
 from lumos_jax.encoders import autoencoder as kl
-from lumos_jax.encoders import files, names, weights_cache
 from lumos_jax.encoders.placement import Placement, Take
 
 
@@ -101,6 +101,11 @@ def make_autoencoder(autoencoder: config.Autoencoder, place: Placement | None = 
     take = Take(autoencoder.dtype, place)
     if autoencoder.weights.startswith("random:"):
         shape = kl.KlShape(autoencoder.channels, autoencoder.layers, autoencoder.groups)
+    else:
+        shape = architectures.known(autoencoder.weights, take, kl.KlShape)
+    if take.shapes_only and shape is not None:
+        params = architectures.shapes(lambda key: kl.init(shape, key), take)
+    elif shape is not None:
         seed = int(autoencoder.weights.removeprefix("random:"))
         params = name_rules.flatten(kl.init(shape, jax.random.key(seed)))
         params = name_rules.unflatten({path: take(path, array) for path, array in params.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,11 +13,17 @@ from lumos_jax.encoders import files
 
 
 class Placement(Protocol):
-    """Puts parameters on devices one by one as they are read, and gathers them where they are used; frozen and hashable."""
+    """Puts parameters on devices one by one as they are read, and gathers them where they are used; frozen and hashable.
 
-    def __call__(self, path: str, array: np.ndarray) -> Any:
-        """A parameter in the compute dtype -> what is kept of it: whole on every device, or split over them. Below `blocks/`
-        the first dim counts layers."""
+    Attributes:
+      shapes_only: whether nothing is to be read where shapes are known without: parameters are then shapes.
+    """
+
+    shapes_only: bool
+
+    def __call__(self, path: str, array: np.ndarray | jax.ShapeDtypeStruct) -> Any:
+        """A parameter in the compute dtype, or its shape -> what is kept of it: whole on every device, or split over them.
+        Below `blocks/` the first dim counts layers."""
         ...
 
     def gather(self, tree: Any) -> Any:
@@ -43,14 +50,22 @@ class Take:
         self._dtype, self._place = jnp.dtype(dtype) if dtype else None, place
         self.reset()
 
+    @property
+    def shapes_only(self) -> bool:
+        """As of Placement."""
+        return self._place is not None and self._place.shapes_only
+
     def reset(self) -> None:
         """Forgets what was taken."""
         self._digests = files.Digests()
 
-    def __call__(self, path: str, array: np.ndarray) -> Any:
-        array = np.asarray(array)
-        self._digests.add(path, array)
-        array = array.astype(self._dtype or array.dtype, copy=False)
+    def __call__(self, path: str, array: np.ndarray | jax.ShapeDtypeStruct) -> Any:
+        if isinstance(array, jax.ShapeDtypeStruct):  # its identity is that of no weights
+            array = jax.ShapeDtypeStruct(array.shape, self._dtype or array.dtype)
+        else:
+            array = np.asarray(array)
+            self._digests.add(path, array)
+            array = array.astype(self._dtype or array.dtype, copy=False)
         return array if self._place is None else self._place(path, array)
 
     def total(self) -> str:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax import config, name_rules
-from lumos_jax.encoders import files, text_names, weights_cache
+from lumos_jax.encoders import architectures, files, text_names, weights_cache
 from lumos_jax.encoders.clip_text import ACTIVATIONS, LEGACY_EOS, ClipText
 from lumos_jax.encoders.placement import Placement, Take, gather_of
 from lumos_jax.encoders.t5 import T5Encoder
@@ -88,7 +88,13 @@ def make_text_encoder(encoder: config.Encoder, place: Placement | None = None) -
     if encoder.kind not in config.TEXT_KINDS:
         raise ValueError(f"config.encoder.kind={encoder.kind!r} reads no text: {' and '.join(config.TEXT_KINDS)} do")
     take = Take(encoder.dtype, place)
-    if encoder.weights.startswith("random:"):
+    if take.shapes_only and encoder.weights.startswith("random:"):
+        network = _random_network(encoder)
+    else:
+        network = architectures.known(encoder.weights, take, Network)
+    if network is not None:
+        params = architectures.shapes(network.init, take)
+    elif encoder.weights.startswith("random:"):
         network, params = _random(encoder)
         params = name_rules.unflatten({path: take(path, a) for path, a in name_rules.flatten(params).items()})
     else:
@@ -106,17 +112,20 @@ def make_text_encoder(encoder: config.Encoder, place: Placement | None = None) -
 
 
 def _random(encoder: config.Encoder) -> tuple[Network, Any]:
+    network = _random_network(encoder)
+    seed = int(encoder.weights.removeprefix("random:"))
+    return network, jax.tree.map(np.asarray, jax.jit(network.init)(jax.random.key(seed)))
+
+
+def _random_network(encoder: config.Encoder) -> Network:
     if encoder.vocabulary < 1:
         raise ValueError("config.encoder.vocabulary must say how many token ids a text encoder of random weights knows")
     sizes = (encoder.width, encoder.depth, encoder.heads)
     width, depth, heads = sizes if encoder.size == "custom" else SIZES[encoder.size]
     if encoder.kind == "t5":  # the MLP's share of the width is that of T5 v1.1 XXL
-        network = T5Encoder(width, depth, heads, width // heads, 5 * width // 2, encoder.vocabulary)
-    else:
-        length = encoder.max_tokens
-        network = ClipText(width, depth, heads, 4 * width, encoder.vocabulary, length, width, SCENE_EOS)
-    seed = int(encoder.weights.removeprefix("random:"))
-    return network, jax.tree.map(np.asarray, jax.jit(network.init)(jax.random.key(seed)))
+        return T5Encoder(width, depth, heads, width // heads, 5 * width // 2, encoder.vocabulary)
+    length = encoder.max_tokens
+    return ClipText(width, depth, heads, 4 * width, encoder.vocabulary, length, width, SCENE_EOS)
 
 
 def load_t5(weights: str, take: Take | None = None) -> tuple[T5Encoder, Any]:

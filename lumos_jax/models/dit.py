@@ -37,9 +37,21 @@ from lumos_jax.models.layers import Dense
 CPU_UNROLL = 12
 
 
+# What makes weights whole and brings them in shape; of activations the same costs little to do again.
+_OF_WEIGHTS = (
+    "convert_element_type",
+    "sharding_constraint",
+    "reshape",
+    "squeeze",
+    "slice",
+    "split",
+    "broadcast_in_dim",
+)
+
+
 def _keep_all_but_gathered(primitive, *_, **__) -> bool:
-    """Keeps every result but casts and gathers, so that no layer's whole weights outlive its forward pass."""
-    return primitive.name not in ("convert_element_type", "sharding_constraint")
+    """Keeps every result but casts, gathers and new shapes, so that no layer's whole weights outlive its forward pass."""
+    return primitive.name not in _OF_WEIGHTS
 
 
 # Which results of a block's forward pass are kept for its backward pass. "dots" keeps the products with weights and computes

@@ -42,7 +42,8 @@ def _dot(a, b, a_dims, b_dims, dtype):
 
 
 def _matmul_forward(x, kernel, out_dtype):
-    return matmul(x, kernel, out_dtype), (x, kernel)
+    # Not `matmul` itself, in which remat policies would not see the product that they may keep.
+    return _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), out_dtype), (x, kernel)
 
 
 def _matmul_backward(out_dtype, residuals, grad):

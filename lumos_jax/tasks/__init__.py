@@ -36,6 +36,7 @@ def make_task(settings: config.Settings, place: Placement | None = None) -> tupl
     Args:
       settings: of the run.
       place: puts each of these parameters on devices as it is read (train.sharding.Frozen); None keeps them on the host.
+        If it wants shapes alone, nothing is read where they are known without.
 
     Raises:
       ValueError: an unknown task, or weights that cannot be loaded.
@@ -43,9 +44,9 @@ def make_task(settings: config.Settings, place: Placement | None = None) -> tupl
     if settings.task.name not in _TASKS:
         raise ValueError(f"config.task.name={settings.task.name!r} is not one of {', '.join(_TASKS)}")
     task, frozen = _TASKS[settings.task.name](settings, place)
-    assert place is None or all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(frozen)), (
-        "something was not placed"
-    )
+    assert place is None or all(
+        isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)
+    ), "something was not placed"
     return task, frozen
 
 

@@ -30,6 +30,10 @@ class ImageToImage(Denoising):
             return Condition(tokens=batch["feature"].astype(jnp.float32))
         return Condition(tokens=self.encoder.apply(frozen["encoder"], batch["image"]))
 
+    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """The picture itself: the prior reproduces it from its features. None where a cache keeps no pictures."""
+        return host.get("image")
+
     def request(self, asked: Mapping[str, Any], load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
         return {"image": requests.images(asked, load)}
 

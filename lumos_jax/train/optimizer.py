@@ -1,4 +1,10 @@
-"""AdamW (Loshchilov & Hutter 2019) with warm-up, constant or cosine decay, and clipping by the global norm."""
+"""AdamW (Loshchilov & Hutter 2019) or Muon, with warm-up, constant or cosine decay, and clipping by the global norm.
+
+Muon (Jordan et al. 2024) orthogonalises the momentum of the blocks' matrices by Newton-Schulz iterations; its updates are
+scaled to the size that Adam's usually have (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4), so that one learning
+rate serves both. Biases, modulations, embeddings and the layers that read and write latents stay Adam's, as its authors
+advise, with Nesterov's momentum in both.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +12,16 @@ from typing import Any
 
 import jax
 import optax
+from optax import contrib
 
 from lumos_jax import config
 from lumos_jax.checkpoints.handoff import flatten
 from lumos_jax.name_rules import unflatten
+from lumos_jax.train import lora
 from lumos_jax.train.finetune import matching
+
+# Root mean square of an orthogonalised update before the learning rate: about Adam's (Liu et al. 2025).
+MUON_RMS = 0.2
 
 
 def make_schedule(settings: config.Optimizer, steps: int) -> optax.Schedule:
@@ -38,15 +49,40 @@ def make_optimizer(settings: config.Optimizer, steps: int, trainable: Any) -> op
       ValueError: a pattern of config.optimizer.boosted that matches nothing.
     """
     clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
-    adamw = optax.adamw(
-        make_schedule(settings, steps),
-        b1=settings.b1,
-        b2=settings.b2,
+    decay = [optax.add_decayed_weights(settings.weight_decay, trainable)] if settings.weight_decay else []
+    rate = optax.scale_by_learning_rate(make_schedule(settings, steps))
+    return optax.chain(*clip, _direction(settings), *decay, rate, *_boost(settings, trainable))
+
+
+def _direction(settings: config.Optimizer) -> optax.GradientTransformation:
+    """The update before weight decay and learning rate."""
+    adam = {"b1": settings.b1, "b2": settings.b2, "eps": settings.eps}
+    if settings.name == "adamw":
+        return optax.scale_by_adam(**adam)
+    return contrib.muon(
+        -1.0,  # optax's descends; the rate, with its sign, comes after
+        consistent_rms=MUON_RMS,
+        nesterov=True,
+        muon_weight_dimension_numbers=_matrices,
+        **{f"adam_{name}": value for name, value in adam.items() if name != "eps"},
         eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        mask=trainable if settings.weight_decay else None,
     )
-    return optax.chain(*clip, adamw, *_boost(settings, trainable))
+
+
+def _matrices(params: Any) -> Any:
+    """Tree of optax's MuonDimensionNumbers for the kernels of the blocks, read as matrices as low-rank adapters read them
+    (queries, keys and values apart), and None for what is Adam's."""
+
+    def of_leaf(keys: tuple, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        kernel = path.rsplit("/", 1)[-1].endswith("kernel")
+        if not path.startswith("blocks/") or not kernel or "/modulation/" in path:
+            return None
+        cut = 1 + lora.input_dims(path, leaf.ndim)
+        outputs = range(cut + 1 if leaf.ndim == 5 else cut, leaf.ndim)
+        return contrib.MuonDimensionNumbers(tuple(range(1, cut)), tuple(outputs))
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
 def _boost(settings: config.Optimizer, trainable: Any) -> list[optax.GradientTransformation]:

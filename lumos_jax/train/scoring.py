@@ -32,6 +32,8 @@ class Scorer:
             data.read_batch(settings.data, run.source, ids[first : first + size], run.task.host)
             for first in range(0, len(ids), size)
         ]
+        if not all(map(self._known, self.hosts)):
+            self.hosts = []
         options = sampling.options_of(settings.eval)
 
         def draw(params, frozen, batch, index):
@@ -56,15 +58,16 @@ class Scorer:
                 sums.setdefault(name, []).extend(values[whole])
         return {f"score_{name}": float(np.mean(values)) for name, values in sums.items()}
 
+    def _known(self, host: Mapping[str, np.ndarray]) -> bool:
+        told = "caption" in host and self.run.settings.data.source == "scenes"
+        return told or self.run.task.truth(host) is not None
+
     def _scores(self, host: Mapping[str, np.ndarray], drawn: np.ndarray) -> dict[str, np.ndarray]:
         """A value a row."""
         truth = self.run.task.truth(host)
         if truth is not None:
             return likeness(drawn, truth)
-        settings = self.run.settings.data
-        if "caption" in host and settings.source == "scenes":
-            return evaluation.caption_agreement(drawn, data.scenes_of(self.run.source, host["record"]))
-        return {}
+        return evaluation.caption_agreement(drawn, data.scenes_of(self.run.source, host["record"]))
 
 
 def likeness(drawn: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:

@@ -81,14 +81,14 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def _layout(mesh: jax.sharding.Mesh, dims: int) -> NamedSharding:
+def batch_layout(mesh: jax.sharding.Mesh, dims: int) -> NamedSharding:
     """Of one array of a batch: those of five dims, (B, F, h, w, c), have frames."""
     return NamedSharding(mesh, P(*BATCH, "context") if dims == 5 else BATCH)
 
 
 def constrain(mesh: jax.sharding.Mesh, batch: Any) -> Any:
     """Inside a compiled function: a tree of arrays with leading batch dims, laid out as batches are."""
-    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, _layout(mesh, a.ndim)), batch)
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, batch_layout(mesh, a.ndim)), batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,8 +207,13 @@ class Frozen:
 
     mesh: jax.sharding.Mesh
     split_above: int = SPLIT_ABOVE
+    shapes_only: bool = False  # keeps shapes with their layouts: for a mesh that is not there
 
-    def __call__(self, path: str, array: np.ndarray) -> jax.Array:
+    def __call__(self, path: str, array: np.ndarray | jax.ShapeDtypeStruct) -> jax.Array | jax.ShapeDtypeStruct:
+        if self.shapes_only:
+            size = math.prod(array.shape) * array.dtype.itemsize
+            layout = NamedSharding(self.mesh, self.spec(path, array.shape, size))
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=layout)
         layout = NamedSharding(self.mesh, self.spec(path, array.shape, array.nbytes))
         # Waits, so that the host may let go of the array before it reads the next one.
         return jax.block_until_ready(jax.make_array_from_callback(array.shape, layout, lambda index: array[index]))
@@ -266,7 +271,7 @@ def global_batch(mesh: jax.sharding.Mesh, local: Mapping[str, np.ndarray], rows:
             return array[(slice(first, first + stop - start), *index[1:])]
 
         shape = (batch_size, *array.shape[1:])
-        return jax.make_array_from_callback(shape, _layout(mesh, array.ndim), shard)
+        return jax.make_array_from_callback(shape, batch_layout(mesh, array.ndim), shard)
 
     return {name: build(array) for name, array in local.items()}
 

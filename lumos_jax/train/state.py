@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from lumos_jax import config
+from lumos_jax.checkpoints.handoff import flatten
 from lumos_jax.train import finetune, rngs, sharding
 
 
@@ -25,16 +27,19 @@ class TrainState:
     opt_state: Any
 
 
-def state_shardings(
-    mesh: jax.sharding.Mesh, shapes: TrainState, plan: finetune.Plan, dit, optimizer: optax.GradientTransformation
-):
+def state_shardings(mesh: jax.sharding.Mesh, shapes: TrainState, plan: finetune.Plan, dit):
     """TrainState of NamedSharding: EMA and optimiser state are split like the parameters, counters replicated."""
     params = sharding.param_shardings(mesh, shapes.params, plan.logical_axes(dit))
     trained, _ = plan.split(params)
     everywhere = sharding.replicated(mesh)
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer, lambda _, like: like, shapes.opt_state, trained, transform_non_params=lambda _: everywhere
-    )
+    by_path = flatten(trained)
+
+    def of_leaf(path: tuple, _) -> jax.sharding.NamedSharding:
+        """An array of an optimiser is a parameter's where the keys that end its path are that parameter's."""
+        names = itertools.takewhile(lambda key: isinstance(key, jax.tree_util.DictKey), reversed(path))
+        return by_path.get("/".join(key.key for key in reversed([*names])), everywhere)
+
+    opt_state = jax.tree_util.tree_map_with_path(of_leaf, shapes.opt_state)
     return TrainState(step=everywhere, params=params, ema=trained, opt_state=opt_state)
 
 
@@ -71,7 +76,7 @@ def make_state(
         return begin(dit.init(rngs.key(seed, "init")))
 
     shapes = jax.eval_shape(init)
-    layout = state_shardings(mesh, shapes, plan, dit, optimizer)
+    layout = state_shardings(mesh, shapes, plan, dit)
     abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, layout)
     if abstract_only:
         return abstract, None

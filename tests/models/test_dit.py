@@ -13,6 +13,7 @@ import pytest
 from lumos_jax import config
 from lumos_jax.models import Condition, layers, make_dit
 from lumos_jax.models.dit import Block
+from lumos_jax.planning import flops
 
 TINY = config.Model(size="custom", width=32, depth=3, heads=2, patch_size=2, dtype="float32", unroll=1)
 BATCH, TOKENS, FEATURES = 2, 5, 12
@@ -129,6 +130,17 @@ def test_gradients_do_not_depend_on_remat_or_unrolling(reference, variant):
     silent = [jax.tree_util.keystr(k) for k, g in jax.tree_util.tree_leaves_with_path(base) if not np.any(g)]
     assert silent == ["['null']['tokens']"]
     assert_trees_close(base, gradients(dit, params, **variant), 1e-5 if "unroll" in variant else 1e-6)
+
+
+def test_dots_computes_only_attention_again(reference):
+    """By the FLOPs of the traced gradient: "full" does all of a block's forward pass again, "dots" two matmuls of attention."""
+    dit, params, _ = reference
+    none, dots, full = (
+        flops.count(lambda p, r=r: gradients(dit, p, remat=r), params) for r in ("none", "dots", "full")
+    )
+    attention = dit.depth * 2 * 2 * BATCH * 16 * (16 + TOKENS) * 32  # logits and values
+    assert none < dots <= none + attention
+    assert full > dots + dit.depth * 2 * BATCH * 16 * 32 * 128
 
 
 def test_gather_sees_one_layer_and_changes_nothing_by_itself(reference):

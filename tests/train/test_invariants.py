@@ -99,16 +99,27 @@ def test_meshes_agree_on_captions_in_buckets(quick_to_compile):
     np.testing.assert_allclose(curve(split), curve(alone), rtol=1e-5)
 
 
-def test_fsdp_really_splits_parameters_optimiser_and_ema():
-    settings = settings_with(mesh={"data": 1, "fsdp": 8})
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_fsdp_really_splits_parameters_optimiser_and_ema(optimizer):
+    settings = settings_with(mesh={"data": 1, "fsdp": 8}, optimizer={"name": optimizer})
     mesh = sharding.make_mesh(settings.mesh)
     task, _ = tasks.make_task(settings)
     optimizer = make_optimizer(settings.optimizer, 10, task.dit.trainable())
     abstract, state = make_state(settings, task.dit, optimizer, mesh)
-    for tree in (state.params, state.ema, optax.tree_utils.tree_get(state.opt_state, "mu")):
-        kernel = tree["blocks"]["mlp"]["fc1"]["kernel"]
+    moments = [moment for _, moment in optax.tree_utils.tree_get_all_with_path(state.opt_state, "mu")]
+    kernels = [tree["blocks"]["mlp"]["fc1"]["kernel"] for tree in (state.params, state.ema, *moments)]
+    kernels = [kernel for kernel in kernels if not isinstance(kernel, optax.MaskedNode)]
+    assert len(kernels) == 3
+    for kernel in kernels:
         assert kernel.addressable_shards[0].data.size * 8 == kernel.size
     assert jax.tree.map(lambda a: a.sharding, abstract) == jax.tree.map(lambda a: a.sharding, state)
+
+
+def test_muon_agrees_on_meshes():
+    muon = {"name": "muon", "learning_rate": 3e-3}
+    alone, _ = run(settings_with(optimizer=muon), 1, steps=3)
+    split, _ = run(settings_with(optimizer=muon, mesh={"data": 1, "fsdp": 2}), 2, steps=3)
+    np.testing.assert_allclose(curve(split), curve(alone), rtol=1e-4)
 
 
 def test_accumulation_equals_the_large_batch(alone):

@@ -1,0 +1,118 @@
+"""Plans a run: python -m lumos_jax.plan --config=configs/i2i.py --target=v5e:16x16
+
+What it needs and how fast it goes on machines that are not there: compiles the config's train step and sampler ahead of time
+for each --target (v5e:4x4, v5p:4x4x4, v6e:4x4, h100:8 ...) and prints memory a chip, model FLOPs, the compiler's estimate of a
+step's time, what moves between chips, and what the whole run takes. No accelerator, data or weights are needed; TPUs need the
+package libtpu (pip install 'lumos_jax[plan]'). --search tries batches, remat policies, mesh splits and precisions, prints
+those that none beats in both speed and memory, and writes the winner as a config file for lumos_jax.main.
+
+Any field can be set on the command line, as --config.train.batch_size=512; lumos_jax/config.py documents them all.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: the targets' devices are compiled for only
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from lumos_jax import config, config_io, processes
+from lumos_jax.planning import advice, ahead, parse_target, report, search
+from lumos_jax.planning.chips import Target
+from lumos_jax.planning.estimate import estimate
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file in configs/, with :desk or :test for its small sizes."
+)
+_TARGET = flags.DEFINE_multi_string("target", None, "CHIP:SHAPE, as v5e:16x16 or h100:8; may be given several times.")
+_FEATURES = flags.DEFINE_enum(
+    "features", "both", ["online", "cached", "both"],
+    "Whether the frozen encoders run within the step, or a cache holds what they made; both: one table each.",
+)  # fmt: skip
+_SAMPLER = flags.DEFINE_bool("sampler", True, "Whether to compile the sampler as well.")
+_SEARCH = flags.DEFINE_bool("search", False, "Whether to look for better settings; takes minutes.")
+_OUT = flags.DEFINE_string("out", None, "--search: the config file to write; default: plan_CHIP_SHAPE.py, here.")
+
+USER_ERROR, DOES_NOT_FIT = 2, 3
+UNOPENED = "not opened by plan"  # in place of config.data.path, where the config leaves it to the command line
+
+
+def main(argv: list[str]) -> None:
+    """Plans as the flags say. Exits with DOES_NOT_FIT if something does not, and --search found nothing that does."""
+    if len(argv) > 1:
+        raise app.UsageError(f"what is {argv[1]!r}? Fields are set as --config.group.field=value")
+    logging.set_verbosity(logging.ERROR)
+    try:
+        given = _CONFIG.value
+        given.data.path = given.data.path or UNOPENED
+        settings = config_io.resolve(given)
+        targets = [parse_target(text) for text in _TARGET.value]
+        if _OUT.value and not (_SEARCH.value and len(targets) == 1 and _OUT.value.endswith(".py")):
+            raise ValueError(f"--out={_OUT.value} names a .py file, and goes with --search and one --target")
+        fits = [_plan(settings, target, ahead.devices_of(target)) for target in targets]
+    except ValueError as error:
+        logging.debug("planning failed", exc_info=error)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    sys.exit(0 if all(fits) else DOES_NOT_FIT)
+
+
+def _variants(settings: config.Settings) -> list[bool]:
+    """Cached or not, in the order of the tables. Records that cannot be cached have one."""
+    if settings.data.source == "cached":
+        return [True]
+    if _FEATURES.value != "both":
+        return [_FEATURES.value == "cached"]
+    return [False, True]
+
+
+def _plan(settings: config.Settings, target: Target, devices) -> bool:
+    """Prints the tables of one target; returns whether the run fits as configured or as the search found."""
+    variants, fits = _variants(settings), []
+    for cached in variants:
+        wall, processor = time.perf_counter(), time.process_time()
+        try:
+            figures = estimate(settings, target, devices, cached=cached, sampler=_SAMPLER.value)
+        except ValueError as error:
+            if not (cached and len(variants) == 2):
+                raise
+            print(f"{target}: no cached features: {error}\n", flush=True)
+            continue
+        lines = report.rows(figures)
+        if not figures.fits:
+            lines += [("try", tip) for tip in advice.suggest(figures, devices)]
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        lines.append(("compiled", f"in {wall:.0f} s, {processor:.0f} s of processor time"))
+        print(report.table(f"{target}, {'cached features' if cached else 'as records'}", lines) + "\n", flush=True)
+        fits.append(figures.fits)
+    return _search(settings, target, devices, variants[-1]) if _SEARCH.value else all(fits)
+
+
+def _search(settings: config.Settings, target: Target, devices, cached: bool) -> bool:
+    print(f"{target}, search with {'cached features' if cached else 'records'}", flush=True)
+    found = search.search(settings, target, devices, cached, lambda line: print(f"  {line}", flush=True))
+    best = search.winner(found, settings)
+    if best is None:
+        print("nothing that was tried fits: take more chips")
+        return False
+    print("not beaten in both speed and memory:")
+    for figures in search.pareto(found):
+        print(f"  {search.line(figures)}")
+    path = _OUT.value or f"plan_{target.chip.name}_{target.layout}.py"
+    flag = flags.FLAGS["config"]
+    overrides = {k: v for k, v in config_flags.get_override_values(flag).items() if k not in search.FIELDS}
+    search.write_config(path, config_flags.get_config_filename(flag), overrides, best)
+    print(f"winner, at the config's own batch where one fits: {search.line(best)}")
+    print(f"written to {path}: python -m lumos_jax.main --config={path} --workdir=RUN")
+    return True
+
+
+if __name__ == "__main__":
+    processes.answer_help(__doc__)
+    flags.mark_flags_as_required(["config", "target"])
+    app.run(main)

@@ -1,0 +1,50 @@
+"""What would make a run fit that does not: from shapes alone, so that the answer is there without another compilation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from lumos_jax import config
+from lumos_jax.planning.ahead import gib
+from lumos_jax.planning.build import make_job
+from lumos_jax.planning.report import Figures
+
+REMAT = ("none", "dots", "full")  # from the most memory to the least
+
+
+def ways_over(chips: int) -> list[int]:
+    """Over how many chips parameters can be split: the divisors of their number."""
+    return [n for n in range(1, chips + 1) if chips % n == 0]
+
+
+def with_fsdp(settings: config.Settings, fsdp: int) -> config.Settings:
+    mesh = dataclasses.replace(settings.mesh, data=-1, fsdp=fsdp)
+    return dataclasses.replace(settings, mesh=mesh)
+
+
+def suggest(figures: Figures, devices: Sequence[Any]) -> list[str]:
+    """Settings to try for a run that did not fit, each with why; the first is the most promising."""
+    job, usable = figures.job, figures.target.chip.usable
+    settings, now = job.settings, sum(job.resident_bytes().values())
+    tips = []
+    if now > usable / 2:
+        for fsdp in ways_over(job.mesh.size // settings.mesh.context):
+            if fsdp <= job.mesh.shape["fsdp"]:
+                continue
+            split = make_job(with_fsdp(settings, fsdp), list(devices), job.cached)
+            held = sum(split.resident_bytes().values())
+            if held < usable / 2:
+                tips.append(
+                    f"--config.mesh.fsdp={fsdp} splits the state over {fsdp} chips: {gib(held)} on each instead of {gib(now)}, "
+                    f"which leaves {gib(usable - held)} for the step"
+                )
+                break
+    for policy in REMAT[REMAT.index(settings.model.remat) + 1 :]:
+        tips.append(f"--config.model.remat={policy} keeps less of the forward pass and computes it again")
+    per_chip = settings.train.batch_size // (job.mesh.shape["data"] * job.mesh.shape["fsdp"])
+    parts = next((n for n in range(2, per_chip + 1) if per_chip % n == 0 and n > settings.optimizer.accumulate), None)
+    if parts:
+        tips.append(f"--config.optimizer.accumulate={parts} takes the batch in {parts} parts, of the same gradient")
+    return tips or ["more chips, or a smaller network: the state alone does not fit"]

@@ -1,0 +1,157 @@
+"""Compiles for a target that is not there. Running out of memory is an answer, not a failure."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from lumos_jax.planning.chips import GIB, Target
+from lumos_jax.planning.program import Program, read_program
+
+# libtpu asks a cloud's metadata server which machine it is on, and says at length that it found none.
+_QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+_CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+# Kernels are chosen by trying them on a GPU; without one the compiler takes its defaults, which for Triton need not compile.
+_CUDA_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+
+# What NVIDIA's parts report of themselves, for the compiler: compute capability, cores, shared memory per core and per block at
+# most, L2 bytes, clock in GHz, name.
+_GPUS = {
+    "h100": ((9, 0), 132, 128, 233_472, 232_448, 52_428_800, 1.98, "NVIDIA H100 80GB HBM3"),
+    "a100": ((8, 0), 108, 64, 167_936, 166_912, 41_943_040, 1.41, "NVIDIA A100-SXM4-80GB"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one chip. total: what the program needs; the parts are 0 where it did not fit, and the compiler tells none."""
+
+    total: float
+    arguments: float
+    outputs: float  # beyond the arguments whose place they take
+    temporaries: float
+    code: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a program; `program` is None, and the text its message, if it ran out of memory."""
+
+    memory: Memory
+    program: Program | None
+    text: str
+
+
+def devices_of(target: Target) -> list[Any]:
+    """The target's devices, which can be compiled for and nothing else.
+
+    Raises:
+      ValueError: the compiler for it is not installed, or it has no such machine.
+    """
+    if target.chip.platform == "tpu":
+        return _tpu_devices(target)
+    return _cuda_devices(target)
+
+
+def _tpu_devices(target: Target) -> list[Any]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            f"--target={target}: the TPU's compiler is in the package libtpu, which is not installed: pip install "
+            "'lumos_jax[plan]', or pip install 'jax[tpu]' (x86-64 Linux, 140 MB to download; no TPU is needed)"
+        )
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=str(target)).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"--target={target}: the TPU's compiler knows no such machine: {_first_line(error)}"
+        ) from error
+
+
+def _cuda_devices(target: Target) -> list[Any]:
+    if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
+        raise ValueError(
+            f"--target={target}: the compiler for CUDA is in jax's plugin, which is not installed: pip install "
+            "'lumos_jax[plan-cuda]' (x86-64 Linux, 260 MB to download; no GPU is needed)"
+        )
+    try:
+        return topologies.get_topology_desc(
+            platform="cuda", topology_name="", topology=f"1x1x{target.chips}", target_config=_gpu_description(target)
+        ).devices
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        raise ValueError(f"--target={target}: jax's CUDA plugin cannot compile for it: {_first_line(error)}") from error
+
+
+def _gpu_description(target: Target) -> str:
+    capability, cores, units, shared, optin, cache, clock, name = _GPUS[target.chip.name]
+    return f"""
+    gpu_device_info {{
+      threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+      shared_memory_per_block: 49152 shared_memory_per_core: {shared} shared_memory_per_block_optin: {optin}
+      core_count: {cores} fpus_per_core: {units} clock_rate_ghz: {clock} l2_cache_size: {cache}
+      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+      thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+      registers_per_core_limit: 65536 registers_per_block_limit: 65536
+      memory_bandwidth: {int(target.chip.bandwidth)} device_memory_size: {target.chip.usable}
+      cuda_compute_capability {{ major: {capability[0]} minor: {capability[1]} }}
+    }}
+    platform_name: "CUDA"
+    dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+    runtime_version {{ major: 12 minor: 8 patch: 0 }}
+    device_description_str: "{name}"
+    """
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:300]
+
+
+def compile_for(target: Target, lowered: Any) -> Compiled:
+    """Compiles what `jax.jit(...).lower` gave.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the compiler failed for another reason than memory.
+    """
+    options = _CUDA_OPTIONS if target.chip.platform == "cuda" else {}
+    try:
+        compiled = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        needed = needed_bytes(str(error))
+        if needed is None:
+            raise
+        return Compiled(Memory(needed, 0, 0, 0, 0), None, str(error))
+    text, told = compiled.as_text(), compiled.memory_analysis()
+    parts = (
+        told.argument_size_in_bytes,
+        told.output_size_in_bytes - told.alias_size_in_bytes,
+        told.temp_size_in_bytes,
+        told.generated_code_size_in_bytes,
+    )
+    return Compiled(Memory(sum(parts), *parts), read_program(text, target.chips), text)
+
+
+def needed_bytes(message: str) -> float | None:
+    """Bytes that a program would have needed, from a compiler's message that it ran out of memory; None for other messages."""
+    if "RESOURCE_EXHAUSTED" not in message and "out of memory" not in message.lower():
+        return None
+    for pattern in (r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", r"required for [^()]*\(([\d.]+)([KMGT]?)i?B?\)"):
+        if found := re.search(pattern, message):
+            return float(found[1]) * 1024.0 ** " KMGT".index(found[2] or " ")
+    return None
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB"

@@ -1,0 +1,184 @@
+"""The programs that a run is made of, as shapes on a mesh that need not be there: the train step and the sampler.
+
+They are put together from the functions that training calls, in its order (train.loop.prepare, train.evaluator); only arrays
+are missing, and the sources and weights that they would come from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lumos_jax import config, config_rules, data, tasks
+from lumos_jax.planning import flops
+from lumos_jax.tasks import sampling
+from lumos_jax.train import finetune, rngs, sharding
+from lumos_jax.train.optimizer import make_optimizer
+from lumos_jax.train.state import make_state
+from lumos_jax.train.step import make_train_step
+
+CACHE_DTYPE = jnp.float16  # what `lumos_jax.prepare cache` stores by default
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run on a mesh, as shapes.
+
+    Attributes:
+      settings: as training would resolve them on that hardware.
+      mesh: of the target's devices.
+      task, frozen: as `tasks.make_task` gives them; frozen holds shapes.
+      state: TrainState of shapes with their layouts.
+      batch: of the train step, shapes with their layouts.
+      step: the jitted train step.
+      cached: whether batches hold what the frozen encoders made of records.
+    """
+
+    settings: config.Settings
+    mesh: jax.sharding.Mesh
+    task: tasks.Task
+    frozen: Any
+    state: Any
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    step: Callable
+    cached: bool
+
+    @property
+    def parameters(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+
+    @property
+    def frozen_parameters(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.frozen))
+
+    def lower(self) -> Any:
+        """The train step, traced for the mesh."""
+        return self.step.lower(self.state, self.frozen, self.batch)
+
+    def lower_sampler(self) -> Any | None:
+        """The sheet of samples that a run draws as it trains, traced for the mesh; None for a task that draws nothing."""
+        if not hasattr(self.task, "dit"):
+            return None
+        settings, everywhere = self.settings.eval, sharding.replicated(self.mesh)
+        gather = sharding.make_gather(self.mesh, self.settings.model.dtype)
+        keys = (rngs.key(0, "sheet/noise"), rngs.key(0, "sheet/sampler"))
+
+        def draw(params, frozen, batch):
+            return sampling.draw_for_batch(
+                self.task, params, frozen, batch, keys, settings.samples, sampling.options_of(settings), gather
+            )
+
+        shown = {name: _shape((settings.rows, *a.shape[1:]), a.dtype, everywhere) for name, a in self.batch.items()}
+        del shown["weight"]
+        weights = jax.tree.map(lambda a: a, self.state.params)
+        return jax.jit(draw, out_shardings=everywhere).lower(weights, self.frozen, shown)
+
+    def model_flops(self) -> tuple[float, float]:
+        """FLOPs of one step of the global batch: of the network that trains, forward and backward; of the frozen ones."""
+        # Traced for one device, where no shard is cut out of a layer.
+        task = dataclasses.replace(self.task, dit=dataclasses.replace(self.task.dit, spread=None)) if hasattr(
+            self.task, "dit"
+        ) else self.task  # fmt: skip
+        keys = functools.partial(rngs.streams, self.settings.train.seed, "train", 0)
+        plain = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype))
+        frozen, batch, params = plain(self.frozen), plain(dict(self.batch)), plain(self.state.params)
+        plan = finetune.make_plan(self.settings.finetune, task.network)
+
+        def example(frozen, batch):
+            return task.example(frozen, batch, keys())
+
+        def losses(params, average, example):
+            params, gather = plan.for_apply(params, None)
+            return task.losses(params, average, example, jnp.float32(1), gather)
+
+        made = jax.eval_shape(example, frozen, batch)
+        forward = flops.count(losses, params, plain(self.state.ema), made)
+        return 3 * forward, flops.count(example, frozen, batch)
+
+    def resident_bytes(self) -> dict[str, int]:
+        """Bytes on each chip of what is there between steps: parameters, ema, optimizer, frozen, batch."""
+        parts = {
+            "parameters": self.state.params,
+            "ema": self.state.ema,
+            "optimizer": self.state.opt_state,
+            "frozen": self.frozen,
+            "batch": dict(self.batch),
+        }
+        return {name: sum(map(_bytes_per_chip, jax.tree.leaves(part))) for name, part in parts.items()}
+
+
+def _bytes_per_chip(leaf: jax.ShapeDtypeStruct) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _shape(shape, dtype, layout) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=layout)
+
+
+def make_job(settings: config.Settings, devices: list[Any], cached: bool) -> Job:
+    """The run that the settings describe, on these devices.
+
+    Args:
+      settings: of the run.
+      devices: of the target; they need not be there.
+      cached: whether batches hold what the frozen encoders made of records, as a cache gives them.
+
+    Raises:
+      ValueError: settings that do not fit the devices, or records that are not cached.
+    """
+    platform = devices[0].platform
+    # The default number of blocks laid out at once is for the backend at hand, a CPU.
+    unroll = settings.model.unroll or (0 if platform == "cpu" else 1)
+    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, unroll=unroll))
+    config_rules.validate(settings)
+    mesh = sharding.make_mesh(settings.mesh, devices)
+    sharding.check_batch(mesh, settings.train.batch_size // settings.optimizer.accumulate, "train.batch_size")
+    sharding.check_frames(mesh, settings.data)
+    task, frozen = tasks.make_task(settings, sharding.Frozen(mesh, shapes_only=True))
+    task = sharding.on_mesh(task, mesh)
+    rows = _rows(settings, task, frozen, cached)
+    if cached:
+        frozen = task.without_encoders(frozen)
+    plan = finetune.make_plan(settings.finetune, task.network)
+    optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.network))
+    state, _ = make_state(settings, task.network, optimizer, mesh, abstract_only=True)
+    size = settings.train.batch_size
+    batch = {
+        name: _shape((size, *row.shape), row.dtype, sharding.batch_layout(mesh, 1 + len(row.shape)))
+        for name, row in rows.items()
+    }
+    return Job(settings, mesh, task, frozen, state, batch, make_train_step(settings, task, optimizer, mesh), cached)
+
+
+def _rows(settings: config.Settings, task: Any, frozen: Any, cached: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """One row of each array that the step takes."""
+    rows = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (dtype, shape) in data.describe_row(settings.data).items()
+            if not dtype.hasobject}  # fmt: skip
+    kinds = ("", "_detailed") if cached else ("",)
+    if settings.data.record == "captioned":
+        for kind in kinds:
+            rows[f"tokens{kind}"] = jax.ShapeDtypeStruct((settings.encoder.max_tokens,), jnp.int32)
+            rows[f"token_mask{kind}"] = jax.ShapeDtypeStruct((settings.encoder.max_tokens,), jnp.bool_)
+    weight = {"weight": jax.ShapeDtypeStruct((), jnp.float32)}
+    if not cached:
+        return rows | weight
+    if not hasattr(task, "encode"):
+        raise ValueError(f"config.task.name={settings.task.name} has no frozen encoders, and so nothing to cache")
+    one = {name: jax.ShapeDtypeStruct((1, *row.shape), row.dtype) for name, row in rows.items()}
+    plain = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), frozen)
+    made = jax.eval_shape(task.encode, plain, one)
+    kept = {name: jax.ShapeDtypeStruct(a.shape[1:], _stored(a.dtype)) for name, a in made.items()}
+    kept.pop("feature_detailed", None)
+    if "token_mask" in rows and task.ragged:
+        kept["token_mask"] = rows["token_mask"]
+    return kept | weight
+
+
+def _stored(dtype: Any) -> Any:
+    return CACHE_DTYPE if jnp.issubdtype(dtype, jnp.floating) else dtype

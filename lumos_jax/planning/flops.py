@@ -1,0 +1,40 @@
+"""FLOPs that an algorithm needs, counted in its traced form: matmuls and convolutions, whatever the hardware makes of them.
+
+A matmul of (m, k) and (k, n) counts 2 m k n. What is recomputed, padded or elementwise counts nothing, so that the ratio to a
+chip's peak, model FLOPs utilisation (Chowdhery et al. 2022, appendix B), rewards none of it. The gradient of a network is
+taken to need twice its forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend
+
+
+def count(function: Callable, *args: Any) -> float:
+    """FLOPs of function(*args); the arguments may be shapes."""
+    return _of(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _of(jaxpr: Any) -> float:
+    return sum(map(_of_equation, jaxpr.eqns))
+
+
+def _of_equation(equation: Any) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[dim] for dim in contracted)
+    if name == "conv_general_dilated":
+        kernel, numbers = equation.invars[1].aval.shape, params["dimension_numbers"]
+        per_output = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * per_output
+    inner = [_of(getattr(part, "jaxpr", part)) for part in jax.extend.core.jaxprs_in_params(params)]
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (params["length"] if name == "scan" else 1)

@@ -1,0 +1,224 @@
+"""Reads a compiled program's text (HLO): the compiler's estimate of cycles, and what moves between chips.
+
+An instruction counts once for each time that it runs: the body of a loop as often as its condition lets it, which is read from
+the constant that the loop's counter is compared with. What is inside a fusion or a called computation runs where it is called.
+
+Bytes are what one chip must receive at the least, by the definition of each operation over n chips and whole arrays of size S:
+
+    all-gather        (n - 1) / n S     S the result
+    reduce-scatter    (n - 1) / n S     S the operand
+    all-reduce      2 (n - 1) / n S
+    all-to-all        (n - 1) / n S
+    collective-permute            S
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+# Bits of an element. Tokens and opaque values have no size.
+_BITS = {
+    "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64,
+    "u64": 64, "f16": 16, "bf16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128,
+}  # fmt: skip
+_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\(")
+_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+_CALLED = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """What one kind of collective moves in one run: how often it runs, and bytes that a chip receives at the least.
+
+    exposed: the part of these bytes that nothing is computed beside, as the collective is not asynchronous.
+    """
+
+    count: int
+    received: float
+    exposed: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a compiled program's text says.
+
+    Attributes:
+      cycles: the compiler's estimate for one run on one chip, without collectives; 0 if it makes none.
+      collectives: by kind.
+      trips: how often each loop's body runs, by the body's name; None where the text does not say, which counts once.
+    """
+
+    cycles: int
+    collectives: Mapping[str, Collective]
+    trips: Mapping[str, int | None]
+
+    @property
+    def received(self) -> float:
+        return sum(kind.received for kind in self.collectives.values())
+
+    @property
+    def exposed(self) -> float:
+        return sum(kind.exposed for kind in self.collectives.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    shape: str
+    opcode: str
+    line: str
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    """{name: instructions} and the name of the entry. Raises ValueError if there is none."""
+    found: dict[str, list[_Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if head := _COMPUTATION.match(line):
+            current = found.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif current is not None and (made := _INSTRUCTION.match(line)):
+            current.append(_Instruction(*made.groups(), line))
+    if not entry:
+        raise ValueError("this is no text of a compiled program: it has no ENTRY computation")
+    return found, entry
+
+
+def size_of(shape: str) -> float:
+    """Bytes of an array, or of all arrays of a tuple, as HLO writes its shape: "(bf16[8,128]{1,0}, f32[])" -> 2052."""
+    total = 0.0
+    for kind, dims in re.findall(r"\b(\w+)\[([\d,]*)\]", shape):
+        bits = _BITS.get(kind, 8 if kind.startswith("f8") else 4 if kind.startswith("f4") else 0)
+        total += bits / 8 * math.prod(int(dim) for dim in dims.split(",") if dim)
+    return total
+
+
+def _elements(shape: str) -> list[str]:
+    """The elements of a tuple's shape, which may be tuples."""
+    found, depth, begin = [], 0, 1
+    for at, sign in enumerate(shape):
+        depth += (sign in "([{") - (sign in ")]}")
+        if (sign == "," and depth == 1) or depth == 0:
+            found.append(shape[begin:at].strip())
+            begin = at + 1
+    return found
+
+
+def group_size(line: str, chips: int) -> int:
+    """How many chips take part in a collective, from its replica_groups; all of them where it names none."""
+    if named := re.search(r"replica_groups=@?mesh\[(.*?)\] ?\{(.*?)\}", line):
+        sizes = dict(re.findall(r"'?([\w.]+)'?=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'?([\w.]+)'?", named[2]))
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
+        return int(iota[2])
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return listed[1].count(",") + 1
+    return chips
+
+
+def _trip_count(body: _Instruction, condition: list[_Instruction]) -> int | None:
+    """How often a loop runs: as it says itself, or the constant that its condition compares a counter from 0 with."""
+    if known := re.search(r'known_trip_count":\{"n":"?(\d+)', body.line):
+        return int(known[1])
+    constants = {one.name: int(n[1]) for one in condition if (n := re.search(r" constant\((\d+)\)", one.line))}
+    for one in condition:
+        if one.opcode == "compare" and "direction=LT" in one.line:
+            operands = re.findall(r"%?([\w.\-]+)[,)]", one.line.split(" compare(")[1].split(")")[0] + ")")
+            limits = [constants[name] for name in operands if name in constants]
+            return limits[0] if len(limits) == 1 else None
+    return next(iter(constants.values())) if len(constants) == 1 else None
+
+
+class _Reader:
+    """Goes through the computations from the entry on, and adds up."""
+
+    def __init__(self, text: str, chips: int):
+        self._computations, self._entry = _computations(text)
+        self._chips = chips
+        self.cycles = 0
+        self.trips: dict[str, int | None] = {}
+        self._moved: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0])
+        self._seen: set[tuple] = set()
+
+    def run(self) -> Program:
+        self._visit(self._entry, 1, owner=self._entry, costed=False)
+        collectives = {kind: Collective(int(n), *sizes) for kind, (n, *sizes) in sorted(self._moved.items())}
+        return Program(self.cycles, collectives, self.trips)
+
+    def _visit(self, name: str, times: int, owner: str, costed: bool) -> None:
+        """owner: the entry or the loop body that this runs in; costed: the caller's estimate covers it."""
+        instructions = self._computations.get(name, [])
+        for one in instructions:
+            if not costed and (found := _CYCLES.search(one.line)):
+                self.cycles += int(found[1]) * times
+            if one.opcode == "while":
+                body, condition = (re.search(rf"{role}=%?([\w.\-]+)", one.line)[1] for role in ("body", "condition"))
+                self.trips[body] = _trip_count(one, self._computations.get(condition, []))
+                self._visit(body, times * (self.trips[body] or 1), owner=f"{owner}/{one.name}", costed=costed)
+                continue
+            kind = one.opcode.removesuffix("-start")
+            if kind in _KINDS:
+                self._collective(kind, one, instructions, times, owner, beside=costed)
+                continue
+            for called in self._called(one):
+                self._visit(called, times, owner, costed or one.opcode == "fusion")
+
+    def _called(self, one: _Instruction) -> Iterator[str]:
+        if one.opcode == "conditional":  # one of them runs; the first is taken
+            names = [part for found in _BRANCHES.findall(one.line) for part in [*re.split(r",\s*", found[0]), found[1]]]
+            yield from [name.lstrip("%") for name in names if name][:1]
+        elif one.opcode in ("fusion", "call", "async-start", "custom-call"):
+            yield from _CALLED.findall(one.line)
+
+    def _collective(
+        self, kind: str, one: _Instruction, around: list[_Instruction], times: int, owner: str, beside: bool
+    ) -> None:
+        """beside: whether it runs within a fusion, which computes meanwhile."""
+        # TPUs cut a collective into pieces that run inside several fusions: these share its channel.
+        channel = re.search(r"channel_id=(\d+)", one.line)
+        key = (owner, kind, channel[1]) if channel else (owner, kind, one.name)
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        n = group_size(one.line, self._chips)
+        shape = one.shape
+        if one.opcode.endswith("-start") and kind != "all-reduce":  # (operands, results, and on some chips contexts)
+            operands, results = _elements(shape)[:2]
+            shape = operands if kind == "reduce-scatter" else results
+            whole = size_of(shape)
+        else:
+            whole = size_of(shape) * (n if kind == "reduce-scatter" else 1)
+        if kind == "all-reduce" and self._only_sliced(one, around):
+            kind = "reduce-scatter"
+        share = 1.0 if kind == "collective-permute" else (n - 1) / n * (2 if kind == "all-reduce" else 1)
+        self._moved[kind][0] += times
+        self._moved[kind][1] += share * whole * times
+        beside = beside or one.opcode.endswith("-start") or "async_collective_name=" in one.line
+        self._moved[kind][2] += 0.0 if beside else share * whole * times
+
+    @staticmethod
+    def _only_sliced(one: _Instruction, around: list[_Instruction]) -> bool:
+        """Whether all that is left of an all-reduce is a slice of it, within a fusion: how TPUs write reduce-scatter."""
+        users = [other for other in around if re.search(rf"%{re.escape(one.name)}[,)]", other.line.split(" = ", 1)[-1])]
+        return bool(users) and all(other.opcode == "dynamic-slice" for other in users)
+
+
+def read_program(text: str, chips: int) -> Program:
+    """What the text of a compiled program says.
+
+    Args:
+      text: as `compiled.as_text()` gives it.
+      chips: how many it runs on.
+
+    Raises:
+      ValueError: it is no such text.
+    """
+    return _Reader(text, chips).run()

@@ -1,0 +1,158 @@
+"""Which settings make a run fit and go fast on a target: tries them with the compiler, and writes the winner down."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lumos_jax import config
+from lumos_jax.planning.advice import REMAT, ways_over, with_fsdp
+from lumos_jax.planning.build import make_job
+from lumos_jax.planning.chips import Target
+from lumos_jax.planning.estimate import estimate
+from lumos_jax.planning.report import Figures
+
+# What the search may change, beside which everything stays as the config has it.
+FIELDS = ("train.batch_size", "optimizer.accumulate", "model.remat", "model.dtype", "mesh.data", "mesh.fsdp")
+
+
+def search(
+    settings: config.Settings, target: Target, devices: Sequence[Any], cached: bool, say: Callable[[str], None]
+) -> list[Figures]:
+    """Tries batches, remat policies, mesh splits and precisions; returns every run that was compiled, fitting or not.
+
+    For each batch and split the policies are tried from the one that computes least on, and the first that fits is taken: those
+    behind it compute more. A batch that fits under no policy is not tried doubled. float32 is tried where the config asks for
+    it, and then beside bfloat16.
+
+    Args:
+      settings: where the search starts.
+      target, devices, cached: as for `estimate`.
+      say: takes a line about each run as it is compiled.
+    """
+    found: list[Figures] = []
+    for base in _splits(settings, target, devices, cached):
+        for batch in _batches(base, target):
+            fitted = False
+            for remat in REMAT:
+                tried = _replace(batch, {"model.remat": remat})
+                figures = estimate(tried, target, devices, cached=cached, sampler=False)
+                found.append(figures)
+                say(line(figures))
+                if figures.fits:
+                    fitted = True
+                    break
+            if not fitted and batch.optimizer.accumulate == 1 and batch.train.batch_size > settings.train.batch_size:
+                break
+    return found
+
+
+def _splits(
+    settings: config.Settings, target: Target, devices: Sequence[Any], cached: bool
+) -> Iterator[config.Settings]:
+    """Mesh splits that leave room for a step: the least that does, and all chips; in each precision to be tried."""
+    ways = [n for n in ways_over(target.chips // settings.mesh.context) if n == 1 or settings.train.batch_size % n == 0]
+    roomy = []
+    for fsdp in ways:
+        held = sum(make_job(with_fsdp(settings, fsdp), list(devices), cached).resident_bytes().values())
+        if held < 0.75 * target.chip.usable:
+            roomy.append(fsdp)
+    dtypes = ("bfloat16",) if settings.model.dtype == "bfloat16" else ("bfloat16", "float32")
+    for fsdp in dict.fromkeys([*roomy[:1], *roomy[-1:]]):
+        for dtype in dtypes:
+            yield _replace(with_fsdp(settings, fsdp), {"model.dtype": dtype})
+
+
+def _batches(settings: config.Settings, target: Target) -> Iterator[config.Settings]:
+    """The batch in two parts, as it is, and doubled: the same gradient in less memory; more work a weight that is read."""
+    size, ways = settings.train.batch_size, target.chips // settings.mesh.context
+    if size % (2 * ways) == 0:
+        yield _replace(settings, {"optimizer.accumulate": 2})
+    yield _replace(settings, {"optimizer.accumulate": 1})
+    yield _replace(settings, {"optimizer.accumulate": 1, "train.batch_size": 2 * size})
+
+
+def _replace(settings: config.Settings, changes: Mapping[str, Any]) -> config.Settings:
+    for name, value in changes.items():
+        group, field = name.split(".")
+        settings = dataclasses.replace(
+            settings, **{group: dataclasses.replace(getattr(settings, group), **{field: value})}
+        )
+    return settings
+
+
+def chosen(figures: Figures) -> dict[str, Any]:
+    """The fields that the search decided."""
+    flat = config.flatten(dataclasses.asdict(figures.job.settings))
+    return {name: flat[name] for name in FIELDS}
+
+
+def line(f: Figures) -> str:
+    """A run of the search in one line."""
+    s = f.job.settings
+    what = (f"batch {f.batch_size:>5} in {s.optimizer.accumulate}, remat {s.model.remat:<4}, {s.model.dtype}, "
+            f"fsdp {s.mesh.fsdp:>3}: {f.step.memory.total / 2**30:6.2f} GiB")  # fmt: skip
+    if not f.fits:
+        return f"{what}, does not fit"
+    if f.seconds is None:
+        return f"{what}, fits"
+    return f"{what}, {f.seconds * 1e3:7.1f} ms, {f.images_per_second / f.target.chips:7.1f} images/s a chip, MFU {f.mfu:.1%}"
+
+
+def _cost(f: Figures) -> tuple[float, float]:
+    """What is to be small: seconds an image, or where times are unknown the part of the work that is done twice; memory."""
+    if f.seconds is not None:
+        return f.seconds / f.batch_size, f.step.memory.total
+    return REMAT.index(f.job.settings.model.remat), f.step.memory.total
+
+
+def pareto(found: Sequence[Figures]) -> list[Figures]:
+    """Those that fit and that no other beats in both speed and memory, the fastest first."""
+    fitting = sorted((f for f in found if f.fits), key=_cost)
+    front: list[Figures] = []
+    for f in fitting:
+        if not front or _cost(f)[1] < _cost(front[-1])[1]:
+            front.append(f)
+    return front
+
+
+def winner(found: Sequence[Figures], settings: config.Settings) -> Figures | None:
+    """The fastest that fits with the config's own batch and precision, which are part of a recipe; else with any."""
+    fitting = [f for f in found if f.fits]
+    own = [
+        f
+        for f in fitting
+        if f.batch_size == settings.train.batch_size and f.job.settings.model.dtype == settings.model.dtype
+    ]
+    return min(own or fitting, key=_cost, default=None)
+
+
+def write_config(path: str, base: str, overrides: Mapping[str, Any], best: Figures) -> None:
+    """Writes a config file that is the one planned, with what the command line changed and what the search chose.
+
+    Args:
+      path: the file, which ends in .py.
+      base: the config that was planned, with its size, as configs/i2i.py or configs/i2i.py:desk.
+      overrides: what the command line changed, as "group.field" -> value.
+      best: whose settings are written.
+    """
+    file, _, size = base.partition(":")
+    values = dict(overrides) | chosen(best)
+    lines = [
+        f'"""{base} as `lumos_jax.plan --search` fitted it to {best.target}."""',
+        "",
+        "import runpy",
+        "",
+        "",
+        f"def get_config(size={size!r}):",
+        f'    config = runpy.run_path({str(pathlib.Path(file).absolute())!r})["get_config"](size)',
+        *(f"    config.{name} = {value!r}" for name, value in values.items()),
+        "    return config",
+        "",
+    ]
+    partial = pathlib.Path(f"{path}.partial")
+    partial.write_text("\n".join(lines), encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,106 @@
+"""Programs that the TPU's and CUDA's compilers made of one function: six layers of 512 x 512, split over four chips, gathered
+within a scan, and the gradient split again. Their texts are whole but for metadata and most of the configuration."""
+
+import pathlib
+
+import pytest
+
+from lumos_jax.planning import program, read_program
+
+TEXTS = pathlib.Path(__file__).parent / "programs"
+KERNEL = 512 * 512 * 2  # bytes of one layer's, in bfloat16
+
+
+@pytest.fixture(params=["v5e", "h100"])
+def text(request):
+    return request.param, (TEXTS / f"{request.param}_scan.hlo").read_text()
+
+
+def test_loops_and_collectives_of_real_programs(text):
+    name, read = text[0], read_program(text[1], 4)
+    assert sorted(read.trips.values()) == [6, 6]
+    # Each layer is gathered in the forward and in the backward pass; three quarters of it come from elsewhere.
+    gathered = read.collectives["all-gather"]
+    assert (gathered.count, gathered.received) == (12, 12 * 0.75 * KERNEL)
+    scattered = read.collectives["reduce-scatter"]  # the TPU writes it as all-reduce and slice
+    assert (scattered.count, scattered.received) == (6, 6 * 0.75 * KERNEL)
+    assert read.received == 18 * 0.75 * KERNEL
+    assert read.exposed == 0
+    assert (read.cycles > 0) == (name == "v5e")
+
+
+def test_cycles_count_once_a_trip():
+    text = (TEXTS / "v5e_scan.hlo").read_text()
+    once = sum(int(n) for n in program._CYCLES.findall(text))
+    read = read_program(text, 4)
+    assert once < read.cycles < 6 * once  # most of it is in the two loops
+    longer = read_program(text.replace("constant(6)", "constant(12)"), 4)
+    assert longer.collectives["all-gather"].count == 24
+    outside = 2 * read.cycles - longer.cycles
+    assert 0 < outside < once
+
+
+HEAD = "HloModule m\n\n%body (p: (s32[])) -> (s32[]) {{\n{body}\n}}\n\n%cond (p: (s32[])) -> pred[] {{\n{cond}\n}}\n\n"
+ENTRY = "ENTRY %main (a: s32[]) -> s32[] {{\n  %w = (s32[]) while(%t), condition=%cond, body=%body{more}\n}}\n"
+
+
+def loop(cond, more=""):
+    body = '  %f = f32[8]{0} fusion(%p), kind=kLoop, calls=%g, backend_config={"estimated_cycles":"10"}'
+    return (HEAD + ENTRY).format(body=body, cond=cond, more=more)
+
+
+def test_trip_counts():
+    compare = "  %c = s32[] constant(7)\n  %one = s32[] constant(1)\n  ROOT %l = pred[] compare(%i, %c), direction=LT"
+    assert read_program(loop(compare), 1).cycles == 70
+    told = ', backend_config={"known_trip_count":{"n":"5"}}'
+    assert read_program(loop(compare, told), 1).cycles == 50
+    unknown = "  ROOT %l = pred[] compare(%i, %j), direction=LT"
+    read = read_program(loop(unknown), 1)
+    assert (read.cycles, read.trips) == (10, {"body": None})
+
+
+@pytest.mark.parametrize(
+    ("line", "size"),
+    [
+        ("all-gather(%x), replica_groups=mesh['axis_0'=2,'axis_1'=16,'axis_2'=1] {'axis_1'}, dimensions={0}", 16),
+        ("all-reduce(%x), replica_groups=mesh['axis_0'=4,'axis_1'=8] {'axis_0','axis_1'}", 32),
+        ("all-reduce(%x), replica_groups=[16,4]<=[64], to_apply=%a", 4),
+        ("all-reduce(%x), replica_groups={{0,2},{1,3}}, to_apply=%a", 2),
+        ("all-reduce(%x), to_apply=%a", 64),
+    ],
+)
+def test_groups(line, size):
+    assert program.group_size(line, 64) == size
+
+
+def test_sizes_of_shapes():
+    assert program.size_of("(bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, f32[], /*index=2*/pred[3])") == 2048 + 4 + 3
+    assert program.size_of("f8e4m3fn[10]{0}") == 10
+    assert program.size_of("s4[10]{0}") == 5
+
+
+def test_pieces_of_one_collective_count_once_and_what_is_synchronous_is_exposed():
+    text = """HloModule m
+
+%piece.1 (p: bf16[64]) -> bf16[256] {
+  ROOT %g.1 = bf16[256]{0} all-gather(%p), channel_id=3, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+%piece.2 (p: bf16[64]) -> bf16[256] {
+  ROOT %g.2 = bf16[256]{0} all-gather(%p), channel_id=3, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+ENTRY %main (a: bf16[64]) -> bf16[256] {
+  %f.1 = bf16[256]{0} fusion(%a), kind=kOutput, calls=%piece.1
+  %f.2 = bf16[256]{0} fusion(%a), kind=kOutput, calls=%piece.2
+  ROOT %r = bf16[256]{0} all-reduce(%f.2), channel_id=4, replica_groups=[1,4]<=[4], to_apply=%add
+}
+"""
+    read = read_program(text, 4)
+    assert read.collectives["all-gather"] == program.Collective(1, 0.75 * 512, 0)
+    assert read.collectives["all-reduce"] == program.Collective(1, 2 * 0.75 * 512, 2 * 0.75 * 512)
+
+
+def test_other_texts_are_refused():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        read_program("module @jit_step {}", 4)
