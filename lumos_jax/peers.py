@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 FAILED = 1
@@ -110,8 +110,7 @@ class Peers:
                         f"{self.count} processes were to meet at {host}:{port}; after {self.meeting:.0f} s process {missing} "
                         f"is missing, and {here} is here. Look at the logs of the missing, and whether they reach that port"
                     )
-                    for line in lines.values():
-                        self._send(line, failed=text)
+                    self._dismiss(lines.values(), text)
                     raise PeerError(text) from None
                 line.link.settimeout(10)
                 hello = line.messages()
@@ -125,14 +124,18 @@ class Peers:
                 elif not 0 < line.process < self.count or (line.process in lines and not lines[line.process].ended()):
                     wrong = f"two processes say that they are process {line.process}"
                 if wrong:
-                    for other in (line, *lines.values()):
-                        self._send(other, failed=wrong)
+                    self._dismiss((line, *lines.values()), wrong)
                     raise PeerError(f"{wrong}: start all with the same --processes, each with a --process of its own")
                 self.hosts[line.process] = hello["host"]
                 lines[line.process] = line
         for line in lines.values():
             self._send(line, hosts=self.hosts)
         return [lines[i] for i in sorted(lines)]
+
+    def _dismiss(self, lines: Iterable[_Line], text: str) -> None:
+        for line in lines:
+            self._send(line, failed=text)
+            line.link.close()
 
     def _connect(self, address: str, until: float) -> _Line:
         where, problem = _split(address), ""
@@ -146,12 +149,12 @@ class Peers:
             self._send(line, hello=self.process, host=self.hosts[self.process], count=self.count)
             line.link.settimeout(max(until - time.monotonic(), 0) + 5)  # process 0 tells who is missing
             first, *self._early = line.messages() or [{}]
-            if "failed" in first:
-                raise PeerError(first["failed"])
             if "hosts" in first:
                 self.hosts = first["hosts"]
                 return line
             line.link.close()
+            if "failed" in first:
+                raise PeerError(first["failed"])
             problem = "it ended before all had come"
             time.sleep(0.2)
         raise PeerError(

@@ -8,6 +8,7 @@ too, by which damage is found that storage does not report; a damaged checkpoint
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import pathlib
@@ -74,9 +75,13 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True, **common
             )
-        self._manager = ocp.CheckpointManager(
+        self._options = options
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self.directory,
-            options=options,
+            options=self._options,
             item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
         )
 
@@ -123,9 +128,13 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def forget_failure(self) -> None:
-        """After a write that failed: reads anew which checkpoints there are, for another try."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._manager.reload()
+        """After a write that failed: opens the directory anew, as Orbax keeps some failures. Raises as `save`."""
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # told before
+            self._manager.close()
+        try:
+            self._manager = self._open()
+        except OSError as error:
+            raise self._failed(error) from error
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON part of a checkpoint. Raises CheckpointError if it cannot be read."""
@@ -199,7 +208,10 @@ class Checkpoints:
         self._manager.close()
 
     def _failed(self, error: Exception) -> CheckpointError:
-        good = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
+        try:
+            good = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
+        except OSError:  # the storage that fails
+            good = []
         last = f"the last good checkpoint is {max(good)}" if good else "there is no earlier checkpoint"
         return CheckpointError(
             f"writing a checkpoint into {self.directory} failed ({error}); {last}. "

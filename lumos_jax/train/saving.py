@@ -50,6 +50,7 @@ class Saver:
             self.saved = captured[0]
 
     def _write_whole(self) -> None:
+        self.checkpoints.forget_failure()
         self._write()
         self.checkpoints.wait()
 
@@ -63,5 +64,4 @@ class Saver:
                     raise
                 self.say(f"{error}. Trying again in {wait:.0f} s")
                 time.sleep(wait)
-                self.checkpoints.forget_failure()
                 action = self._write_whole
