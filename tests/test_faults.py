@@ -21,7 +21,9 @@ FIELDS = (
 @pytest.fixture(scope="module")
 def start(process_environment, tmp_path_factory):
     """(workdir, count, *fields) -> the processes of one run."""
-    server = forks.Forks(process_environment(1), tmp_path_factory.mktemp("printed"))
+    environment = process_environment(1)
+    environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # what is compiled runs a few times only
+    server = forks.Forks(environment, tmp_path_factory.mktemp("printed"))
 
     def begin(workdir, count, *fields):
         coordinator, processes = f"--coordinator=localhost:{free_port()}", []

@@ -67,6 +67,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     source = data.make_source(settings.data)
     data.make_loader(settings.data, source, training=True)  # refuses now what has no such records
     task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
+    peers.barrier("the first exchange")  # some backends do not wait long for each other
     sharding.check_agreement(task.identity)
     task = sharding.on_mesh(task, mesh)
     if settings.data.source == "cached":
