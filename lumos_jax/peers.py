@@ -22,6 +22,7 @@ from typing import Any
 FAILED = 1
 _PING = 1.0  # seconds
 _GRACE = 2.0  # seconds in which a process whose peer has failed may come to the same end by itself, and say it better
+_LAST = 0.5  # seconds by which process 0, which holds JAX's coordination service, ends after the others
 
 
 class PeerError(RuntimeError):
@@ -244,7 +245,8 @@ class Peers:
             whose = message["process"]
             if self.process == 0:
                 self._tell(**message)
-            end = threading.Timer(_GRACE, self._stop, [f"{self.name(whose)} failed: {message['failed']}"])
+            wait = _GRACE if self.process else _GRACE + _LAST
+            end = threading.Timer(wait, self._stop, [f"{self.name(whose)} failed: {message['failed']}"])
             end.daemon = True
             end.start()
         elif "lost" in message:
@@ -261,6 +263,7 @@ class Peers:
     def _lost(self, process: int, why: str) -> None:
         if self.process == 0 and not self._done:
             self._tell(lost=process, why=why)
+            time.sleep(_LAST)
         self._stop(f"{self.name(process)} is gone: {why}")
 
     def _stop(self, text: str) -> None:
