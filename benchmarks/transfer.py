@@ -6,7 +6,8 @@
 Trains `configs/<task>.py:desk` twice a seed, in turns (scratch, prior, scratch, ...), each in a process of its own that logs as
 any run does; a run that is there already is not trained again, so the command continues where it was stopped. Prints held-out
 loss and the exact scores over training steps, as mean and standard deviation over seeds, and writes them as `<task>.json`
-and as a plot `<task>.png` (needs matplotlib). The paper's claim (its Fig. 3 and section 4) is that the prior wins.
+and as a plot `<task>.png` (needs matplotlib: the extra `plots`). The paper's claim (its Fig. 3 and section 4) is that the prior
+wins.
 
 Scores: T2I: share of samples whose count, colours and shapes, read back from the pixels, are those of the caption. NVS: PSNR
 and SSIM against the true view. I2V: PSNR against the true frames, and the error of their optical flow in pixels.
@@ -40,7 +41,7 @@ def train(args: argparse.Namespace, start: str, seed: int) -> pathlib.Path:
         sys.executable, "-m", "lumos_jax.main", f"--config=configs/{args.task}.py:desk", f"--workdir={workdir}",
         f"--config.train.steps={args.steps}", f"--config.train.seed={seed}", f"--config.eval.every={every}",
         f"--config.eval.scored={args.scored}", f"--config.checkpoint.every={args.steps}", "--config.log.tensorboard=False",
-        f"--config.init_from={args.prior if start == 'prior' else ''}",
+        f"--config.optimizer.ema_decay={args.ema_decay}", f"--config.init_from={args.prior if start == 'prior' else ''}",
     ]  # fmt: skip
     print(f"{args.task} from {start}, seed {seed}: {args.steps} steps", file=sys.stderr, flush=True)
     code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
@@ -117,6 +118,8 @@ def main() -> None:
     add("--seeds", type=int, default=3, help="runs from each start (3)")
     add("--points", type=int, default=3, help="evaluations a run, besides the one at step 0 (3)")
     add("--scored", type=int, default=128, help="held-out records that are drawn and scored each time (128)")
+    # What is judged is the average, and that of the config's long runs would still be half the beginning.
+    add("--ema-decay", type=float, default=0.98, help="of the averaged weights, over few steps (0.98)")
     add("--out", default="runs/transfer", help="where the runs are kept (runs/transfer)")
     args = parser.parse_args()
     found = gather(args)

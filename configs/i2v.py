@@ -49,6 +49,7 @@ def desk():
     config.data.frames = 8
     config.data.frame_stride = (3, 6)
     config.data.holdout = 256
+    config.eval.guidance = 1.5
     config.video.sample_fps = 6.0
     config.video.sample_motion = 20
     config.optimizer.learning_rate = 2e-3

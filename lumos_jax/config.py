@@ -15,10 +15,10 @@ from typing import Any
 class Data:
     """Where images come from, and in which order."""
 
-    source: str = "scenes"  # scenes | folder | videos | objaverse | arrayrecord | tfds | cached | mixture
+    source: str = "scenes"  # scenes | folder | videos | objaverse | arrayrecord | webdataset | tfds | cached | mixture
     # folder: directory; videos: directory, or WebVid's or OpenVid's csv; objaverse: directory of rendered objects,
-    # <object>/000.png + 000.npy ...; arrayrecord: directory, file or glob; tfds: data_dir (empty: its default);
-    # cached: what `python -m lumos_jax.prepare cache` wrote, latents and features in place of pictures
+    # <object>/000.png + 000.npy ...; arrayrecord, webdataset (.tar): directory, file or glob; tfds: data_dir (empty: its
+    # default); cached: what `python -m lumos_jax.prepare cache` wrote, latents and features in place of pictures
     path: str = ""
     name: str = ""  # tfds: the data set's name, for example "imagenet2012" or "oxford_flowers102:2.1.1"
     split: str = "train"  # tfds: the split, slicing syntax allowed
@@ -34,6 +34,9 @@ class Data:
     bucket_step: int = 0  # pixels of which their sides are multiples; 0: image_size / 16, as PixArt's
     bucket_ratios: tuple[float, float] = (0.25, 4.0)  # smallest and largest height over width
     bucket_index: str = "~/.cache/lumos_jax/sizes"  # where sizes read from headers are kept; empty: nowhere
+    tar_index: str = (
+        "~/.cache/lumos_jax/tars"  # webdataset: where the places of records in shards are kept; empty: nowhere
+    )
     classes: int = 0  # labelled: how many classes there are; compared with what the source has
     # mixture: dicts of the fields source, path, name, split and records, and weight
     mixture: tuple[Mapping[str, Any], ...] = ()
@@ -112,7 +115,7 @@ class Model:
     activation: str = "gelu_tanh"  # of the MLPs: gelu_tanh (DiT, Lumos) | gelu (the exact one: RCG)
     position_base: int = 0  # tokens a side at which positions count in ones; 0: the training grid
     dtype: str = "bfloat16"  # compute dtype: float32 | bfloat16; parameters are float32
-    remat: str = "none"  # none | dots (recompute all but matmuls) | full
+    remat: str = "none"  # none | dots (recompute all but matmuls) | mlp (all but the MLPs' matmuls) | full
     unroll: int = 0  # blocks laid out per iteration of the layer scan; 0: 12 on a CPU (faster steps), 1 elsewhere
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
+import pathlib
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -42,9 +44,15 @@ def resolve(config_dict: ml_collections.ConfigDict) -> config.Settings:
 
 def save(settings: config.Settings, path) -> None:
     """Writes config.json."""
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(to_dict(settings), file, indent=2)
-        file.write("\n")
+    save_json(to_dict(settings), path)
+
+
+def save_json(tree: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Writes an object as JSON; through a temporary name, so that half a file is never taken for a whole one."""
+    path = pathlib.Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def load(path) -> config.Settings:
@@ -83,6 +91,7 @@ _FREE_GROUPS = ("mesh", "checkpoint", "log", "eval")
 _FREE_FIELDS = frozenset(
     {
         "data.path", "data.workers", "data.threads", "data.prefetch", "data.max_corrupt_rate", "data.bucket_index",
+        "data.tar_index",
         "init_from",
         "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.nonfinite_limit", "train.meeting_seconds",
         "train.silence_seconds", "train.watchdog_minutes", "train.profile_at", "train.profile_steps", "train.compilation_cache",

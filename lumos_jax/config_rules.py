@@ -30,7 +30,7 @@ _CHOICES = {
     "model.final": ("auto", "table", "adaln"),
     "model.activation": ("gelu_tanh", "gelu"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "dots", "full"),
+    "model.remat": ("none", "dots", "mlp", "full"),
     "dino.balance": ("centre", "sinkhorn"),
     "diffusion.schedule": ("linear", "cosine", "flow"),
     "diffusion.prediction": ("noise", "x0", "v", "flow"),
@@ -102,7 +102,7 @@ def validate(settings: Settings) -> None:
 
 def _check_data(s: Settings) -> None:
     data = s.data
-    if data.source in ("folder", "videos", "objaverse", "arrayrecord", "cached"):
+    if data.source in ("folder", "videos", "objaverse", "arrayrecord", "webdataset", "cached"):
         _require(bool(data.path), f"config.data.source={data.source} needs config.data.path")
     _require(
         data.source != "cached" or (data.crop == "center" and not data.flip),

@@ -11,9 +11,11 @@ Any field can be set on the command line, as --config.train.batch_size=512; lumo
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
+from concurrent import futures
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: the targets' devices are compiled for only
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,7 +26,7 @@ from ml_collections import config_flags
 from lumos_jax import config, config_io, processes
 from lumos_jax.planning import advice, ahead, parse_target, report, search
 from lumos_jax.planning.chips import Target
-from lumos_jax.planning.estimate import estimate
+from lumos_jax.planning.estimate import compile_sampler, estimate
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file in configs/, with :desk or :test for its small sizes."
@@ -74,22 +76,28 @@ def _variants(settings: config.Settings) -> list[bool]:
 def _plan(settings: config.Settings, target: Target, devices) -> bool:
     """Prints the tables of one target; returns whether the run fits as configured or as the search found."""
     variants, fits = _variants(settings), []
-    for cached in variants:
-        wall, processor = time.perf_counter(), time.process_time()
-        try:
-            figures = estimate(settings, target, devices, cached=cached, sampler=_SAMPLER.value)
-        except ValueError as error:
-            if not (cached and len(variants) == 2):
-                raise
-            print(f"{target}: no cached features: {error}\n", flush=True)
-            continue
-        lines = report.rows(figures)
-        if not figures.fits:
-            lines += [("try", tip) for tip in advice.suggest(figures, devices)]
-        wall, processor = time.perf_counter() - wall, time.process_time() - processor
-        lines.append(("compiled", f"in {wall:.0f} s, {processor:.0f} s of processor time"))
-        print(report.table(f"{target}, {'cached features' if cached else 'as records'}", lines) + "\n", flush=True)
-        fits.append(figures.fits)
+    wall, processor = time.perf_counter(), time.process_time()
+    with futures.ThreadPoolExecutor(2) as pool:  # a compiler keeps one core busy, for the most part
+        jobs = {cached: pool.submit(estimate, settings, target, devices, cached=cached) for cached in variants}
+        drawn = pool.submit(compile_sampler, settings, target, devices, cached=variants[0]) if _SAMPLER.value else None
+        for cached, job in jobs.items():
+            try:
+                figures = job.result()
+            except ValueError as error:
+                if not (cached and len(variants) == 2):
+                    raise
+                print(f"{target}: no cached features: {error}\n", flush=True)
+                continue
+            if drawn is not None and cached == variants[0]:
+                figures = dataclasses.replace(figures, sampler=drawn.result())
+            lines = report.rows(figures)
+            if not figures.fits:
+                lines += [("try", tip) for tip in advice.suggest(figures, devices)]
+            heading = f"{target}, {'on cached features' if cached else 'on records, encoded in the step'}"
+            print(report.table(heading, lines) + "\n", flush=True)
+            fits.append(figures.fits)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    print(f"{target}: compiled in {wall:.0f} s, {processor:.0f} s of processor time\n", flush=True)
     return _search(settings, target, devices, variants[-1]) if _SEARCH.value else all(fits)
 
 

@@ -124,10 +124,16 @@ def draw_rows(prior: Prior, condition, noise: jax.Array, key: jax.Array, options
 def draw_samples(
     prior: Prior, batch: Mapping[str, np.ndarray], count: int, seed: int, options, size: int
 ) -> np.ndarray:
-    """`count` samples for each of R rows of a host batch, `size` at a time: uint8 (R, count, [F,] H, W, 3)."""
+    """`count` samples for each of R rows of a host batch, `size` at a time: uint8 (R, count, [F,] H, W, 3).
+
+    Rows of one `record`, as the views of an orbit are, start from the same noise, so that what turns is the camera alone.
+    """
     condition = _condition(prior.task, prior.frozen, of_the_task(batch))
     rows = len(next(iter(batch.values())))
-    noise = jax.random.normal(rngs.key(seed, "sample/noise"), (rows * count, *prior.task.latent_shape))
+    records, which = np.unique(batch.get("record", np.arange(rows)), return_inverse=True)
+    shape = prior.task.latent_shape
+    noise = jax.random.normal(rngs.key(seed, "sample/noise"), (len(records), count, *shape))
+    noise = noise[which].reshape(rows * count, *shape)
     condition = sampling.repeat_rows(condition, count)
     drawn = draw_rows(prior, condition, noise, rngs.key(seed, "sample/sampler"), options, size)
     return drawn.reshape(rows, count, *drawn.shape[1:])

@@ -10,7 +10,11 @@ import pathlib
 import sys
 import tempfile
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# What tests compile runs a few times, which does not win back the time that LLVM's optimisation takes. Weights of `random:0`
+# differ in their last bits with it, so the processes that tests start have the same flags.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
+)
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs/ is no part of the package
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["LUMOS_JAX_WEIGHTS_CACHE"] = ""  # tests leave nothing in home directories
@@ -18,6 +22,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import pytest
+
+from tests import running
+from tests.ports import free_port
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
@@ -43,11 +50,38 @@ def process_environment(tmp_path_factory):
     }
 
     def build(devices=1):
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
         root = str(pathlib.Path(__file__).parent.parent)
         return os.environ | cache | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": root, "XLA_FLAGS": flags}
 
     return build
+
+
+@pytest.fixture(scope="session")
+def command(process_environment):
+    """What Popen needs for a training run; with `killed`, for one that dies at that moment of tests/killed.py."""
+
+    def build(workdir, *fields, config="configs/i2i.py:test", devices=1, flags=(), killed=None):
+        program = ["tests.killed", killed, "lumos_jax.main"] if killed else ["lumos_jax.main"]
+        arguments = [sys.executable, "-m", *program, f"--config={config}", f"--workdir={workdir}", *flags]
+        arguments += ["--config.train.compilation_cache=", "--config.log.tensorboard=False"]
+        arguments += [f"--config.{field}" for field in fields]
+        return {"args": arguments, "env": process_environment(devices), "cwd": running.ROOT}
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def in_two(command):
+    """Runs a training run in two processes; returns what each of them printed."""
+
+    def run(workdir, *fields, **how):
+        port = free_port()
+        flags = [(f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}") for i in range(2)]
+        both = [running.start(command(workdir, *fields, flags=f, **how)) for f in flags]
+        return [running.finish(process) for process in both]
+
+    return run
 
 
 @pytest.fixture

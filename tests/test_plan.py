@@ -26,6 +26,6 @@ def test_a_target_that_is_none_is_a_users_error(process_environment):
 def test_a_plan_for_a_tpu(process_environment):
     done = run(process_environment(), "--target=v5e:2x2", "--features=cached", "--nosampler")
     assert done.returncode == 0, done.stderr
-    assert "v5e:2x2, cached features" in done.stdout
+    assert "v5e:2x2, on cached features" in done.stdout
     assert "step time" in done.stdout
     assert "ms estimated" in done.stdout

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import i2i, t2i
+from configs import dino, i2i, t2i
 from lumos_jax import config_io, data, tasks
 from lumos_jax.data import cached
 from lumos_jax.data.scenes import captions as scene_captions
@@ -251,6 +251,13 @@ def test_mistakes_are_one_clear_line(prepare, tmp_path):
         ),
         ({"data__flip": True}, {}, "crop=center, flip=True: a cache holds one"),
         ({"data__source": "cached", "data__path": "x"}, {}, "is a cache already"),
+        ({"data__record": "clip", "data__frames": 4}, {}, r"data\.record=clip is drawn anew"),
+        ({"data__record": "views"}, {}, r"data\.record=views is drawn anew"),
+        (
+            {"data__record": "captioned", "data__buckets": True},
+            {},
+            r"a cache holds squares.*set --config\.data\.buckets=False",
+        ),
         ({}, {"batch_size": 12}, "--batch_size=12 does not split over 8 devices"),
         ({}, {"shard_records": 0}, "--shard_records=0 must be at least 1"),
         ({}, {"dtype": "int8"}, "--dtype=int8 is not one of float16, bfloat16, float32"),
@@ -259,6 +266,12 @@ def test_mistakes_are_one_clear_line(prepare, tmp_path):
 def test_impossible_requests_are_refused(tmp_path, fields, options, message):
     with pytest.raises(ValueError, match=message):
         write(settings_of("identity", **fields), tmp_path / "cache", **options)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_has_no_frozen_features_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.task\.name=dino trains on no frozen features"):
+        write(config_io.resolve(dino.get_config("test")), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 

@@ -1,80 +1,18 @@
 """Whole runs as users start them: real processes, real signals, real files (invariants 2, 3, 6 and 7)."""
 
 import json
-import pathlib
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from lumos_jax.checkpoints import Checkpoints
-
-ROOT = pathlib.Path(__file__).parent.parent
-TIMINGS = {"images_per_second", "step_seconds", "data_wait_fraction", "device_wait_fraction", "host_fraction"}
-
-
-@pytest.fixture(scope="session")
-def command(process_environment):
-    """Builds what Popen needs for a training run."""
-
-    def build(workdir, *fields, config="configs/i2i.py:test", devices=1, flags=()):
-        arguments = [sys.executable, "-m", "lumos_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
-        arguments += ["--config.train.compilation_cache=", "--config.log.tensorboard=False"]
-        arguments += [f"--config.{field}" for field in fields]
-        return {"args": arguments, "env": process_environment(devices), "cwd": ROOT}
-
-    return build
-
-
-def start(command):
-    return subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process, code=0, timeout=240):
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()  # it would go on beside the other tests
-        raise
-    assert process.returncode == code, output
-    return output
-
-
-def metrics(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in line.items() if name not in TIMINGS and not name.startswith("goodput")}
-        for line in lines
-    ]
-
-
-def arrays(workdir):
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest()
-    state = {
-        name: checkpoints.restore_subtree(step, name, checkpoints.shapes(step, name))
-        for name in ("params", "ema", "opt_state")
-    }
-    checkpoints.close()
-    return step, state
-
-
-def pixels(path):
-    with Image.open(path) as image:
-        return np.asarray(image).astype(int)
-
-
-def assert_same_bits(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert np.array_equal(np.asarray(x), np.asarray(y))
+from tests.running import ROOT, arrays, assert_same_bits, finish, metrics, pixels, start, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -82,15 +20,6 @@ def undisturbed(tmp_path_factory, command):
     """The run that the others must equal: the test config to its end."""
     workdir = tmp_path_factory.mktemp("undisturbed")
     return workdir, finish(start(command(workdir)))
-
-
-def wait_for(done, process, timeout=200):
-    """Until `done()`; fails if the process ends first."""
-    until = time.monotonic() + timeout
-    while not done():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until, "nothing happened"
-        time.sleep(0.02)
 
 
 def logged(workdir, step):
@@ -173,13 +102,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(small_disk, command):
     assert f"continues at step {steps[-1]}" in output
 
 
-def test_two_processes_agree_with_one(undisturbed, command, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    flags = [(f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}") for i in range(2)]
-    both = [start(command(tmp_path, "mesh.data=4", "mesh.fsdp=2", devices=4, flags=f)) for f in flags]
-    outputs = [finish(process) for process in both]
+def test_two_processes_agree_with_one(undisturbed, in_two, tmp_path):
+    outputs = in_two(tmp_path, "mesh.data=4", "mesh.fsdp=2", devices=4)
     assert "2 process(es)" in outputs[0]
     assert "held-out" not in outputs[1]  # only the first process speaks
     ours, theirs = metrics(tmp_path), metrics(undisturbed[0])

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+
+from lumos_jax import config_io
+from lumos_jax.name_rules import flatten, unflatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +42,7 @@ class Account:
         return "\n".join(lines)
 
     def save(self, path: str | pathlib.Path) -> None:
-        pathlib.Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """Nested dicts -> {"a/b/c": leaf}."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+        config_io.save_json(dataclasses.asdict(self), path)
 
 
 def transfer(
@@ -92,8 +88,7 @@ def transfer(
     problems += [f"  {name}: only there" for name in have if name not in loaded and name not in dropped]
     if problems:
         raise ValueError(f"the weights of {origin} do not fit this model:\n" + "\n".join(problems))
-    taken = {name: have[name] if name in loaded else want[name] for name in want}
-    params = jax.tree.unflatten(jax.tree.structure(target), [taken[name] for name in want])
+    params = unflatten({name: have[name] if name in loaded else want[name] for name in want})
     counts = {
         "loaded": sum(math.prod(have[name].shape) for name in loaded),
         "reinitialised": sum(math.prod(want[name].shape) for name in fresh),

@@ -26,6 +26,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from lumos_jax import config_io
 from lumos_jax.data.shards import OpenedLater, count_records
 from lumos_jax.data.sources import MixtureSource, Source, digest, printable
 
@@ -137,13 +138,6 @@ def shard_name(number: int, count: int) -> str:
     return f"shard-{number:05d}-of-{count:05d}.arrayrecord"
 
 
-def write_json(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
-    """Through a temporary name, so that half a file is never taken for a whole one."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
     """The object in the file; None if there is no file.
 
@@ -164,7 +158,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def write_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
-    write_json(directory / MANIFEST, {"format": FORMAT, **dataclasses.asdict(manifest)})
+    config_io.save_json({"format": FORMAT, **dataclasses.asdict(manifest)}, directory / MANIFEST)
 
 
 def read_manifest(path: str) -> Manifest:

@@ -19,6 +19,9 @@ from collections.abc import Sequence
 import numpy as np
 
 Captions = tuple[str, str]  # (raw, detailed), either of which may be empty
+# Under which names records of other makers have them, the first that is there.
+RAW_NAMES = ("caption", "text", "txt")
+DETAILED_NAMES = ("caption/detailed", "caption_detailed", "detailed")
 
 
 def choose(captions: Captions, draw: float, detailed: float) -> int:
@@ -74,6 +77,7 @@ _RULES: Sequence[tuple[re.Pattern, str]] = [
         (r"\s+\.\s+", " "),
     )
 ]
+_LONGEST = 2000  # characters; some of the rules take time with the square of it
 _SEPARATORS = re.compile(r"[-_]")
 _EDGES = re.compile(r"^[\s\"'_,\-:+.]+|[\s\"'_,\-:+]+$")
 
@@ -81,8 +85,8 @@ _EDGES = re.compile(r"^[\s\"'_,\-:+.]+|[\s\"'_,\-:+]+$")
 @functools.lru_cache(maxsize=1 << 12)
 def clean(caption: str) -> str:
     """A caption as PixArt's recipe cleans it, twice over: lower case, without addresses, HTML, CJK ideographs and odd
-    punctuation, its encoding repaired. May leave nothing."""
-    return _clean_once(_clean_once(caption))
+    punctuation, its encoding repaired. May leave nothing; of what is too long for any text encoder, the beginning counts."""
+    return _clean_once(_clean_once(caption[:_LONGEST]))
 
 
 def _clean_once(text: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lumos_jax import config
 from lumos_jax.data.decode import UndecodableImage, fit_square
-from lumos_jax.data.loaders import BatchLoader, HostBatch, RecordLoader, Row, stream
+from lumos_jax.data.loaders import BatchLoader, HostBatch, RecordLoader, Row, require, stream
 from lumos_jax.data.motion import measured
 from lumos_jax.data.scenes import CLIP_FRAMES, ScenesSource
 from lumos_jax.data.sources import MixtureSource, Source
@@ -140,12 +140,8 @@ def make_clips(data: config.Data, source: Source, training: bool) -> Clips:
     Raises:
       ValueError: the source has no clips, or none that long.
     """
+    require(source, "clip", "clip: {} ... are no videos. Sources that have clips are scenes and videos")
     for part in source.sources if isinstance(source, MixtureSource) else [source]:
-        if not hasattr(part, "clip"):
-            raise ValueError(
-                f"config.data.record=clip: {part.describe(0)} is no video; use the sources scenes and videos, or set "
-                "config.data.record=image"
-            )
         if isinstance(part, ScenesSource) and (data.frames - 1) * data.frame_stride[1] >= CLIP_FRAMES:
             raise ValueError(
                 f"config.data.frames={data.frames} with frame_stride={data.frame_stride}: a scene's clip has {CLIP_FRAMES} "

@@ -343,25 +343,34 @@ def _pictures(data: config.Data, source: Source, training: bool, everything: boo
     return Pictures(source, data.image_size, data.seed, training and data.crop == "random", training and data.flip)
 
 
-def _captioned(data: config.Data, source: Source, training: bool, everything: bool) -> Captioned:
+def require(source: Source, method: str, told: str) -> None:
+    """Refuses a source, or a part of a mixture, that does not know what a record needs.
+
+    Args:
+      source: as `make_source` gives it.
+      method: what sources that know it have.
+      told: "of which records: {}, what is the matter", to be filled with the name of a record.
+
+    Raises:
+      ValueError: it lacks the method.
+    """
     for part in getattr(source, "sources", [source]):
-        if not hasattr(part, "captions"):
-            raise ValueError(
-                f"config.data.record=captioned: {part.describe(0)} ... have no captions. Sources that do are scenes, folder "
-                "(a.txt beside a.jpg, or captions.jsonl) and arrayrecord (tf.train.Example with a feature caption)"
-            )
+        if not hasattr(part, method):
+            raise ValueError(f"config.data.record={told.format(part.describe(0))}")
+
+
+def _captioned(data: config.Data, source: Source, training: bool, everything: bool) -> Captioned:
+    require(source, "captions", "captioned: {} ... have no captions. Sources that do are scenes, folder (a.txt beside a.jpg, "
+            "or captions.jsonl), webdataset (a.txt or a.json), arrayrecord (tf.train.Example with a feature caption) and tfds "
+            "(a text)")  # fmt: skip
     pictures = _pictures(data, source, training)
     noise = data.caption_noise if training else 0.0
     return Captioned(pictures, training, data.detailed, data.clean_captions, noise, everything)
 
 
 def _labelled(data: config.Data, source: Source, training: bool, everything: bool) -> Labelled:
-    for part in getattr(source, "sources", [source]):
-        if not hasattr(part, "label"):
-            raise ValueError(
-                f"config.data.record=labelled: {part.describe(0)} ... have no labels. Sources that do are scenes, folder (a "
-                "folder a class) and tfds (a feature that is a class label)"
-            )
+    require(source, "label", "labelled: {} ... have no labels. Sources that do are scenes, folder (a folder a class) and tfds "
+            "(a feature that is a class label)")  # fmt: skip
     if len(source.classes) != data.classes:
         few = ", ".join(map(printable, source.classes[:3]))
         raise ValueError(
@@ -377,14 +386,9 @@ def _clips(data: config.Data, source: Source, training: bool, everything: bool) 
 
 
 def _views(data: config.Data, source: Source, training: bool, everything: bool) -> RecordLoader:
-    from lumos_jax.data.views import Views, parts
+    from lumos_jax.data.views import Views
 
-    for part in parts(source):
-        if not hasattr(part, "posed_views"):
-            raise ValueError(
-                f"config.data.record=views needs pictures with cameras, and {part.describe(0)} has none: set "
-                "config.data.source to scenes or objaverse"
-            )
+    require(source, "posed_views", "views: {} ... have no cameras. Sources that do are scenes and objaverse")
     return Views(source, data.image_size, data.seed, training)
 
 

@@ -15,14 +15,14 @@ import glob
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from lumos_jax.data import captions
 from lumos_jax.data.sources import digest, is_image, printable
 
-_CAPTION_FEATURES = (b"caption", b"text", b"txt")
-_DETAILED_FEATURES = (b"caption/detailed", b"caption_detailed", b"detailed")
 _IMAGE_FEATURES = (b"image/encoded", b"image", b"jpg", b"jpeg", b"png", b"webp")
 
 
@@ -170,8 +170,8 @@ def captions_of_example(record: bytes) -> tuple[str, str] | None:
     except (ValueError, IndexError):
         return None
     found = [
-        next((features[name] for name in names if name in features), None)
-        for names in (_CAPTION_FEATURES, _DETAILED_FEATURES)
+        next((features[name.encode()] for name in names if name.encode() in features), None)
+        for names in (captions.RAW_NAMES, captions.DETAILED_NAMES)
     ]
     if found == [None, None]:
         return None
@@ -226,7 +226,19 @@ def _varint(view: memoryview, place: int) -> tuple[int, int]:
     raise ValueError("a number is too long")
 
 
-_OF_RECORDS = ("_records", "_key", "_label", "_classes")  # of a TfdsSource, found whenever it is opened
+_OF_RECORDS = ("_records", "_key", "_label", "_classes", "_texts")  # of a TfdsSource, found whenever it is opened
+_TFDS_RAW = (*captions.RAW_NAMES, "captions")  # the last a sequence, as of coco_captions
+
+
+def _first_text(value: Any) -> str:
+    """A text, or the first of several, or of entries {"text": ...}."""
+    if isinstance(value, Mapping):
+        value = value.get("text", ())
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return _first_text(value[0]) if len(value) else ""
+    if not isinstance(value, (str, bytes)):
+        raise OSError(f"its caption is no text but {type(value).__name__}")
+    return " ".join((value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value).split())
 
 
 class TfdsSource:
@@ -238,11 +250,16 @@ class TfdsSource:
       ValueError: no such data set or split, no image in it, or not prepared for random access.
     """
 
-    def __init__(self, name: str, split: str, data_dir: str):
+    def __init__(self, name: str, split: str, data_dir: str, captioned: bool = False):
         self.name, self.split, self.data_dir = name, split, os.path.expanduser(data_dir) or None
         self._length = len(self._records)
         if not self._length:
             raise ValueError(f"config.data.name={name!r}, split={split!r}: no records")
+        if captioned and self._texts == (None, None):
+            features = ", ".join(self._records.dataset_info.features)
+            raise ValueError(
+                f"config.data.record=captioned: {name} has no feature {', '.join(_TFDS_RAW)} or detailed; it has {features}"
+            )
 
     @functools.cached_property
     def _records(self):
@@ -279,6 +296,8 @@ class TfdsSource:
         }
         self._label = "label" if "label" in labels else next(iter(labels), None)
         self._classes = tuple(labels[self._label].names) if labels else ()
+        names = (_TFDS_RAW, captions.DETAILED_NAMES)
+        self._texts = tuple(next((name for name in kind if name in builder.info.features), None) for kind in names)
         decoders = {key: tfds.decode.SkipDecoding() for key in images}  # pictures stay encoded, masks among them too
         try:
             return builder.as_data_source(split=self.split, decoders=decoders)
@@ -300,6 +319,15 @@ class TfdsSource:
             return records[index][self._key]
         except (ValueError, RuntimeError, IndexError, KeyError) as error:
             raise OSError(f"shard damaged: {error}") from error
+
+    def captions(self, index: int) -> captions.Captions:
+        """Of a feature with several texts, the first."""
+        records = self._records
+        try:
+            record = records[index]
+        except (ValueError, RuntimeError, IndexError, KeyError) as error:
+            raise OSError(f"shard damaged: {error}") from error
+        return tuple("" if name is None else _first_text(record[name]) for name in self._texts)
 
     @property
     def classes(self) -> tuple[str, ...]:

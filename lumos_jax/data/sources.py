@@ -1,7 +1,7 @@
 """Sources: records by number. `read` gives bytes or pixels, `describe` a name for people, `fingerprint` what decides the order.
 
 Sources are picklable (worker processes open their own files) and hold no more than names. ArrayRecord shards and TFDS data
-sets are in `shards`, video files in `videos`, the embedded scenes in `scenes`.
+sets are in `shards`, .tar shards in `tars`, video files in `videos`, the embedded scenes in `scenes`.
 """
 
 from __future__ import annotations
@@ -308,18 +308,22 @@ def make_source(data: config.Data) -> Source:
         from lumos_jax.data.shards import ArrayRecordSource
 
         return ArrayRecordSource(data.path)
+    if data.source == "webdataset":
+        from lumos_jax.data.tars import TarSource
+
+        return TarSource(data.path, data.tar_index)
     if data.source == "tfds":
         from lumos_jax.data.shards import TfdsSource
 
-        return TfdsSource(data.name, data.split, data.path)
+        return TfdsSource(data.name, data.split, data.path, data.record == "captioned")
     if data.source == "cached":
         from lumos_jax.data.cached import open_cache
 
         return open_cache(data.path)
     if data.source != "mixture":
         raise ValueError(
-            f"config.data.source={data.source!r} is not one of scenes, folder, videos, objaverse, arrayrecord, tfds, cached, "
-            "mixture"
+            f"config.data.source={data.source!r} is not one of scenes, folder, videos, objaverse, arrayrecord, webdataset, "
+            "tfds, cached, mixture"
         )
     return _make_mixture(data)
 
@@ -339,12 +343,16 @@ def _make_mixture(data: config.Data) -> MixtureSource:
         if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight < float("inf"):
             raise ValueError(f"{where} needs weight, a number above 0, not {weight!r}")
         if fields.get("source") in (None, "mixture"):
-            raise ValueError(f"{where} needs source: scenes, folder, videos, objaverse, arrayrecord or tfds")
+            raise ValueError(
+                f"{where} needs source: scenes, folder, videos, objaverse, arrayrecord, webdataset or tfds"
+            )
         if fields["source"] == "cached":
             raise ValueError(
                 f"{where}: a cache is no part of a mixture; cache the mixture as a whole, which keeps its order"
             )
-        needed = {"tfds": "name"} | dict.fromkeys(("folder", "videos", "objaverse", "arrayrecord"), "path")
+        needed = {"tfds": "name"} | dict.fromkeys(
+            ("folder", "videos", "objaverse", "arrayrecord", "webdataset"), "path"
+        )
         needed = needed.get(fields["source"])
         if needed and not fields.get(needed):
             raise ValueError(f"{where}: source {fields['source']} needs {needed}")

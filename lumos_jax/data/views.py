@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from lumos_jax.data.cameras import CAMERA_DIM, relative_camera
 from lumos_jax.data.decode import decode_square, fit_square
 from lumos_jax.data.loaders import RecordLoader, Row, stream
-from lumos_jax.data.sources import MixtureSource, Source
+from lumos_jax.data.sources import Source
 
 _HELD_OUT_SEED = 0x7E  # held-out pairs are the same whatever config.data.seed
 
@@ -43,8 +41,3 @@ class Views(RecordLoader):
     def _picture(self, data: bytes | np.ndarray) -> np.ndarray:
         fit = fit_square if isinstance(data, np.ndarray) else decode_square
         return fit(data, self.size)
-
-
-def parts(source: Source) -> Sequence[Any]:
-    """The sources of a mixture, or the source itself."""
-    return source.sources if isinstance(source, MixtureSource) else [source]

@@ -1,9 +1,9 @@
-"""Optical flow between consecutive frames, how far it is from the true flow, and how much a clip moves.
+"""Optical flow between consecutive frames, and how far it is from the true flow.
 
 Flow is Farneback's ("Two-Frame Motion Estimation Based on Polynomial Expansion", 2003) as OpenCV has it, with a window small
 enough for scenes of 32 to 64 pixels. A flow (H, W, 2) holds in pixels how far right (0) and down (1) what is at a pixel of one
 frame has moved in the next one. The end-point error is the length of the difference between two flows, averaged over pixels
-(Baker et al. 2011, "A Database and Evaluation Methodology for Optical Flow"); the motion score is the mean length of the flow.
+(Baker et al. 2011, "A Database and Evaluation Methodology for Optical Flow").
 
 Axes: F frames, H height, W width.
 """
@@ -61,8 +61,3 @@ def end_point_error(flow: np.ndarray, truth: np.ndarray, mask: np.ndarray | None
     if not distance.size:
         raise ValueError("no pixel counts: the flow, or its mask, is empty")
     return float(distance.mean())
-
-
-def motion_score(frames: np.ndarray) -> float:
-    """Mean length of the optical flow of a clip (F, H, W, 3) uint8, in pixels a frame. Raises what `optical_flow` does."""
-    return float(np.linalg.norm(optical_flow(frames), axis=-1).mean())

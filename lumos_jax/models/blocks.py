@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lumos_jax.models import layers
 from lumos_jax.models.attention import CrossAttention, SelfAttention
@@ -19,6 +20,7 @@ from lumos_jax.models.layers import Dense, modulated_norm, parameter, zeros
 MODULATIONS = 6  # shift, scale, gate of attention, then of the MLP
 
 
+MLP_PRODUCTS = ("mlp_hidden", "mlp_out")  # names by which remat policies know the two products of an MLP
 ACTIVATIONS = {"gelu_tanh": layers.gelu, "gelu": functools.partial(nn.gelu, approximate=False)}
 
 
@@ -30,8 +32,9 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = ACTIVATIONS[self.activation](Dense(self.hidden, ("embed", "mlp"), name="fc1")(x))
-        return Dense(x.shape[-1], ("mlp", "embed"), name="fc2")(hidden)
+        hidden = checkpoint_name(Dense(self.hidden, ("embed", "mlp"), name="fc1")(x), MLP_PRODUCTS[0])
+        out = Dense(x.shape[-1], ("mlp", "embed"), name="fc2")(ACTIVATIONS[self.activation](hidden))
+        return checkpoint_name(out, MLP_PRODUCTS[1])
 
 
 class Block(nn.Module):

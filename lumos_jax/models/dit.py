@@ -29,7 +29,7 @@ import jax.numpy as jnp
 
 from lumos_jax import config
 from lumos_jax.models import conditioning, layers, sizes
-from lumos_jax.models.blocks import Block, FinalLayer
+from lumos_jax.models.blocks import MLP_PRODUCTS, Block, FinalLayer
 from lumos_jax.models.conditioning import Condition
 from lumos_jax.models.layers import Dense
 
@@ -55,10 +55,12 @@ def _keep_all_but_gathered(primitive, *_, **__) -> bool:
 
 
 # Which results of a block's forward pass are kept for its backward pass. "dots" keeps the products with weights and computes
-# those of attention again: they are cheap, and hold N x N numbers a head.
+# those of attention again: they are cheap, and hold N x N numbers a head. "mlp" keeps those of the MLP alone: of the cost of
+# keeping a result, on TPUs, theirs hides behind their matmuls, and attention's does not.
 _REMAT_POLICIES = {
     "none": _keep_all_but_gathered,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "mlp": jax.checkpoint_policies.save_only_these_names(*MLP_PRODUCTS),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

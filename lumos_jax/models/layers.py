@@ -126,10 +126,14 @@ class Dense(nn.Module):
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
-    """Layer norm over the last dim, without affine parameters, in float32 whatever the input's dtype."""
+    """Layer norm over the last dim, without affine parameters, in float32 whatever the input's dtype.
+
+    The variance is E x^2 - (E x)^2, so that both sums are taken in one pass over x.
+    """
     x = x.astype(jnp.float32)
-    centred = x - x.mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + EPSILON)
+    mean = x.mean(axis=-1, keepdims=True)
+    variance = jnp.maximum(jnp.square(x).mean(axis=-1, keepdims=True) - jnp.square(mean), 0.0)
+    return (x - mean) * jax.lax.rsqrt(variance + EPSILON)
 
 
 def modulated_norm(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from lumos_jax.planning.ahead import gib
 from lumos_jax.planning.build import make_job
 from lumos_jax.planning.report import Figures
 
-REMAT = ("none", "dots", "full")  # from the most memory to the least
+REMAT = ("none", "dots", "mlp", "full")  # from the most memory to the least
 
 
 def ways_over(chips: int) -> list[int]:

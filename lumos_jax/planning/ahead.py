@@ -85,7 +85,7 @@ def _cuda_devices(target: Target) -> list[Any]:
     if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
         raise ValueError(
             f"--target={target}: the compiler for CUDA is in jax's plugin, which is not installed: pip install "
-            "'lumos_jax[plan-cuda]' (x86-64 Linux, 260 MB to download; no GPU is needed)"
+            "'lumos_jax[plan-cuda]' (x86-64 Linux, 132 MB to download; no GPU is needed)"
         )
     try:
         return topologies.get_topology_desc(

@@ -145,7 +145,7 @@ def _sampler(f: Figures) -> str:
     e, m = f.job.settings.eval, f.sampler.memory.total
     what = f"{e.rows * e.samples} pictures, {e.steps} steps of {e.sampler}"
     if f.sampler.program is None or m > f.target.chip.usable:
-        return f"{what}: does NOT fit beside nothing else, {gib(m)}"
+        return f"{what}: does NOT fit even alone, {gib(m)}"
     resident = f.job.resident_bytes()
     beside = m + resident["ema"] + resident["optimizer"]  # of the state it is given the weights alone
     room = "fits" if beside <= f.target.chip.usable else "does NOT fit"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lumos_jax import config
@@ -22,11 +22,10 @@ FIELDS = ("train.batch_size", "optimizer.accumulate", "model.remat", "model.dtyp
 def search(
     settings: config.Settings, target: Target, devices: Sequence[Any], cached: bool, say: Callable[[str], None]
 ) -> list[Figures]:
-    """Tries batches, remat policies, mesh splits and precisions; returns every run that was compiled, fitting or not.
+    """Tries mesh splits, remat policies, batches and precisions; returns every run that was compiled, fitting or not.
 
-    For each batch and split the policies are tried from the one that computes least on, and the first that fits is taken: those
-    behind it compute more. A batch that fits under no policy is not tried doubled. float32 is tried where the config asks for
-    it, and then beside bfloat16.
+    First every policy on every split, with the batch as it is: keeping more is not always faster. Then, with the best of these,
+    other batches, and bfloat16 where the config asks for float32. Where none fits, the batch in two parts on every split.
 
     Args:
       settings: where the search starts.
@@ -34,45 +33,48 @@ def search(
       say: takes a line about each run as it is compiled.
     """
     found: list[Figures] = []
-    for base in _splits(settings, target, devices, cached):
-        for batch in _batches(base, target):
-            fitted = False
-            for remat in REMAT:
-                tried = _replace(batch, {"model.remat": remat})
-                figures = estimate(tried, target, devices, cached=cached, sampler=False)
-                found.append(figures)
-                say(line(figures))
-                if figures.fits:
-                    fitted = True
-                    break
-            if not fitted and batch.optimizer.accumulate == 1 and batch.train.batch_size > settings.train.batch_size:
-                break
+
+    def attempt(tried: config.Settings) -> None:
+        found.append(estimate(tried, target, devices, cached=cached))
+        say(line(found[-1]))
+
+    splits = _splits(settings, target, devices, cached)
+    for split in splits:
+        for remat in REMAT:
+            attempt(_replace(split, {"model.remat": remat}))
+    best = winner(found, settings)
+    if best is None:
+        for split in splits:
+            for halved in _halved(_replace(split, {"model.remat": REMAT[-1]}), target):
+                attempt(halved)
+        return found
+    start = best.job.settings
+    start = _replace(start, {"model.unroll": settings.model.unroll})  # which a job sets for its platform
+    for other in (*_halved(start, target), _replace(start, {"train.batch_size": 2 * start.train.batch_size})):
+        attempt(other)
+    if start.model.dtype != "bfloat16":
+        attempt(_replace(start, {"model.dtype": "bfloat16"}))
     return found
 
 
-def _splits(
-    settings: config.Settings, target: Target, devices: Sequence[Any], cached: bool
-) -> Iterator[config.Settings]:
-    """Mesh splits that leave room for a step: the least that does, and all chips; in each precision to be tried."""
+def _splits(settings: config.Settings, target: Target, devices: Sequence[Any], cached: bool) -> list[config.Settings]:
+    """Mesh splits that leave room for a step: the least, one in the middle, the most."""
     ways = [n for n in ways_over(target.chips // settings.mesh.context) if n == 1 or settings.train.batch_size % n == 0]
     roomy = []
     for fsdp in ways:
         held = sum(make_job(with_fsdp(settings, fsdp), list(devices), cached).resident_bytes().values())
         if held < 0.75 * target.chip.usable:
             roomy.append(fsdp)
-    dtypes = ("bfloat16",) if settings.model.dtype == "bfloat16" else ("bfloat16", "float32")
-    for fsdp in dict.fromkeys([*roomy[:1], *roomy[-1:]]):
-        for dtype in dtypes:
-            yield _replace(with_fsdp(settings, fsdp), {"model.dtype": dtype})
+    chosen = dict.fromkeys([*roomy[:1], *roomy[len(roomy) // 2 :][:1], *roomy[-1:]])
+    return [with_fsdp(settings, fsdp) for fsdp in chosen]
 
 
-def _batches(settings: config.Settings, target: Target) -> Iterator[config.Settings]:
-    """The batch in two parts, as it is, and doubled: the same gradient in less memory; more work a weight that is read."""
-    size, ways = settings.train.batch_size, target.chips // settings.mesh.context
-    if size % (2 * ways) == 0:
-        yield _replace(settings, {"optimizer.accumulate": 2})
-    yield _replace(settings, {"optimizer.accumulate": 1})
-    yield _replace(settings, {"optimizer.accumulate": 1, "train.batch_size": 2 * size})
+def _halved(settings: config.Settings, target: Target) -> list[config.Settings]:
+    """The batch in twice as many parts: the same gradient in less memory; none where that does not divide."""
+    parts = 2 * settings.optimizer.accumulate
+    if settings.train.batch_size % (parts * (target.chips // settings.mesh.context)):
+        return []
+    return [_replace(settings, {"optimizer.accumulate": parts})]
 
 
 def _replace(settings: config.Settings, changes: Mapping[str, Any]) -> config.Settings:

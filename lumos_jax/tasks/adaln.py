@@ -13,15 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config, diffusion, encoders, models
+from lumos_jax import config, encoders
 from lumos_jax.models import Condition
-from lumos_jax.tasks import pictures
-from lumos_jax.tasks.denoising import Denoising
+from lumos_jax.tasks import denoising, pictures
 from lumos_jax.tasks.handoffs import FROM_ADALN, Handoff
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaLn(Denoising):
+class AdaLn(denoising.Denoising):
     """Base class; `encoder` is None for priors that condition on no features."""
 
     @property
@@ -63,26 +62,7 @@ def make(
 ) -> tuple[AdaLn, dict[str, Any]]:
     """A task of that class and its frozen parameters.
 
-    Args:
-      kind: the class.
-      settings: of the run.
-      place: as for `tasks.make_task`.
-      encoder, encoder_params: as `encoders.make_encoder` gives them, for a prior that conditions on features.
-      network: what `models.make_dit` is told about the condition.
-
-    Raises:
-      ValueError: weights that cannot be found or do not fit; sizes that do not divide.
+    Arguments and errors as of `denoising.make`; `network` is what `models.make_dit` is told about the condition.
     """
-    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
-    latent_shape = autoencoder.latent_shape(settings.data.image_size)
-    process = diffusion.make_process(settings.diffusion)
-    dit = models.make_dit(
-        settings.model,
-        latent_shape=latent_shape,
-        out_channels=process.out_channels(latent_shape[-1]),
-        token_shape=None,
-        final="adaln",
-        **network,
-    )
-    frozen = {"autoencoder": autoencoder_params} | ({} if encoder is None else {"encoder": encoder_params})
-    return kind(dit, process, encoder, autoencoder, latent_shape, settings.task.condition_dropout), frozen
+    network = {"token_shape": None, "final": "adaln"} | network
+    return denoising.make(kind, settings, place, encoder, encoder_params, network=network)

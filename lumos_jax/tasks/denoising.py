@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import diffusion, models
-from lumos_jax.encoders import Autoencoder
+from lumos_jax import config, diffusion, encoders, models
+from lumos_jax.encoders import Autoencoder, Placement
 from lumos_jax.models import Condition, DiT
 from lumos_jax.tasks import pictures
 from lumos_jax.tasks.handoffs import FROM_ADALN, Handoff
@@ -150,3 +150,48 @@ class Denoising:
         """Writes what `lumos_jax.sample` drew; returns the files."""
         pictures.save_png(self.sheet(host, sources, drawn), out)
         return [out]
+
+
+def make(
+    kind: type[Denoising],
+    settings: config.Settings,
+    place: Placement | None,
+    encoder: Any = None,
+    encoder_params: Any = None,
+    *,
+    network: Mapping[str, Any] | None = None,
+    concatenated: bool = False,
+    frames: int = 0,
+    **fields: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """A task of that class and its frozen parameters {"encoder", "autoencoder"}, as the settings name them.
+
+    Args:
+      kind: the class.
+      settings: of the run.
+      place: as for `tasks.make_task`.
+      encoder, encoder_params: as `encoders.make_encoder` gives them; None for a task that conditions on no features.
+      network: what `models.make_dit` is told besides; unless it says otherwise, the tokens are the encoder's.
+      concatenated: whether a latent is concatenated on channels.
+      frames: of a clip; 0 for pictures.
+      fields: of the class, where they are not as the settings have them.
+
+    Raises:
+      ValueError: weights that cannot be found or do not fit; sizes that do not divide.
+    """
+    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
+    latent_shape = autoencoder.latent_shape(settings.data.image_size)
+    process = diffusion.make_process(settings.diffusion)
+    told = {} if encoder is None else {"token_shape": (encoder.tokens, encoder.dim)}
+    if concatenated:
+        told["concat_channels"] = latent_shape[-1]
+    dit = models.make_dit(
+        settings.model,
+        latent_shape=latent_shape,
+        out_channels=process.out_channels(latent_shape[-1]),
+        **(told | dict(network or {})),
+    )
+    fields = {"condition_dropout": settings.task.condition_dropout} | fields
+    shape = (frames, *latent_shape) if frames else latent_shape
+    task = kind(dit, process, encoder, autoencoder, shape, **fields)
+    return task, {"autoencoder": autoencoder_params} | ({} if encoder is None else {"encoder": encoder_params})

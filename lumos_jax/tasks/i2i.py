@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config, diffusion, encoders, models
+from lumos_jax import config, encoders
 from lumos_jax.models import Condition
-from lumos_jax.tasks import requests
-from lumos_jax.tasks.denoising import Denoising
+from lumos_jax.tasks import denoising, requests
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageToImage(Denoising):
+class ImageToImage(denoising.Denoising):
     """The I2I task; see tasks.base for the interface."""
 
     name: str = "i2i"
@@ -44,15 +43,4 @@ def make_i2i(settings: config.Settings, place: encoders.Placement | None = None)
     Raises:
       ValueError: weights that cannot be found or do not fit; sizes that do not divide.
     """
-    encoder, encoder_params = encoders.make_encoder(settings.encoder, place)
-    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
-    latent_shape = autoencoder.latent_shape(settings.data.image_size)
-    process = diffusion.make_process(settings.diffusion)
-    dit = models.make_dit(
-        settings.model,
-        latent_shape=latent_shape,
-        out_channels=process.out_channels(latent_shape[-1]),
-        token_shape=(encoder.tokens, encoder.dim),
-    )
-    task = ImageToImage(dit, process, encoder, autoencoder, latent_shape, settings.task.condition_dropout)
-    return task, {"encoder": encoder_params, "autoencoder": autoencoder_params}
+    return denoising.make(ImageToImage, settings, place, *encoders.make_encoder(settings.encoder, place))

@@ -16,7 +16,7 @@ does it; its rates are not known.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,10 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config, diffusion, encoders, models
+from lumos_jax import config, encoders
 from lumos_jax.models import Condition
-from lumos_jax.tasks import clips, pictures, requests
-from lumos_jax.tasks.denoising import Denoising
+from lumos_jax.tasks import clips, denoising, pictures, requests
 from lumos_jax.tasks.handoffs import Handoff
 
 MOTION_IDS = 256
@@ -42,7 +41,7 @@ def _named(key: jax.Array, name: str) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageToVideo(Denoising):
+class ImageToVideo(denoising.Denoising):
     """The I2V task; see tasks.base for the interface.
 
     Batches of clips hold `frames` uint8 (B, F, H, W, 3), `fps` and `motion` (B,) float32; of pictures, `image`. For drawing
@@ -151,9 +150,10 @@ class ImageToVideo(Denoising):
         still = np.broadcast_to(sources[:, None, :1], (len(drawn), 1, *drawn.shape[2:]))
         grid = np.concatenate([still, drawn], axis=1)  # (R, 1 + n, F, H, W, 3)
         frames = np.stack([pictures.sheet(grid[:, :, i]) for i in range(grid.shape[2])])
-        stem, fps = pathlib.Path(out).with_suffix(""), float(host["fps"][0])
-        clips.save_mp4(frames, stem.with_suffix(".mp4"), fps)
-        clips.save_gif(frames, stem.with_suffix(".gif"), fps)
+        root, ending = os.path.splitext(out)
+        stem, fps = root if ending in (".gif", ".mp4", ".png") else out, float(host["fps"][0])
+        clips.save_mp4(frames, f"{stem}.mp4", fps)
+        clips.save_gif(frames, f"{stem}.gif", fps)
         return [f"{stem}.mp4", f"{stem}.gif"]
 
 
@@ -165,20 +165,10 @@ def make_i2v(settings: config.Settings, place: encoders.Placement | None = None)
     """
     if settings.data.record != "clip":
         raise ValueError(f"config.data.record={settings.data.record!r}: this task trains on clips; set it to clip")
-    encoder, encoder_params = encoders.make_encoder(settings.encoder, place)
-    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
-    latent_shape = autoencoder.latent_shape(settings.data.image_size)
-    process = diffusion.make_process(settings.diffusion)
-    dit = models.make_dit(
-        settings.model,
-        latent_shape=latent_shape,
-        out_channels=process.out_channels(latent_shape[-1]),
-        token_shape=(encoder.tokens, encoder.dim),
-        vector_dim=NUMBERS,
-        vector_kind="numbers",
-        concat_channels=latent_shape[-1],
-        temporal=True,
-    )
-    shape, dropout = (settings.data.frames, *latent_shape), settings.task.condition_dropout
-    task = ImageToVideo(dit, process, encoder, autoencoder, shape, dropout, settings.video)
-    return task, {"encoder": encoder_params, "autoencoder": autoencoder_params}
+    return denoising.make(
+        ImageToVideo, settings, place, *encoders.make_encoder(settings.encoder, place),
+        network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
+        concatenated=True,
+        frames=settings.data.frames,
+        video=settings.video,
+    )  # fmt: skip

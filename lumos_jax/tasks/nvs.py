@@ -20,10 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config, diffusion, encoders, models
+from lumos_jax import config, encoders
 from lumos_jax.models import Condition
-from lumos_jax.tasks import clips, pictures, requests
-from lumos_jax.tasks.denoising import Denoising
+from lumos_jax.tasks import clips, denoising, pictures, requests
 from lumos_jax.tasks.handoffs import Handoff
 
 CAMERA_DIM = 4  # polar angle, sine and cosine of the azimuth, radius: target minus input
@@ -31,7 +30,7 @@ ORBIT = tuple(range(0, 360, 30))  # degrees, of `lumos_jax.sample` where nothing
 
 
 @dataclasses.dataclass(frozen=True)
-class NovelView(Denoising):
+class NovelView(denoising.Denoising):
     """The NVS task; see tasks.base for the interface. Batches hold the target `image`, the `input` view and `camera` (B, 4).
 
     dropout: see config.Nvs.
@@ -133,20 +132,15 @@ def make_nvs(settings: config.Settings, place: encoders.Placement | None = None)
         raise ValueError(
             "config.task.condition_dropout is not for novel views, whose parts drop as config.nvs.dropout says"
         )
-    encoder, encoder_params = encoders.make_encoder(settings.encoder, place)
-    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
-    latent_shape = autoencoder.latent_shape(settings.data.image_size)
-    process = diffusion.make_process(settings.diffusion)
-    dit = models.make_dit(
-        settings.model,
-        latent_shape=latent_shape,
-        out_channels=process.out_channels(latent_shape[-1]),
-        token_shape=(encoder.tokens, encoder.dim),
-        concat_channels=latent_shape[-1],
-        camera_dim=CAMERA_DIM,
-        vector_dim=CAMERA_DIM if settings.nvs.camera == "both" else 0,
-        vector_kind="numbers",
-    )
-    both = settings.nvs.dropout[1] - settings.nvs.dropout[0]
-    task = NovelView(dit, process, encoder, autoencoder, latent_shape, both, settings.nvs.dropout)
-    return task, {"encoder": encoder_params, "autoencoder": autoencoder_params}
+    dropout = settings.nvs.dropout
+    return denoising.make(
+        NovelView, settings, place, *encoders.make_encoder(settings.encoder, place),
+        network={
+            "camera_dim": CAMERA_DIM,
+            "vector_dim": CAMERA_DIM if settings.nvs.camera == "both" else 0,
+            "vector_kind": "numbers",
+        },
+        concatenated=True,
+        condition_dropout=dropout[1] - dropout[0],  # of both parts
+        dropout=dropout,
+    )  # fmt: skip

@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import aspect, config, diffusion, encoders, models
+from lumos_jax import aspect, config, encoders
 from lumos_jax.models import Condition
-from lumos_jax.tasks import pictures, requests
-from lumos_jax.tasks.denoising import Denoising
+from lumos_jax.tasks import denoising, pictures, requests
 from lumos_jax.tasks.handoffs import Handoff
 
 KINDS = ("", "_detailed")  # endings of the names of a raw and a detailed caption, where a batch has both
@@ -53,7 +52,7 @@ class Tokenize:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextToImage(Denoising):
+class TextToImage(denoising.Denoising):
     """The T2I task; see tasks.base for the interface.
 
     tokenize: what the host does to a batch. buckets: the sizes of pictures, of which a batch has one; empty if all are square.
@@ -160,33 +159,17 @@ def make_t2i(settings: config.Settings, place: encoders.Placement | None = None)
     shapes_only = place is not None and place.shapes_only  # and no caption is read
     tokenizer = None if shapes_only else encoders.make_tokenizer(settings.encoder, encoder)
     tokenize = Tokenize(tokenizer, encoder.max_tokens)
-    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
-    latent_shape = autoencoder.latent_shape(settings.data.image_size)
-    process = diffusion.make_process(settings.diffusion)
-    buckets = _buckets(settings, latent_shape)
-    dit = models.make_dit(
-        settings.model,
-        vector_kind="size" if buckets else "linear",
-        latent_shape=latent_shape,
-        out_channels=process.out_channels(latent_shape[-1]),
-        token_shape=(encoder.tokens, encoder.dim),
-    )
-    task = TextToImage(
-        dit, process, encoder, autoencoder, latent_shape, settings.task.condition_dropout,
-        tokenize=tokenize, buckets=buckets,
+    data, buckets = settings.data, ()
+    if data.buckets:
+        buckets = aspect.make_buckets(data.image_size, data.bucket_step, data.bucket_ratios)
+    task, frozen = denoising.make(
+        TextToImage, settings, place, encoder, encoder_params,
+        network={"vector_kind": "size" if buckets else "linear"}, tokenize=tokenize, buckets=buckets,
     )  # fmt: skip
-    return task, {"encoder": encoder_params, "autoencoder": autoencoder_params}
-
-
-def _buckets(settings: config.Settings, latent_shape: tuple[int, ...]) -> tuple[aspect.Bucket, ...]:
-    data = settings.data
-    if not data.buckets:
-        return ()
-    buckets = aspect.make_buckets(data.image_size, data.bucket_step, data.bucket_ratios)
-    patch = data.image_size // latent_shape[0] * settings.model.patch_size
+    patch = data.image_size // task.latent_shape[0] * settings.model.patch_size
     if any(side % patch for bucket in buckets for side in (bucket.height, bucket.width)):
         raise ValueError(
             f"config.data.bucket_step={data.bucket_step} gives sides that are not whole patches of {patch} px: "
             f"set it to a multiple of {patch}"
         )
-    return buckets
+    return task, frozen

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lumos_jax import config, data, tasks
+from lumos_jax import config, config_io, data, tasks
 from lumos_jax.data import cached
 from lumos_jax.train import sharding
 
@@ -99,6 +99,10 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
         raise ValueError(f"--batch_size={options.batch_size} does not split over {mesh.size} devices")
     source = data.make_source(settings.data)
     task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
+    if not hasattr(task, "encode"):
+        raise ValueError(
+            f"config.task.name={settings.task.name} trains on no frozen features: there is nothing to cache"
+        )
     plan = networks(settings, task) | {"data.fingerprint": source.fingerprint(), "data.source": settings.data.source}
     plan |= {f"data.{name}": getattr(settings.data, name) for name in _SOURCE_FIELDS.get(settings.data.source, ())}
     plan |= {f"cache.{name}": value for name, value in dataclasses.asdict(options).items()}
@@ -125,11 +129,22 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
 
 
 def _check_request(settings: config.Settings, options: Options) -> None:
-    if settings.data.source == "cached":
+    wanted = settings.data
+    if wanted.source == "cached":
         raise ValueError("config.data.source=cached is a cache already; name the source that it was made from")
-    if settings.data.crop != "center" or settings.data.flip:
+    if wanted.record in ("clip", "views"):
         raise ValueError(
-            f"config.data.crop={settings.data.crop}, flip={settings.data.flip}: a cache holds one picture a record, its centre "
+            f"config.data.record={wanted.record} is drawn anew from a record in each epoch, so there is nothing to cache: "
+            "train on the records as they are"
+        )
+    if wanted.buckets:
+        raise ValueError(
+            "config.data.buckets=True: a cache holds squares, which batches of other shapes have no use for. Train on buckets "
+            "without a cache, or set --config.data.buckets=False to cache squares and train on those"
+        )
+    if wanted.crop != "center" or wanted.flip:
+        raise ValueError(
+            f"config.data.crop={wanted.crop}, flip={wanted.flip}: a cache holds one picture a record, its centre "
             "crop, not mirrored. To cache that, set --config.data.crop=center and --config.data.flip=False; to train on random "
             "crops or mirrored pictures, do without a cache"
         )
@@ -153,7 +168,7 @@ def _take_directory(directory: pathlib.Path, plan: Mapping[str, Any]) -> None:
                     f"--out={directory} holds other files, as {others[0]}: give an empty or a new directory"
                 )
             if jax.process_index() == 0:
-                cached.write_json(directory / cached.PLAN, {"format": cached.FORMAT, **plan})
+                config_io.save_json({"format": cached.FORMAT, **plan}, directory / cached.PLAN)
             return
     except OSError as error:
         raise ValueError(f"--out={directory} cannot be used: {error}") from error

@@ -24,8 +24,7 @@ import jax
 
 from lumos_jax import config, config_io
 from lumos_jax.checkpoints import Checkpoints
-from lumos_jax.checkpoints.handoff import flatten
-from lumos_jax.name_rules import unflatten
+from lumos_jax.name_rules import flatten, unflatten
 from lumos_jax.train import lora, rngs
 
 LORA = "lora"  # the entry of the parameters that holds adapters

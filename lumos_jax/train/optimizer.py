@@ -15,8 +15,7 @@ import optax
 from optax import contrib
 
 from lumos_jax import config
-from lumos_jax.checkpoints.handoff import flatten
-from lumos_jax.name_rules import unflatten
+from lumos_jax.name_rules import flatten, unflatten
 from lumos_jax.train import lora
 from lumos_jax.train.finetune import matching
 

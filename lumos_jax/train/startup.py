@@ -18,9 +18,8 @@ import jax
 
 from lumos_jax import config, config_io
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
-from lumos_jax.checkpoints.handoff import flatten
 from lumos_jax.checkpoints.manager import DIRECTORY
-from lumos_jax.name_rules import unflatten
+from lumos_jax.name_rules import flatten, unflatten
 from lumos_jax.tasks import handoffs, releases
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.state import TrainState, make_state

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from lumos_jax import config
-from lumos_jax.checkpoints.handoff import flatten
+from lumos_jax.name_rules import flatten
 from lumos_jax.train import finetune, rngs, sharding
 
 

@@ -32,7 +32,7 @@ def test_named_rules_reinitialise_and_drop(tmp_path):
     source, target = tree(a=(2,), old=(3,), c=(5,)), tree(a=(2,), new=(3,), c=(6,))
     params, account = transfer(source, target, origin="x", reinitialise=("new/*", "c/kernel"), drop=("old/*",))
     assert np.array_equal(params["c"]["kernel"], target["c"]["kernel"])
-    assert account.reinitialised == ("c/kernel", "new/kernel")
+    assert account.reinitialised == ("new/kernel", "c/kernel")
     assert set(account.dropped) == {"c/kernel", "old/kernel"}
     account.save(tmp_path / "handoff.json")
     saved = json.loads((tmp_path / "handoff.json").read_text())

@@ -161,7 +161,7 @@ def test_caches_that_are_not_whole_are_refused_by_name(tmp_path):
     (tmp_path / "cache" / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"no manifest\.json: no cache is there"):
         data.make_source(settings)
-    cached.write_json(tmp_path / "cache" / "plan.json", {"format": 1})
+    config_io.save_json({"format": 1}, tmp_path / "cache" / "plan.json")
     with pytest.raises(
         ValueError, match=r"no manifest\.json: this cache is not finished; run the command that makes it"
     ):

@@ -158,7 +158,7 @@ def test_sources_without_clips_are_refused(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     parts = ({"source": "scenes", "weight": 1}, {"source": "folder", "path": str(tmp_path), "weight": 1})
     mixed = settings(source="mixture", mixture=parts)
-    with pytest.raises(ValueError, match=r"a\.png is no video"):
+    with pytest.raises(ValueError, match=r"a\.png \.\.\. are no videos"):
         loaders.make_loader(mixed, data.make_source(mixed), training=True)
     long = settings(frames=16, frame_stride=(2, 4))
     with pytest.raises(ValueError, match="a scene's clip has 49 frames"):

@@ -1,8 +1,11 @@
 """ArrayRecord shards and TFDS data sets."""
 
+import dataclasses
 import io
+import json
 import pathlib
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -111,7 +114,8 @@ def flowers(tmp_path_factory):
 
         def _info(self):
             image = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
-            features = {"label": tfds.features.ClassLabel(num_classes=9), "image": image}
+            features = {"label": tfds.features.ClassLabel(num_classes=9), "image": image, "text": tfds.features.Text(),
+                        "detailed": tfds.features.Sequence({"text": tfds.features.Text()})}  # fmt: skip
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, _):
@@ -119,7 +123,11 @@ def flowers(tmp_path_factory):
 
         def _generate_examples(self):
             for i in range(7):
-                yield i, {"image": np.full((9, 9, 3), 30 * i, np.uint8), "label": i}
+                told = {
+                    "text": f"Number\n {i} ",
+                    "detailed": [{"text": f"first of {i}"}, {"text": "second"}][: 2 * (i > 0)],
+                }
+                yield i, {"image": np.full((9, 9, 3), 30 * i, np.uint8), "label": i, **told}
 
     path = tmp_path_factory.mktemp("tfds")
     TinyFlowers(data_dir=path, file_format="array_record").download_and_prepare()
@@ -138,6 +146,27 @@ def test_tfds_data_sets_by_name(flowers):
     part = data.make_source(config.Data(source="tfds", name="tiny_flowers:1.0.0", path=flowers, split="train[:3]"))
     assert len(part) == 3
     assert part.fingerprint() != source.fingerprint() == pickle.loads(pickle.dumps(source)).fingerprint()
+    captioned = config.Data(
+        source="tfds", name="tiny_flowers", path=flowers, image_size=8, record="captioned", detailed=0.5
+    )
+    source, levels = data.make_source(captioned), batch["image"][:, 4, 4, 2] // 30
+    assert [pickle.loads(pickle.dumps(source)).captions(i) for i in range(7)] == [
+        (f"Number {level}", f"first of {level}" if level else "") for level in levels
+    ]
+    assert list(data.read_batch(captioned, source, [0, 1])["weight"]) == [1, 1]
+    # Another one, without words.
+    silent = pathlib.Path(shutil.copytree(f"{flowers}/tiny_flowers", f"{flowers}/silent_flowers"), "1.0.0")
+    for file in silent.iterdir():
+        file.rename(silent / file.name.replace("tiny", "silent"))
+    info = (silent / "dataset_info.json").read_text()
+    (silent / "dataset_info.json").write_text(info.replace("tiny", "silent"))
+    told = json.loads((silent / "features.json").read_text())
+    for name in ("text", "detailed"):
+        del told["featuresDict"]["features"][name]
+    (silent / "features.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"silent_flowers has no feature caption, text, .*; it has image, label"):
+        data.make_source(dataclasses.replace(captioned, name="silent_flowers"))
+
     # Its shards are ArrayRecord files of Examples.
     same = data.make_source(config.Data(source="arrayrecord", path=f"{flowers}/tiny_flowers/1.0.0"))
     assert [same.read(i) for i in range(7)] == [source.read(i) for i in range(7)]

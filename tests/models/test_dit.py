@@ -123,7 +123,9 @@ def test_scan_gives_what_a_loop_over_blocks_gives():
     np.testing.assert_allclose(unrolled, x, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", [{"remat": "dots"}, {"remat": "full"}, {"remat": "full", "unroll": 3}])
+@pytest.mark.parametrize(
+    "variant", [{"remat": "dots"}, {"remat": "mlp"}, {"remat": "full"}, {"remat": "full", "unroll": 3}]
+)
 def test_gradients_do_not_depend_on_remat_or_unrolling(reference, variant):
     dit, params, base = reference
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(base))
@@ -132,15 +134,17 @@ def test_gradients_do_not_depend_on_remat_or_unrolling(reference, variant):
     assert_trees_close(base, gradients(dit, params, **variant), 1e-5 if "unroll" in variant else 1e-6)
 
 
-def test_dots_computes_only_attention_again(reference):
-    """By the FLOPs of the traced gradient: "full" does all of a block's forward pass again, "dots" two matmuls of attention."""
+def test_what_remat_policies_compute_again(reference):
+    """By the FLOPs of the traced gradient: "full" does all of a block's forward pass again, "mlp" all but the two products of
+    its MLP, "dots" two matmuls of attention."""
     dit, params, _ = reference
-    none, dots, full = (
-        flops.count(lambda p, r=r: gradients(dit, p, remat=r), params) for r in ("none", "dots", "full")
+    none, dots, mlp, full = (
+        flops.count(lambda p, r=r: gradients(dit, p, remat=r), params) for r in ("none", "dots", "mlp", "full")
     )
     attention = dit.depth * 2 * 2 * BATCH * 16 * (16 + TOKENS) * 32  # logits and values
     assert none < dots <= none + attention
-    assert full > dots + dit.depth * 2 * BATCH * 16 * 32 * 128
+    assert dots < mlp
+    assert full == mlp + dit.depth * 2 * 2 * BATCH * 16 * 32 * 128
 
 
 def test_gather_sees_one_layer_and_changes_nothing_by_itself(reference):
@@ -271,7 +275,7 @@ def test_shapes_that_do_not_fit_are_named(make, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"size": "M"}, "S, B, L, XL, custom"), ({"heads": 5}, "multiple of heads"), ({"patch_size": 3}, "patches of"),
-     ({"remat": "some"}, "none, dots, full")],
+     ({"remat": "some"}, "none, dots, mlp, full")],
 )  # fmt: skip
 def test_models_that_cannot_be_made_are_named(change, message):
     with pytest.raises(ValueError, match=message):

@@ -11,7 +11,7 @@ from lumos_jax.planning import advice, report, search
 from lumos_jax.planning.ahead import Compiled, Memory
 from lumos_jax.planning.build import make_job
 from lumos_jax.planning.chips import Chip, Target
-from lumos_jax.planning.estimate import estimate
+from lumos_jax.planning.estimate import compile_sampler, estimate
 from lumos_jax.planning.program import Program
 
 MACHINE = Target(Chip("here", "cpu", 2**30, 1e12, 1e11, 1e10, 1, 1e9), (8,))
@@ -26,7 +26,8 @@ def settings(**mesh):
 @pytest.fixture(scope="module")
 def planned():
     """configs/i2i.py:test on cached features, parameters split over four of eight devices."""
-    return estimate(settings(fsdp=4), MACHINE, jax.devices(), cached=True, sampler=True)
+    run = {"settings": settings(fsdp=4), "target": MACHINE, "devices": jax.devices(), "cached": True}
+    return dataclasses.replace(estimate(**run), sampler=compile_sampler(**run))
 
 
 def test_the_step_that_trains_is_what_is_compiled(planned):
@@ -73,7 +74,7 @@ def test_running_out_of_memory_is_an_answer_with_what_to_try(planned):
     # Where the state alone is too much, nothing is compiled, and splitting comes first.
     whole = sum(make_job(settings(), jax.devices(), cached=True).resident_bytes().values())
     tiny = Target(dataclasses.replace(MACHINE.chip, usable=whole - 1), (8,))
-    f = estimate(settings(), tiny, jax.devices(), cached=True, sampler=False)
+    f = estimate(settings(), tiny, jax.devices(), cached=True)
     assert f.step.program is None
     assert advice.suggest(f, jax.devices())[0].startswith("--config.mesh.fsdp=4 splits")
 
@@ -99,29 +100,30 @@ def test_the_front_has_what_nothing_beats_and_the_winner_keeps_the_batch(planned
     assert search.winner([out], planned.job.settings) is None
 
 
-def test_a_search_compiles_and_its_winner_is_a_config_that_resolves(planned, tmp_path, monkeypatch):
+def test_what_a_search_tries_and_that_its_winner_is_a_config(planned, tmp_path, monkeypatch):
     tried = []
 
-    def first_fits_with_dots(settings, target, devices, *, cached, sampler):
-        tried.append(
-            (settings.mesh.fsdp, settings.train.batch_size, settings.optimizer.accumulate, settings.model.remat)
-        )
+    def by_table(settings, target, devices, *, cached):
+        """Of the policies, mlp is fastest; none does not fit, nor does a doubled batch."""
+        s = settings
+        tried.append((s.mesh.fsdp, s.train.batch_size, s.optimizer.accumulate, s.model.remat, s.model.dtype))
         job = dataclasses.replace(planned.job, settings=settings)
-        fits = settings.model.remat == "dots"
-        program = Program(1000, {}, {}) if fits else None
+        cycles = {"dots": 1200, "mlp": 1000, "full": 1500}.get(s.model.remat) if s.train.batch_size == 16 else None
+        program = cycles and Program(cycles * (1 + s.optimizer.accumulate), {}, {})
         return dataclasses.replace(planned, job=job, step=Compiled(Memory(2**20, 0, 0, 0, 0), program, ""))
 
-    monkeypatch.setattr(search, "estimate", first_fits_with_dots)
+    monkeypatch.setattr(search, "estimate", by_table)
     start = settings()
     found = search.search(start, MACHINE, jax.devices(), True, lambda line: None)
-    assert {fsdp for fsdp, *_ in tried} == {1, 8}
-    assert (1, 16, 2, "none") in tried
-    assert (8, 32, 1, "dots") in tried
-    assert not any(remat == "full" for *_, remat in tried)  # behind one that fits
+    own = [(fsdp, 16, 1, remat, "float32") for fsdp in (1, 4, 8) for remat in ("none", "dots", "mlp", "full")]
+    # Then, with the fastest, the batch in two parts and doubled, and the other precision.
+    assert tried == [*own, (1, 16, 2, "mlp", "float32"), (1, 32, 1, "mlp", "float32"), (1, 16, 1, "mlp", "bfloat16")]
     best = search.winner(found, start)
+    assert (best.job.settings.model.remat, best.job.settings.model.dtype) == ("mlp", "float32")
     search.write_config(tmp_path / "fitted.py", f"{i2i.__file__}:test", {"train.seed": 7}, best)
     scope = {}
     exec((tmp_path / "fitted.py").read_text(), scope)
     resolved = config_io.resolve(scope["get_config"]())
-    assert resolved == dataclasses.replace(best.job.settings, train=dataclasses.replace(best.job.settings.train, seed=7),
-                                           model=dataclasses.replace(best.job.settings.model, unroll=0))  # fmt: skip
+    assert resolved == dataclasses.replace(
+        best.job.settings, train=dataclasses.replace(best.job.settings.train, seed=7)
+    )

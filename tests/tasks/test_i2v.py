@@ -10,9 +10,8 @@ import pytest
 from configs import i2i, i2v
 from lumos_jax import config_io, tasks
 from lumos_jax.checkpoints import transfer
-from lumos_jax.checkpoints.handoff import flatten
 from lumos_jax.models import Condition
-from lumos_jax.name_rules import unflatten
+from lumos_jax.name_rules import flatten, unflatten
 from lumos_jax.tasks import handoffs
 
 FRAMES, SIDE = 4, 16
@@ -170,8 +169,8 @@ def test_requests_and_files(made, tmp_path):
     assert host["fps"].tolist() == [5, 5]
     assert np.floor(host["motion"] / task.video.motion_step).tolist() == [40, 40]
     drawn = np.random.default_rng(0).integers(0, 256, (2, 3, FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
-    files = task.save(host, host["frames"], drawn, str(tmp_path / "clip.mp4"))
-    assert [path.rsplit("/", 1)[-1] for path in files] == ["clip.mp4", "clip.gif"]
+    files = task.save(host, host["frames"], drawn, str(tmp_path / "clip_1.5"))
+    assert [path.rsplit("/", 1)[-1] for path in files] == ["clip_1.5.mp4", "clip_1.5.gif"]
     from PIL import Image
 
     with Image.open(files[1]) as gif:

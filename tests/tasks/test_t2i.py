@@ -14,7 +14,7 @@ import pytest
 from configs import i2i, t2i
 from lumos_jax import config, config_io, data, tasks
 from lumos_jax.checkpoints import Checkpoints
-from lumos_jax.checkpoints.handoff import flatten
+from lumos_jax.name_rules import flatten
 from lumos_jax.tasks import handoffs, objective
 from lumos_jax.train import finetune, rngs, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer

@@ -12,7 +12,7 @@ import pytest
 from configs import i2i
 from lumos_jax import config, config_io, config_rules, data, tasks
 from lumos_jax.checkpoints import Checkpoints
-from lumos_jax.checkpoints.handoff import flatten
+from lumos_jax.name_rules import flatten
 from lumos_jax.tasks import objective
 from lumos_jax.train import finetune, lora, rngs, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from lumos_jax import config
-from lumos_jax.checkpoints.handoff import flatten
+from lumos_jax.name_rules import flatten
 from lumos_jax.train.optimizer import make_optimizer
 
 PARAMS = {"camera": {"kernel": np.ones((3, 2)), "bias": np.zeros(2)}, "patch": np.full(4, -2.0), "null": np.ones(2)}

@@ -1,0 +1,136 @@
+"""WebDataset shards: which files make a record, in which order, what is kept of a shard, and what is no shard."""
+
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumos_jax import config, data
+from lumos_jax.data import buckets
+from lumos_jax.data.tars import TarSource
+
+
+def png(level):
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9), (level,) * 3).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def shards(tmp_path):
+    told = json.dumps({"caption": "told by  json", "detailed": "at length", "width": 9}).encode()
+    first = [("b.png", png(10)), ("b.txt", b"raw\n b "), ("b.json", told), ("b.cls", b"3"),
+             ("deep/a.PNG", png(20)), ("deep/a.json", told), ("lonely.txt", b"no picture")]  # fmt: skip
+    second = [("x.0.txt", b"of another ending"), ("x.png", png(30)), ("x.detailed.txt", b"detailed x"), ("y.png", png(40)),
+              ("z.json", b"[1"), ("z.png", b"no picture at all")]  # fmt: skip
+    write_tar(tmp_path / "00000.tar", first)
+    write_tar(tmp_path / "00001.tar", second)
+    return tmp_path
+
+
+def settings(path, **fields):
+    return config.Data(
+        **{"source": "webdataset", "path": str(path), "image_size": 8, "tar_index": "", "threads": 1} | fields
+    )
+
+
+def test_files_of_one_stem_are_a_record(shards):
+    source = data.make_source(settings(shards))
+    assert [source.describe(i) for i in range(5)] == [
+        f"{shards}/{name}" for name in ("00000.tar#b", "00000.tar#deep/a", "00001.tar#x", "00001.tar#y", "00001.tar#z")
+    ]
+    assert source.read(3) == png(40)
+    assert [source.captions(i) for i in range(3)] == [
+        ("raw b", "at length"), ("told by json", "at length"), ("", "detailed x"),
+    ]  # fmt: skip
+    again = pickle.loads(pickle.dumps(source))
+    assert again.read(1) == png(20)
+    assert again.fingerprint() == source.fingerprint() != TarSource(str(shards / "00000.tar")).fingerprint()
+
+
+def test_batches_have_pictures_and_captions_and_name_what_has_none(shards):
+    chosen = settings(shards, record="captioned", detailed=0.0)
+    batch = data.read_batch(chosen, data.make_source(chosen), range(5))
+    assert list(batch["caption"]) == ["raw b", "told by json", "detailed x", "", ""]
+    assert list(batch["weight"]) == [1, 1, 1, 0, 0]
+    assert list(batch["image"][:3, 0, 0, 0]) == [10, 20, 30]
+    assert "00001.tar#y: no caption: there is no .txt of its name" in batch["problem"][3]
+    assert "00001.tar#z: cannot identify image file" in batch["problem"][4]
+    with pytest.raises(OSError, match=r"its \.json is none"):
+        data.make_source(chosen).captions(4)
+
+
+def test_order_is_that_of_any_source(shards):
+    chosen = settings(shards, max_corrupt_rate=1.0, seed=3)
+    source = data.make_source(chosen)
+
+    def records(rows, start):
+        batches = data.make_train_iterator(chosen, source, batch_size=4, rows=rows, start_step=start)
+        found = [list(next(batches)["record"]) for _ in range(3)]
+        batches.close()
+        return found
+
+    whole = records(range(4), 0)
+    assert sorted(np.concatenate(whole)[:5]) == [0, 1, 2, 3, 4]
+    assert records([1, 3], 1)[:2] == [row[1::2] for row in whole[1:]]
+
+
+def test_headers_are_read_once(shards, tmp_path, monkeypatch):
+    kept = tmp_path / "index"
+    source = TarSource(str(shards), str(kept))
+    assert len(list(kept.iterdir())) == 2
+    monkeypatch.setattr(tarfile, "open", None)  # not asked again
+    again = TarSource(str(shards), str(kept))
+    assert list(again.names) == list(source.names)
+    assert again.captions(0) == source.captions(0)
+    monkeypatch.undo()
+    write_tar(shards / "00001.tar", [("n.png", png(50))])  # a changed shard is
+    assert list(TarSource(str(shards), str(kept)).names) == ["b", "deep/a", "n"]
+    with pytest.raises(ValueError, match=r"config\.data\.tar_index='.*00000\.tar' cannot be written to"):
+        TarSource(str(shards), str(shards / "00000.tar"))
+    for file in kept.iterdir():
+        file.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"is no index of a shard .*: remove it"):
+        TarSource(str(shards), str(kept))
+
+
+def test_what_is_no_shard_is_named(shards):
+    whole = (shards / "00001.tar").read_bytes()
+    for content in (
+        whole[:700],
+        whole[: len(whole) // 1024 * 512],
+        whole[:1024] + b"x" * 512 + whole[1536:],
+        b"",
+        b"text" * 999,
+    ):
+        (shards / "00001.tar").write_bytes(content)
+        with pytest.raises(ValueError, match=r"00001\.tar cannot be read as \.tar: truncated, compressed"):
+            TarSource(str(shards))
+    (shards / "00001.tar").unlink()
+    write_tar(shards / "z.tar", [("a.png", png(1))], "w:gz")
+    with pytest.raises(ValueError, match=r"z\.tar cannot be read as \.tar"):
+        TarSource(str(shards))
+    with pytest.raises(ValueError, match=r"no \.tar shards there"):
+        TarSource(str(shards / "*.none"))
+    write_tar(shards / "z.tar", [("a.txt", b"x")])
+    with pytest.raises(ValueError, match="hold no pictures"):
+        TarSource(str(shards / "z.tar"))
+    with pytest.raises(ValueError, match=r"source webdataset needs path"):
+        data.make_source(config.Data(source="mixture", mixture=({"source": "webdataset", "weight": 1},)))
+
+
+def test_buckets_take_sizes_from_the_headers(shards):
+    chosen = settings(shards, record="captioned", buckets=True, bucket_step=2, bucket_index="")
+    assert buckets.record_sizes(chosen, data.make_source(chosen)).tolist() == [[9, 9]] * 4 + [[0, 0]]

@@ -1,0 +1,69 @@
+"""How tests run programs of ours as users do, and look at what they left."""
+
+import json
+import pathlib
+import subprocess
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+
+from lumos_jax.checkpoints import Checkpoints
+
+ROOT = pathlib.Path(__file__).parent.parent
+TIMINGS = {"images_per_second", "step_seconds", "data_wait_fraction", "device_wait_fraction", "host_fraction"}
+
+
+def start(command):
+    return subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process, code=0, timeout=600):
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()  # it would go on beside the other tests
+        raise
+    assert process.returncode == code, output
+    return output
+
+
+def wait_for(done, process, timeout=200):
+    """Until `done()`; fails if the process ends first."""
+    until = time.monotonic() + timeout
+    while not done():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until, "nothing happened"
+        time.sleep(0.02)
+
+
+def metrics(workdir):
+    """The lines of metrics.jsonl, without what clocks say."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if name not in TIMINGS and not name.startswith("goodput")}
+        for line in lines
+    ]
+
+
+def arrays(workdir):
+    """(step, arrays) of the newest checkpoint."""
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest()
+    state = {
+        name: checkpoints.restore_subtree(step, name, checkpoints.shapes(step, name))
+        for name in ("params", "ema", "opt_state")
+    }
+    checkpoints.close()
+    return step, state
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.array_equal(np.asarray(x), np.asarray(y))
