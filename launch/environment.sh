@@ -1,4 +1,4 @@
-# Sourced by launch/local.sh, tests/run.sh and .ci/run: makes .venv on first use and puts it on PATH.
+# Sourced by the launchers, tests/run.sh and .ci/run: makes .venv on first use and puts it on PATH.
 #   setup_environment REQUIREMENTS_FILE
 # PYTHON names the interpreter (default python3); JAX_EXTRA (cpu, cuda13, cuda12, tpu) overrides what is found here.
 
@@ -34,6 +34,12 @@ setup_environment() {
       -r "$root/$requirements" "jax[$extra]" || return 1
     echo "$stamp" >"$marker"
   fi
+  use_environment "$root"
+}
+
+# Puts an environment that is there on PATH, as on the nodes of a cluster, which share its directory.
+use_environment() {
+  local root=$1
   export PATH="$root/.venv/bin:$PATH" VIRTUAL_ENV="$root/.venv"
   # glibc's allocator asks for huge pages: on a CPU a small model's step is otherwise half page faults.
   export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

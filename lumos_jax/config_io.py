@@ -93,8 +93,8 @@ _FREE_FIELDS = frozenset(
         "data.path", "data.workers", "data.threads", "data.prefetch", "data.max_corrupt_rate", "data.bucket_index",
         "data.tar_index",
         "init_from",
-        "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.nonfinite_limit", "train.profile_at",
-        "train.profile_steps", "train.compilation_cache",
+        "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.nonfinite_limit", "train.meeting_seconds",
+        "train.silence_seconds", "train.watchdog_minutes", "train.profile_at", "train.profile_steps", "train.compilation_cache",
     }
 )  # fmt: skip
 

@@ -16,7 +16,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lumos_jax import config_io, processes
+from lumos_jax import config_io, peers, processes
+from lumos_jax.checkpoints import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file in configs/, with :desk or :test for its small sizes."
@@ -31,22 +32,22 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"what is {argv[1]!r}? Fields are set as --config.group.field=value")
     logging.set_verbosity(logging.WARNING)
-    try:
-        settings = config_io.resolve(_CONFIG.value)
-        processes.join()
-        from lumos_jax.train import loop  # after jax.distributed, which must come before any computation
+    with processes.ending_together():
+        try:
+            settings = config_io.resolve(_CONFIG.value)
+            processes.join(settings.train)
+            from lumos_jax.train import loop  # after jax.distributed, which must come before any computation
 
-        run = loop.prepare(settings, _WORKDIR.value)
-    except ValueError as error:
-        logging.debug("setting up failed", exc_info=error)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    code = loop.train(run)
-    if code == loop.FAILED:
-        # All is closed and said. Threads of a write that failed would print their tracebacks below it as Python ends.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+            run = loop.prepare(settings, _WORKDIR.value)
+        except (ValueError, CheckpointError) as error:
+            logging.debug("setting up failed", exc_info=error)
+            print(f"error: {error}", file=sys.stderr)
+            processes.give_up(USER_ERROR if isinstance(error, ValueError) else processes.FAILED, str(error))
+        code = loop.train(run)
+        if code == loop.FAILED:
+            # All is closed and said. Threads of a write that failed would print their tracebacks below it as Python ends.
+            processes.end(code)
+        peers.leave()
     sys.exit(code)
 
 

@@ -17,7 +17,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lumos_jax import config_io, processes
+from lumos_jax import config_io, peers, processes
 from lumos_jax.data import TooManyCorruptRecords
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -43,7 +43,7 @@ def _cache() -> None:
         if flag.value is None:
             raise ValueError(f"--{name} is needed, as in: prepare cache --config=configs/i2i.py:desk --out=DIR")
     settings = config_io.resolve(_CONFIG.value)
-    processes.join()
+    processes.join(settings.train)
     from lumos_jax.train import cache  # after jax.distributed, which must come before any computation
 
     size = settings.train.batch_size if _BATCH_SIZE.value is None else _BATCH_SIZE.value
@@ -55,20 +55,24 @@ def _cache() -> None:
 
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
-    try:
-        if argv[1:] != ["cache"]:
-            raise ValueError(f"say what to prepare, {' or '.join(_COMMANDS)}, not {' '.join(argv[1:]) or 'nothing'}")
-        _cache()
-    except ValueError as error:
-        logging.debug("preparing failed", exc_info=error)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    except (TooManyCorruptRecords, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues after the last whole shard", file=sys.stderr)
-        sys.exit(STOPPED)
+    with processes.ending_together():
+        try:
+            if argv[1:] != ["cache"]:
+                raise ValueError(
+                    f"say what to prepare, {' or '.join(_COMMANDS)}, not {' '.join(argv[1:]) or 'nothing'}"
+                )
+            _cache()
+        except ValueError as error:
+            logging.debug("preparing failed", exc_info=error)
+            print(f"error: {error}", file=sys.stderr)
+            processes.give_up(USER_ERROR, str(error))
+        except (TooManyCorruptRecords, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            processes.give_up(FAILED, str(error))
+        except KeyboardInterrupt:
+            print("stopped; the same command continues after the last whole shard", file=sys.stderr)
+            processes.give_up(STOPPED, "interrupted")
+        peers.leave()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ write entries in one piece.
 
 import os
 import pathlib
-import socket
 import sys
 import tempfile
 
@@ -25,6 +24,7 @@ import jax
 import pytest
 
 from tests import running
+from tests.ports import free_port
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
@@ -76,9 +76,7 @@ def in_two(command):
     """Runs a training run in two processes; returns what each of them printed."""
 
     def run(workdir, *fields, **how):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         flags = [(f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}") for i in range(2)]
         both = [running.start(command(workdir, *fields, flags=f, **how)) for f in flags]
         return [running.finish(process) for process in both]

@@ -21,7 +21,7 @@ ALLOWED = {
     "train": {"data", "tasks", "diffusion", "checkpoints", "evaluation"},
     "planning": {"data", "tasks", "train"},
 }
-LEAVES = {"aspect", "config", "config_io", "config_rules", "name_rules"}
+LEAVES = {"aspect", "config", "config_io", "config_rules", "name_rules", "patience", "peers"}
 
 
 def imports(path: pathlib.Path) -> set[str]:

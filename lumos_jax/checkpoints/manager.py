@@ -2,11 +2,14 @@
 
 A checkpoint is `checkpoints/<step>/` with `state` (arrays) and `meta` (JSON: settings, fingerprints and the little that the
 loop itself remembers). Orbax writes under a temporary name and renames when all is on disk, so that a kill or a full disk
-leaves the ones before it untouched; temporary leftovers are removed at the next start.
+leaves the ones before it untouched; temporary leftovers are removed at the next start. `meta` holds a digest of the arrays
+too, by which damage is found that storage does not report; a damaged checkpoint is set aside, never used and never deleted.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import pathlib
 import traceback
@@ -14,11 +17,15 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from lumos_jax import config
+from lumos_jax.checkpoints.digest import digest
 
 DIRECTORY = "checkpoints"
+DAMAGED = "damaged"  # beside it: what could not be restored
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
 class _TracebackFilter(logging.Filter):
@@ -42,6 +49,12 @@ for _name in ("absl", "asyncio", "concurrent.futures"):
     logging.getLogger(_name).addFilter(_TracebackFilter())
 
 
+def _short(error: BaseException) -> str:
+    """The first line of an error, which libraries continue with pages about where they were."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which, why, and what is still good."""
 
@@ -62,15 +75,25 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True, **common
             )
-        self._manager = ocp.CheckpointManager(
+        self._options = options
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self.directory,
-            options=options,
+            options=self._options,
             item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
         )
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step, or None."""
-        return self._manager.latest_step()
+        return next(iter(self.steps()), None)
+
+    def steps(self) -> list[int]:
+        """All complete checkpoints' steps, the newest first."""
+        return sorted(
+            map(int, self._manager.all_steps()), reverse=True
+        )  # NumPy's int32 where process 0 told the others
 
     def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts writing; returns as soon as the arrays are copied off the devices.
@@ -78,6 +101,7 @@ class Checkpoints:
         Raises:
           CheckpointError: this or the previous write failed (a full disk, say).
         """
+        meta = {**meta, "digest": digest(state)}
         try:
             self._manager.save(
                 step,
@@ -96,24 +120,73 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
 
+    def check(self) -> None:
+        """Raises CheckpointError if a write under way has failed."""
+        try:
+            self._manager.check_for_errors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(error) from error
+
+    def forget_failure(self) -> None:
+        """After a write that failed: opens the directory anew, as Orbax keeps some failures. Raises as `save`."""
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # told before
+            self._manager.close()
+        try:
+            self._manager = self._open()
+        except OSError as error:
+            raise self._failed(error) from error
+
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON part of a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        """The JSON part of a checkpoint. Raises CheckpointError if it cannot be read."""
+        try:
+            meta = ocp.JsonCheckpointHandler().restore(self.directory / str(step) / "meta")
+            return {"settings": meta["settings"], "fingerprints": meta["fingerprints"], **meta}
+        except _UNREADABLE as error:
+            raise CheckpointError(f"checkpoint {self.directory / str(step)} cannot be read: {_short(error)}") from error
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """The arrays, laid out as `abstract` (ShapeDtypeStructs with shardings) says, whatever mesh wrote them.
 
+        Of several processes each reads its devices' parts and none waits for others, so that one may fail alone.
+
         Raises:
-          CheckpointError: the checkpoint does not hold these arrays.
+          CheckpointError: the checkpoint does not hold these arrays, or cannot be read.
         """
         try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            return self._manager.restore(step, args=args)["state"]
-        except (ValueError, KeyError, OSError) as error:
+            where = self.directory / str(step) / "state"
+            return ocp.StandardCheckpointHandler().restore(where, args=ocp.args.StandardRestore(abstract))
+        except _UNREADABLE as error:
             raise CheckpointError(
-                f"checkpoint {self.directory / str(step)} cannot be restored: {error}. If it is damaged, remove that "
-                "directory: the one before it is used then"
+                f"checkpoint {self.directory / str(step)} cannot be restored: {_short(error)}"
             ) from error
+
+    def verify(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Raises CheckpointError unless what was restored is what was saved, by the digest in `meta`, if it has one."""
+        expected = meta.get("digest")
+        if expected is None:  # of a version that kept none
+            return
+        found = digest(state)
+        wrong = [name for name in expected if found.get(name) != expected[name]]
+        if wrong:
+            raise CheckpointError(
+                f"checkpoint {self.directory / str(step)} is damaged: {len(wrong)} of {len(expected)} arrays are not what was "
+                f"written, {wrong[0]} among them"
+            )
+
+    def set_aside(self, steps: list[int]) -> pathlib.Path:
+        """Moves checkpoints to `damaged/`, beside the good ones; process 0 does, and all must call. Returns that directory."""
+        aside = self.directory.with_name(DAMAGED)
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                free = next(
+                    name for n in itertools.count() if not (name := aside / f"{step}{f'.{n}' * (n > 0)}").exists()
+                )
+                (self.directory / str(step)).rename(free)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        self._manager.reload()
+        return aside
 
     def shapes(self, step: int, name: str) -> Any:
         """ShapeDtypeStructs of one entry of the state ("ema" or "params"), as the checkpoint holds it; empty if it has none."""
@@ -135,7 +208,10 @@ class Checkpoints:
         self._manager.close()
 
     def _failed(self, error: Exception) -> CheckpointError:
-        good = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
+        try:
+            good = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
+        except OSError:  # the storage that fails
+            good = []
         last = f"the last good checkpoint is {max(good)}" if good else "there is no earlier checkpoint"
         return CheckpointError(
             f"writing a checkpoint into {self.directory} failed ({error}); {last}. "

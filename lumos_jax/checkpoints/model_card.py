@@ -73,4 +73,8 @@ def _metrics(path: pathlib.Path, step: int) -> dict[str, tuple[float, int]]:
                 name: value for name, value in logged.items() if isinstance(value, int | float) and name != "step"
             }
             latest |= {name: (value, logged["step"]) for name, value in numbers.items()}
-    return {name: value for name, value in latest.items() if name not in ("step", *_OF_THE_MACHINE)}
+    return {
+        name: value
+        for name, value in latest.items()
+        if name not in ("step", *_OF_THE_MACHINE) and not name.startswith("goodput")
+    }

@@ -10,22 +10,25 @@ import dataclasses
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from lumos_jax import config, config_io, data, tasks
+from lumos_jax import config, config_io, data, peers, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.tasks import pictures
-from lumos_jax.train import cache, finetune, metrics, sharding, startup
+from lumos_jax.train import cache, finetune, goodput, metrics, sharding, startup
 from lumos_jax.train.evaluator import make_evaluator, to_mesh
 from lumos_jax.train.optimizer import make_optimizer, make_schedule
+from lumos_jax.train.saving import Saver
 from lumos_jax.train.step import make_train_step
 from lumos_jax.train.stop import StopRequest
+from lumos_jax.train.watchdog import Watchdog
 
-FAILED = 1
+FAILED = peers.FAILED
 STOPPED = {"SIGINT": 130, "SIGTERM": 143}  # as a shell reports them
 
 
@@ -43,6 +46,7 @@ class Run:
     optimizer: Any
     checkpoints: Checkpoints
     start: startup.Start
+    restore_seconds: float
     fingerprints: Mapping[str, str]
 
 
@@ -51,6 +55,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
 
     Raises:
       ValueError: a user's mistake; the message says what, where and what to do.
+      CheckpointError: there are checkpoints, and none can be restored.
     """
     if settings.train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.train.compilation_cache))
@@ -62,6 +67,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     source = data.make_source(settings.data)
     data.make_loader(settings.data, source, training=True)  # refuses now what has no such records
     task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
+    peers.barrier("the first exchange")  # some backends do not wait long for each other
     sharding.check_agreement(task.identity)
     task = sharding.on_mesh(task, mesh)
     if settings.data.source == "cached":
@@ -76,11 +82,13 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
         checkpoints = Checkpoints(path, settings.checkpoint)
     except OSError as error:
         raise ValueError(f"--workdir={workdir} cannot be used: {error}") from error
+    before = time.time()
     begin = startup.start(settings, path, checkpoints, task, optimizer, mesh, fingerprints)
+    restore = time.time() - before if begin.step else 0.0
     if jax.process_index() == 0:
         config_io.save(settings, path / "config.json")
         _introduce(settings, path, mesh, source, task, plan, begin)
-    return Run(settings, path, mesh, source, task, frozen, plan, optimizer, checkpoints, begin, fingerprints)
+    return Run(settings, path, mesh, source, task, frozen, plan, optimizer, checkpoints, begin, restore, fingerprints)
 
 
 def _introduce(settings, path, mesh, source, task, plan, begin) -> None:
@@ -109,13 +117,14 @@ def train(run: Run) -> int:
     batches = data.make_train_iterator(
         settings.data, run.source, batch_size=size, rows=rows, start_step=run.start.step, finish=run.task.host
     )
-    window, watch = metrics.Window(memory.get("window")), metrics.Stopwatch()
+    ledger = goodput.Ledger(run.workdir, run.start.step, active=first)
+    window, watch = metrics.Window(memory.get("window")), metrics.Stopwatch(ledger)
+    guard = Watchdog(settings.train.watchdog_minutes)
     corrupt = data.CorruptMeter(settings.data.max_corrupt_rate, memory.get("corrupt"))
     learning_rate = make_schedule(settings.optimizer, steps)
     step_fn = make_train_step(settings, run.task, run.optimizer, run.mesh)
     state, step = run.start.state, run.start.step
     bad_in_a_row = memory.get("bad_in_a_row", 0)
-    saved = step if step else None
     pending = None  # (step, metrics) that the device may still be working on
 
     def settle() -> None:
@@ -142,17 +151,29 @@ def train(run: Run) -> int:
                 "are from before. Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or look at the data"
             )
 
-    def save() -> None:
-        nonlocal saved
+    def capture() -> tuple[int, dict[str, Any], dict[str, Any]] | None:
         settle()
-        if saved == step or bad_in_a_row:
-            return
-        with watch.part("paused"):
-            report.sync()
-            kept = {"window": window.state(), "corrupt": corrupt.state(), "bad_in_a_row": bad_in_a_row}
-            meta = {"settings": config_io.to_dict(settings), "fingerprints": dict(run.fingerprints), "memory": kept}
-            run.checkpoints.save(step, vars(state), meta)
-            saved = step
+        if bad_in_a_row:
+            return None
+        report.sync()
+        kept = {"window": window.state(), "corrupt": corrupt.state(), "bad_in_a_row": bad_in_a_row}
+        meta = {"settings": config_io.to_dict(settings), "fingerprints": dict(run.fingerprints), "memory": kept}
+        return step, vars(state), meta
+
+    saver = Saver(
+        run.checkpoints, capture, lambda text: report.say(f"step {step}: {text}"), settings.checkpoint.retries
+    )
+    saver.saved = step or None
+
+    def save(whole: bool = False) -> None:
+        """Starts to write a checkpoint of this step, if there is none; `whole` waits until all are on disk."""
+        with watch.part("save"):
+            if saver.saved != step:
+                saver.save()
+                if saver.saved == step:
+                    ledger.saved(step)
+            if whole:
+                saver.wait()
 
     evaluator = make_evaluator(run)
 
@@ -160,7 +181,7 @@ def train(run: Run) -> int:
         if evaluator is None:
             return
         settle()
-        with watch.part("paused"):
+        with watch.part("evaluation"):
             values, told = evaluator.measure(state)
             report.write(step, values)
             report.say(f"step {step}: {told}")
@@ -173,7 +194,10 @@ def train(run: Run) -> int:
     profiling = False
     code, failure = 0, None
     try:
-        with StopRequest() as stop:
+        with StopRequest() as stop, guard:
+            peers.barrier("the first step")
+            ledger.lose("restore", run.restore_seconds)
+            ledger.lose("startup", time.time() - ledger.started - run.restore_seconds)
             if step == 0:
                 evaluate(with_sheet=False)
             watch.reset()
@@ -185,11 +209,17 @@ def train(run: Run) -> int:
                     host = next(batches)
                 for line in corrupt.add(host):
                     report.say(line)
+                compiled, before = goodput.compilations(), time.time()
                 state, values = step_fn(state, run.frozen, to_mesh(run.mesh, host, rows, size))
+                if goodput.compilations() > compiled:
+                    jax.block_until_ready(values)
+                    ledger.lose("compile", time.time() - before)
                 settle()
+                guard.alive(step)
                 step += 1
                 watch.steps += 1
                 pending = (step, values)
+                saver.check()
                 if profiling and step == settings.train.profile_at + settings.train.profile_steps:
                     settle()
                     jax.profiler.stop_trace()
@@ -197,35 +227,46 @@ def train(run: Run) -> int:
                     report.say(f"profiler trace of {settings.train.profile_steps} steps in {run.workdir / 'profile'}")
                 if step % settings.log.every == 0 or step == steps:
                     settle()
-                    values = window.close() | watch.close(size) | corrupt.counts()
+                    values = window.close() | watch.close(size) | corrupt.counts() | ledger.metrics()
                     values["learning_rate"] = float(learning_rate(step - 1))
                     report.write(step, values)
                     report.progress(step, values)
                 if settings.eval.every and (step % settings.eval.every == 0 or step == steps):
                     evaluate(with_sheet=True)
+                    guard.alive(step)
                 if step % settings.checkpoint.every == 0 or step == steps:
                     save()
                 if step < steps and stop.after(step):
-                    save()
-                    run.checkpoints.wait()
+                    save(whole=True)
                     report.say(f"{stop.name}: saved step {step}; the same command continues from there")
                     code = STOPPED.get(stop.name, FAILED)
                     break
-            run.checkpoints.wait()
+            save(whole=True)
+    except jax.errors.JaxRuntimeError:
+        peers.await_verdict()  # ends the process if another one is gone, as its reason may well be
+        raise
     except (FloatingPointError, CheckpointError, data.TooManyCorruptRecords, OSError) as error:
+        if isinstance(error.__cause__, jax.errors.JaxRuntimeError):
+            peers.await_verdict()
         failure, code = error, FAILED
     finally:
         if profiling:
             jax.profiler.stop_trace()
         batches.close()
         report.close()
-        run.checkpoints.close()
-    if failure is not None and first:  # last of all, below whatever threads that were closed had to say
-        print(f"error: {failure}", file=sys.stderr, flush=True)
+        if not peers.several() or code != FAILED:  # a write that others have left would be waited for in vain
+            run.checkpoints.close()
+    ledger.write()
+    if failure is not None:  # last of all, below whatever threads that were closed had to say
+        common = isinstance(failure, FloatingPointError)  # the loss is the same in all processes
+        if first or not common:
+            print(f"error: {failure}", file=sys.stderr, flush=True)
+        peers.fail(str(failure))
     if code == 0 and first:
         if settings.eval.every:
             print(f"samples     {run.workdir / 'samples'}")
         if settings.log.tensorboard:
             print(f"tensorboard {run.workdir / metrics.TENSORBOARD}")
         print(f"checkpoint  {run.checkpoints.directory / str(step)}")
+        print(f"goodput     {ledger.told()}")
     return code

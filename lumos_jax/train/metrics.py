@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lumos_jax import patience
+from lumos_jax.train import goodput
+
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
@@ -63,7 +66,9 @@ class Window:
 class Stopwatch:
     """Where the wall time of steps goes: waiting for data, waiting for the device, or host work."""
 
-    def __init__(self):
+    def __init__(self, ledger: goodput.Ledger):
+        """`ledger`: where what is lost for steps is booked as well."""
+        self.ledger = ledger
         self.reset()
 
     def reset(self) -> None:
@@ -79,10 +84,13 @@ class Stopwatch:
             self.begun = time.perf_counter()
 
         def __exit__(self, *_):
-            self.watch.spent[self.name] += time.perf_counter() - self.begun
+            seconds = time.perf_counter() - self.begun
+            self.watch.spent[self.name if self.name in self.watch.spent else "paused"] += seconds
+            if self.name in goodput.CAUSES:
+                self.watch.ledger.lose(self.name, seconds)
 
     def part(self, name: str) -> _Part:
-        """Context manager that books its time on "data", "device" or "paused" (evaluation and checkpoints)."""
+        """Context manager that books its time: "data", "device", or "evaluation" and "save", no parts of step times."""
         return self._Part(self, name)
 
     def close(self, batch_size: int) -> dict[str, float]:
@@ -140,7 +148,7 @@ class Reporter:
             return
         values = {name: float(value) if isinstance(value, np.floating) else value for name, value in values.items()}
         self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        self.file.flush()
+        patience.patiently(self.file.flush)  # what is not written stays in its buffer
         if self.writer is not None:
             self.writer.write_scalars(step, values)
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -33,10 +33,11 @@ RULES: Mapping[str, str] = {"embed": "fsdp", "mlp": "tensor", "heads": "tensor"}
 
 
 def make_mesh(settings: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh over all devices, with axes data, fsdp, tensor, context.
+    """The mesh over all devices, with axes data, fsdp, tensor, context. Of several slices, each a group of chips with fast
+    links among them, `data` is split over slices first, so that only gradients go between them.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ValueError: the axes do not multiply to the number of devices, or `data` does not split over TPU slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [getattr(settings, axis) for axis in AXES]
@@ -48,7 +49,32 @@ def make_mesh(settings: config.Mesh, devices: Sequence[jax.Device] | None = None
             "-1 lets one axis take what the others leave"
         )
     sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    kinds = (AxisType.Auto,) * len(AXES)
+    grid = over_slices(sizes, devices)
+    if grid is not None:
+        return jax.sharding.Mesh(grid, AXES, axis_types=kinds)
+    return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+
+
+def over_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray | None:
+    """The devices as an array of these sizes, one slice after the other along its first dim; None where there is one slice.
+
+    GPU hosts count as slices too; where `data` does not split over them, the other axes run across hosts, as wanted.
+
+    Raises:
+      ValueError: as make_mesh.
+    """
+    count = len({getattr(device, "slice_index", 0) for device in devices})
+    if count == 1:
+        return None
+    if sizes[0] % count:
+        if devices[0].platform != "tpu":
+            return None
+        raise ValueError(
+            f"config.mesh.data={sizes[0]} does not split over {count} slices, and only data goes between them: use a "
+            f"multiple of {count} and fewer on the other axes"
+        )
+    return mesh_utils.create_hybrid_device_mesh((sizes[0] // count, *sizes[1:]), (count, 1, 1, 1), devices)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -219,6 +245,13 @@ def check_agreement(identity: Mapping[str, str]) -> None:
             f"the processes loaded different frozen networks; process {jax.process_index()} has {dict(identity)}: give all of "
             "them the same files"
         )
+
+
+def all_agree(well: bool) -> bool:
+    """Whether it is so in every process."""
+    if jax.process_count() == 1:
+        return well
+    return bool(multihost_utils.process_allgather(np.asarray(well)).all())
 
 
 def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:

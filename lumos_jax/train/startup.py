@@ -1,6 +1,6 @@
 """Where a run's first state comes from, in this order (invariant 6):
 
-1. the run's own newest checkpoint;
+1. the run's own newest checkpoint, or the one before where that is damaged;
 2. `config.init_from`, another run's EMA weights, its adapters merged, or released ones; our own adapters start fresh;
 3. scratch, from `config.train.seed`.
 """
@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import sys
+import time
 from typing import Any
 
 import jax
 
 from lumos_jax import config, config_io
-from lumos_jax.checkpoints import Checkpoints, transfer
+from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.checkpoints.manager import DIRECTORY
 from lumos_jax.name_rules import flatten, unflatten
 from lumos_jax.tasks import handoffs, releases
@@ -40,17 +42,58 @@ def start(settings: config.Settings, workdir: pathlib.Path, checkpoints: Checkpo
     Raises:
       ValueError: a setting or a fingerprint differs from the checkpoint's in a way that would break an exact resume; or
         the hand-off does not fit.
+      CheckpointError: there are checkpoints, and none of them can be restored.
     """
-    newest, dit = checkpoints.latest(), task.network
-    if newest is not None:
-        return _resume(settings, checkpoints, newest, dit, optimizer, mesh, fingerprints)
+    if checkpoints.steps():
+        return _newest_good(settings, checkpoints, task.network, optimizer, mesh, fingerprints)
     if settings.init_from:
         return _hand_off(settings, workdir, task, optimizer, mesh, fingerprints)
-    _, state = make_state(settings, dit, optimizer, mesh)
+    _, state = make_state(settings, task.network, optimizer, mesh)
     return Start(state, 0, {}, f"from scratch, seed {settings.train.seed}")
 
 
-def _resume(settings, checkpoints: Checkpoints, step: int, dit, optimizer, mesh, fingerprints) -> Start:
+def _newest_good(settings, checkpoints: Checkpoints, dit, optimizer, mesh, fingerprints) -> Start:
+    """The newest checkpoint that can be restored; those after it are set aside, with a warning. All processes take the same.
+
+    Raises:
+      CheckpointError: there are checkpoints and none can be restored. Nothing is moved then, and nothing starts from scratch.
+    """
+    damaged: list[int] = []
+    for step in checkpoints.steps():
+        for wait in (1.0, None):  # storage may have failed for a moment
+            begin, problem = None, None
+            try:
+                begin, meta = _resume(settings, checkpoints, step, dit, optimizer, mesh, fingerprints)
+            except CheckpointError as error:
+                problem = error
+            if sharding.all_agree(problem is None):
+                try:
+                    checkpoints.verify(step, vars(begin.state), meta)
+                    break
+                except CheckpointError as error:  # of what was read, so in all processes
+                    problem = error
+            begin = None
+            if wait:
+                time.sleep(wait)
+        if problem is not None:
+            print(f"warning: {problem}", file=sys.stderr, flush=True)
+        if begin is not None:
+            if damaged:
+                aside = checkpoints.set_aside(damaged)
+                origin = f"{begin.origin}, as {', '.join(map(str, damaged))} cannot be restored (moved to {aside})"
+                begin = dataclasses.replace(begin, origin=origin)
+                if jax.process_index() == 0:
+                    print(f"warning: {origin}", file=sys.stderr, flush=True)
+            return begin
+        damaged.append(step)
+    raise CheckpointError(
+        f"none of the {len(damaged)} checkpoint(s) in {checkpoints.directory} can be restored. To start from scratch all "
+        "the same, move that directory away or use another --workdir"
+    )
+
+
+def _resume(settings, checkpoints: Checkpoints, step: int, dit, optimizer, mesh, fingerprints):
+    """(Start, the checkpoint's meta)."""
     meta = checkpoints.meta(step)
     if meta.get("imported"):
         raise ValueError(
@@ -74,7 +117,7 @@ def _resume(settings, checkpoints: Checkpoints, step: int, dit, optimizer, mesh,
         )
     abstract, _ = make_state(settings, dit, optimizer, mesh, abstract_only=True)
     state = checkpoints.restore(step, vars(abstract))
-    return Start(TrainState(**state), step, meta["memory"], f"continues at step {step}")
+    return Start(TrainState(**state), step, meta["memory"], f"continues at step {step}"), meta
 
 
 def _hand_off(settings, workdir, task, optimizer, mesh, fingerprints) -> Start:

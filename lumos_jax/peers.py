@@ -1,0 +1,322 @@
+"""Lifelines between the processes of one run: they meet, wait for each other, and end together.
+
+Every process keeps a TCP connection to process 0, from before jax.distributed starts to the end. At the meeting and at barriers
+process 0 knows who is missing, by host. The kernel closes the connection of a process that is killed, at once; a
+machine that is lost falls silent. Either way all others print one line and end, instead of waiting in a collective for
+whoever will never come. JAX's own coordination service notices such things later, and aborts with stacks of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+FAILED = 1
+_PING = 1.0  # seconds
+_GRACE = 2.0  # seconds in which a process whose peer has failed may come to the same end by itself, and say it better
+_LAST = 0.5  # seconds by which process 0, which holds JAX's coordination service, ends after the others
+
+
+class PeerError(RuntimeError):
+    """Some process did not come; the message names it."""
+
+
+@dataclasses.dataclass
+class _Line:
+    """A connection, with what is known of the process at its other end."""
+
+    process: int
+    link: socket.socket
+    heard: float = dataclasses.field(default_factory=time.monotonic)
+    buffer: bytes = b""
+    left: bool = False
+
+    def ended(self) -> bool:
+        """Whether the other end is closed, as of a process that died and was started again."""
+        try:
+            return not self.link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def messages(self) -> list[dict[str, Any]] | None:
+        """What has come; None at the end of the connection."""
+        try:
+            data = self.link.recv(1 << 16)
+        except OSError:
+            data = b""
+        if not data:
+            return None
+        self.heard = time.monotonic()
+        *whole, self.buffer = (self.buffer + data).split(b"\n")
+        return [json.loads(message) for message in whole]
+
+
+class Peers:
+    """This process's lifelines. One thread reads them and decides when to end the process."""
+
+    def __init__(self, address: str, count: int, process: int, *, meeting: float, silence: float):
+        """Meets the others.
+
+        Args:
+          address: host:port where process 0 listens.
+          count: how many processes there are.
+          process: which of them this is.
+          meeting: seconds to wait for the others, here and at barriers.
+          silence: seconds without a sign of life after which a process counts as lost.
+
+        Raises:
+          PeerError: not all came; process 0's message says who is missing.
+        """
+        self.process, self.count, self.meeting, self.silence = process, count, meeting, silence
+        self.end: Callable[[str], None] = _print_and_exit
+        self._lock, self._changed = threading.Lock(), threading.Condition()
+        self._at: dict[str, set[int]] = {}  # barrier -> who has come, in process 0
+        self._open: set[str] = set()  # barriers that all have come to
+        self._early: list[dict[str, Any]] = []  # what came with the answer to hello
+        self._done = False
+        self.hosts = [""] * count
+        self.hosts[process] = socket.gethostname()
+        until = time.monotonic() + meeting
+        self._lines = self._gather(address, until) if process == 0 else [self._connect(address, until)]
+        threading.Thread(target=self._watch, name="peers", daemon=True).start()
+
+    def _gather(self, address: str, until: float) -> list[_Line]:
+        host, port = _split(address)
+        try:
+            server = socket.create_server(("", port), backlog=self.count)
+        except OSError as error:
+            raise PeerError(
+                f"port {port}, where the processes meet, cannot be opened: {error}; choose another port"
+            ) from None
+        lines: dict[int, _Line] = {}
+        with server:
+            while len(lines) < self.count - 1:
+                server.settimeout(max(until - time.monotonic(), 0.01))
+                try:
+                    line = _Line(-1, server.accept()[0])
+                except TimeoutError:
+                    missing = ", ".join(str(i) for i in range(1, self.count) if i not in lines)
+                    here = ", ".join(self.name(i) for i in (0, *sorted(lines)))
+                    text = (
+                        f"{self.count} processes were to meet at {host}:{port}; after {self.meeting:.0f} s process {missing} "
+                        f"is missing, and {here} is here. Look at the logs of the missing, and whether they reach that port"
+                    )
+                    self._dismiss(lines.values(), text)
+                    raise PeerError(text) from None
+                line.link.settimeout(10)
+                hello = line.messages()
+                if not hello or "hello" not in hello[0]:
+                    line.link.close()  # no process of ours: a port scan, or one that died as it came
+                    continue
+                line.process, hello = hello[0]["hello"], hello[0]
+                wrong = None
+                if hello["count"] != self.count:
+                    wrong = f"process {line.process} counts {hello['count']} processes, process 0 {self.count}"
+                elif not 0 < line.process < self.count or (line.process in lines and not lines[line.process].ended()):
+                    wrong = f"two processes say that they are process {line.process}"
+                if wrong:
+                    self._dismiss((line, *lines.values()), wrong)
+                    raise PeerError(f"{wrong}: start all with the same --processes, each with a --process of its own")
+                self.hosts[line.process] = hello["host"]
+                lines[line.process] = line
+        for line in lines.values():
+            self._send(line, hosts=self.hosts)
+        return [lines[i] for i in sorted(lines)]
+
+    def _dismiss(self, lines: Iterable[_Line], text: str) -> None:
+        for line in lines:
+            self._send(line, failed=text)
+            line.link.close()
+
+    def _connect(self, address: str, until: float) -> _Line:
+        where, problem = _split(address), ""
+        while time.monotonic() < until:
+            try:
+                line = _Line(0, socket.create_connection(where, timeout=min(self.meeting, 10)))
+            except OSError as error:
+                problem = str(error)
+                time.sleep(0.2)
+                continue
+            self._send(line, hello=self.process, host=self.hosts[self.process], count=self.count)
+            line.link.settimeout(max(until - time.monotonic(), 0) + 5)  # process 0 tells who is missing
+            first, *self._early = line.messages() or [{}]
+            if "hosts" in first:
+                self.hosts = first["hosts"]
+                return line
+            line.link.close()
+            if "failed" in first:
+                raise PeerError(first["failed"])
+            problem = "it ended before all had come"
+            time.sleep(0.2)
+        raise PeerError(
+            f"process {self.process} cannot reach process 0 at {address} for {self.meeting:.0f} s: {problem}"
+        )
+
+    def name(self, process: int) -> str:
+        return f"process {process} ({self.hosts[process]})"
+
+    def barrier(self, name: str) -> None:
+        """Returns when every process has come to the barrier of this name, which is used once.
+
+        Raises:
+          PeerError: in process 0, which names who has not come in time.
+        """
+        if self.process:
+            self._tell(at=name)
+            with self._changed:
+                # Process 0 gives up first and says why; the lifeline tells of that.
+                if not self._changed.wait_for(lambda: name in self._open, self.meeting + 10 * _GRACE):
+                    raise PeerError(f"process 0 does not say who is missing at {name!r}")
+            return
+        with self._changed:
+            came = self._at.setdefault(name, set())
+            if not self._changed.wait_for(lambda: len(came) == self.count - 1, self.meeting):
+                missing = ", ".join(self.name(i) for i in range(1, self.count) if i not in came)
+                raise PeerError(f"after {self.meeting:.0f} s at {name!r}, {missing} has not come; see its log")
+        self._tell(go=name)
+
+    def leave(self) -> None:
+        """Says that this process ends as it should: from now on the others are none of its business, nor it of theirs."""
+        self._done = True
+        self._tell(left=True)
+
+    def fail(self, text: str) -> None:
+        """Says that this process ends with an error, for the others to end as well; returns when they had the time to."""
+        self._done = True
+        self._tell(failed=text, process=self.process)
+        until = time.monotonic() + 2 * _GRACE
+        # Process 0 holds JAX's coordination service: whoever still needs it would be aborted.
+        while self.process == 0 and time.monotonic() < until and not all(line.left for line in self._lines):
+            time.sleep(0.05)
+
+    def _send(self, line: _Line, **message: Any) -> None:
+        try:
+            with self._lock:
+                line.link.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            line.left = line.left or self._done  # whoever reads the lines finds the end of this one
+
+    def _tell(self, **message: Any) -> None:
+        for line in self._lines:
+            self._send(line, **message)
+
+    def _watch(self) -> None:
+        reading, pinged = selectors.DefaultSelector(), 0.0
+        for line in self._lines:
+            line.link.settimeout(self.silence)
+            line.heard = time.monotonic()
+            reading.register(line.link, selectors.EVENT_READ, line)
+        for message in self._early:
+            self._heed(self._lines[0], message)
+        while reading.get_map():
+            for key, _ in reading.select(_PING / 2):
+                line = key.data
+                messages = line.messages()
+                if messages is None:
+                    reading.unregister(line.link)
+                    if not line.left:
+                        self._lost(line.process, "its connection closed, as when it is killed")
+                    line.left = True
+                for message in messages or ():
+                    self._heed(line, message)
+            now = time.monotonic()
+            for line in self._lines:
+                if not line.left and now - line.heard > self.silence:
+                    self._lost(line.process, f"no sign of life for {self.silence:.0f} s")
+            if now - pinged > _PING:
+                pinged = now
+                self._tell()
+
+    def _heed(self, line: _Line, message: dict[str, Any]) -> None:
+        if "left" in message:
+            line.left = True
+        elif "failed" in message:
+            line.left = True
+            whose = message["process"]
+            if self.process == 0:
+                self._tell(**message)
+            wait = _GRACE if self.process else _GRACE + _LAST
+            end = threading.Timer(wait, self._stop, [f"{self.name(whose)} failed: {message['failed']}"])
+            end.daemon = True
+            end.start()
+        elif "lost" in message:
+            self._lost(message["lost"], message["why"])
+        elif "at" in message:
+            with self._changed:
+                self._at.setdefault(message["at"], set()).add(line.process)
+                self._changed.notify_all()
+        elif "go" in message:
+            with self._changed:
+                self._open.add(message["go"])
+                self._changed.notify_all()
+
+    def _lost(self, process: int, why: str) -> None:
+        if self.process == 0 and not self._done:
+            self._tell(lost=process, why=why)
+            time.sleep(_LAST)
+        self._stop(f"{self.name(process)} is gone: {why}")
+
+    def _stop(self, text: str) -> None:
+        if not self._done:
+            self.end(text)
+
+
+def _print_and_exit(text: str) -> None:
+    """Ends the process at once: its other threads may be waiting for ever."""
+    print(f"error: {text}. The same command continues from the newest checkpoint", file=sys.stderr, flush=True)
+    os._exit(FAILED)
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+_current: Peers | None = None
+
+
+def meet(address: str, count: int, process: int, *, meeting: float, silence: float) -> Peers:
+    """Meets the others, as Peers does, for the functions below to use."""
+    global _current
+    _current = Peers(address, count, process, meeting=meeting, silence=silence)
+    return _current
+
+
+def several() -> bool:
+    """Whether this process has met others."""
+    return _current is not None
+
+
+def barrier(name: str) -> None:
+    """Peers.barrier; nothing in a process of its own."""
+    if _current is not None:
+        _current.barrier(name)
+
+
+def leave() -> None:
+    """Peers.leave; nothing in a process of its own."""
+    if _current is not None:
+        _current.leave()
+
+
+def fail(text: str) -> None:
+    """Peers.fail; nothing in a process of its own."""
+    if _current is not None:
+        _current.fail(text)
+
+
+def await_verdict() -> None:
+    """After a failure of a collective: gives the lifelines the time to find out who is gone, and to end the process. Returns if
+    all are well, so that the failure has another reason."""
+    if _current is not None:
+        time.sleep(_current.silence + 2 * _PING)

@@ -1,0 +1,129 @@
+"""Goodput: the share of wall time, since a run was first started, that went into steps that count, and where the rest went.
+
+`goodput.json` in the run's directory keeps the account over restarts. Process 0 writes it, by its own clock:
+
+    startup     from the start of the process to the first step, but for what follows
+    restore     reading the checkpoint
+    compile     tracing and compiling the step, until it was taken once
+    data        waiting for batches
+    save        while steps wait for a checkpoint; what is written meanwhile costs nothing
+    evaluation  held-out losses and samples
+    redone      steps after the checkpoint that a restart went back to
+    down        from the last entry of one process to the start of the next
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+FILE = "goodput.json"
+CAUSES = ("startup", "restore", "compile", "data", "save", "evaluation", "redone", "down")
+PREFIX = "goodput"  # of its metrics
+_WRITE_EVERY = 10.0  # seconds
+
+
+def process_start() -> float:
+    """When this process began, in seconds of time.time(); where the system does not tell, now."""
+    try:
+        ticks = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+    except OSError:
+        return time.time()
+    return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+
+
+class Ledger:
+    """The account of one run. In processes but the first it writes nothing."""
+
+    def __init__(self, workdir: pathlib.Path, step: int, *, active: bool, began: float | None = None,
+                 clock: Callable[[], float] = time.time):  # fmt: skip
+        """Opens the account of `workdir`, or begins one.
+
+        Args:
+          workdir: the run's directory.
+          step: where the run continues.
+          active: whether this process writes it.
+          began: when this process began; None asks the system.
+          clock: gives the time in seconds.
+        """
+        self.path, self.active, self.clock = workdir / FILE, active, clock
+        self.started = began = process_start() if began is None else began
+        kept = self._kept() if step else None
+        self.lost = dict.fromkeys(CAUSES, 0.0)
+        self.useful_at: dict[int, float] = {}
+        self.began = began
+        self._written = 0.0
+        if kept is not None:
+            self.began = kept["began"]
+            self.lost |= kept["lost"]
+            done = kept["until"] - self.began - sum(self.lost.values())
+            self.useful_at = {int(at): useful for at, useful in kept["useful_at"].items() if int(at) <= step}
+            self.lost["redone"] += max(done - self.useful_at.get(step, done if step else 0.0), 0.0)
+            self.lost["down"] += max(began - kept["until"], 0.0)
+
+    def _kept(self) -> Mapping[str, Any] | None:
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:  # a new run, or one of a version that kept none
+            return None
+
+    def lose(self, cause: str, seconds: float) -> None:
+        self.lost[cause] += max(seconds, 0.0)
+
+    def useful(self) -> float:
+        """Seconds of steps that count, so far."""
+        return self.clock() - self.began - sum(self.lost.values())
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of this step holds what was done."""
+        self.useful_at[step] = self.useful()
+        self.write()
+
+    def metrics(self) -> dict[str, float]:
+        """goodput, in [0, 1], and goodput_lost_<cause> in seconds."""
+        total = max(self.clock() - self.began, 1e-9)
+        lost = {f"{PREFIX}_lost_{cause}": seconds for cause, seconds in self.lost.items()}
+        if self.clock() - self._written > _WRITE_EVERY:
+            self.write()
+        return {PREFIX: max(self.useful(), 0.0) / total, **lost}
+
+    def write(self) -> None:
+        if not self.active:
+            return
+        self._written = until = self.clock()
+        account = {"began": self.began, "until": until, "lost": self.lost, "useful_at": self.useful_at}
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(account, indent=1), encoding="utf-8")
+        partial.replace(self.path)
+
+    def told(self) -> str:
+        """For people: the share, of how long, and the losses from the largest on."""
+        total = self.clock() - self.began
+        lost = sorted(((seconds, cause) for cause, seconds in self.lost.items() if seconds >= 0.05), reverse=True)
+        named = ", ".join(f"{cause} {seconds:.1f} s" for seconds, cause in lost)
+        return (
+            f"{max(self.useful(), 0.0) / max(total, 1e-9):.1%} of {total:.0f} s in steps; lost to {named or 'nothing'}"
+        )
+
+
+_compilations = 0
+
+
+def _count(event: str, _seconds: float, **_: Any) -> None:
+    global _compilations
+    _compilations += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def compilations() -> int:
+    """How often this process has compiled something, or read it from the cache of compilations."""
+    return _compilations

@@ -1,0 +1,124 @@
+"""Checkpoints on storage that fails or damages, the account of lost time, and the watchdog."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lumos_jax import config
+from lumos_jax.checkpoints import CheckpointError, Checkpoints
+from lumos_jax.checkpoints.digest import digest
+from lumos_jax.train import goodput, sharding
+from lumos_jax.train.saving import Saver
+from lumos_jax.train.watchdog import Watchdog
+
+META = {"settings": {}, "fingerprints": {}, "memory": {}}
+
+
+def state(seed=0):
+    rng = np.random.default_rng(seed)
+    return {"params": {"a": rng.normal(size=(8, 6)).astype(np.float32), "b": np.arange(4, dtype=np.int32)}}
+
+
+def test_digests_know_every_bit_and_no_mesh():
+    tree = state()
+    whole = digest(tree)
+    assert list(whole) == ["['params']['a']", "['params']['b']"]
+    for axes in ({"data": 8}, {"data": 2, "fsdp": 4}):
+        mesh = sharding.make_mesh(config.Mesh(**axes))
+        layout = NamedSharding(mesh, P(("data", "fsdp")))
+        spread = {"params": {"a": jax.device_put(tree["params"]["a"], layout), "b": tree["params"]["b"]}}
+        assert digest(spread) == whole
+    for bit in (0, 13, 31):
+        other = state()
+        other["params"]["a"].view(np.uint32)[5, 3] ^= np.uint32(1 << bit)
+        changed = digest(other)
+        assert changed["['params']['b']"] == whole["['params']['b']"]
+        assert changed["['params']['a']"] != whole["['params']['a']"]
+    assert digest({"x": jnp.asarray([1.0, 2.0], jnp.bfloat16)}) != digest({"x": jnp.asarray([2.0, 1.0], jnp.bfloat16)})
+
+
+def test_a_write_that_fails_is_tried_again_with_the_state_of_then(tmp_path, monkeypatch):
+    """The directory is away for a while, as a file system is that was unmounted."""
+    monkeypatch.setattr("lumos_jax.patience.waits", lambda tries: [0.01] * tries)
+    checkpoints, said = Checkpoints(tmp_path, config.Checkpoint()), []
+    away = tmp_path / "away"
+    now = {"step": 1}
+
+    def say(text):
+        said.append(text)
+        if len(said) == 2:  # it comes back
+            (tmp_path / "checkpoints").unlink()
+            away.rename(tmp_path / "checkpoints")
+            now["step"] = 2
+
+    saver = Saver(checkpoints, lambda: (now["step"], jax.device_put(state(now["step"])), META), say, retries=4)
+    (tmp_path / "checkpoints").rename(away)
+    (tmp_path / "checkpoints").touch()
+    saver.save()
+    saver.wait()
+    assert len(said) == 2
+    assert "Trying again" in said[0]
+    assert saver.saved == 2
+    assert checkpoints.steps() == [2]
+    found = checkpoints.restore(2, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state()))
+    np.testing.assert_array_equal(found["params"]["a"], state(2)["params"]["a"])
+    checkpoints.verify(2, found, checkpoints.meta(2))
+    with pytest.raises(CheckpointError, match="1 of 2 arrays are not what was written"):
+        checkpoints.verify(
+            2, found | {"params": found["params"] | {"a": found["params"]["a"] + 1}}, checkpoints.meta(2)
+        )
+    checkpoints.close()
+
+
+def test_retries_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("lumos_jax.patience.waits", lambda tries: [0.01] * tries)
+    checkpoints, said = Checkpoints(tmp_path, config.Checkpoint()), []
+    saver = Saver(checkpoints, lambda: (1, jax.device_put(state()), META), said.append, retries=2)
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "checkpoints").touch()
+
+    def write():
+        saver.save()
+        saver.wait()
+
+    with pytest.raises(CheckpointError):
+        write()
+    assert len(said) == 2
+
+
+def test_lost_time_is_booked_over_restarts(tmp_path):
+    now = [100.0]
+    first = goodput.Ledger(tmp_path, 0, active=True, began=90.0, clock=lambda: now[0])
+    first.lose("startup", 10.0)
+    now[0] = 110.0  # ten seconds of steps
+    first.saved(4)
+    now[0] = 116.0
+    first.lose("data", 2.0)
+    first.write()  # killed now, four useful seconds after the checkpoint, and started again at 120
+    second = goodput.Ledger(tmp_path, 4, active=True, began=120.0, clock=lambda: now[0])
+    now[0] = 130.0
+    second.lose("restore", 5.0)
+    assert second.lost == {
+        "startup": 10.0, "restore": 5.0, "compile": 0.0, "data": 2.0, "save": 0.0, "evaluation": 0.0, "redone": 4.0,
+        "down": 4.0,
+    }  # fmt: skip
+    assert second.metrics()["goodput"] == pytest.approx(15 / 40)
+    assert "37.5% of 40 s in steps; lost to startup 10.0 s, restore 5.0 s" in second.told()
+
+
+def test_the_watchdog_barks_when_no_step_ends(capfd):
+    with Watchdog(minutes=0.2 / 60) as guard:
+        guard.alive(41)
+        time.sleep(0.6)
+    told = capfd.readouterr().err
+    assert "process 0 has finished no step" in told
+    assert "since step 41" in told
+    assert "test_the_watchdog_barks" in told  # where the main thread stands
+    with Watchdog(minutes=5 / 60) as guard:
+        guard.alive(1)
+    assert capfd.readouterr().err == ""
