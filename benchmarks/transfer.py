@@ -90,8 +90,13 @@ def plot(found, task: str, path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     names = [name for name in found["scratch"] if found["scratch"][name]]
-    figure, panels = pyplot.subplots(1, len(names), figsize=(3.4 * len(names), 3), constrained_layout=True)
-    for panel, name in zip(panels, names, strict=True):
+    columns = -(-len(names) // 2)
+    rows = -(-len(names) // columns)
+    figure, panels = pyplot.subplots(rows, columns, figsize=(3.4 * columns, 2.7 * rows), constrained_layout=True)
+    panels = list(panels.flat)
+    for panel in panels[len(names) :]:
+        panel.set_axis_off()
+    for panel, name in zip(panels, names, strict=False):
         for start in STARTS:
             steps = sorted(found[start][name])
             values = [found[start][name][step] for step in steps]

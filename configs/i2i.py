@@ -85,6 +85,7 @@ def test():
     config.encoder.resize = config.encoder.image_size = 16
     config.model.width, config.model.depth, config.model.heads = 32, 2, 2
     config.optimizer.name = "adamw"  # compiles sooner
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 2
     config.train.batch_size = 16
     config.train.steps = 12

@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # Largest relative difference of a logged loss between the online run and the cached one. float16 rounds each value by 2^-11 at
 # most, which all but averages out over a batch: 2e-5 was measured.
-BOUNDS = {"float32": 1e-5, "float16": 2e-4}
+BOUNDS = {"float32": 1e-5, "float16": 5e-4}
 
 
 def settings_of(kind, **fields):

@@ -4,8 +4,8 @@ Sources, per chip:
   v5e, v6e, v5p   Cloud TPU documentation, "System architecture" (cloud.google.com/tpu/docs/v5e, v6e, v5p): peak, HBM, HBM
                   bandwidth, interconnect bandwidth, which counts both directions of all links; clocks follow from the peak
                   and the size of the matrix units (v5e: 4 of 128 x 128; v5p: 8; v6e: 2 of 256 x 256)
-  a100, h100, h200, b200   NVIDIA's data sheets of the SXM parts: dense bfloat16, memory, bandwidth, NVLink in both directions
-A TPU's compiler keeps some HBM for itself: `usable` is what it reports as its limit.
+  a100, h100      NVIDIA's data sheets of the SXM parts with 80 GB: dense bfloat16, memory bandwidth, NVLink in both directions
+Some memory is not for programs: `usable` of v5e is what its compiler reports as the limit, of the others about the same share.
 """
 
 from __future__ import annotations
