@@ -24,16 +24,21 @@ import jax
 import jax.numpy as jnp
 
 
+def is_kernel(path: str) -> bool:
+    """Whether the parameter at `path` is a stacked kernel of the blocks."""
+    name = path.rsplit("/", 1)[-1]
+    return path.startswith("blocks/") and (name == "kernel" or name.endswith("_kernel"))
+
+
 def input_dims(path: str, ndim: int) -> int:
     """How many dims after `layers` are inputs, of the stacked kernel at `path` with `ndim` dims, `layers` included.
 
     Raises:
       ValueError: the parameter at `path` is no stacked kernel.
     """
-    name = path.rsplit("/", 1)[-1]
-    if not path.startswith("blocks/") or not (name == "kernel" or name.endswith("_kernel")):
+    if not is_kernel(path):
         raise ValueError(f"{path} is not a kernel of the blocks")
-    return ndim - 2 if name == "out_kernel" else 1
+    return ndim - 2 if path.endswith("/out_kernel") else 1
 
 
 def max_rank(path: str, shape: tuple[int, ...]) -> int:

@@ -74,8 +74,7 @@ def _matrices(params: Any) -> Any:
 
     def of_leaf(keys: tuple, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
-        kernel = path.rsplit("/", 1)[-1].endswith("kernel")
-        if not path.startswith("blocks/") or not kernel or "/modulation/" in path:
+        if not lora.is_kernel(path) or "/modulation/" in path:
             return None
         cut = 1 + lora.input_dims(path, leaf.ndim)
         outputs = range(cut + 1 if leaf.ndim == 5 else cut, leaf.ndim)

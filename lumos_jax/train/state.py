@@ -36,8 +36,8 @@ def state_shardings(mesh: jax.sharding.Mesh, shapes: TrainState, plan: finetune.
 
     def of_leaf(path: tuple, _) -> jax.sharding.NamedSharding:
         """An array of an optimiser is a parameter's where the keys that end its path are that parameter's."""
-        names = itertools.takewhile(lambda key: isinstance(key, jax.tree_util.DictKey), reversed(path))
-        return by_path.get("/".join(key.key for key in reversed([*names])), everywhere)
+        names = [*itertools.takewhile(lambda key: isinstance(key, jax.tree_util.DictKey), reversed(path))]
+        return by_path.get(jax.tree_util.keystr(tuple(names[::-1]), simple=True, separator="/"), everywhere)
 
     opt_state = jax.tree_util.tree_map_with_path(of_leaf, shapes.opt_state)
     return TrainState(step=everywhere, params=params, ema=trained, opt_state=opt_state)
