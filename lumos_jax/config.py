@@ -181,8 +181,9 @@ class Nvs:
     # One uniform number u a record decides what of its condition is dropped: below the first, the input view's feature alone;
     # below the second, feature and latent; below the third, the latent alone.
     dropout: tuple[float, float, float] = (0.05, 0.10, 0.15)
-    # Where the camera's numbers enter: beside each token of the feature (Zero-1-to-3), or in the timestep embedding as well.
-    camera: str = "token"  # token | both
+    # Where the camera's numbers enter: beside each token of the feature (Zero-1-to-3); or they turn the tokens as well, each by
+    # a learned matrix, and are in the timestep embedding, from which small networks learn left from right within minutes.
+    camera: str = "token"  # token | turned
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ _CHOICES = {
     "data.source": ("scenes", "folder", "videos", "objaverse", "arrayrecord", "tfds", "cached", "mixture"),
     "data.record": ("image", "captioned", "labelled", "clip", "views"),
     "data.crop": ("center", "random"),
-    "nvs.camera": ("token", "both"),
+    "nvs.camera": ("token", "turned"),
     "encoder.kind": ("vit", *TEXT_KINDS),
     "encoder.output": ("cls", "patch", "all", "pooled"),
     "encoder.normalize": ("none", "unit", "standard"),

@@ -93,6 +93,7 @@ class DiT:
     vector_kind: str
     concat_channels: int
     camera_dim: int
+    camera_turns: bool
     temporal: bool
     final: str
     activation: str
@@ -113,7 +114,7 @@ class DiT:
         if self.token_shape:
             modules["tokens"] = conditioning.TokenEmbedder(self.width)
         if self.camera_dim:
-            modules["camera"] = conditioning.CameraProjection(self.token_shape[1])
+            modules["camera"] = conditioning.CameraProjection(self.token_shape[1], self.camera_turns)
         if self.vector_dim:
             modules["vector"] = {
                 "linear": Dense(self.width, (None, "embed")),
@@ -359,6 +360,7 @@ def make_dit(
     vector_kind: str = "linear",
     concat_channels: int = 0,
     camera_dim: int = 0,
+    camera_turns: bool = False,
     temporal: bool = False,
     final: str = "table",
 ) -> DiT:
@@ -373,6 +375,7 @@ def make_dit(
       vector_kind: what it is, one of conditioning.VECTOR_KINDS.
       concat_channels: channels of the latent that is concatenated to the input, 0 for none.
       camera_dim: numbers about the camera at the end of each token's features, which `DiT.lift` projects into them.
+      camera_turns: whether their products with the features are projected too; see conditioning.CameraProjection.
       temporal: blocks attend over frames too.
       final: where the last modulation is from, one of FINALS, if config.model.final leaves it to the task ("auto").
 
@@ -402,6 +405,7 @@ def make_dit(
         vector_kind=vector_kind,
         concat_channels=concat_channels,
         camera_dim=camera_dim,
+        camera_turns=camera_turns,
         temporal=temporal,
         final=final if model.final == "auto" else model.final,
         activation=model.activation,
