@@ -71,7 +71,10 @@ def serve():
 
     def ended(*_):
         while running:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:  # a signal came in between, and all is done
+                return
             if not pid:
                 return
             partial = running[pid].with_suffix(".partial")
