@@ -62,8 +62,8 @@ class Forks:
 
 
 def keep_what_all_compile():
-    """JAX lets process 0 alone write to the compilation cache. On CPU each process looks for entries of its own, since they hold
-    the process's devices: process 1 would compile everything anew at each start."""
+    """JAX lets process 0 alone write to the compilation cache. On CPU each process looks for entries of its own, as they hold
+    its devices: process 1 would compile everything anew at each start."""
     from jax._src import compiler, distributed
 
     write, state = compiler._cache_write, distributed.global_state
