@@ -234,7 +234,7 @@ class Train:
     batch_size: int = 256  # global
     seed: int = 0  # of initialisation, noise, timesteps and dropout
     meeting_seconds: float = 600.0  # that several processes wait for each other, at the start and at barriers
-    silence_seconds: float = 30.0  # without a sign of life, after which a process counts as lost and the others end
+    silence_seconds: float = 30.0  # without an answer of its machine, after which a process is lost and the others end
     watchdog_minutes: float = (
         30.0  # without a finished step, after which the stacks of all threads are printed; 0: never
     )
