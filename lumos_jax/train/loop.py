@@ -219,7 +219,7 @@ def train(run: Run) -> int:
                 step += 1
                 watch.steps += 1
                 pending = (step, values)
-                saver.check()
+                saver.check(together=step % settings.log.every == 0)
                 if profiling and step == settings.train.profile_at + settings.train.profile_steps:
                     settle()
                     jax.profiler.stop_trace()
