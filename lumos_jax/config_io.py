@@ -92,7 +92,7 @@ _FREE_FIELDS = frozenset(
     {
         "data.path", "data.workers", "data.threads", "data.prefetch", "data.max_corrupt_rate", "data.bucket_index",
         "data.tar_index",
-        "init_from",
+        "init_from", "optimizer.ema_memory",
         "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.nonfinite_limit", "train.meeting_seconds",
         "train.silence_seconds", "train.watchdog_minutes", "train.profile_at", "train.profile_steps", "train.compilation_cache",
     }

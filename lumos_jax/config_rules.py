@@ -30,6 +30,7 @@ _CHOICES = {
     "model.final": ("auto", "table", "adaln"),
     "model.activation": ("gelu_tanh", "gelu"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.mlp_products": ("none", "int8", "float8"),
     "model.remat": ("none", "dots", "mlp", "full"),
     "dino.balance": ("centre", "sinkhorn"),
     "diffusion.schedule": ("linear", "cosine", "flow"),
@@ -38,6 +39,9 @@ _CHOICES = {
     "diffusion.timesteps": ("uniform", "logit_normal"),
     "optimizer.name": ("adamw", "muon"),
     "optimizer.decay": ("constant", "cosine"),
+    "optimizer.ema_dtype": ("float32", "bfloat16"),
+    "optimizer.moments_dtype": ("float32", "bfloat16"),
+    "optimizer.ema_memory": ("device", "host"),
     "eval.sampler": ("ddpm", "ddim", "dpm++", "euler", "heun"),
 }
 
@@ -93,6 +97,10 @@ def validate(settings: Settings) -> None:
         _require(known, f"config.checkpoint.allow_change names {name!r}, which is no field")
         kept = not name.startswith("finetune.")
         _require(kept, f"config.checkpoint.allow_change names {name!r}: what trains may change with init_from only")
+        _require(
+            name not in ("optimizer.ema_dtype", "optimizer.moments_dtype"),
+            f"config.checkpoint.allow_change names {name!r}: a checkpoint holds that dtype; change it with init_from only",
+        )
     _check_data(settings)
     _check_networks(settings)
     _check_diffusion(settings)

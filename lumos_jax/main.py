@@ -41,6 +41,7 @@ def main(argv: list[str]) -> None:
             run = loop.prepare(settings, _WORKDIR.value)
         except (ValueError, CheckpointError) as error:
             logging.debug("setting up failed", exc_info=error)
+            peers.await_verdict(error)  # ends the process if another one is gone, as its reason may well be
             print(f"error: {error}", file=sys.stderr)
             processes.give_up(USER_ERROR if isinstance(error, ValueError) else processes.FAILED, str(error))
         code = loop.train(run)

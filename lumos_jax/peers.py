@@ -2,8 +2,9 @@
 
 Every process keeps a TCP connection to process 0, from before jax.distributed starts to the end. At the meeting and at barriers
 process 0 knows who is missing, by host. The kernel closes the connection of a process that is killed, at once; a
-machine that is lost falls silent. Either way all others print one line and end, instead of waiting in a collective for
-whoever will never come. JAX's own coordination service notices such things later, and aborts with stacks of its own.
+machine that is lost answers the kernel's probes no more. Either way all others print one line and end, instead of waiting in a
+collective for whoever will never come. JAX's own coordination service would abort with stacks of its own: lumos_jax/relay.py
+keeps such things from it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import selectors
 import socket
 import sys
@@ -21,6 +23,8 @@ from typing import Any
 
 FAILED = 1
 _PING = 1.0  # seconds
+# A process that is alive may still say nothing for long, as while it loads a program on a busy machine with Python's lock held.
+_FROZEN = 10  # times the silence, after which it counts as lost all the same
 _GRACE = 2.0  # seconds in which a process whose peer has failed may come to the same end by itself, and say it better
 _LAST = 0.5  # seconds by which process 0, which holds JAX's coordination service, ends after the others
 
@@ -38,6 +42,19 @@ class _Line:
     heard: float = dataclasses.field(default_factory=time.monotonic)
     buffer: bytes = b""
     left: bool = False
+    why: str = "its connection closed, as when it is killed"
+
+    def probe(self, seconds: float) -> None:
+        """Has the kernel close the connection when the other machine has not answered for so long. Its kernel answers for
+        processes that are busy."""
+        self.link.settimeout(seconds)
+        self.link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE", max(1, int(seconds / 3))), ("TCP_KEEPINTVL", max(1, int(seconds / 6))), ("TCP_KEEPCNT", 4),
+            ("TCP_USER_TIMEOUT", int(1000 * seconds)),
+        ):  # fmt: skip
+            if hasattr(socket, name):  # as Linux has them
+                self.link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def ended(self) -> bool:
         """Whether the other end is closed, as of a process that died and was started again."""
@@ -52,7 +69,10 @@ class _Line:
         """What has come; None at the end of the connection."""
         try:
             data = self.link.recv(1 << 16)
-        except OSError:
+        except ConnectionResetError:
+            data = b""
+        except OSError as error:
+            self.why = f"its machine does not answer ({error})"
             data = b""
         if not data:
             return None
@@ -72,7 +92,8 @@ class Peers:
           count: how many processes there are.
           process: which of them this is.
           meeting: seconds to wait for the others, here and at barriers.
-          silence: seconds without a sign of life after which a process counts as lost.
+          silence: seconds without an answer of its machine after which a process counts as lost; one that says nothing on a
+            machine that answers does after ten times as long.
 
         Raises:
           PeerError: not all came; process 0's message says who is missing.
@@ -84,6 +105,7 @@ class Peers:
         self._open: set[str] = set()  # barriers that all have come to
         self._early: list[dict[str, Any]] = []  # what came with the answer to hello
         self._done = False
+        self.waited = 0.0  # seconds that were given to a verdict
         self.hosts = [""] * count
         self.hosts[process] = socket.gethostname()
         until = time.monotonic() + meeting
@@ -213,11 +235,12 @@ class Peers:
     def _watch(self) -> None:
         reading, pinged = selectors.DefaultSelector(), 0.0
         for line in self._lines:
-            line.link.settimeout(self.silence)
+            line.probe(self.silence)
             line.heard = time.monotonic()
             reading.register(line.link, selectors.EVENT_READ, line)
         for message in self._early:
             self._heed(self._lines[0], message)
+        limit, awake = _FROZEN * self.silence, time.monotonic()
         while reading.get_map():
             for key, _ in reading.select(_PING / 2):
                 line = key.data
@@ -225,14 +248,16 @@ class Peers:
                 if messages is None:
                     reading.unregister(line.link)
                     if not line.left:
-                        self._lost(line.process, "its connection closed, as when it is killed")
+                        self._lost(line.process, line.why)
                     line.left = True
                 for message in messages or ():
                     self._heed(line, message)
             now = time.monotonic()
+            stood, awake = now - awake, now
             for line in self._lines:
-                if not line.left and now - line.heard > self.silence:
-                    self._lost(line.process, f"no sign of life for {self.silence:.0f} s")
+                line.heard += stood if stood > 2 * _PING else 0.0  # this process, or its machine, stood still itself
+                if not line.left and now - line.heard > limit:
+                    self._lost(line.process, f"no sign of life for {limit:.0f} s")
             if now - pinged > _PING:
                 pinged = now
                 self._tell()
@@ -271,8 +296,13 @@ class Peers:
             self.end(text)
 
 
+_ending = threading.Lock()
+
+
 def _print_and_exit(text: str) -> None:
     """Ends the process at once: its other threads may be waiting for ever."""
+    if not _ending.acquire(blocking=False):  # another thread is about to
+        return
     print(f"error: {text}. The same command continues from the newest checkpoint", file=sys.stderr, flush=True)
     os._exit(FAILED)
 
@@ -315,8 +345,23 @@ def fail(text: str) -> None:
         _current.fail(text)
 
 
-def await_verdict() -> None:
-    """After a failure of a collective: gives the lifelines the time to find out who is gone, and to end the process. Returns if
-    all are well, so that the failure has another reason."""
-    if _current is not None:
-        time.sleep(_current.silence + 2 * _PING)
+# How errors of JAX's runtime and its collectives begin, whatever class they come as: ValueError among others.
+_STATUS = re.compile(r"\b(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|FAILED_PRECONDITION): ")
+
+
+def await_verdict(error: BaseException) -> None:
+    """After an error: gives the lifelines the time to find out who is gone, and to end the process. Returns if all are well, so
+    that the error has another reason; nothing in a process of its own.
+
+    An error of JAX's runtime waits until a lost machine must have been found, any other as long as a killed process takes.
+    """
+    if _current is None:
+        return
+    chain, deep = [], error
+    while deep is not None and deep not in chain:
+        chain.append(deep)
+        deep = deep.__cause__ or deep.__context__
+    runtime = any(type(e).__name__ == "JaxRuntimeError" or _STATUS.search(str(e)) for e in chain)
+    wait = (_current.silence if runtime else 0.0) + 2 * _PING
+    time.sleep(max(wait - _current.waited, 0.0))
+    _current.waited = max(wait, _current.waited)

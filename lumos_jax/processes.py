@@ -16,7 +16,7 @@ from absl import flags
 # Which launcher this is, and where process 0 is to be found, is asked of JAX's own detection, which is not exported.
 from jax._src.clusters import ClusterEnv
 
-from lumos_jax import config, peers
+from lumos_jax import config, peers, relay
 
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, to run several processes as one.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, where no launcher tells.")
@@ -47,7 +47,7 @@ def join(settings: config.Train) -> None:
     except peers.PeerError as error:
         raise ValueError(str(error)) from None
     jax.distributed.initialize(
-        address,
+        relay.start(host.strip("[]"), int(port)) if process else address,
         count,
         process,
         local_device_ids=devices,
@@ -127,8 +127,7 @@ def ending_together() -> Iterator[None]:
     except Exception as error:
         if not peers.several():
             raise
-        if type(error).__name__ == "JaxRuntimeError":
-            peers.await_verdict()
+        peers.await_verdict(error)
         traceback.print_exc()
         give_up(FAILED, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
     except KeyboardInterrupt:

@@ -61,17 +61,38 @@ class Forks:
         self.server.stdout.close()
 
 
+def keep_what_all_compile():
+    """JAX lets process 0 alone write to the compilation cache. On CPU each process looks for entries of its own, as they hold
+    its devices: process 1 would compile everything anew at each start."""
+    from jax._src import compiler, distributed
+
+    write, state = compiler._cache_write, distributed.global_state
+
+    def write_own(*entry):
+        own, state.process_id = state.process_id, 0
+        try:
+            write(*entry)
+        finally:
+            state.process_id = own
+
+    compiler._cache_write = write_own
+
+
 def serve():
     from absl import app
 
     from lumos_jax import main
     from lumos_jax.train import loop  # noqa: F401 (what main imports later)
 
+    keep_what_all_compile()
     running = {}
 
     def ended(*_):
         while running:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:  # a signal came in between, and all is done
+                return
             if not pid:
                 return
             partial = running[pid].with_suffix(".partial")

@@ -75,7 +75,8 @@ def test_a_failure_is_told_and_leaving_is_none():
     close(met)
 
 
-def test_silence_and_absence_are_named():
+def test_silence_and_absence_are_named(monkeypatch):
+    monkeypatch.setattr(peers, "_FROZEN", 1)
     port = free_port()
     met, ends = {}, {}
     first = threading.Thread(
@@ -91,6 +92,8 @@ def test_silence_and_absence_are_named():
             met[0].barrier("there")
         eventually(lambda: 0 in ends)
         assert ends[0] == "process 1 (b) is gone: no sign of life for 3 s"
+        # The kernel then closes the line of a lost machine, as was tried between two network namespaces.
+        assert met[0]._lines[0].link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 3000
         close(met)
     with pytest.raises(peers.PeerError, match="process 1, 2 is missing, and process 0"):
         peers.Peers(f"localhost:{free_port()}", 3, 0, meeting=0.2, silence=3.0)

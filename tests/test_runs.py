@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -199,7 +200,8 @@ def test_sample_draws_grids_and_paths(undisturbed, sample, tmp_path):
 def test_adapters_train_resume_and_draw(undisturbed, command, sample, tmp_path):
     Image.new("RGB", (16, 16), (200, 30, 30)).save(tmp_path / "a.png")
     fields = (f"init_from={undisturbed[0]}", "finetune.lora_rank=2", "finetune.trainable=('final/*',)", "log.every=4",
-              "optimizer.decay=constant")  # fmt: skip
+              "optimizer.decay=constant", "optimizer.ema_dtype=bfloat16", "optimizer.moments_dtype=bfloat16",
+              "optimizer.ema_memory=host")  # fmt: skip
     output = finish(start(command(tmp_path / "whole", *fields, "train.steps=8")))
     assert "model       4,592 trainable parameters, 59,392 frozen" in output
     account = json.loads((tmp_path / "whole" / "handoff.json").read_text())
@@ -211,6 +213,8 @@ def test_adapters_train_resume_and_draw(undisturbed, command, sample, tmp_path):
     assert_same_bits(arrays(tmp_path / "parts")[1], state)
     assert_same_bits(state["params"]["patch"], arrays(undisturbed[0])[1]["ema"]["patch"])
     assert set(state["ema"]) == {"final", "lora"}
+    kept = [leaf for leaf in jax.tree.leaves((state["ema"], state["opt_state"])) if leaf.ndim]
+    assert {str(leaf.dtype) for leaf in kept} == {"bfloat16"}
     drawn = []
     for step in (4, 8):
         out = tmp_path / f"{step}.png"

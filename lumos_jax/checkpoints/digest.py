@@ -33,5 +33,11 @@ def digest(tree: Any) -> dict[str, int]:
     whole = None
     if isinstance(layout, jax.sharding.NamedSharding):
         whole = jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
-    sums = jax.jit(lambda leaves: jnp.stack([_sum_of(leaf) for leaf in leaves]), out_shardings=whole)
+
+    def sums_of(leaves):
+        return jnp.stack(
+            [_sum_of(jax.device_put(leaf, jax.memory.Space.Device)) for leaf in leaves]
+        )  # some are the host's
+
+    sums = jax.jit(sums_of, out_shardings=whole)
     return dict(zip(named, np.asarray(sums(list(named.values()))).tolist(), strict=True))

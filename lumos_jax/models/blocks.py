@@ -25,15 +25,20 @@ ACTIVATIONS = {"gelu_tanh": layers.gelu, "gelu": functools.partial(nn.gelu, appr
 
 
 class Mlp(nn.Module):
-    """(B, N, D) -> (B, N, D): Linear, GELU, Linear; activation is one of ACTIVATIONS."""
+    """(B, N, D) -> (B, N, D): Linear, GELU, Linear; activation is one of ACTIVATIONS; rounded as of layers.matmul."""
 
     hidden: int
     activation: str = "gelu_tanh"
+    rounded: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = checkpoint_name(Dense(self.hidden, ("embed", "mlp"), name="fc1")(x), MLP_PRODUCTS[0])
-        out = Dense(x.shape[-1], ("mlp", "embed"), name="fc2")(ACTIVATIONS[self.activation](hidden))
+        hidden = checkpoint_name(
+            Dense(self.hidden, ("embed", "mlp"), rounded=self.rounded, name="fc1")(x), MLP_PRODUCTS[0]
+        )
+        out = Dense(x.shape[-1], ("mlp", "embed"), rounded=self.rounded, name="fc2")(
+            ACTIVATIONS[self.activation](hidden)
+        )
         return checkpoint_name(out, MLP_PRODUCTS[1])
 
 
@@ -45,6 +50,7 @@ class Block(nn.Module):
     temporal: bool = False
     activation: str = "gelu_tanh"
     spread: Any = None  # models.dit.Spread, where frames are split over devices
+    rounded: str = "none"  # the products of the MLP, as of layers.matmul
     fused: bool = False  # as of SelfAttention
 
     @nn.compact
@@ -64,7 +70,8 @@ class Block(nn.Module):
             # All frames of a clip see its tokens: their queries stand side by side.
             queries = x.reshape(y.shape[0], -1, width)
             x = (queries + CrossAttention(self.heads, name="cross")(queries, y, mask)).reshape(x.shape)
-        return gated(x, gate_2, Mlp(self.mlp_hidden, self.activation, name="mlp")(modulated_norm(x, shift_2, scale_2)))
+        mlp = Mlp(self.mlp_hidden, self.activation, self.rounded, name="mlp")
+        return gated(x, gate_2, mlp(modulated_norm(x, shift_2, scale_2)))
 
     def _over_frames(self, x: jax.Array, frames: int) -> jax.Array:
         """Attention over the frames of each place: (B F, N, D) -> (B F, N, D)."""

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from lumos_jax import config
-from lumos_jax.models import conditioning, layers, sizes
+from lumos_jax.models import conditioning, layers, quantized, sizes
 from lumos_jax.models.blocks import MLP_PRODUCTS, Block, FinalLayer
 from lumos_jax.models.conditioning import Condition
 from lumos_jax.models.layers import Dense
@@ -106,6 +106,7 @@ class DiT:
     dtype: str
     remat: str
     unroll: int
+    mlp_products: str = "none"
     spread: Spread | None = None
 
     @property
@@ -129,7 +130,7 @@ class DiT:
         return modules
 
     def _block(self, spread: Spread | None = None, fused: bool = False) -> Block:
-        return Block(self.heads, self.mlp_hidden, self.temporal, self.activation, spread, fused)
+        return Block(self.heads, self.mlp_hidden, self.temporal, self.activation, spread, self.mlp_products, fused)
 
     @property
     def _vector_features(self) -> int:
@@ -384,11 +385,12 @@ def make_dit(
       final: where the last modulation is from, one of FINALS, if config.model.final leaves it to the task ("auto").
 
     Raises:
-      ValueError: an unknown size or remat policy, or latents that do not divide into patches.
+      ValueError: an unknown size or remat policy, products that need a library, latents that do not divide into patches.
     """
     size = sizes.make_size(model)
     if model.remat not in _REMAT_POLICIES:
         raise ValueError(f"config.model.remat={model.remat!r} is not one of {', '.join(_REMAT_POLICIES)}")
+    quantized.check(model.mlp_products, "config.model.mlp_products")
     h, w, _ = latent_shape
     if h % model.patch_size or w % model.patch_size:
         raise ValueError(
@@ -416,5 +418,6 @@ def make_dit(
         position_scale=model.position_scale,
         dtype=model.dtype,
         remat=model.remat,
+        mlp_products=model.mlp_products,
         unroll=min(size.depth, model.unroll or (CPU_UNROLL if jax.default_backend() == "cpu" else 1)),
     )

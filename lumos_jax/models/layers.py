@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lumos_jax.models import quantized
+
 EPSILON = 1e-6  # of every layer norm
 FREQUENCY_DIM = 256  # of the timestep's sinusoid
 MAX_PERIOD = 10000.0
@@ -26,14 +28,22 @@ small = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: jax.Array, kernel: jax.Array, out_dtype: Any) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def matmul(x: jax.Array, kernel: jax.Array, out_dtype: Any, rounded: str = "none") -> jax.Array:
     """(..., D) @ (D, E) -> (..., E), computed in the dtype of x, accumulated in float32, returned in `out_dtype`.
+
+    Where `rounded` is one of quantized.TYPES, operands are rounded to it first.
 
     The gradient is written by hand so that the kernel's is accumulated and returned in the kernel's own dtype, float32
     for float32 parameters, while the residual is that parameter and not its bfloat16 copy; and because of what
     `_kernel_gradient` says about CPUs.
     """
+    return _product(x, kernel, out_dtype, rounded)
+
+
+def _product(x, kernel, out_dtype, rounded):
+    if rounded in quantized.TYPES:
+        return quantized.product(x, kernel, rounded, out_dtype)
     return _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), out_dtype)
 
 
@@ -41,12 +51,12 @@ def _dot(a, b, a_dims, b_dims, dtype):
     return jax.lax.dot_general(a, b, ((a_dims, b_dims), ((), ())), preferred_element_type=dtype)
 
 
-def _matmul_forward(x, kernel, out_dtype):
+def _matmul_forward(x, kernel, out_dtype, rounded):
     # Not `matmul` itself, in which remat policies would not see the product that they may keep.
-    return _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), out_dtype), (x, kernel)
+    return _product(x, kernel, out_dtype, rounded), (x, kernel)
 
 
-def _matmul_backward(out_dtype, residuals, grad):
+def _matmul_backward(out_dtype, _, residuals, grad):
     x, kernel = residuals
     grad = grad.astype(x.dtype)
     grad_x = _dot(grad, kernel.astype(x.dtype), (x.ndim - 1,), (1,), x.dtype)
@@ -90,10 +100,10 @@ def _gelu_backward(x, grad):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, out_dtype: Any = None) -> jax.Array:
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, out_dtype: Any = None, rounded: str = "none") -> jax.Array:
     """x @ kernel + bias, as `matmul`; `out_dtype` defaults to the dtype of x."""
     out_dtype = out_dtype or x.dtype
-    return matmul(x, kernel, out_dtype) + jnp.expand_dims(bias.astype(out_dtype), range(x.ndim - 1))
+    return matmul(x, kernel, out_dtype, rounded) + jnp.expand_dims(bias.astype(out_dtype), range(x.ndim - 1))
 
 
 def reshaped(initializer: Initializer, fan_in: int, fan_out: int) -> Initializer:
@@ -117,12 +127,13 @@ class Dense(nn.Module):
     axes: tuple[str | None, str | None]
     kernel_init: Initializer = xavier
     out_dtype: Any = None
+    rounded: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = parameter(self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features))
         bias = parameter(self, "bias", zeros, self.axes[1:], (self.features,))
-        return dense(x, kernel, bias, self.out_dtype)
+        return dense(x, kernel, bias, self.out_dtype, self.rounded)
 
 
 def layer_norm(x: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from lumos_jax import config, config_rules, data, tasks
 from lumos_jax.planning import flops
 from lumos_jax.tasks import sampling
-from lumos_jax.train import finetune, rngs, sharding, spread
+from lumos_jax.train import finetune, rngs, sharding, spread, storage
 from lumos_jax.train.optimizer import make_optimizer
 from lumos_jax.train.state import make_state
 from lumos_jax.train.step import make_train_step
@@ -95,7 +95,7 @@ class Job:
 
         def losses(params, average, example):
             params, gather = plan.for_apply(params, None)
-            return task.losses(params, average, example, jnp.float32(1), gather)
+            return task.losses(params, storage.in_float32(average), example, jnp.float32(1), gather)
 
         made = jax.eval_shape(example, frozen, batch)
         forward = flops.count(losses, params, plain(self.state.ema), made)
@@ -112,8 +112,22 @@ class Job:
         }
         return {name: sum(map(_bytes_per_chip, jax.tree.leaves(part))) for name, part in parts.items()}
 
+    @property
+    def host_bytes(self) -> int:
+        """Of each chip's part of the state that is kept in the memory of its host."""
+        return sum(_size(leaf) for leaf in jax.tree.leaves(self.state) if _on_host(leaf))
+
+
+def _on_host(leaf: jax.ShapeDtypeStruct) -> bool:
+    return leaf.sharding.memory_kind == storage.MEMORY_KINDS["host"]
+
 
 def _bytes_per_chip(leaf: jax.ShapeDtypeStruct) -> int:
+    return 0 if _on_host(leaf) else _size(leaf)
+
+
+def _size(leaf: jax.ShapeDtypeStruct) -> int:
+    """Bytes of a chip's part."""
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 

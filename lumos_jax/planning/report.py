@@ -118,6 +118,8 @@ def rows(f: Figures) -> list[tuple[str, str]]:
                     f"{gib(resident['optimizer'])})"),
         ("  frozen, batch", f"{gib(resident['frozen'])}, {gib(resident['batch'])}"),
     ]  # fmt: skip
+    if f.job.host_bytes:
+        lines.append(("  on its host", f"{gib(f.job.host_bytes)} of the state, to the chip and back in every step"))
     if f.step.program is not None:
         m = f.step.memory
         lines += [

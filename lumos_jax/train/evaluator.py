@@ -14,7 +14,7 @@ import numpy as np
 
 from lumos_jax import data, evaluation
 from lumos_jax.tasks import pictures, sampling
-from lumos_jax.train import rngs, sharding
+from lumos_jax.train import rngs, sharding, storage
 from lumos_jax.train.scoring import Scorer
 from lumos_jax.train.state import TrainState
 
@@ -80,7 +80,8 @@ class Denoised:
 
     def weights(self, state: TrainState) -> Any:
         """The network's EMA weights: frozen parameters as they are, adapters merged."""
-        return self.run.plan.averaged(state.params, state.ema)
+        average = storage.average(self.run.settings.optimizer, state.ema)
+        return self.run.plan.averaged(state.params, average)
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
         weights = self.weights(state)
@@ -125,7 +126,7 @@ class Neighbours:
         return evaluation.neighbour_accuracy(features[:bank], features[bank:], self.truth, bank)
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
-        scores = self._scores(self._features(state.ema))
+        scores = self._scores(self._features(storage.average(self.run.settings.optimizer, state.ema)))
         values = {f"neighbour_{name}": score for name, score in scores.items()}
         values |= {f"random_neighbour_{name}": score for name, score in self.of_chance.items()}
         if not scores:
@@ -137,7 +138,8 @@ class Neighbours:
 
     def sheet(self, state: TrainState) -> np.ndarray:
         """Rows of (held-out picture | nearest in the bank | second ...)."""
-        features, bank = self._features(state.ema), self.run.settings.eval.bank
+        average, bank = storage.average(self.run.settings.optimizer, state.ema), self.run.settings.eval.bank
+        features = self._features(average)
         rows, columns = self.run.settings.eval.rows, self.run.settings.eval.samples
         nearest = evaluation.nearest(features[:bank], features[bank : bank + rows], columns)
         shown = np.concatenate([self.images[bank : bank + rows, None], self.images[:bank][nearest]], axis=1)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lumos_jax import config, config_io
 from lumos_jax.checkpoints import Checkpoints
@@ -184,7 +185,8 @@ def read_weights(checkpoints: Checkpoints, step: int, name: str, placement: jax.
         wanted["params"] = rest
     parts = {}
     for entry, leaves in wanted.items():
-        leaves = {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement) for p, leaf in leaves.items()}
+        # An average that was kept in bfloat16 is read as float32.
+        leaves = {p: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=placement) for p, leaf in leaves.items()}
         parts |= flatten(checkpoints.restore_subtree(step, entry, unflatten(leaves)))
     made_with = config_io.from_dict(checkpoints.meta(step)["settings"]).finetune
     return merge(unflatten(parts), scale_of(made_with))

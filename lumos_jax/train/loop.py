@@ -242,13 +242,12 @@ def train(run: Run) -> int:
                     code = STOPPED.get(stop.name, FAILED)
                     break
             save(whole=True)
-    except jax.errors.JaxRuntimeError:
-        peers.await_verdict()  # ends the process if another one is gone, as its reason may well be
-        raise
     except (FloatingPointError, CheckpointError, data.TooManyCorruptRecords, OSError) as error:
-        if isinstance(error.__cause__, jax.errors.JaxRuntimeError):
-            peers.await_verdict()
+        peers.await_verdict(error)  # ends the process if another one is gone, as its reason may well be
         failure, code = error, FAILED
+    except Exception as error:
+        peers.await_verdict(error)
+        raise
     finally:
         if profiling:
             jax.profiler.stop_trace()

@@ -12,14 +12,14 @@ import optax
 
 from lumos_jax import config
 from lumos_jax.name_rules import flatten
-from lumos_jax.train import finetune, rngs, sharding
+from lumos_jax.train import finetune, rngs, sharding, storage
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """step: int32, how many steps have been taken. params: float32, adapters included. ema: of what trains, as `Plan.split`
-    gives it. opt_state: optax's, of the same."""
+    gives it. opt_state: optax's, of the same. How these two are kept: see `storage`."""
 
     step: jax.Array
     params: Any
@@ -27,7 +27,7 @@ class TrainState:
     opt_state: Any
 
 
-def state_shardings(mesh: jax.sharding.Mesh, shapes: TrainState, plan: finetune.Plan, dit):
+def state_shardings(settings: config.Optimizer, mesh: jax.sharding.Mesh, shapes: TrainState, plan: finetune.Plan, dit):
     """TrainState of NamedSharding: EMA and optimiser state are split like the parameters, counters replicated."""
     params = sharding.param_shardings(mesh, shapes.params, plan.logical_axes(dit))
     trained, _ = plan.split(params)
@@ -40,14 +40,17 @@ def state_shardings(mesh: jax.sharding.Mesh, shapes: TrainState, plan: finetune.
         return by_path.get(jax.tree_util.keystr(tuple(names[::-1]), simple=True, separator="/"), everywhere)
 
     opt_state = jax.tree_util.tree_map_with_path(of_leaf, shapes.opt_state)
-    return TrainState(step=everywhere, params=params, ema=trained, opt_state=opt_state)
+    return TrainState(everywhere, params, storage.layout(settings, trained), opt_state)
 
 
-def _from_params(params: Any, plan: finetune.Plan, optimizer: optax.GradientTransformation) -> TrainState:
+def _from_params(
+    settings: config.Optimizer, params: Any, plan: finetune.Plan, dit, optimizer: optax.GradientTransformation
+) -> TrainState:
     trained, _ = plan.split(params)
     # A copy, so that the donated state never holds one buffer twice.
-    ema = jax.tree.map(jnp.copy, trained)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(trained))
+    ema = storage.first_average(settings, trained, plan.trainable(dit))
+    opt_state = storage.first_moments(settings, optimizer.init(trained))
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state)
 
 
 def make_state(
@@ -56,7 +59,7 @@ def make_state(
     """The abstract state (ShapeDtypeStructs with shardings) and the first state on the mesh.
 
     Args:
-      settings: for train.seed and finetune.
+      settings: for train.seed, finetune and optimizer.
       dit: the model; its `init` gives the parameters.
       optimizer: as `make_optimizer` builds it.
       mesh: where the state lives.
@@ -70,13 +73,13 @@ def make_state(
     plan, seed = finetune.make_plan(settings.finetune, dit), settings.train.seed
 
     def begin(network):
-        return _from_params(plan.with_adapters(network, seed), plan, optimizer)
+        return _from_params(settings.optimizer, plan.with_adapters(network, seed), plan, dit, optimizer)
 
     def init():
         return begin(dit.init(rngs.key(seed, "init")))
 
     shapes = jax.eval_shape(init)
-    layout = state_shardings(mesh, shapes, plan, dit)
+    layout = state_shardings(settings.optimizer, mesh, shapes, plan, dit)
     abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, layout)
     if abstract_only:
         return abstract, None

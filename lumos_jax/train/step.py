@@ -14,8 +14,14 @@ import jax.numpy as jnp
 import optax
 
 from lumos_jax import config
-from lumos_jax.train import finetune, rngs, sharding
+from lumos_jax.train import finetune, rngs, sharding, storage
 from lumos_jax.train.state import TrainState
+
+
+def next_average(average: Any, params: Any, decay: float) -> Any:
+    """decay * average + (1 - decay) * params, written as a step towards the parameter: where the two are equal (the null table)
+    the average stays exact."""
+    return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), average, params)
 
 
 def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callable:
@@ -27,7 +33,7 @@ def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callabl
     gather = sharding.make_gather(mesh, settings.model.dtype)
     plan = finetune.make_plan(settings.finetune, task.network)
     micro = settings.optimizer.accumulate
-    decay = settings.optimizer.ema_decay
+    decay, seed = settings.optimizer.ema_decay, settings.train.seed
 
     def total_loss(trained, rest, average, example, total_weight):
         params, prepare = plan.for_apply(finetune.join(trained, rest), gather)
@@ -57,21 +63,24 @@ def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callabl
         return jax.lax.scan(body, zeros, parts)[0]
 
     def step(state: TrainState, frozen: Any, batch: Mapping[str, jax.Array]):
-        keys = rngs.streams(settings.train.seed, "train", state.step)
+        keys = rngs.streams(seed, "train", state.step)
         example = task.example(frozen, batch, keys)
         example = sharding.constrain(mesh, example)
         trained, rest = plan.split(state.params)
-        grads, sums = gradients(trained, rest, state.ema, example)
+        kept = storage.on_device(settings.optimizer, state.ema)
+        average = storage.in_float32(kept)
+        grads, sums = gradients(trained, rest, average, example)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        updates, opt_state = optimizer.update(grads, storage.in_float32(state.opt_state), trained)
         moved, metrics = task.settle(optax.apply_updates(trained, updates), sums)
-        # Written as a step towards the parameter: where the two are equal (the null table) the average stays exact.
-        ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema, moved)
+        ema = storage.as_kept(next_average(average, moved, decay), kept, seed, "ema", state.step)
+        opt_state = storage.as_kept(opt_state, state.opt_state, seed, "optimizer", state.step)
         new = (moved, ema, opt_state)
-        old = (trained, state.ema, state.opt_state)
+        old = (trained, kept, state.opt_state)
         moved, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         metrics |= {"grad_norm": norm, "finite": finite.astype(jnp.float32)}
+        ema = storage.put_back(settings.optimizer, ema)
         return TrainState(state.step + 1, finetune.join(moved, rest), ema, opt_state), metrics
 
     # The state keeps the layout it came with; metrics are whole everywhere, so that any process can read them.
