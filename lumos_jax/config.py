@@ -167,6 +167,10 @@ class Dino:
     local_scale: tuple[float, float] = (0.05, 0.4)
     mirror: bool = True  # half of the crops; without it features may tell left from right
     jitter: float = 0.4  # of brightness, contrast, saturation; half of it for the balance of colours
+    # The student also tells what the teacher says of patches that are hidden from it (iBOT, DINOv2): how much that counts
+    # beside [CLS], 0 for nothing; and the share of patches of each global crop that is hidden.
+    mask_weight: float = 0.0
+    mask_share: tuple[float, float] = (0.1, 0.5)
     prototypes: int = 4096
     hidden: int = 2048  # width of the head's hidden layers
     bottleneck: int = 256
@@ -183,8 +187,9 @@ class Nvs:
     # One uniform number u a record decides what of its condition is dropped: below the first, the input view's feature alone;
     # below the second, feature and latent; below the third, the latent alone.
     dropout: tuple[float, float, float] = (0.05, 0.10, 0.15)
-    # Where the camera's numbers enter: beside each token of the feature (Zero-1-to-3), or in the timestep embedding as well.
-    camera: str = "token"  # token | both
+    # Where the camera's numbers enter: beside each token of the feature (Zero-1-to-3); or they turn the tokens as well, each by
+    # a learned matrix, and are in the timestep embedding, from which small networks learn left from right within minutes.
+    camera: str = "token"  # token | turned
 
 
 @dataclasses.dataclass(frozen=True)

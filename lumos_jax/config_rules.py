@@ -16,7 +16,7 @@ _CHOICES = {
     "data.source": ("scenes", "folder", "videos", "objaverse", "arrayrecord", "tfds", "cached", "mixture"),
     "data.record": ("image", "captioned", "labelled", "clip", "views"),
     "data.crop": ("center", "random"),
-    "nvs.camera": ("token", "both"),
+    "nvs.camera": ("token", "turned"),
     "encoder.kind": ("vit", *TEXT_KINDS),
     "encoder.output": ("cls", "patch", "all", "pooled"),
     "encoder.normalize": ("none", "unit", "standard"),
@@ -59,7 +59,7 @@ _AT_LEAST = {
     "data.picture_share": 0, "video.first_guidance": 0, "video.noise_log_std": 0, "video.sample_noise": 0,
     "video.sample_motion": 0,
     "dino.local_crops": 0, "dino.local_side": 1, "dino.jitter": 0, "dino.prototypes": 2, "dino.hidden": 1,
-    "dino.bottleneck": 1, "dino.centre_momentum": 0, "eval.bank": 0,
+    "dino.bottleneck": 1, "dino.mask_weight": 0, "dino.centre_momentum": 0, "eval.bank": 0,
     "train.steps": 1, "train.batch_size": 1, "train.nonfinite_limit": 1, "train.meeting_seconds": 1,
     "train.silence_seconds": 3, "train.watchdog_minutes": 0, "checkpoint.retries": 0,
     "train.profile_steps": 1, "checkpoint.every": 1,
@@ -262,6 +262,8 @@ def _check_eval(s: Settings) -> None:
     for name in ("global_scale", "local_scale"):
         least, most = getattr(s.dino, name)
         _require(0 < least <= most <= 1, f"config.dino.{name}={(least, most)} must satisfy 0 < least <= most <= 1")
+    low, high = s.dino.mask_share
+    _require(0 <= low <= high <= 1, f"config.dino.mask_share={(low, high)} must satisfy 0 <= least <= most <= 1")
     for name in ("student_temperature", "teacher_temperature"):
         _require(getattr(s.dino, name) > 0, f"config.dino.{name}={getattr(s.dino, name)} must be above 0")
     drop = s.nvs.dropout

@@ -101,8 +101,8 @@ class Peers:
         self.process, self.count, self.meeting, self.silence = process, count, meeting, silence
         self.end: Callable[[str], None] = _print_and_exit
         self._lock, self._changed = threading.Lock(), threading.Condition()
-        self._at: dict[str, set[int]] = {}  # barrier -> who has come, in process 0
-        self._open: set[str] = set()  # barriers that all have come to
+        self._at: dict[str, dict[int, str]] = {}  # barrier -> who has come, with which word, in process 0
+        self._open: dict[str, bool] = {}  # barriers that all have come to -> whether with the same word
         self._early: list[dict[str, Any]] = []  # what came with the answer to hello
         self._done = False
         self.waited = 0.0  # seconds that were given to a verdict
@@ -187,25 +187,31 @@ class Peers:
     def name(self, process: int) -> str:
         return f"process {process} ({self.hosts[process]})"
 
-    def barrier(self, name: str) -> None:
-        """Returns when every process has come to the barrier of this name, which is used once.
+    def barrier(self, name: str, word: str = "", seconds: float | None = None) -> bool:
+        """Returns when every process has come to the barrier of this name, which is used once: whether all gave the same word.
+
+        Args:
+          seconds: to wait for the others; None: as long as at the meeting.
 
         Raises:
           PeerError: in process 0, which names who has not come in time.
         """
+        seconds = self.meeting if seconds is None else seconds
         if self.process:
-            self._tell(at=name)
+            self._tell(at=name, word=word)
             with self._changed:
                 # Process 0 gives up first and says why; the lifeline tells of that.
-                if not self._changed.wait_for(lambda: name in self._open, self.meeting + 10 * _GRACE):
+                if not self._changed.wait_for(lambda: name in self._open, seconds + 10 * _GRACE):
                     raise PeerError(f"process 0 does not say who is missing at {name!r}")
-            return
+                return self._open.pop(name)
         with self._changed:
-            came = self._at.setdefault(name, set())
-            if not self._changed.wait_for(lambda: len(came) == self.count - 1, self.meeting):
+            came = self._at.setdefault(name, {})
+            if not self._changed.wait_for(lambda: len(came) == self.count - 1, seconds):
                 missing = ", ".join(self.name(i) for i in range(1, self.count) if i not in came)
-                raise PeerError(f"after {self.meeting:.0f} s at {name!r}, {missing} has not come; see its log")
-        self._tell(go=name)
+                raise PeerError(f"after {seconds:.0f} s at {name!r}, {missing} has not come; see its log")
+            same = set(self._at.pop(name).values()) == {word}
+        self._tell(go=name, same=same)
+        return same
 
     def leave(self) -> None:
         """Says that this process ends as it should: from now on the others are none of its business, nor it of theirs."""
@@ -278,11 +284,11 @@ class Peers:
             self._lost(message["lost"], message["why"])
         elif "at" in message:
             with self._changed:
-                self._at.setdefault(message["at"], set()).add(line.process)
+                self._at.setdefault(message["at"], {})[line.process] = message["word"]
                 self._changed.notify_all()
         elif "go" in message:
             with self._changed:
-                self._open.add(message["go"])
+                self._open[message["go"]] = message["same"]
                 self._changed.notify_all()
 
     def _lost(self, process: int, why: str) -> None:
@@ -327,10 +333,9 @@ def several() -> bool:
     return _current is not None
 
 
-def barrier(name: str) -> None:
+def barrier(name: str, word: str = "", seconds: float | None = None) -> bool:
     """Peers.barrier; nothing in a process of its own."""
-    if _current is not None:
-        _current.barrier(name)
+    return _current is None or _current.barrier(name, word, seconds)
 
 
 def leave() -> None:

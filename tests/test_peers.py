@@ -47,16 +47,22 @@ def eventually(done, seconds=20):
 def test_all_learn_who_is_gone_and_a_barrier_holds_until_all_came():
     met, ends = meet(3)
     assert met[2].hosts == [socket.gethostname()] * 3
-    came = []
-    waiting = [threading.Thread(target=lambda i=i: came.append(met[i].barrier("here") or i)) for i in (0, 1)]
-    for thread in waiting:
-        thread.start()
-    time.sleep(0.2)
-    assert came == []
-    met[2].barrier("here")
-    for thread in waiting:
-        thread.join()
-    assert sorted(came) == [0, 1]
+    for word, same in (("alike", True), ("another", False)):
+        came = []
+
+        def come(i, name, came=came):
+            came.append((i, met[i].barrier(name, "alike")))
+
+        waiting = [threading.Thread(target=come, args=(i, f"with {word}")) for i in (0, 1)]
+        for thread in waiting:
+            thread.start()
+        time.sleep(0.2)
+        assert came == []
+        assert met[2].barrier(f"with {word}", word) == same
+        for thread in waiting:
+            thread.join()
+        assert sorted(came) == [(0, same), (1, same)]
+    assert not met[0]._at  # nothing is kept of barriers that are over
     met[2]._done = True
     met[2]._lines[0].link.shutdown(socket.SHUT_RDWR)  # what the kernel does for a process that is killed
     eventually(lambda: len(ends) == 2)

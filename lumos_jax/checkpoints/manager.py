@@ -9,9 +9,12 @@ too, by which damage is found that storage does not report; a damaged checkpoint
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import logging
+import os
 import pathlib
+import sys
 import traceback
 from typing import Any
 
@@ -20,7 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from lumos_jax import config
+from lumos_jax import config, peers
 from lumos_jax.checkpoints.digest import digest
 
 DIRECTORY = "checkpoints"
@@ -44,6 +47,13 @@ def _not_about_reading(record: logging.LogRecord) -> bool:
     return "read_only=True" not in record.getMessage() and "read only=" not in record.getMessage()
 
 
+def _not_of_writers(kind, error, trace, shown=sys.excepthook) -> None:
+    """Drops what TensorStore's writers print when they are told of the end after it, which no log goes through."""
+    if "Event loop is closed" not in str(error):
+        shown(kind, error, trace)
+
+
+sys.excepthook = _not_of_writers
 logging.getLogger("absl").addFilter(_not_about_reading)
 for _name in ("absl", "asyncio", "concurrent.futures"):
     logging.getLogger(_name).addFilter(_TracebackFilter())
@@ -57,6 +67,32 @@ def _short(error: BaseException) -> str:
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which, why, and what is still good."""
+
+
+class _Elsewhere(RuntimeError):
+    """Another process could not write its part."""
+
+
+class _Meeting:
+    """Orbax's barriers among several processes' background threads, each in the order of its own writing.
+
+    A thread whose write failed goes on to a later barrier than the others are at, where it would wait for them, and they for
+    it, for twenty minutes. Here all learn at once that they are not at the same one, and the write ends as failed in all.
+    """
+
+    def __init__(self, number: int):
+        """`number`: the same in all processes, and another one for each manager."""
+        self.number, self.count, self.broken = number, 0, False
+
+    def __call__(self, *, key: str, timeout_ms: int) -> None:
+        if not self.broken:
+            self.count += 1
+            self.broken = not peers.barrier(f"checkpoints {self.number}, {self.count}", key, timeout_ms / 1000)
+        if self.broken:
+            raise _Elsewhere("another process could not write its part; see its log")
+
+
+_numbers = itertools.count()
 
 
 class Checkpoints:
@@ -76,12 +112,19 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True, **common
             )
         self._options = options
+        self._meeting: _Meeting | None = None
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
+        options = self._options
+        if peers.several() and not options.read_only:
+            self._meeting = _Meeting(next(_numbers))
+            options = dataclasses.replace(
+                options, async_options=ocp.options.AsyncOptions(barrier_sync_fn=self._meeting)
+            )
         return ocp.CheckpointManager(
             self.directory,
-            options=self._options,
+            options=options,
             item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
         )
 
@@ -120,11 +163,26 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
 
-    def check(self) -> None:
-        """Raises CheckpointError if a write under way has failed."""
+    def check(self) -> bool:
+        """Whether all that was saved is on disk. Raises CheckpointError if a write under way has failed."""
+        if self._meeting is not None and self._meeting.broken:
+            self.wait()
         try:
             self._manager.check_for_errors()
         except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(error) from error
+        return not self._manager.is_saving_in_progress()
+
+    def probe(self) -> None:
+        """Raises CheckpointError unless a file can be written beside the checkpoints."""
+        path = self.directory / f".probe.{jax.process_index()}"
+        try:
+            with open(path, "wb") as file:
+                path.unlink()  # nothing is left of it, whatever comes
+                file.write(bytes(4096))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
             raise self._failed(error) from error
 
     def forget_failure(self) -> None:
@@ -207,7 +265,9 @@ class Checkpoints:
         """Waits for writes under way and releases threads."""
         self._manager.close()
 
-    def _failed(self, error: Exception) -> CheckpointError:
+    def _failed(self, error: BaseException) -> CheckpointError:
+        while isinstance(error, _Elsewhere) and error.__context__ is not None:
+            error = error.__context__  # why this process came late to the meeting
         try:
             good = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
         except OSError:  # the storage that fails

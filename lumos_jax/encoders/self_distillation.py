@@ -1,6 +1,6 @@
 """The network that DINO trains (Caron et al. 2021): a ViT, a projection head over prototypes, and the centre of its outputs.
 
-    head(x) = normalise(MLP([CLS])) . normalise(prototypes)
+    head(x) = normalise(MLP(token)) . normalise(prototypes),   [CLS] for the picture, the other tokens for patches (iBOT)
 
 Axes: B batch, D width, K prototypes.
 """
@@ -25,47 +25,73 @@ class SelfDistilled:
       hidden: width of the head's two hidden layers.
       bottleneck: features that are normalised and compared with the prototypes.
       prototypes: K.
+      masked: whether patches may be hidden, as masked image modelling does; they have a centre of their own.
     """
 
     vit: Vit
     hidden: int
     bottleneck: int
     prototypes: int
+    masked: bool = False
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        """Float32 parameters {"vit", "head", "centre"}.
+        """Float32 parameters {"vit", "head", "centre"}, and {"mask", "patch_centre"} where patches may be hidden.
 
-        Positions start small: as strong as the patches (which suits a random encoder) they would be all that [CLS] sees.
+        Positions start small: as strong as the patches they would be all that [CLS] sees. Where patches may be hidden they
+        start as strong, since a hidden one says nothing else.
         """
         keys = jax.random.split(key, 5)
         vit = self.vit.init(keys[0])
-        vit["positions"] = 0.05 * jax.random.normal(keys[1], vit["positions"].shape)
+        if not self.masked:
+            vit["positions"] = 0.05 * jax.random.normal(keys[1], vit["positions"].shape)
         sizes = (self.vit.width, self.hidden, self.hidden, self.bottleneck)
         head = {}
         for number, (inner, outer) in enumerate(itertools.pairwise(sizes)):
             kernel = jax.random.normal(jax.random.fold_in(keys[2], number), (inner, outer)) * inner**-0.5
             head[f"layer{number}"] = {"kernel": kernel, "bias": jnp.zeros(outer)}
         head["prototypes"] = jax.random.normal(keys[3], (self.bottleneck, self.prototypes))
-        return {"vit": vit, "head": head, "centre": jnp.zeros(self.prototypes)}
+        params = {"vit": vit, "head": head, "centre": jnp.zeros(self.prototypes)}
+        if self.masked:
+            params["mask"] = 0.02 * jax.random.normal(keys[4], (self.vit.width,))
+            params["patch_centre"] = jnp.zeros(self.prototypes)
+        return params
 
     def trainable(self) -> dict[str, Any]:
-        """A tree like the parameters, of bool: False for the centre, which follows the teacher's outputs."""
+        """A tree like the parameters, of bool: False for the centres, which follow the teacher's outputs."""
         shapes = jax.eval_shape(self.init, jax.random.key(0))
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key != "centre", shapes)
+        return jax.tree_util.tree_map_with_path(lambda path, _: "centre" not in path[0].key, shapes)
 
     def logical_axes(self) -> dict[str, Any]:
         """A tree like the parameters, of tuples without names: the network is small, and whole on every device."""
         return jax.tree.map(lambda leaf: (None,) * len(leaf.shape), jax.eval_shape(self.init, jax.random.key(0)))
 
-    def scores(self, params: dict[str, Any], image: jax.Array) -> jax.Array:
-        """Normalised images (B, S, S, 3) -> (B, K): cosines of [CLS]'s projection with the prototypes."""
-        x = self.vit.apply(params["vit"], image)[:, 0]
+    def scores(
+        self, params: dict[str, Any], image: jax.Array, hidden: jax.Array | None = None, patches: bool = False
+    ) -> jax.Array:
+        """Cosines of tokens' projections with the prototypes.
+
+        Args:
+          params: as from `init`.
+          image: (B, S, S, 3), normalised.
+          hidden: (B, N) bool, patches that are not shown: a learned vector stands in for them.
+
+        Returns:
+          (B, 1 + N, K), [CLS] first, which is alone without `patches`.
+        """
+
+        def hide(patches):
+            return jnp.where(hidden[..., None], params["mask"][None, None].astype(patches.dtype), patches)
+
+        x = self.vit.apply(params["vit"], image, hide=None if hidden is None else hide)
+        x = x if patches else x[:, :1]
+        size, tokens, width = x.shape
+        x = x.reshape(size * tokens, width)
         head = params["head"]
         for number in range(3):
             layer = head[f"layer{number}"]
             x = x @ layer["kernel"] + layer["bias"][None]
             x = x if number == 2 else jax.nn.gelu(x, approximate=False)
-        return _unit(x, -1) @ _unit(head["prototypes"], 0)
+        return (_unit(x, -1) @ _unit(head["prototypes"], 0)).reshape(size, tokens, -1)
 
 
 def _unit(x: jax.Array, axis: int) -> jax.Array:

@@ -90,11 +90,18 @@ class Vit:
             params["head"] = projection.init(self.head, jax.random.fold_in(key, 1), self.width, self.head_dims)
         return params
 
-    def apply(self, params: dict[str, Any], image: jax.Array, gather: Callable = whole) -> jax.Array:
+    def apply(
+        self,
+        params: dict[str, Any],
+        image: jax.Array,
+        gather: Callable = whole,
+        hide: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
         """image (B, H, W, 3), normalised, sides multiples of the patch size -> tokens (B, 1 + N, D), [CLS] first.
 
         After the last norm, but for CLIP, whose last norm is for `project` alone. `gather` makes parameters whole that are
-        split over devices, a layer at a time.
+        split over devices, a layer at a time. `hide` is given the embedded patches (B, N, D), which do not say yet where they
+        are, and returns them with some replaced.
         """
         blocks = params["blocks"]
         params = gather({name: part for name, part in params.items() if name != "blocks"})
@@ -104,6 +111,7 @@ class Vit:
         x = image.reshape(size, grid[0], p, grid[1], p, 3).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(size, grid[0] * grid[1], p * p * 3)
         x = nn.Dense(self.width, use_bias=not self.input_norm, dtype=dtype).apply({"params": params["patch"]}, x)
+        x = x if hide is None else hide(x)
         cls = jnp.broadcast_to(params["cls"].astype(dtype), (size, 1, self.width))
         x = jnp.concatenate([cls, x], axis=1)
         x = x + self.positions(params["positions"], grid)[None].astype(dtype)

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lumos_jax.models import fused_attention
 from lumos_jax.models.layers import Initializer, dense, parameter, reshaped, xavier, zeros
 
 # Far below any logit, and finite: a row whose tokens are all masked averages them instead of becoming NaN.
@@ -84,16 +85,26 @@ def _merge_heads(x: jax.Array) -> jax.Array:
 
 
 class SelfAttention(nn.Module):
-    """(B, N, D) -> (B, N, D), one fused projection to queries, keys and values; `out_init` is of the output's kernel."""
+    """(B, N, D) -> (B, N, D), one fused projection to queries, keys and values; `out_init` is of the output's kernel.
+
+    fused: attend by the kernel for TPUs where it fits, on rows that are all of one chip.
+    """
 
     heads: int
     out_init: Initializer = xavier
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        q, k, v = _split_heads(x, *_project(self, "qkv", 3, width, self.heads))
-        return dense(_merge_heads(attend(q, k, v)), *_output(self, self.out_init, width, self.heads))
+        kernel, bias = _project(self, "qkv", 3, width, self.heads)
+        output = _output(self, self.out_init, width, self.heads)
+        if self.fused and fused_attention.fits(x.shape[1], width // self.heads):
+            qkv = fused_attention.project(x, kernel.reshape(width, -1), bias.reshape(-1))
+            heads = fused_attention.attend(qkv.reshape(x.shape[0], *kernel.shape[1:], x.shape[1]))
+            return fused_attention.merge(heads, *output)
+        q, k, v = _split_heads(x, kernel, bias)
+        return dense(_merge_heads(attend(q, k, v)), *output)
 
 
 class CrossAttention(nn.Module):

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lumos_jax.models.layers import Dense, parameter, sinusoid, small, zeros
+from lumos_jax.models.layers import Dense, matmul, parameter, sinusoid, small, zeros
 
 # What Condition.vector is, and what "no condition" makes of it:
 #   linear   V features through one Linear; a learned null vector [RCG]
@@ -97,16 +97,28 @@ class ClassEmbedder(nn.Module):
 
 
 class CameraProjection(nn.Module):
-    """Tokens with camera numbers (B, L, C + V) -> (B, L, C): a Linear that starts as the identity on the first C. [Zero123]"""
+    """Tokens with camera numbers (B, L, C + V) -> (B, L, C): a Linear that starts as the identity on the first C. [Zero123]
+
+    With `turns`, each number v also turns the features f by a matrix of its own, zero at first: + sum_v v f W_v. Where content
+    goes depends on where it is times how far the camera went; a sum of both does not have that product, and with the
+    gradient of a shift at no turn being zero on average, a small network takes very long to find left from right.
+    """
 
     features: int
+    turns: bool
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         def identity(_, shape, dtype):
             return jnp.eye(*shape, dtype=dtype)
 
-        return Dense(self.features, (None, None), identity, name="project")(tokens)
+        result = Dense(self.features, (None, None), identity, name="project")(tokens)
+        if not self.turns:
+            return result
+        feature, camera = tokens[..., : self.features], tokens[..., self.features :]
+        products = (camera[..., :, None] * feature[..., None, :]).reshape(*feature.shape[:-1], -1)
+        turn = parameter(self, "turn", zeros, (None, None), (products.shape[-1], self.features))
+        return result + matmul(products, turn, result.dtype)
 
 
 class TokenEmbedder(nn.Module):

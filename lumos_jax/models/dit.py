@@ -18,7 +18,6 @@ features, F frames, h w c latent, p patch side.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -46,6 +45,7 @@ _OF_WEIGHTS = (
     "slice",
     "split",
     "broadcast_in_dim",
+    "all_gather",
 )
 
 
@@ -66,10 +66,15 @@ _REMAT_POLICIES = {
 
 
 class Spread(Protocol):
-    """How the frames of clips are split over devices; frozen and hashable. See `train.sharding.Spread`."""
+    """How rows, and the frames of clips, are spread over devices; frozen and hashable. See `train.spread.Spread`."""
 
-    def run(self, apply: Callable, params: Any, x: jax.Array, t: jax.Array, condition: Condition) -> jax.Array:
-        """apply(params, x, t, condition), on each device with its own frames of arrays (B, F, h, w, c)."""
+    def run(
+        self, apply: Callable, axes: Any, dtype: str, params: Any, given: tuple, gather: Callable | None
+    ) -> jax.Array:
+        """apply(params, *given, gather=..., fused=...), on each device with its own rows or frames of (x, t, condition).
+
+        axes: logical axis names of the parameters; dtype: in which a layer's weights are gathered.
+        """
         ...
 
     def over_frames(self, attend: Callable, h: jax.Array) -> jax.Array:
@@ -93,6 +98,7 @@ class DiT:
     vector_kind: str
     concat_channels: int
     camera_dim: int
+    camera_turns: bool
     temporal: bool
     final: str
     activation: str
@@ -114,7 +120,7 @@ class DiT:
         if self.token_shape:
             modules["tokens"] = conditioning.TokenEmbedder(self.width)
         if self.camera_dim:
-            modules["camera"] = conditioning.CameraProjection(self.token_shape[1])
+            modules["camera"] = conditioning.CameraProjection(self.token_shape[1], self.camera_turns)
         if self.vector_dim:
             modules["vector"] = {
                 "linear": Dense(self.width, (None, "embed")),
@@ -124,8 +130,8 @@ class DiT:
             }[self.vector_kind]
         return modules
 
-    def _block(self, spread: Spread | None = None) -> Block:
-        return Block(self.heads, self.mlp_hidden, self.temporal, self.activation, spread, self.mlp_products)
+    def _block(self, spread: Spread | None = None, fused: bool = False) -> Block:
+        return Block(self.heads, self.mlp_hidden, self.temporal, self.activation, spread, self.mlp_products, fused)
 
     @property
     def _vector_features(self) -> int:
@@ -277,11 +283,11 @@ class DiT:
           ValueError: shapes that do not fit the network.
         """
         self._check(x, condition)
-        if x.ndim == 5 and self.spread is not None:
-            return self.spread.run(functools.partial(self._apply, gather=gather), params, x, t, condition)
+        if self.spread is not None:
+            return self.spread.run(self._apply, self.logical_axes(), self.dtype, params, (x, t, condition), gather)
         return self._apply(params, x, t, condition, gather=gather)
 
-    def _apply(self, params, x, t, condition, *, gather) -> jax.Array:
+    def _apply(self, params, x, t, condition, *, gather, fused=False) -> jax.Array:
         dtype = jnp.dtype(self.dtype)
         modules = self._modules
 
@@ -301,12 +307,14 @@ class DiT:
             s = s + run("vector", condition.vector.astype(jnp.float32))
         y = None if condition.tokens is None else run("tokens", condition.tokens.astype(dtype))
         s = jnp.repeat(s, frames, axis=0) if frames else s
-        x = self._run_blocks(params["blocks"], x, nn.silu(s).astype(dtype), y, condition.token_mask, frames, gather)
+        x = self._run_blocks(
+            params["blocks"], x, nn.silu(s).astype(dtype), y, condition.token_mask, frames, gather, fused
+        )
         out = layers.unpatchify(run("final", x, s), self.patch_size, grid)
         return out.reshape(-1, frames, *out.shape[1:]) if frames else out
 
-    def _run_blocks(self, params, x, s, y, mask, frames, gather):
-        block = self._block(self.spread)
+    def _run_blocks(self, params, x, s, y, mask, frames, gather, fused=False):
+        block = self._block(self.spread, fused)
 
         def body(x, layer):
             if gather is not None:
@@ -360,6 +368,7 @@ def make_dit(
     vector_kind: str = "linear",
     concat_channels: int = 0,
     camera_dim: int = 0,
+    camera_turns: bool = False,
     temporal: bool = False,
     final: str = "table",
 ) -> DiT:
@@ -374,6 +383,7 @@ def make_dit(
       vector_kind: what it is, one of conditioning.VECTOR_KINDS.
       concat_channels: channels of the latent that is concatenated to the input, 0 for none.
       camera_dim: numbers about the camera at the end of each token's features, which `DiT.lift` projects into them.
+      camera_turns: whether their products with the features are projected too; see conditioning.CameraProjection.
       temporal: blocks attend over frames too.
       final: where the last modulation is from, one of FINALS, if config.model.final leaves it to the task ("auto").
 
@@ -404,6 +414,7 @@ def make_dit(
         vector_kind=vector_kind,
         concat_channels=concat_channels,
         camera_dim=camera_dim,
+        camera_turns=camera_turns,
         temporal=temporal,
         final=final if model.final == "auto" else model.final,
         activation=model.activation,

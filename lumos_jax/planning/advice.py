@@ -47,4 +47,14 @@ def suggest(figures: Figures, devices: Sequence[Any]) -> list[str]:
     parts = next((n for n in range(2, per_chip + 1) if per_chip % n == 0 and n > settings.optimizer.accumulate), None)
     if parts:
         tips.append(f"--config.optimizer.accumulate={parts} takes the batch in {parts} parts, of the same gradient")
+    resident, optimizer = job.resident_bytes(), settings.optimizer
+    if now > usable / 4 and optimizer.moments_dtype == "float32":
+        tips.append(
+            f"--config.optimizer.moments_dtype=bfloat16 halves the optimiser's {gib(resident['optimizer'])}; a little noise"
+        )
+    if now > usable / 4 and optimizer.ema_memory == "device":
+        tips.append(
+            f"--config.optimizer.ema_memory=host keeps the average ({gib(resident['ema'])}) in the host's memory; it "
+            "travels in every step"
+        )
     return tips or ["more chips, or a smaller network: the state alone does not fit"]

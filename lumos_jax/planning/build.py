@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from lumos_jax import config, config_rules, data, tasks
 from lumos_jax.planning import flops
 from lumos_jax.tasks import sampling
-from lumos_jax.train import finetune, rngs, sharding, storage
+from lumos_jax.train import finetune, rngs, sharding, spread, storage
 from lumos_jax.train.optimizer import make_optimizer
 from lumos_jax.train.state import make_state
 from lumos_jax.train.step import make_train_step
@@ -155,7 +155,7 @@ def make_job(settings: config.Settings, devices: list[Any], cached: bool) -> Job
     sharding.check_batch(mesh, settings.train.batch_size // settings.optimizer.accumulate, "train.batch_size")
     sharding.check_frames(mesh, settings.data)
     task, frozen = tasks.make_task(settings, sharding.Frozen(mesh, shapes_only=True))
-    task = sharding.on_mesh(task, mesh)
+    task = spread.on_mesh(task, mesh)
     rows = _rows(settings, task, frozen, cached)
     if cached:
         frozen = task.without_encoders(frozen)

@@ -18,7 +18,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 # Bits of an element. Tokens and opaque values have no size.
 _BITS = {
@@ -30,6 +30,7 @@ _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collectiv
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\(")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+_COST = re.compile(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"')
 _CALLED = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+)")
 
@@ -47,18 +48,30 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel of ours, whose time the compiler does not estimate: how often it runs, and what one run of it computes and moves
+    to and from memory, as the kernel itself says."""
+
+    count: int
+    flops: float
+    bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """What a compiled program's text says.
 
     Attributes:
-      cycles: the compiler's estimate for one run on one chip, without collectives; 0 if it makes none.
+      cycles: the compiler's estimate for one run on one chip, without collectives and kernels; 0 if it makes none.
       collectives: by kind.
       trips: how often each loop's body runs, by the body's name; None where the text does not say, which counts once.
+      kernels: each as it stands in the text.
     """
 
     cycles: int
     collectives: Mapping[str, Collective]
     trips: Mapping[str, int | None]
+    kernels: Sequence[Kernel] = ()
 
     @property
     def received(self) -> float:
@@ -145,13 +158,14 @@ class _Reader:
         self._chips = chips
         self.cycles = 0
         self.trips: dict[str, int | None] = {}
+        self._kernels: list[Kernel] = []
         self._moved: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0])
         self._seen: set[tuple] = set()
 
     def run(self) -> Program:
         self._visit(self._entry, 1, owner=self._entry, costed=False)
         collectives = {kind: Collective(int(n), *sizes) for kind, (n, *sizes) in sorted(self._moved.items())}
-        return Program(self.cycles, collectives, self.trips)
+        return Program(self.cycles, collectives, self.trips, tuple(self._kernels))
 
     def _visit(self, name: str, times: int, owner: str, costed: bool) -> None:
         """owner: the entry or the loop body that this runs in; costed: the caller's estimate covers it."""
@@ -164,9 +178,11 @@ class _Reader:
                 self.trips[body] = _trip_count(one, self._computations.get(condition, []))
                 self._visit(body, times * (self.trips[body] or 1), owner=f"{owner}/{one.name}", costed=costed)
                 continue
+            if "tpu_custom_call" in one.line and (said := _COST.search(one.line)):
+                self._kernels.append(Kernel(times, float(said[1]), float(said[2])))
             kind = one.opcode.removesuffix("-start")
             if kind in _KINDS:
-                self._collective(kind, one, instructions, times, owner, beside=costed)
+                self._collective(kind, one, name, times, owner, costed)
                 continue
             for called in self._called(one):
                 self._visit(called, times, owner, costed or one.opcode == "fusion")
@@ -178,13 +194,13 @@ class _Reader:
         elif one.opcode in ("fusion", "call", "async-start", "custom-call"):
             yield from _CALLED.findall(one.line)
 
-    def _collective(
-        self, kind: str, one: _Instruction, around: list[_Instruction], times: int, owner: str, beside: bool
-    ) -> None:
-        """beside: whether it runs within a fusion, which computes meanwhile."""
+    def _collective(self, kind: str, one: _Instruction, within: str, times: int, owner: str, costed: bool) -> None:
+        """within: the computation that it stands in; costed: whether that is a fusion, which computes meanwhile."""
         # TPUs cut a collective into pieces that run inside several fusions: these share its channel.
         channel = re.search(r"channel_id=(\d+)", one.line)
-        key = (owner, kind, channel[1]) if channel else (owner, kind, one.name)
+        chain = re.search(r'chain_id="(\d+)"', one.line)  # tells those apart that `shard_map` gave one channel
+        pieces = channel and (costed or one.opcode != kind)
+        key = (owner, kind, channel[1], chain and chain[1]) if pieces else (owner, kind, one.name)
         if key in self._seen:
             return
         self._seen.add(key)
@@ -196,12 +212,13 @@ class _Reader:
             whole = size_of(shape)
         else:
             whole = size_of(shape) * (n if kind == "reduce-scatter" else 1)
-        if kind == "all-reduce" and self._only_sliced(one, around):
+        if kind == "all-reduce" and self._only_sliced(one, self._computations[within]):
             kind = "reduce-scatter"
         share = 1.0 if kind == "collective-permute" else (n - 1) / n * (2 if kind == "all-reduce" else 1)
         self._moved[kind][0] += times
         self._moved[kind][1] += share * whole * times
-        beside = beside or one.opcode.endswith("-start") or "async_collective_name=" in one.line
+        # A reduce-scatter is a fusion too, of nothing but an all-reduce and its slice.
+        beside = one.opcode.endswith("-start") or (costed and not within.startswith("all-reduce-scatter"))
         self._moved[kind][2] += 0.0 if beside else share * whole * times
 
     @staticmethod

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from lumos_jax.planning.ahead import Compiled, gib
 from lumos_jax.planning.build import Job
 from lumos_jax.planning.chips import Target
+from lumos_jax.planning.program import Program
 
 DAY = 86_400.0
 
@@ -44,13 +45,26 @@ class Figures:
         chip, program = self.target.chip, None if compiled is None else compiled.program
         if program is None or not chip.clock or not program.cycles:
             return None
-        return max(program.cycles / chip.clock + program.exposed / chip.links, program.received / chip.links)
+        computing = program.cycles / chip.clock + self._kernels(program)
+        return max(computing + program.exposed / chip.links, program.received / chip.links)
+
+    def _kernels(self, program: Program) -> float:
+        """Seconds that kernels take at the least, by the chip's peak and the bandwidth of its memory."""
+        chip = self.target.chip
+        return sum(k.count * max(k.flops / chip.peak, k.bytes / chip.bandwidth) for k in program.kernels)
 
     @property
     def computing(self) -> float | None:
         """Seconds of one step without collectives."""
         program, clock = self.step.program, self.target.chip.clock
-        return program.cycles / clock if program is not None and clock and program.cycles else None
+        if program is None or not clock or not program.cycles:
+            return None
+        return program.cycles / clock + self._kernels(program)
+
+    @property
+    def kernels(self) -> float | None:
+        """Seconds of one step that kernels take at the least, which `computing` includes."""
+        return None if self.step.program is None else self._kernels(self.step.program)
 
     @property
     def on_links(self) -> float | None:
@@ -128,6 +142,9 @@ def rows(f: Figures) -> list[tuple[str, str]]:
         lines.append(("step time", f"unknown: {why}"))
     else:
         images, steps = f.images_per_second, s.train.steps
+        kernels = f.step.program.kernels
+        if kernels:
+            lines.append(("kernels at least", f"{f.kernels * 1e3:.1f} ms a step, {sum(k.count for k in kernels)} runs"))
         days = steps * f.seconds / DAY
         lines += [
             ("step time", f"{f.seconds * 1e3:.1f} ms estimated, {f.computing * 1e3:.1f} ms of it computing"),

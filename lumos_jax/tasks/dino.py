@@ -7,6 +7,9 @@
 
 With `balance` = sinkhorn the teacher's answers are instead made to use all prototypes equally within the batch (Caron et al.
 2020; DINOv2), which needs no centre; small batches and short runs then stay clear of few-cluster answers.
+
+With `mask_weight` the student does not see some patches of its global crops, and also tells what the teacher, who does, says
+of each of them (iBOT: Zhou et al. 2022): tokens then know their place and what is there, and not [CLS] alone what is shown.
 """
 
 from __future__ import annotations
@@ -30,10 +33,12 @@ SINKHORN_ROUNDS = 3
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """Crops of one batch: whole (B, 2, S, S, 3) and local (B, n, s, s, 3), normalised; weight (B,)."""
+    """Crops of one batch: whole (B, 2, S, S, 3) and local (B, n, s, s, 3), normalised; weight (B,); and which patches of the
+    whole ones are hidden, (B, 2, N) bool or None."""
 
     whole: jax.Array
     local: jax.Array
+    hidden: jax.Array | None
     weight: jax.Array
 
 
@@ -73,43 +78,72 @@ class SelfDistillation:
         whole = [view(number, self.side, s.global_scale) for number in range(GLOBAL)]
         local = [view(GLOBAL + number, s.local_side, s.local_scale) for number in range(s.local_crops)]
         nothing = jnp.zeros((image.shape[0], 0, s.local_side, s.local_side, 3))
-        return Views(jnp.stack(whole, 1), jnp.stack(local, 1) if local else nothing, batch["weight"])
+        local = jnp.stack(local, 1) if local else nothing
+        return Views(jnp.stack(whole, 1), local, self._hidden(keys, image), batch["weight"])
+
+    def _hidden(self, keys: Mapping[str, jax.Array], image: jax.Array) -> jax.Array | None:
+        """Which patches of the global crops the student does not see, (B, GLOBAL, N) bool."""
+        if not self.network.masked:
+            return None
+        share, each = jax.random.split(jax.random.fold_in(keys["views"], GLOBAL + self.settings.local_crops))
+        low, high = self.settings.mask_share
+        patches = (self.side // self.network.vit.patch_size) ** 2
+        share = jax.random.uniform(share, (image.shape[0], GLOBAL, 1), minval=low, maxval=high)
+        return jax.random.uniform(each, (image.shape[0], GLOBAL, patches)) < share
 
     def losses(self, params: Any, average: Any, example: Views, total: jax.Array, gather: Any) -> dict[str, jax.Array]:
-        """`loss`; `teacher_entropy` of one answer and `prototype_entropy` of the batch's mean answer, in nats, which would be 0
-        if the teacher had collapsed; and `centre`, the mean output (K,), which `settle` takes."""
+        """`loss`, and `patch_loss` if patches are hidden; `teacher_entropy` of one answer to a crop and `prototype_entropy` of
+        the batch's mean answer, in nats, which would be 0 if the teacher had collapsed; and the mean outputs `centre` and
+        `patch_centre` (K,), which `settle` takes."""
         s, size = self.settings, example.weight.shape[0]
         share = example.weight / total
 
-        def scores(weights, views):
+        def scores(weights, views, hidden=None):
+            """(B, views, 1 + N, K)."""
             flat = views.reshape(-1, *views.shape[2:])
-            return self.network.scores(weights, flat).reshape(size, views.shape[1], -1)
+            hidden = None if hidden is None else hidden.reshape(-1, hidden.shape[-1])
+            tokens = self.network.scores(weights, flat, hidden, patches=self.network.masked)
+            return tokens.reshape(size, views.shape[1], *tokens.shape[1:])
+
+        def logs(weights, views, hidden=None):
+            return jax.nn.log_softmax(scores(weights, views, hidden) / s.student_temperature, axis=-1)
 
         given = jax.lax.stop_gradient(scores(average, example.whole))
-        if s.balance == "sinkhorn":
-            answer = _balanced(given / s.teacher_temperature, example.weight)
-        else:
-            centre = jax.lax.stop_gradient(params["centre"])
-            answer = jax.nn.softmax((given - centre[None, None]) / s.teacher_temperature, axis=-1)
-        logs = [jax.nn.log_softmax(scores(params, example.whole) / s.student_temperature, axis=-1)]
-        if s.local_crops:
-            logs.append(jax.nn.log_softmax(scores(params, example.local) / s.student_temperature, axis=-1))
-        cross = -jnp.einsum("btk,bsk->bts", answer, jnp.concatenate(logs, axis=1))
+        answer = self._answers(given[:, :, 0], params["centre"], example.weight)
+        whole = logs(params, example.whole, example.hidden)
+        seen = [whole[:, :, 0]] + ([logs(params, example.local)[:, :, 0]] if s.local_crops else [])
+        cross = -jnp.einsum("btk,bsk->bts", answer, jnp.concatenate(seen, axis=1))
         others = 1 - jnp.eye(GLOBAL, cross.shape[2])
-        loss = (cross * others[None]).sum(axis=(1, 2)) / others.sum()
+        loss = ((cross * others[None]).sum(axis=(1, 2)) / others.sum() * share).sum()
         mean = jnp.einsum("b,btk->k", share, answer) / GLOBAL
         entropy = -(answer * jnp.log(answer + 1e-9)).sum(-1).mean(1)
-        return {
-            "loss": (loss * share).sum(),
+        sums = {
+            "loss": loss,
             "teacher_entropy": (entropy * share).sum(),
             "prototype_entropy": -(mean * jnp.log(mean + 1e-9)).sum(),
-            "centre": jnp.einsum("b,btk->k", share, given) / GLOBAL,
+            "centre": jnp.einsum("b,btk->k", share, given[:, :, 0]) / GLOBAL,
         }
+        if example.hidden is not None:
+            patches = given[:, :, 1:].reshape(size, -1, given.shape[-1])
+            wanted = self._answers(patches, params["patch_centre"], example.weight)
+            hidden = example.hidden.reshape(size, -1)
+            missed = -(wanted * whole[:, :, 1:].reshape(patches.shape)).sum(-1) * hidden
+            sums["patch_loss"] = (missed.sum(-1) / jnp.maximum(hidden.sum(-1), 1) * share).sum()
+            sums["loss"] = loss + s.mask_weight * sums["patch_loss"]
+            sums["patch_centre"] = jnp.einsum("b,btk->k", share, patches) / patches.shape[1]
+        return sums
+
+    def _answers(self, given: jax.Array, centre: jax.Array, weight: jax.Array) -> jax.Array:
+        """The teacher's answers to its outputs (B, G, K)."""
+        if self.settings.balance == "sinkhorn":
+            return _balanced(given / self.settings.teacher_temperature, weight)
+        centre = jax.lax.stop_gradient(centre)
+        return jax.nn.softmax((given - centre[None, None]) / self.settings.teacher_temperature, axis=-1)
 
     def settle(self, params: Any, sums: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
         m = self.settings.centre_momentum
-        centre = m * params["centre"] + (1 - m) * sums["centre"]
-        return params | {"centre": centre}, {name: value for name, value in sums.items() if name != "centre"}
+        centres = {name: m * params[name] + (1 - m) * sums[name] for name in ("centre", "patch_centre") if name in sums}
+        return params | centres, {name: value for name, value in sums.items() if name not in centres}
 
     def features(self, params: Any, image: jax.Array) -> jax.Array:
         """uint8 (B, H, W, 3) -> [CLS] (B, D) of the whole picture."""
@@ -142,5 +176,5 @@ def make_dino(
         raise ValueError(
             f"config.dino.local_side={dino.local_side} is not divisible by config.encoder.patch_size={vit.patch_size}"
         )
-    network = SelfDistilled(vit, dino.hidden, dino.bottleneck, dino.prototypes)
+    network = SelfDistilled(vit, dino.hidden, dino.bottleneck, dino.prototypes, dino.mask_weight > 0)
     return SelfDistillation(network, settings.encoder.image_size, dino), {}

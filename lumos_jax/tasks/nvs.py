@@ -5,8 +5,9 @@ four numbers of the relative camera beside it, goes through a projection that st
 the posterior's mode and unscaled, is concatenated on channels. So at the hand-off the network still is the prior. The noise
 schedule stays the prior's, so that what it learned transfers [inferred].
 
-Beside many tokens a small network overlooks four numbers: with config.nvs.camera = both they are embedded into the timestep
-embedding too, in degrees, through a layer that starts at zero.
+A small network does not find within minutes what to do with four numbers beside many features: with config.nvs.camera =
+turned they also turn each token, see models.conditioning.CameraProjection, and are embedded into the timestep embedding, in
+degrees, through a layer that starts at zero.
 """
 
 from __future__ import annotations
@@ -132,12 +133,13 @@ def make_nvs(settings: config.Settings, place: encoders.Placement | None = None)
         raise ValueError(
             "config.task.condition_dropout is not for novel views, whose parts drop as config.nvs.dropout says"
         )
-    dropout = settings.nvs.dropout
+    dropout, turned = settings.nvs.dropout, settings.nvs.camera == "turned"
     return denoising.make(
         NovelView, settings, place, *encoders.make_encoder(settings.encoder, place),
         network={
             "camera_dim": CAMERA_DIM,
-            "vector_dim": CAMERA_DIM if settings.nvs.camera == "both" else 0,
+            "camera_turns": turned,
+            "vector_dim": CAMERA_DIM if turned else 0,
             "vector_kind": "numbers",
         },
         concatenated=True,

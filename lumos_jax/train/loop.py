@@ -20,7 +20,7 @@ import numpy as np
 from lumos_jax import config, config_io, data, peers, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.tasks import pictures
-from lumos_jax.train import cache, finetune, goodput, metrics, sharding, startup
+from lumos_jax.train import cache, finetune, goodput, metrics, sharding, spread, startup
 from lumos_jax.train.evaluator import make_evaluator, to_mesh
 from lumos_jax.train.optimizer import make_optimizer, make_schedule
 from lumos_jax.train.saving import Saver
@@ -69,7 +69,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
     peers.barrier("the first exchange")  # some backends do not wait long for each other
     sharding.check_agreement(task.identity)
-    task = sharding.on_mesh(task, mesh)
+    task = spread.on_mesh(task, mesh)
     if settings.data.source == "cached":
         cache.check(settings, task)
         frozen = task.without_encoders(frozen)
@@ -219,7 +219,7 @@ def train(run: Run) -> int:
                 step += 1
                 watch.steps += 1
                 pending = (step, values)
-                saver.check()
+                saver.check(together=step % settings.log.every == 0)
                 if profiling and step == settings.train.profile_at + settings.train.profile_steps:
                     settle()
                     jax.profiler.stop_trace()

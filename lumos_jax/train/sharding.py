@@ -91,54 +91,6 @@ def constrain(mesh: jax.sharding.Mesh, batch: Any) -> Any:
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, batch_layout(mesh, a.ndim)), batch)
 
 
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """models.dit.Spread over the mesh axis `context`, written out: rows and frames are one dim in most layers, which leaves the
-    partitioner no way to keep frames apart when a device has several rows."""
-
-    mesh: jax.sharding.Mesh
-
-    def run(self, apply: Callable, params: Any, x: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
-        def spec(a):
-            return P(None, "context") if a.ndim == 5 else P()
-
-        def own(params, *given):
-            # Each device's copy counts as its own: gradients of what is shared add up here, once, behind the layers.
-            params = jax.tree.map(lambda a: jax.lax.pcast(a, "context", to="varying"), params)
-            return apply(
-                params, *jax.tree.map(lambda a: a if a.ndim == 5 else jax.lax.pcast(a, "context", to="varying"), given)
-            )
-
-        specs = (P(), *jax.tree.map(spec, (x, t, condition)))
-        split = jax.shard_map(own, mesh=self.mesh, in_specs=specs, out_specs=spec(x), axis_names={"context"})
-        return split(params, x, t, condition)
-
-    def over_frames(self, attend: Callable, h: jax.Array) -> jax.Array:
-        ways, own = self.mesh.shape["context"], h.shape[1]
-        if h.shape[2] % ways == 0:  # all frames of one's share of the places
-            return self._exchange(attend(self._exchange(h, 2, 1)), 1, 2)
-        h = attend(jax.lax.all_gather(h, "context", axis=1, tiled=True))
-        return jax.lax.dynamic_slice_in_dim(h, jax.lax.axis_index("context") * own, own, axis=1)
-
-    def _exchange(self, h: jax.Array, split: int, joined: int) -> jax.Array:
-        """Dim `joined` is brought together and dim `split` split, each device keeping its rows of the batch."""
-
-        def exchange(h):
-            return jax.lax.all_to_all(h, "context", split, joined, tiled=True)
-
-        if h.shape[0] % (self.mesh.shape["data"] * self.mesh.shape["fsdp"]):
-            return exchange(h)
-        # The partitioner, left with the other axes, would bring all rows together around the exchange.
-        return jax.shard_map(exchange, in_specs=BATCH, out_specs=BATCH, axis_names=set(AXES) - {"context"})(h)
-
-
-def on_mesh(task: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The task, its network told how frames are split; the same task where they are not."""
-    if mesh.shape["context"] == 1:
-        return task
-    return dataclasses.replace(task, dit=dataclasses.replace(task.dit, spread=Spread(mesh)))
-
-
 def check_frames(mesh: jax.sharding.Mesh, data: config.Data) -> None:
     """Raises ValueError unless a clip's frames split evenly over the mesh axis `context`."""
     ways = mesh.shape["context"]

@@ -12,7 +12,7 @@ from lumos_jax.planning.ahead import Compiled, Memory
 from lumos_jax.planning.build import make_job
 from lumos_jax.planning.chips import Chip, Target
 from lumos_jax.planning.estimate import compile_sampler, estimate
-from lumos_jax.planning.program import Program
+from lumos_jax.planning.program import Kernel, Program
 
 MACHINE = Target(Chip("here", "cpu", 2**30, 1e12, 1e11, 1e10, 1, 1e9), (8,))
 
@@ -48,6 +48,13 @@ def test_figures_follow_from_cycles(planned):
     assert f.computing == 2e-3
     assert f.seconds == pytest.approx(2e-3 + program.exposed / 1e10)
     assert f.mfu == pytest.approx(f.model_flops / (f.seconds * 8e12))
+    # Kernels are costed at the least: here by computing, at 1 TFLOP/s, and by memory, at 100 GB/s.
+    kernels = (Kernel(3, 1e9, 1e7), Kernel(2, 1e9, 4e8))
+    with_kernels = dataclasses.replace(
+        f, step=dataclasses.replace(f.step, program=dataclasses.replace(program, kernels=kernels))
+    )
+    assert with_kernels.computing - f.computing == pytest.approx(3e-3 + 8e-3)
+    assert with_kernels.seconds - f.seconds == pytest.approx(11e-3)
     rows = dict(report.rows(f))
     assert "16 pictures" not in rows["sampler"]
     assert "4 pictures, 4 steps" in rows["sampler"]
@@ -71,6 +78,8 @@ def test_running_out_of_memory_is_an_answer_with_what_to_try(planned):
     tips = advice.suggest(f, jax.devices())
     assert any(tip.startswith("--config.model.remat=dots") for tip in tips)
     assert any(tip.startswith("--config.optimizer.accumulate=2") for tip in tips)
+    assert any(tip.startswith("--config.optimizer.moments_dtype=bfloat16 halves") for tip in tips)
+    assert any(tip.startswith("--config.optimizer.ema_memory=host keeps") for tip in tips)
     # Where the state alone is too much, nothing is compiled, and splitting comes first.
     whole = sum(make_job(settings(), jax.devices(), cached=True).resident_bytes().values())
     tiny = Target(dataclasses.replace(MACHINE.chip, usable=whole - 1), (8,))

@@ -25,7 +25,8 @@ def test_loops_and_collectives_of_real_programs(text):
     scattered = read.collectives["reduce-scatter"]  # the TPU writes it as all-reduce and slice
     assert (scattered.count, scattered.received) == (6, 6 * 0.75 * KERNEL)
     assert read.received == 18 * 0.75 * KERNEL
-    assert read.exposed == 0
+    # The TPU's compiler found nothing to compute beside any of them.
+    assert read.exposed == (read.received if name == "v5e" else 0)
     assert (read.cycles > 0) == (name == "v5e")
 
 
@@ -99,6 +100,31 @@ ENTRY %main (a: bf16[64]) -> bf16[256] {
     read = read_program(text, 4)
     assert read.collectives["all-gather"] == program.Collective(1, 0.75 * 512, 0)
     assert read.collectives["all-reduce"] == program.Collective(1, 2 * 0.75 * 512, 2 * 0.75 * 512)
+
+
+def test_collectives_of_shard_map_share_a_channel_and_kernels_say_what_they_cost():
+    text = """HloModule m
+
+%piece.1 (p: bf16[64]) -> bf16[256] {
+  ROOT %g.1 = bf16[256]{0} all-gather(%p), channel_id=1, replica_groups=[1,4]<=[4], frontend_attributes={chain_id="0"}
+}
+
+%piece.2 (p: bf16[64]) -> bf16[256] {
+  ROOT %g.2 = bf16[256]{0} all-gather(%p), channel_id=1, replica_groups=[1,4]<=[4], frontend_attributes={chain_id="1"}
+}
+
+ENTRY %main (a: bf16[64]) -> bf16[256] {
+  %f.1 = bf16[256]{0} fusion(%a), kind=kOutput, calls=%piece.1
+  %f.2 = bf16[256]{0} fusion(%a), kind=kOutput, calls=%piece.2
+  %g.3 = bf16[256]{0} all-gather(%a), channel_id=1, replica_groups=[1,4]<=[4], frontend_attributes={async_collective_name="s"}
+  ROOT %k = bf16[256]{0} custom-call(%g.3), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{\
+"cost_estimate":{"flops":"30","transcendentals":"1","bytes_accessed":"70","remote_bytes_transferred":"0"}}}
+}
+"""
+    read = read_program(text, 4)
+    # Two of them run within fusions; the third was to be asynchronous and is not.
+    assert read.collectives["all-gather"] == program.Collective(3, 3 * 0.75 * 512, 0.75 * 512)
+    assert read.kernels == (program.Kernel(1, 30, 70),)
 
 
 def test_other_texts_are_refused():

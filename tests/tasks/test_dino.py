@@ -28,7 +28,7 @@ def example():
     rng = np.random.default_rng(0)
     weight = np.array([1, 1, 0, 1], np.float32)
     whole, local = (rng.normal(size=(4, 2, side, side, 3)).astype(np.float32) for side in (16, 8))
-    return Views(whole, local, weight)
+    return Views(whole, local, rng.random((4, 2, 4)) < 0.4, weight)
 
 
 def test_a_crop_of_everything_is_the_image_and_small_ones_stay_inside():
@@ -63,40 +63,71 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize("balance", ["centre", "sinkhorn"])
-def test_loss_by_its_definition(example, balance):
-    task, _ = make_task(settings(dino__balance=balance))
-    params = task.network.init(jax.random.key(0)) | {"centre": jnp.linspace(-0.2, 0.3, 16)}
+@pytest.mark.parametrize(("balance", "mask"), [("centre", 0.5), ("sinkhorn", 0.5), ("sinkhorn", 0.0)])
+def test_loss_by_its_definition(example, balance, mask):
+    task, _ = make_task(settings(dino__balance=balance, dino__mask_weight=mask))
+    example = example if mask else dataclasses.replace(example, hidden=None)
+    centres = {"centre": jnp.linspace(-0.2, 0.3, 16), "patch_centre": jnp.linspace(0.4, -0.1, 16)}
+    params = task.network.init(jax.random.key(0))
+    params |= {name: centre for name, centre in centres.items() if name in params}
     average = task.network.init(jax.random.key(1))
     total = jnp.float32(3)
     sums = jax.jit(lambda p, a, e: task.losses(p, a, e, total, None))(params, average, example)
 
-    def scores(weights, views):
+    def scores(weights, views, hidden=None):
+        """(B, views, 1 + N, K)."""
         return np.stack(
-            [np.asarray(task.network.scores(weights, views[:, i]), np.float64) for i in range(views.shape[1])], 1
-        )
+            [
+                np.asarray(task.network.scores(weights, views[:, i], None if hidden is None else hidden[:, i], True))
+                for i in range(views.shape[1])
+            ],
+            1,
+        ).astype(np.float64)
 
-    given = scores(average, example.whole)
-    if balance == "centre":
-        answer = softmax((given - np.asarray(params["centre"])) / task.settings.teacher_temperature)
-    else:
-        plan = np.exp((given - given.max()) / task.settings.teacher_temperature).reshape(8, 16)
-        plan *= np.repeat(example.weight, 2)[:, None]
+    def answers(given, centre):
+        if balance == "centre":
+            return softmax((given - np.asarray(centre)) / task.settings.teacher_temperature)
+        plan = np.exp((given - given.max()) / task.settings.teacher_temperature).reshape(-1, 16)
+        plan *= np.repeat(example.weight, given.shape[1])[:, None]
         for _ in range(3):
             plan = plan / (plan.sum(0, keepdims=True) * 16)
             plan = plan / np.maximum(plan.sum(1, keepdims=True), 1e-12)
-        answer = plan.reshape(4, 2, 16)
-    seen = np.concatenate([scores(params, example.whole), scores(params, example.local)], 1)
+        return plan.reshape(given.shape)
+
+    given = scores(average, example.whole)
+    answer = answers(given[:, :, 0], centres["centre"])
+    whole = scores(params, example.whole, example.hidden)
+    seen = np.concatenate([whole[:, :, 0], scores(params, example.local)[:, :, 0]], 1)
     logs = np.log(softmax(seen / task.settings.student_temperature))
     pairs = [(t, s) for t in range(2) for s in range(4) if t != s]
     rows = np.mean([-(answer[:, t] * logs[:, s]).sum(-1) for t, s in pairs], axis=0)
+    if mask:
+        patches = answers(given[:, :, 1:].reshape(4, 8, 16), centres["patch_centre"]).reshape(4, 2, 4, 16)
+        missed = -(patches * np.log(softmax(whole[:, :, 1:] / task.settings.student_temperature))).sum(-1)
+        of_rows = np.array([row[hidden].mean() for row, hidden in zip(missed, example.hidden, strict=True)])
+        np.testing.assert_allclose(sums["patch_loss"], (of_rows * example.weight).sum() / 3, rtol=1e-4)
+        rows = rows + mask * of_rows
     np.testing.assert_allclose(sums["loss"], (rows * example.weight).sum() / 3, rtol=1e-4)
-    np.testing.assert_allclose(sums["centre"], given.mean(1)[example.weight > 0].mean(0), rtol=1e-4, atol=1e-5)
 
     moved, metrics = task.settle(params, sums)
     m = task.settings.centre_momentum
-    np.testing.assert_allclose(moved["centre"], m * params["centre"] + (1 - m) * sums["centre"], rtol=1e-6)
-    assert set(metrics) == {"loss", "teacher_entropy", "prototype_entropy"}
+    of_rows = {"centre": given[:, :, 0].mean(1), "patch_centre": given[:, :, 1:].mean((1, 2))}
+    for name in ("centre", "patch_centre")[: 2 if mask else 1]:
+        np.testing.assert_allclose(sums[name], of_rows[name][example.weight > 0].mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(moved[name], m * params[name] + (1 - m) * sums[name], rtol=1e-6)
+    assert set(metrics) == {"loss", "teacher_entropy", "prototype_entropy"} | ({"patch_loss"} if mask else set())
+
+
+def test_hidden_patches_do_not_reach_the_student(example):
+    task, _ = make_task(settings(dino__mask_weight=1.0))
+    params, hidden = task.network.init(jax.random.key(0)), example.hidden[:, 0]
+    image = example.whole[:, 0]
+    shown = np.repeat(np.repeat(hidden.reshape(4, 2, 2), 8, 1), 8, 2)[..., None]  # patches are 8 px wide
+    spoilt = np.where(shown, 100.0, image)
+    scores = jax.jit(task.network.scores, static_argnames="patches")
+    kept = scores(params, image, hidden, patches=True)
+    np.testing.assert_array_equal(scores(params, spoilt, hidden, patches=True), kept)
+    assert np.abs(scores(params, image, patches=True) - kept).max() > 0.01
 
 
 def test_rows_without_weight_and_the_teacher_have_no_gradient(example):
@@ -106,6 +137,7 @@ def test_rows_without_weight_and_the_teacher_have_no_gradient(example):
     def loss(params, average, example):
         return task.losses(params, average, example, jnp.float32(3), None)["loss"]
 
+    example = dataclasses.replace(example, hidden=None)
     spoilt = dataclasses.replace(example, whole=example.whole + 5 * (1 - example.weight)[:, None, None, None, None])
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
     (first, teacher), (second, _) = gradient(params, average, example), gradient(params, average, spoilt)
@@ -120,11 +152,17 @@ def test_views_follow_the_key_and_not_the_batch():
     task, _ = make_task(settings())
     image = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
     batch = {"image": image, "weight": np.ones(4, np.float32)}
+    assert task.example({}, batch, rngs.streams(0, "train", 1)).hidden is None
+    task, _ = make_task(settings(dino__mask_weight=1.0, dino__mask_share=(0.5, 0.5)))
     draw = jax.jit(lambda batch, step: task.example({}, batch, rngs.streams(0, "train", step)))
     one, two = draw(batch, 1), draw(batch, 2)
     assert one.whole.shape == (4, 2, 16, 16, 3)
     assert one.local.shape == (4, 2, 8, 8, 3)
     np.testing.assert_array_equal(one.whole, draw(batch, 1).whole)
+    np.testing.assert_array_equal(one.hidden, draw(batch, 1).hidden)
+    assert one.hidden.shape == (4, 2, 4)
+    assert 0.2 < np.mean(one.hidden) < 0.8
+    assert np.any(one.hidden != two.hidden)
     assert np.abs(one.whole - two.whole).max() > 0.1
     assert np.abs(one.whole[:, 0] - one.whole[:, 1]).max() > 0.1
     plain, _ = make_task(settings(dino__mirror=False, dino__jitter=0.0, dino__global_scale=(1.0, 1.0)))

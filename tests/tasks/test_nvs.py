@@ -88,7 +88,9 @@ def test_what_drops_is_zero_and_the_camera_stays_until_guidance_takes_it(conditi
     given = task.dit.without(params, condition, drop)
     kernel, bias = (params["camera"]["project"][name] for name in ("kernel", "bias"))
     tokens = np.asarray(condition.tokens)
-    whole, camera = tokens @ kernel + bias, tokens[..., 32:] @ kernel[32:] + bias
+    turn = np.asarray(params["camera"]["turn"]).reshape(4, 32, 32)  # a matrix a number of the camera
+    turned = np.einsum("blv,blc,vcd->bld", tokens[..., 32:], tokens[..., :32], turn)
+    whole, camera = tokens @ kernel + bias + turned, tokens[..., 32:] @ kernel[32:] + bias
     np.testing.assert_allclose(given.tokens, np.where(drop["tokens"][:, None, None], camera, whole), atol=1e-5)
     assert [bool(np.any(row)) for row in given.latent] == [True, True, False, False]
     null = task.dit.null_condition(params, task.dit.lift(params, condition))
@@ -152,7 +154,7 @@ def test_a_prior_of_another_encoder_starts_its_first_layer_anew(prior):
         same_condition=False,
     )
     anew = {path.rpartition("/")[0] for path in rules["reinitialise"]}
-    assert anew == {"camera/project", "vector/fc1", "vector/fc2", "tokens/fc1"}
+    assert anew == {"camera", "camera/project", "vector/fc1", "vector/fc2", "tokens/fc1"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from configs import i2v
 from lumos_jax import config, config_io, data, tasks
-from lumos_jax.train import sharding
+from lumos_jax.train import sharding, spread
 from lumos_jax.train.evaluator import to_mesh
 from lumos_jax.train.optimizer import make_optimizer
 from lumos_jax.train.state import make_state
@@ -34,7 +34,7 @@ def settings():
 def run(settings, mesh):
     """Losses and the last state of a few real steps; and how the frames of the first batch lie."""
     task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
-    task = sharding.on_mesh(task, mesh)
+    task = spread.on_mesh(task, mesh)
     optimizer = make_optimizer(settings.optimizer, settings.train.steps, task.dit.trainable())
     _, state = make_state(settings, task.dit, optimizer, mesh)
     step = make_train_step(settings, task, optimizer, mesh)

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from lumos_jax import config, encoders
 from lumos_jax.train import sharding
+from tests.ports import free_port
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = config.Encoder(
@@ -130,9 +130,7 @@ except ValueError as error:
 
 
 def test_each_of_two_processes_places_its_own_parts():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
     both = [
         subprocess.Popen(

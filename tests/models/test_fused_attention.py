@@ -1,0 +1,41 @@
+"""The kernel, step by step on a CPU, against the plain attention; what is compiled for a TPU is the same kernel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lumos_jax.models import attention, fused_attention
+
+
+def test_it_attends_as_the_plain_one_forward_and_backward(monkeypatch):
+    monkeypatch.setattr(fused_attention, "MOST_QUERIES", 128)
+    tokens, heads = 256, 2  # two blocks of queries a head
+    keys = jax.random.split(jax.random.key(0), 5)
+    x = jax.random.normal(keys[0], (1, tokens, 16))
+    kernel, bias = 0.5 * jax.random.normal(keys[1], (16, 3, heads, 8)), jax.random.normal(keys[2], (3, heads, 8))
+    out_kernel, out_bias = jax.random.normal(keys[3], (heads * 8, 16)), jnp.arange(16.0)
+    weights = jax.random.normal(keys[4], x.shape)
+
+    def plain(x, kernel, bias, out_kernel, out_bias):
+        q, k, v = attention._split_heads(x, kernel, bias)
+        return attention.dense(attention._merge_heads(attention.attend(q, k, v)), out_kernel, out_bias)
+
+    def fused(x, kernel, bias, out_kernel, out_bias):
+        qkv = fused_attention.project(x, kernel.reshape(16, -1), bias.reshape(-1)).reshape(1, 3, heads, 8, tokens)
+        return fused_attention.merge(fused_attention.attend(qkv, True), out_kernel, out_bias)
+
+    inputs = (x, kernel, bias, out_kernel, out_bias)
+    results = []
+    for layer in (plain, fused):
+        out, pull = jax.vjp(layer, *inputs)
+        results.append((out, *pull(weights)))
+    for wanted, got in zip(*results, strict=True):
+        assert np.abs(wanted).max() > 0.1 or wanted.ndim == 3
+        np.testing.assert_allclose(got, wanted, atol=1e-5 * float(np.abs(wanted).max()) + 1e-5)
+
+
+def test_which_heads_it_takes():
+    assert [fused_attention.fits(*head) for head in ((256, 72), (4096, 64))] == [True, True]
+    # Lanes and sublanes that stay empty, and logits that are too many.
+    assert [fused_attention.fits(*head) for head in ((64, 72), (256, 12), (8192, 64))] == [False, False, False]
+    assert [fused_attention._heads(16, n) for n in (256, 1024, 4096)] == [4, 2, 1]
