@@ -92,7 +92,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(small_disk, command):
     fields = ("eval.every=0", "checkpoint.every=2", "checkpoint.keep=5")
     output = finish(start(command(small_disk / "run", *fields)), code=1)
     told = output.splitlines()[-1]
-    assert told.startswith("error: writing a checkpoint into")
+    assert told.startswith("error: writing "), output  # a checkpoint or, if the disk was full just then, metrics
     assert "No space left on device" in told
     steps = sorted(int(p.name) for p in (small_disk / "run" / "checkpoints").iterdir() if p.name.isdecimal())
     assert steps

@@ -153,7 +153,7 @@ class Checkpoints:
             )
             self._manager.check_for_errors()
         except (OSError, ValueError, RuntimeError) as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk. Raises CheckpointError as `save` does."""
@@ -161,7 +161,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except (OSError, ValueError, RuntimeError) as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
 
     def check(self) -> bool:
         """Whether all that was saved is on disk. Raises CheckpointError if a write under way has failed."""
@@ -170,7 +170,7 @@ class Checkpoints:
         try:
             self._manager.check_for_errors()
         except (OSError, ValueError, RuntimeError) as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
         return not self._manager.is_saving_in_progress()
 
     def probe(self) -> None:
@@ -183,7 +183,7 @@ class Checkpoints:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
 
     def forget_failure(self) -> None:
         """After a write that failed: opens the directory anew, as Orbax keeps some failures. Raises as `save`."""
@@ -192,7 +192,7 @@ class Checkpoints:
         try:
             self._manager = self._open()
         except OSError as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON part of a checkpoint. Raises CheckpointError if it cannot be read."""
@@ -265,7 +265,8 @@ class Checkpoints:
         """Waits for writes under way and releases threads."""
         self._manager.close()
 
-    def _failed(self, error: BaseException) -> CheckpointError:
+    def failed(self, error: BaseException, what: str = "a checkpoint") -> CheckpointError:
+        """The error to raise where `what` could not be written: why, what is left, and what to do."""
         while isinstance(error, _Elsewhere) and error.__context__ is not None:
             error = error.__context__  # why this process came late to the meeting
         try:
@@ -274,6 +275,6 @@ class Checkpoints:
             good = []
         last = f"the last good checkpoint is {max(good)}" if good else "there is no earlier checkpoint"
         return CheckpointError(
-            f"writing a checkpoint into {self.directory} failed ({error}); {last}. "
+            f"writing {what} into {self.directory} failed ({error}); {last}. "
             "Free some space (or lower config.checkpoint.keep) and run the same command again"
         )

@@ -256,7 +256,7 @@ class TfdsSource:
         if not self._length:
             raise ValueError(f"config.data.name={name!r}, split={split!r}: no records")
         if captioned and self._texts == (None, None):
-            features = ", ".join(self._records.dataset_info.features)
+            features = ", ".join(sorted(self._records.dataset_info.features))
             raise ValueError(
                 f"config.data.record=captioned: {name} has no feature {', '.join(_TFDS_RAW)} or detailed; it has {features}"
             )

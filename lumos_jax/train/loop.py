@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos_jax import config, config_io, data, peers, tasks
+from lumos_jax import config, config_io, data, patience, peers, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.tasks import pictures
 from lumos_jax.train import cache, finetune, goodput, metrics, sharding, spread, startup
@@ -252,10 +252,16 @@ def train(run: Run) -> int:
         if profiling:
             jax.profiler.stop_trace()
         batches.close()
-        report.close()
+        closing = [report.close, ledger.write]
         if not peers.several() or code != FAILED:  # a write that others have left would be waited for in vain
-            run.checkpoints.close()
-    ledger.write()
+            closing.append(run.checkpoints.close)
+        for close in closing:
+            try:
+                close()
+            except OSError as error:  # the same full disk, often: what failed first is told
+                failure, code = failure or error, FAILED
+    if isinstance(failure, OSError) and failure.errno in patience.LASTING:
+        failure = run.checkpoints.failed(failure, "metrics or pictures beside the checkpoints")
     if failure is not None:  # last of all, below whatever threads that were closed had to say
         common = isinstance(failure, FloatingPointError)  # the loss is the same in all processes
         if first or not common:
