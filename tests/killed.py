@@ -14,12 +14,6 @@ def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def when_the_prior_is_read():
-    """Its weights are in memory, nothing is written."""
-    whole = Checkpoints.restore_subtree
-    Checkpoints.restore_subtree = lambda *args: (whole(*args), kill())
-
-
 def within_the_account():
     """Half of handoff.json is on disk."""
     whole = pathlib.Path.write_text

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import time
 
@@ -45,6 +46,15 @@ def metrics(workdir):
         {name: value for name, value in line.items() if name not in TIMINGS and not name.startswith("goodput")}
         for line in lines
     ]
+
+
+def rewound(workdir, to, step):
+    """Copies a run as it was once it had saved that step; returns `to`."""
+    shutil.copytree(workdir, to, dirs_exist_ok=True)
+    for path in (to / "checkpoints").iterdir():
+        if int(path.name) > step:
+            shutil.rmtree(path)
+    return to
 
 
 def arrays(workdir):

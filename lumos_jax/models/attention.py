@@ -1,7 +1,8 @@
 """Self-attention over latent tokens, and cross-attention from them to condition tokens.
 
-softmax(q k^T / sqrt(K)) v. Logits and softmax are float32 whatever the compute dtype. Axis letters: B batch, N latent
-tokens, L condition tokens, D width, H heads, K head dim.
+softmax(q k^T / sqrt(K)) v. Logits and softmax are float32 whatever the compute dtype. The plain form keeps all logits of a
+layer in memory, 4 N^2 bytes a head and row; kernels, which do not, take its place where `kernel_for` says. Axis letters: B
+batch, N latent tokens, L condition tokens, D width, H heads, K head dim.
 """
 
 from __future__ import annotations
@@ -13,8 +14,28 @@ import jax.numpy as jnp
 from lumos_jax.models import fused_attention
 from lumos_jax.models.layers import Initializer, dense, parameter, reshaped, xavier, zeros
 
+# Heads and tokens of self-attention that cuDNN is asked for: its flash attention takes these widths on every GPU that has it;
+# with fewer tokens the plain form's logits are small beside what a block's MLP holds.
+CUDNN_HEAD_DIMS = range(8, 129, 8)
+CUDNN_TOKENS = 1024
+
 # Far below any logit, and finite: a row whose tokens are all masked averages them instead of becoming NaN.
 MASKED = -1e30
+
+
+def kernel_for(hardware: str, tokens: int, head_dim: int, dtype: jnp.dtype) -> str:
+    """Which form of self-attention is taken: "pallas" (fused_attention), "cudnn" or "" for the plain one.
+
+    Args:
+      hardware: "tpu" for rows that are all of one chip; "cuda" for rows and heads that are split evenly over GPUs with flash
+        attention; "" for all else. `train.spread` tells.
+      tokens, head_dim, dtype: of the queries.
+    """
+    if hardware == "tpu" and fused_attention.fits(tokens, head_dim):
+        return "pallas"
+    if hardware == "cuda" and tokens >= CUDNN_TOKENS and head_dim in CUDNN_HEAD_DIMS and dtype == jnp.bfloat16:
+        return "cudnn"
+    return ""
 
 
 @jax.custom_vjp
@@ -87,24 +108,26 @@ def _merge_heads(x: jax.Array) -> jax.Array:
 class SelfAttention(nn.Module):
     """(B, N, D) -> (B, N, D), one fused projection to queries, keys and values; `out_init` is of the output's kernel.
 
-    fused: attend by the kernel for TPUs where it fits, on rows that are all of one chip.
+    hardware: as of `kernel_for`.
     """
 
     heads: int
     out_init: Initializer = xavier
-    fused: bool = False
+    hardware: str = ""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         kernel, bias = _project(self, "qkv", 3, width, self.heads)
         output = _output(self, self.out_init, width, self.heads)
-        if self.fused and fused_attention.fits(x.shape[1], width // self.heads):
+        chosen = kernel_for(self.hardware, x.shape[1], width // self.heads, x.dtype)
+        if chosen == "pallas":
             qkv = fused_attention.project(x, kernel.reshape(width, -1), bias.reshape(-1))
             heads = fused_attention.attend(qkv.reshape(x.shape[0], *kernel.shape[1:], x.shape[1]))
             return fused_attention.merge(heads, *output)
         q, k, v = _split_heads(x, kernel, bias)
-        return dense(_merge_heads(attend(q, k, v)), *output)
+        attended = jax.nn.dot_product_attention(q, k, v, implementation="cudnn") if chosen else attend(q, k, v)
+        return dense(_merge_heads(attended), *output)
 
 
 class CrossAttention(nn.Module):

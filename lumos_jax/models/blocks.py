@@ -51,7 +51,7 @@ class Block(nn.Module):
     activation: str = "gelu_tanh"
     spread: Any = None  # models.dit.Spread, where frames are split over devices
     rounded: str = "none"  # the products of the MLP, as of layers.matmul
-    fused: bool = False  # as of SelfAttention
+    hardware: str = ""  # as of SelfAttention
 
     @nn.compact
     def __call__(
@@ -62,7 +62,7 @@ class Block(nn.Module):
         width = x.shape[-1]
         modulate = Dense(MODULATIONS * width, ("embed", "mlp"), zeros, out_dtype=jnp.float32, name="modulation")
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulate(s), MODULATIONS, axis=-1)
-        attended = SelfAttention(self.heads, fused=self.fused, name="attn")(modulated_norm(x, shift_1, scale_1))
+        attended = SelfAttention(self.heads, hardware=self.hardware, name="attn")(modulated_norm(x, shift_1, scale_1))
         x = gated(x, gate_1, attended)
         if self.temporal and frames:
             x = x + self._over_frames(x, frames)

@@ -71,7 +71,7 @@ class Spread(Protocol):
     def run(
         self, apply: Callable, axes: Any, dtype: str, params: Any, given: tuple, gather: Callable | None
     ) -> jax.Array:
-        """apply(params, *given, gather=..., fused=...), on each device with its own rows or frames of (x, t, condition).
+        """apply(params, *given, gather=..., hardware=...), on each device with its own rows or frames of (x, t, condition).
 
         axes: logical axis names of the parameters; dtype: in which a layer's weights are gathered.
         """
@@ -130,8 +130,8 @@ class DiT:
             }[self.vector_kind]
         return modules
 
-    def _block(self, spread: Spread | None = None, fused: bool = False) -> Block:
-        return Block(self.heads, self.mlp_hidden, self.temporal, self.activation, spread, self.mlp_products, fused)
+    def _block(self, spread: Spread | None = None, hardware: str = "") -> Block:
+        return Block(self.heads, self.mlp_hidden, self.temporal, self.activation, spread, self.mlp_products, hardware)
 
     @property
     def _vector_features(self) -> int:
@@ -287,7 +287,7 @@ class DiT:
             return self.spread.run(self._apply, self.logical_axes(), self.dtype, params, (x, t, condition), gather)
         return self._apply(params, x, t, condition, gather=gather)
 
-    def _apply(self, params, x, t, condition, *, gather, fused=False) -> jax.Array:
+    def _apply(self, params, x, t, condition, *, gather, hardware="") -> jax.Array:
         dtype = jnp.dtype(self.dtype)
         modules = self._modules
 
@@ -308,13 +308,13 @@ class DiT:
         y = None if condition.tokens is None else run("tokens", condition.tokens.astype(dtype))
         s = jnp.repeat(s, frames, axis=0) if frames else s
         x = self._run_blocks(
-            params["blocks"], x, nn.silu(s).astype(dtype), y, condition.token_mask, frames, gather, fused
+            params["blocks"], x, nn.silu(s).astype(dtype), y, condition.token_mask, frames, gather, hardware
         )
         out = layers.unpatchify(run("final", x, s), self.patch_size, grid)
         return out.reshape(-1, frames, *out.shape[1:]) if frames else out
 
-    def _run_blocks(self, params, x, s, y, mask, frames, gather, fused=False):
-        block = self._block(self.spread, fused)
+    def _run_blocks(self, params, x, s, y, mask, frames, gather, hardware=""):
+        block = self._block(self.spread, hardware)
 
         def body(x, layer):
             if gather is not None:

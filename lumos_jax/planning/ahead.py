@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib.util
 import os
@@ -23,6 +24,7 @@ _QUIET = {
     "TPU_MIN_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is taken, and so two plans at once do no harm
 }
+_CUDNN = "libcudnn.so.9"
 _CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 # Kernels are chosen by trying them on a GPU; without one the compiler takes its defaults, which for Triton need not compile.
 _CUDA_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
@@ -86,14 +88,22 @@ def _cuda_devices(target: Target) -> list[Any]:
     if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
         raise ValueError(
             f"--target={target}: the compiler for CUDA is in jax's plugin, which is not installed: pip install "
-            "'lumos_jax[plan-cuda]' (x86-64 Linux, 132 MB to download; no GPU is needed)"
+            "'lumos_jax[plan-cuda]' (x86-64 Linux, 625 MB to download; no GPU is needed)"
         )
     try:
-        return topologies.get_topology_desc(
+        devices = topologies.get_topology_desc(
             platform="cuda", topology_name="", topology=f"1x1x{target.chips}", target_config=_gpu_description(target)
         ).devices
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         raise ValueError(f"--target={target}: jax's CUDA plugin cannot compile for it: {_first_line(error)}") from error
+    try:
+        ctypes.CDLL(_CUDNN)  # which the plugin has loaded where it comes from a package
+    except OSError as error:
+        raise ValueError(
+            f"--target={target}: cuDNN, of whose version jax asks before it takes cuDNN's attention, is not installed: "
+            "pip install 'lumos_jax[plan-cuda]', or nvidia-cudnn-cu13 alone (493 MB to download; no GPU is needed)"
+        ) from error
+    return devices
 
 
 def _gpu_description(target: Target) -> str:

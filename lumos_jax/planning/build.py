@@ -191,6 +191,8 @@ def _rows(settings: config.Settings, task: Any, frozen: Any, cached: bool) -> di
     kept.pop("feature_detailed", None)
     if "token_mask" in rows and task.ragged:
         kept["token_mask"] = rows["token_mask"]
+    if "size" in rows:  # of buckets
+        kept["size"] = rows["size"]
     return kept | weight
 
 

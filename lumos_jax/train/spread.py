@@ -3,7 +3,7 @@
 Each chip runs the network on its own rows of the batch (`jax.shard_map` over data and fsdp). Under FSDP it gathers a layer's
 weights inside the scanned body, cast to the compute dtype on the shard; the transpose of that gather is a reduce-scatter of
 the gradient, of half the bytes of the all-reduce that the partitioner makes of the same sum. Kernels written for a TPU, which
-the partitioner cannot cut, see their own rows alone.
+the partitioner cannot cut, see their own rows alone; cuDNN's attention it cuts into rows and heads that split evenly.
 
 What does not divide so (a tensor axis, adapters, rows fewer than chips) is left to the partitioner. The frames of clips are
 split over `context` by hand too: rows and frames are one dim in most layers, which leaves the partitioner no way to keep
@@ -37,11 +37,17 @@ class Spread:
     ) -> jax.Array:
         x, ways = given[0], self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         plain = jax.tree.structure(params) == jax.tree.structure(axes, is_leaf=lambda a: isinstance(a, tuple))
-        if plain and x.shape[0] % ways == 0 and self.mesh.shape["tensor"] == self.mesh.shape["context"] == 1:
+        even = x.shape[0] % ways == 0 and self.mesh.shape["context"] == 1
+        if plain and even and self.mesh.shape["tensor"] == 1:
             return self._by_rows(apply, axes, dtype, params, given)
         if x.ndim == 5 and self.mesh.shape["context"] > 1:
             return self._by_frames(functools.partial(apply, gather=gather), params, given)
-        return apply(params, *given, gather=gather)
+        return apply(params, *given, gather=gather, hardware="cuda" if even and self.hardware == "cuda" else "")
+
+    @property
+    def hardware(self) -> str:
+        """As of models.attention.kernel_for."""
+        return hardware_of(self.mesh.devices.flat[0])
 
     def _by_rows(self, apply: Callable, axes: Any, dtype: str, params: Any, given: tuple) -> jax.Array:
         specs = jax.tree.map(lambda layout: layout.spec, param_shardings(self.mesh, params, axes))
@@ -62,8 +68,7 @@ class Spread:
                 lambda a, spec: jax.lax.pcast(a, tuple(n for n in ROWS if n not in spec), to="varying"), params, specs
             )
             fsdp = self.mesh.shape["fsdp"] > 1
-            tpu = self.mesh.devices.flat[0].platform == "tpu"
-            return apply(params, *given, gather=whole if fsdp else None, fused=tpu)
+            return apply(params, *given, gather=whole if fsdp else None, hardware=self.hardware)
 
         rows = jax.tree.map(lambda _: BATCH, given)
         return jax.shard_map(own, mesh=self.mesh, in_specs=(specs, *rows), out_specs=BATCH)(params, *given)
@@ -111,8 +116,16 @@ def _gather(a: jax.Array, dim: int) -> jax.Array:
     return jax.lax.all_gather(a.reshape(a.shape[0], -1), "fsdp", axis=0, tiled=True).reshape(-1, *a.shape[1:])
 
 
+def hardware_of(device: Any) -> str:
+    """ "tpu", "cuda" for a GPU with flash attention, which NVIDIA's have since Ampere (compute capability 8.0), or ""."""
+    if device.platform == "tpu":
+        return "tpu"
+    generation = str(getattr(device, "compute_capability", "")).partition(".")[0]  # AMD's say gfx942
+    return "cuda" if generation.isdecimal() and int(generation) >= 8 else ""
+
+
 def on_mesh(task: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The task, its network told how it is spread; the same task where one device that is no TPU has it all."""
-    if not hasattr(task, "dit") or (mesh.size == 1 and mesh.devices.flat[0].platform != "tpu"):
+    """The task, its network told how it is spread; the same task where one device for which there are no kernels has it all."""
+    if not hasattr(task, "dit") or (mesh.size == 1 and not hardware_of(mesh.devices.flat[0])):
         return task
     return dataclasses.replace(task, dit=dataclasses.replace(task.dit, spread=Spread(mesh)))
