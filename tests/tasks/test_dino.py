@@ -16,7 +16,9 @@ from lumos_jax.train import loop, rngs
 
 
 def settings(**changes):
+    """configs/dino.py:test without hidden patches and pixels, unless told."""
     made = dino_config.test()
+    made.dino.mask_weight = made.dino.pixel_weight = 0.0
     for name, value in changes.items():
         group, field = name.split("__")
         made[group][field] = value
@@ -194,7 +196,10 @@ def test_nearest_neighbours_vote():
 
 
 def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
-    made = settings(train__steps=6, log__tensorboard=False, train__compilation_cache="", checkpoint__every=3)
+    made = settings(
+        train__steps=6, log__tensorboard=False, train__compilation_cache="", checkpoint__every=3, dino__mask_weight=1.0,
+        dino__pixel_weight=1.0,
+    )  # fmt: skip
     assert loop.train(loop.prepare(made, str(tmp_path / "run"))) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["neighbour_count"] >= 0
