@@ -9,10 +9,11 @@ def base():
 
 
 def shipped_encoder(config):
-    """Sets the self-supervised ViT that comes with the package, for pictures of its size."""
+    """Sets the self-supervised ViT that comes with the package, for pictures of data.image_size; features whitened."""
     side = config.data.image_size
     config.encoder = base().encoder
     config.encoder.weights = "scenes"
+    config.encoder.normalize = "white"
     config.encoder.resize = config.encoder.image_size = side
     config.encoder.dtype = "float32"
 

@@ -58,14 +58,19 @@ def desk():
     config.dino.prototypes, config.dino.hidden, config.dino.bottleneck = 512, 256, 64
     config.dino.teacher_temperature = 0.06
     config.dino.balance = "sinkhorn"  # centring needs more than minutes to leave a few clusters
-    config.optimizer.learning_rate = 1e-3
+    # Features that a prior is to reproduce pictures from must keep them: patches tell their pixels, and some are hidden.
+    config.dino.mask_weight, config.dino.mask_share = 1.0, (0.0, 0.3)
+    config.dino.pixel_weight = 10.0
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.b2 = 0.99
     config.optimizer.warmup_steps = 100
     config.optimizer.ema_decay = 0.99
     config.train.batch_size = 64
-    config.train.steps = 1500
-    config.checkpoint.every = 250
+    config.train.steps = 3000
+    config.checkpoint.every = 500
     config.log.every = 50
-    config.eval.every = 250
+    config.eval.every = 500
     config.eval.bank = 2048
     return config
 
@@ -79,6 +84,7 @@ def test():
     config.encoder.resize = config.encoder.image_size = 16
     config.dino.local_side = 8
     config.dino.prototypes, config.dino.hidden, config.dino.bottleneck = 16, 32, 8
+    config.optimizer.name = "adamw"  # compiles sooner
     config.optimizer.warmup_steps = 2
     config.train.batch_size = 16
     config.train.steps = 12

@@ -36,16 +36,8 @@ def desk():
     config.data.source = "scenes"
     config.data.image_size = 32
     config.data.holdout = 512
-    # A random network has no semantics, but all its tokens together still say what is where, which is what a prior that
-    # reproduces images needs: within minutes it is worth more to the loss than the shipped encoder, "scenes".
-    config.encoder.weights = "random:0"
-    config.encoder.size = "custom"
-    config.encoder.width, config.encoder.depth, config.encoder.heads = 192, 2, 4
-    config.encoder.patch_size = 8
-    config.encoder.resize = config.encoder.image_size = 32
-    config.encoder.output = "all"
-    config.encoder.normalize = "none"  # unit length would make 192 features too faint to be picked up within minutes
-    config.encoder.dtype = "float32"
+    common.shipped_encoder(config)
+    config.encoder.output = "all"  # 17 tokens say within minutes what is where; [CLS] alone takes a prior far longer
     config.autoencoder.kind = "identity"
     config.model.size = "custom"
     config.model.width, config.model.depth, config.model.heads = 128, 4, 4
@@ -81,8 +73,14 @@ def test():
     config.data.image_size = 16
     config.data.records = 256
     config.data.holdout = 32
-    config.encoder.width = 32
+    config.encoder = common.base().encoder
+    config.encoder.weights = "random:0"
+    config.encoder.size = "custom"
+    config.encoder.width, config.encoder.depth, config.encoder.heads = 32, 2, 4
+    config.encoder.patch_size = 8
     config.encoder.resize = config.encoder.image_size = 16
+    config.encoder.output, config.encoder.normalize = "all", "none"
+    config.encoder.dtype = "float32"
     config.model.width, config.model.depth, config.model.heads = 32, 2, 2
     config.optimizer.name = "adamw"  # compiles sooner
     config.optimizer.learning_rate = 2e-3

@@ -65,7 +65,8 @@ class Encoder:
     weights: str = "facebook/dino-vitb16"  # directory; .safetensors, .npz, .pth file; hub id; random:<seed>; "scenes"
     # vit: cls | patch | all | pooled (what its projection head makes of [CLS]: CLIP, MoCo-v3); t5: all; clip_text: all | pooled
     output: str = "cls"
-    # vit: unit (each token to length 1: Lumos) | standard (each token to mean 0 and variance 1 over its features: RCG) | none;
+    # vit: unit (each token to length 1: Lumos) | standard (each token to mean 0 and variance 1 over its features: RCG) | none |
+    # white (lumos_jax/encoders/whitening.py; of weights that hold its statistics, as "scenes" and other exported encoders do);
     # features of text are left as they are
     normalize: str = "unit"
     resize: int = 224  # vit: shorter side after resizing (antialiased), pixels
@@ -168,9 +169,10 @@ class Dino:
     mirror: bool = True  # half of the crops; without it features may tell left from right
     jitter: float = 0.4  # of brightness, contrast, saturation; half of it for the balance of colours
     # The student also tells what the teacher says of patches that are hidden from it (iBOT, DINOv2): how much that counts
-    # beside [CLS], 0 for nothing; and the share of patches of each global crop that is hidden.
+    # beside [CLS], 0 for nothing; and the share of patches of each global crop that is hidden, if this or pixel_weight count.
     mask_weight: float = 0.0
     mask_share: tuple[float, float] = (0.1, 0.5)
+    pixel_weight: float = 0.0  # how much it counts that tokens tell their patches' pixels, hidden or not; 0 for nothing
     prototypes: int = 4096
     hidden: int = 2048  # width of the head's hidden layers
     bottleneck: int = 256

@@ -7,7 +7,7 @@ python -m lumos_jax.convert import --kind=image-encoder --source=dino_vitbase16_
 python -m lumos_jax.convert export --workdir=runs/xl --format=official --out=release
     a run's EMA weights under the names of the official release, with a model card
 python -m lumos_jax.convert export --workdir=runs/dino --format=encoder --out=weights/mine
-    the encoder of a self-distillation run, for config.encoder.weights
+    the encoder of a self-distillation run, for config.encoder.weights, with what whitens its features
 
 --source is a file (.safetensors, .npz, .pth, .bin), a directory, or a hub id. Every name is accounted for: loaded, dropped for
 a reason, or an error. --dry-run prints the account from the shapes alone, and writes nothing; it also takes a .json file that
@@ -17,6 +17,7 @@ maps names to shapes.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -26,9 +27,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos_jax import config, config_io, encoders, name_rules
+from lumos_jax import config, config_io, data, encoders, name_rules
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, model_card
-from lumos_jax.encoders import files, frozen_files, imports, torch_writer
+from lumos_jax.encoders import files, frozen_files, imports, torch_writer, whitening
 from lumos_jax.models import diffusers_names
 from lumos_jax.tasks import releases
 from lumos_jax.train import finetune
@@ -36,6 +37,7 @@ from lumos_jax.train import finetune
 USER_ERROR = 2
 PRIOR_FORMATS = ("official", "safetensors", "diffusers")
 ENCODER = "encoder"
+WHITENED_AT_ONCE = 256  # pictures
 
 
 def import_prior(args: argparse.Namespace) -> str:
@@ -140,8 +142,12 @@ def export(args: argparse.Namespace) -> str:
 
 
 def _export_encoder(args: argparse.Namespace, settings: config.Settings, params: Any, meta: Any, step: int) -> str:
-    flat = {path: value.astype(args.dtype) for path, value in name_rules.flatten(params["vit"]).items()}
-    made = frozen_files.Frozen("image-encoder", encoders.vit_of(settings.encoder), flat)
+    vit, params = encoders.vit_of(settings.encoder), params["vit"]
+    if args.whiten:
+        params = params | {"whitening": _whitening(settings, vit, params, args.whiten)}
+        vit = dataclasses.replace(vit, whitened=True)
+    flat = {path: value.astype(args.dtype) for path, value in name_rules.flatten(params).items()}
+    made = frozen_files.Frozen("image-encoder", vit, flat)
     card = model_card.text(pathlib.Path(args.workdir), settings, meta, step, args.weights, args.format)
 
     def fill(folder: pathlib.Path) -> None:
@@ -150,6 +156,23 @@ def _export_encoder(args: argparse.Namespace, settings: config.Settings, params:
 
     _write(args.out, fill)
     return f"{sum(value.size for value in flat.values()):,} parameters ({args.weights}) of step {step} in {args.out}"
+
+
+def _whitening(settings: config.Settings, vit: Any, params: Any, pictures: int) -> Any:
+    """By so many records, spread over the source that the run was trained on."""
+    source, told = data.make_source(settings.data), settings.encoder
+    records = np.linspace(0, len(source) - 1, min(pictures, len(source))).astype(int).tolist()
+    encoder = encoders.ImageEncoder(
+        vit, "all", "none", told.resize, told.interpolation, told.image_size, told.dtype, identity=""
+    )
+    apply = jax.jit(encoder.apply)
+
+    def tokens():
+        for begin in range(0, len(records), WHITENED_AT_ONCE):
+            batch = data.read_batch(settings.data, source, records[begin : begin + WHITENED_AT_ONCE])
+            yield np.asarray(apply(params, batch["image"]))[batch["weight"] > 0]
+
+    return whitening.fit(tokens())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -179,6 +202,13 @@ def _parser() -> argparse.ArgumentParser:
         help="official .pth (default), the same as safetensors, diffusers; or encoder, of a self-distillation run",
     )
     add("--dtype", choices=("float32", "float16"), default="float32", help="of format encoder (float32)")
+    add(
+        "--whiten",
+        type=int,
+        default=2048,
+        metavar="PICTURES",
+        help="of format encoder: records of the run's data that config.encoder.normalize=white goes by (2048); 0: none",
+    )
     add("--weights", choices=("ema", "params"), default="ema", help="running average (default) or raw parameters")
     add("--checkpoint", type=int, metavar="STEP", help="default: the newest")
     return parser

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax import config, name_rules
-from lumos_jax.encoders import architectures
+from lumos_jax.encoders import architectures, whitening
 from lumos_jax.encoders.placement import Placement, Take, gather_of
 from lumos_jax.encoders.preprocess import CLIP_STATISTICS, IMAGENET_STATISTICS, preprocess
 from lumos_jax.encoders.vit import SIZES, Vit
@@ -26,7 +26,12 @@ def _standard(x: jax.Array) -> jax.Array:
     return (x - x.mean(-1, keepdims=True)) / jnp.maximum(x.std(-1, ddof=1, keepdims=True), 1e-6)
 
 
-NORMALIZE = {"none": lambda x: x, "unit": _unit, "standard": _standard}
+NORMALIZE = {
+    "none": lambda x: x,
+    "unit": _unit,
+    "standard": _standard,
+}  # of one token; WHITE takes the encoder's parameters
+WHITE = "white"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,8 @@ class ImageEncoder:
             head = gather({name: part for name, part in params.items() if name in ("head", "norm")})
             x = self.vit.project(head, x)[:, None]
         x = {"cls": x[:, :1], "patch": x[:, 1:]}.get(self.output, x).astype(jnp.float32)
+        if self.normalize == WHITE:
+            return whitening.apply(gather({"whitening": params["whitening"]})["whitening"], x)
         return NORMALIZE[self.normalize](x)
 
 
@@ -98,6 +105,12 @@ def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tup
         raise ValueError(
             f"config.encoder.output=pooled needs a network with a projection head (CLIP, MoCo-v3), which {encoder.weights} "
             "has not; choose cls, patch or all"
+        )
+    if encoder.normalize == WHITE and (encoder.output == "pooled" or not vit.whitened):
+        raise ValueError(
+            f"config.encoder.normalize=white needs weights that say how their tokens are whitened, and output cls, patch or "
+            f"all: {encoder.weights}, output {encoder.output}, does not suit. `convert export --format=encoder` writes such "
+            "weights; or choose unit, standard or none"
         )
     if encoder.image_size % vit.patch_size:
         raise ValueError(

@@ -26,6 +26,7 @@ class SelfDistilled:
       bottleneck: features that are normalised and compared with the prototypes.
       prototypes: K.
       masked: whether patches may be hidden, as masked image modelling does; they have a centre of their own.
+      pixels: whether a linear layer tells the pixels of each patch from its token.
     """
 
     vit: Vit
@@ -33,9 +34,10 @@ class SelfDistilled:
     bottleneck: int
     prototypes: int
     masked: bool = False
+    pixels: bool = False
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        """Float32 parameters {"vit", "head", "centre"}, and {"mask", "patch_centre"} where patches may be hidden.
+        """Float32 parameters {"vit", "head", "centre"}, {"mask", "patch_centre"} where patches may be hidden, and {"pixels"}.
 
         Positions start small: as strong as the patches they would be all that [CLS] sees. Where patches may be hidden they
         start as strong, since a hidden one says nothing else.
@@ -54,6 +56,10 @@ class SelfDistilled:
         if self.masked:
             params["mask"] = 0.02 * jax.random.normal(keys[4], (self.vit.width,))
             params["patch_centre"] = jnp.zeros(self.prototypes)
+        if self.pixels:
+            inner, outer = self.vit.width, 3 * self.vit.patch_size**2
+            kernel = jax.random.normal(jax.random.fold_in(keys[4], 1), (inner, outer)) * inner**-0.5
+            params["pixels"] = {"kernel": kernel, "bias": jnp.zeros(outer)}
         return params
 
     def trainable(self) -> dict[str, Any]:
@@ -65,33 +71,33 @@ class SelfDistilled:
         """A tree like the parameters, of tuples without names: the network is small, and whole on every device."""
         return jax.tree.map(lambda leaf: (None,) * len(leaf.shape), jax.eval_shape(self.init, jax.random.key(0)))
 
-    def scores(
-        self, params: dict[str, Any], image: jax.Array, hidden: jax.Array | None = None, patches: bool = False
-    ) -> jax.Array:
-        """Cosines of tokens' projections with the prototypes.
+    def tokens(self, params: dict[str, Any], image: jax.Array, hidden: jax.Array | None = None) -> jax.Array:
+        """What the ViT makes of image (B, S, S, 3), normalised: (B, 1 + N, D), [CLS] first.
 
-        Args:
-          params: as from `init`.
-          image: (B, S, S, 3), normalised.
-          hidden: (B, N) bool, patches that are not shown: a learned vector stands in for them.
-
-        Returns:
-          (B, 1 + N, K), [CLS] first, which is alone without `patches`.
+        `hidden`, (B, N) bool, are patches that are not shown: a learned vector stands in for them.
         """
 
         def hide(patches):
             return jnp.where(hidden[..., None], params["mask"][None, None].astype(patches.dtype), patches)
 
-        x = self.vit.apply(params["vit"], image, hide=None if hidden is None else hide)
-        x = x if patches else x[:, :1]
-        size, tokens, width = x.shape
-        x = x.reshape(size * tokens, width)
+        return self.vit.apply(params["vit"], image, hide=None if hidden is None else hide)
+
+    def scores(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
+        """Cosines of the projections of tokens (B, T, D) with the prototypes, (B, T, K)."""
+        size, count, width = tokens.shape
+        x = tokens.reshape(size * count, width)
         head = params["head"]
         for number in range(3):
             layer = head[f"layer{number}"]
             x = x @ layer["kernel"] + layer["bias"][None]
             x = x if number == 2 else jax.nn.gelu(x, approximate=False)
-        return (_unit(x, -1) @ _unit(head["prototypes"], 0)).reshape(size, tokens, -1)
+        return (_unit(x, -1) @ _unit(head["prototypes"], 0)).reshape(size, count, -1)
+
+    def told_pixels(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
+        """The pixels of each patch by its token: (B, 1 + N, D) -> (B, N, p p 3), normalised as the image."""
+        size, count, width = tokens[:, 1:].shape
+        flat = tokens[:, 1:].reshape(size * count, width)
+        return (flat @ params["pixels"]["kernel"] + params["pixels"]["bias"][None]).reshape(size, count, -1)
 
 
 def _unit(x: jax.Array, axis: int) -> jax.Array:

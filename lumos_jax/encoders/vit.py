@@ -33,6 +33,13 @@ ACTIVATIONS = {
 }
 
 
+def patchify(image: jax.Array, side: int) -> jax.Array:
+    """image (B, H, W, 3) -> its patches (B, N, side side 3), row by row."""
+    size, height, width, _ = image.shape
+    x = image.reshape(size, height // side, side, width // side, side, 3).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(size, -1, side * side * 3)
+
+
 @dataclasses.dataclass(frozen=True)
 class Vit:
     """Shape of the network.
@@ -47,6 +54,7 @@ class Vit:
       hidden: width of the MLPs; 0 takes four times the width.
       head: "" | linear (CLIP) | mlp (MoCo-v3).
       head_dims: widths of the head's outputs, one a layer.
+      whitened: whether parameters hold what whitens tokens of the pictures that the network was trained on.
     """
 
     width: int
@@ -62,6 +70,7 @@ class Vit:
     hidden: int = 0
     head: str = ""
     head_dims: tuple[int, ...] = ()
+    whitened: bool = False
 
     @property
     def _block(self) -> _Block:
@@ -88,6 +97,8 @@ class Vit:
             params["input_norm"] = norm
         if self.head:
             params["head"] = projection.init(self.head, jax.random.fold_in(key, 1), self.width, self.head_dims)
+        if self.whitened:
+            params["whitening"] = {"mean": jnp.zeros(self.width), "kernel": jnp.eye(self.width)}
         return params
 
     def apply(
@@ -108,8 +119,7 @@ class Vit:
         p, dtype = self.patch_size, image.dtype
         size, height, width, _ = image.shape
         grid = (height // p, width // p)
-        x = image.reshape(size, grid[0], p, grid[1], p, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = x.reshape(size, grid[0] * grid[1], p * p * 3)
+        x = patchify(image, p)
         x = nn.Dense(self.width, use_bias=not self.input_norm, dtype=dtype).apply({"params": params["patch"]}, x)
         x = x if hide is None else hide(x)
         cls = jnp.broadcast_to(params["cls"].astype(dtype), (size, 1, self.width))

@@ -10,6 +10,9 @@ With `balance` = sinkhorn the teacher's answers are instead made to use all prot
 
 With `mask_weight` the student does not see some patches of its global crops, and also tells what the teacher, who does, says
 of each of them (iBOT: Zhou et al. 2022): tokens then know their place and what is there, and not [CLS] alone what is shown.
+
+With `pixel_weight` a linear layer tells from each token the pixels of its patch, hidden or not (SimMIM: Xie et al. 2022, for
+the hidden ones), so that features keep what a prior needs to reproduce the picture.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import jax.numpy as jnp
 
 from lumos_jax import config, encoders
 from lumos_jax.encoders import SelfDistilled
+from lumos_jax.encoders.vit import patchify
 from lumos_jax.tasks import crops
 from lumos_jax.tasks.handoffs import Handoff
 
@@ -92,26 +96,30 @@ class SelfDistillation:
         return jax.random.uniform(each, (image.shape[0], GLOBAL, patches)) < share
 
     def losses(self, params: Any, average: Any, example: Views, total: jax.Array, gather: Any) -> dict[str, jax.Array]:
-        """`loss`, and `patch_loss` if patches are hidden; `teacher_entropy` of one answer to a crop and `prototype_entropy` of
-        the batch's mean answer, in nats, which would be 0 if the teacher had collapsed; and the mean outputs `centre` and
-        `patch_centre` (K,), which `settle` takes."""
+        """`loss`; `patch_loss` and `pixel_loss` where they count; `teacher_entropy` of one answer to a crop and
+        `prototype_entropy` of the batch's mean answer, in nats, which would be 0 if the teacher had collapsed; and the mean
+        outputs `centre` and `patch_centre` (K,), which `settle` takes."""
         s, size = self.settings, example.weight.shape[0]
         share = example.weight / total
 
-        def scores(weights, views, hidden=None):
-            """(B, views, 1 + N, K)."""
+        def tokens(weights, views, hidden=None):
+            """(B views, 1 + N, D)."""
             flat = views.reshape(-1, *views.shape[2:])
-            hidden = None if hidden is None else hidden.reshape(-1, hidden.shape[-1])
-            tokens = self.network.scores(weights, flat, hidden, patches=self.network.masked)
-            return tokens.reshape(size, views.shape[1], *tokens.shape[1:])
+            return self.network.tokens(weights, flat, None if hidden is None else hidden.reshape(-1, hidden.shape[-1]))
 
-        def logs(weights, views, hidden=None):
-            return jax.nn.log_softmax(scores(weights, views, hidden) / s.student_temperature, axis=-1)
+        def scores(weights, tokens):
+            """(B, views, 1 + N, K), or (B, views, 1, K) where patches are not asked."""
+            found = self.network.scores(weights, tokens if s.mask_weight else tokens[:, :1])
+            return found.reshape(size, -1, *found.shape[1:])
 
-        given = jax.lax.stop_gradient(scores(average, example.whole))
+        def logs(tokens):
+            return jax.nn.log_softmax(scores(params, tokens) / s.student_temperature, axis=-1)
+
+        given = jax.lax.stop_gradient(scores(average, tokens(average, example.whole)))
         answer = self._answers(given[:, :, 0], params["centre"], example.weight)
-        whole = logs(params, example.whole, example.hidden)
-        seen = [whole[:, :, 0]] + ([logs(params, example.local)[:, :, 0]] if s.local_crops else [])
+        told = tokens(params, example.whole, example.hidden)
+        whole = logs(told)
+        seen = [whole[:, :, 0]] + ([logs(tokens(params, example.local)[:, :1])[:, :, 0]] if s.local_crops else [])
         cross = -jnp.einsum("btk,bsk->bts", answer, jnp.concatenate(seen, axis=1))
         others = 1 - jnp.eye(GLOBAL, cross.shape[2])
         loss = ((cross * others[None]).sum(axis=(1, 2)) / others.sum() * share).sum()
@@ -123,14 +131,19 @@ class SelfDistillation:
             "prototype_entropy": -(mean * jnp.log(mean + 1e-9)).sum(),
             "centre": jnp.einsum("b,btk->k", share, given[:, :, 0]) / GLOBAL,
         }
-        if example.hidden is not None:
+        if s.mask_weight:
             patches = given[:, :, 1:].reshape(size, -1, given.shape[-1])
             wanted = self._answers(patches, params["patch_centre"], example.weight)
             hidden = example.hidden.reshape(size, -1)
             missed = -(wanted * whole[:, :, 1:].reshape(patches.shape)).sum(-1) * hidden
             sums["patch_loss"] = (missed.sum(-1) / jnp.maximum(hidden.sum(-1), 1) * share).sum()
-            sums["loss"] = loss + s.mask_weight * sums["patch_loss"]
+            sums["loss"] += s.mask_weight * sums["patch_loss"]
             sums["patch_centre"] = jnp.einsum("b,btk->k", share, patches) / patches.shape[1]
+        if s.pixel_weight:
+            pixels = patchify(example.whole.reshape(-1, *example.whole.shape[2:]), self.network.vit.patch_size)
+            errors = jnp.square(self.network.told_pixels(params, told) - pixels)
+            sums["pixel_loss"] = (errors.reshape(size, -1).mean(-1) * share).sum()
+            sums["loss"] += s.pixel_weight * sums["pixel_loss"]
         return sums
 
     def _answers(self, given: jax.Array, centre: jax.Array, weight: jax.Array) -> jax.Array:
@@ -176,5 +189,6 @@ def make_dino(
         raise ValueError(
             f"config.dino.local_side={dino.local_side} is not divisible by config.encoder.patch_size={vit.patch_size}"
         )
-    network = SelfDistilled(vit, dino.hidden, dino.bottleneck, dino.prototypes, dino.mask_weight > 0)
+    masked = dino.mask_weight > 0 or dino.pixel_weight > 0
+    network = SelfDistilled(vit, dino.hidden, dino.bottleneck, dino.prototypes, masked, dino.pixel_weight > 0)
     return SelfDistillation(network, settings.encoder.image_size, dino), {}

@@ -229,4 +229,8 @@ def test_tokens_are_normalised_as_the_config_says():
     np.testing.assert_allclose(tokens("unit"), raw / np.linalg.norm(raw, axis=-1, keepdims=True), rtol=1e-4)
     wanted = (raw - raw.mean(-1, keepdims=True)) / raw.std(-1, ddof=1, keepdims=True)
     np.testing.assert_allclose(tokens("standard"), wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"normalize=white needs weights that say how .* random:0, output all, does not"
+    ):
+        tokens("white")
     assert np.abs(raw.std(-1) - 1).max() < 0.5  # the last norm, without a deviation of its own

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from configs import dino as dino_config
-from lumos_jax import config_io, config_rules, convert, encoders, evaluation
+from lumos_jax import config_io, config_rules, convert, data, encoders, evaluation
 from lumos_jax.tasks import crops, make_task
 from lumos_jax.tasks.dino import Views
 from lumos_jax.train import loop, rngs
 
 
 def settings(**changes):
+    """configs/dino.py:test without hidden patches and pixels, unless told."""
     made = dino_config.test()
+    made.dino.mask_weight = made.dino.pixel_weight = 0.0
     for name, value in changes.items():
         group, field = name.split("__")
         made[group][field] = value
@@ -63,9 +65,11 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize(("balance", "mask"), [("centre", 0.5), ("sinkhorn", 0.5), ("sinkhorn", 0.0)])
-def test_loss_by_its_definition(example, balance, mask):
-    task, _ = make_task(settings(dino__balance=balance, dino__mask_weight=mask))
+@pytest.mark.parametrize(
+    ("balance", "mask", "pixel"), [("centre", 0.5, 0.0), ("sinkhorn", 0.5, 0.3), ("sinkhorn", 0.0, 0.0)]
+)
+def test_loss_by_its_definition(example, balance, mask, pixel):
+    task, _ = make_task(settings(dino__balance=balance, dino__mask_weight=mask, dino__pixel_weight=pixel))
     example = example if mask else dataclasses.replace(example, hidden=None)
     centres = {"centre": jnp.linspace(-0.2, 0.3, 16), "patch_centre": jnp.linspace(0.4, -0.1, 16)}
     params = task.network.init(jax.random.key(0))
@@ -74,15 +78,17 @@ def test_loss_by_its_definition(example, balance, mask):
     total = jnp.float32(3)
     sums = jax.jit(lambda p, a, e: task.losses(p, a, e, total, None))(params, average, example)
 
+    def tokens(weights, views, hidden=None):
+        """(B, views, 1 + N, D)."""
+        each = range(views.shape[1])
+        masks = [None if hidden is None else hidden[:, i] for i in each]
+        return np.stack([task.network.tokens(weights, views[:, i], masks[i]) for i in each], 1)
+
     def scores(weights, views, hidden=None):
         """(B, views, 1 + N, K)."""
-        return np.stack(
-            [
-                np.asarray(task.network.scores(weights, views[:, i], None if hidden is None else hidden[:, i], True))
-                for i in range(views.shape[1])
-            ],
-            1,
-        ).astype(np.float64)
+        found = tokens(weights, views, hidden)
+        each = [task.network.scores(weights, found[:, i]) for i in range(found.shape[1])]
+        return np.stack(each, 1).astype(np.float64)
 
     def answers(given, centre):
         if balance == "centre":
@@ -107,6 +113,13 @@ def test_loss_by_its_definition(example, balance, mask):
         of_rows = np.array([row[hidden].mean() for row, hidden in zip(missed, example.hidden, strict=True)])
         np.testing.assert_allclose(sums["patch_loss"], (of_rows * example.weight).sum() / 3, rtol=1e-4)
         rows = rows + mask * of_rows
+    if pixel:  # patches are 8 x 8, row by row
+        parts = example.whole.reshape(4, 2, 2, 8, 2, 8, 3).transpose(0, 1, 2, 4, 3, 5, 6).reshape(4, 2, 4, 192)
+        layer = jax.tree.map(np.asarray, params["pixels"])
+        told = tokens(params, example.whole, example.hidden)[:, :, 1:] @ layer["kernel"] + layer["bias"]
+        of_rows = ((told - parts) ** 2).mean((1, 2, 3))
+        np.testing.assert_allclose(sums["pixel_loss"], (of_rows * example.weight).sum() / 3, rtol=1e-4)
+        rows = rows + pixel * of_rows
     np.testing.assert_allclose(sums["loss"], (rows * example.weight).sum() / 3, rtol=1e-4)
 
     moved, metrics = task.settle(params, sums)
@@ -115,7 +128,8 @@ def test_loss_by_its_definition(example, balance, mask):
     for name in ("centre", "patch_centre")[: 2 if mask else 1]:
         np.testing.assert_allclose(sums[name], of_rows[name][example.weight > 0].mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(moved[name], m * params[name] + (1 - m) * sums[name], rtol=1e-6)
-    assert set(metrics) == {"loss", "teacher_entropy", "prototype_entropy"} | ({"patch_loss"} if mask else set())
+    further = {name for name, weight in (("patch_loss", mask), ("pixel_loss", pixel)) if weight}
+    assert set(metrics) == {"loss", "teacher_entropy", "prototype_entropy"} | further
 
 
 def test_hidden_patches_do_not_reach_the_student(example):
@@ -124,10 +138,10 @@ def test_hidden_patches_do_not_reach_the_student(example):
     image = example.whole[:, 0]
     shown = np.repeat(np.repeat(hidden.reshape(4, 2, 2), 8, 1), 8, 2)[..., None]  # patches are 8 px wide
     spoilt = np.where(shown, 100.0, image)
-    scores = jax.jit(task.network.scores, static_argnames="patches")
-    kept = scores(params, image, hidden, patches=True)
-    np.testing.assert_array_equal(scores(params, spoilt, hidden, patches=True), kept)
-    assert np.abs(scores(params, image, patches=True) - kept).max() > 0.01
+    tokens = jax.jit(task.network.tokens)
+    kept = tokens(params, image, hidden)
+    np.testing.assert_array_equal(tokens(params, spoilt, hidden), kept)
+    assert np.abs(tokens(params, image) - kept).max() > 0.01
 
 
 def test_rows_without_weight_and_the_teacher_have_no_gradient(example):
@@ -182,7 +196,10 @@ def test_nearest_neighbours_vote():
 
 
 def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
-    made = settings(train__steps=6, log__tensorboard=False, train__compilation_cache="", checkpoint__every=3)
+    made = settings(
+        train__steps=6, log__tensorboard=False, train__compilation_cache="", checkpoint__every=3, dino__mask_weight=1.0,
+        dino__pixel_weight=1.0,
+    )  # fmt: skip
     assert loop.train(loop.prepare(made, str(tmp_path / "run"))) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["neighbour_count"] >= 0
@@ -200,10 +217,19 @@ def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
     assert "can be exported as encoder" in capsys.readouterr().err
     assert convert.main(["export", f"--workdir={tmp_path / 'run'}", "--format=encoder", f"--out={out}"]) == 0
     wanted = dataclasses.replace(made.encoder, weights=str(out), output="all", size="B", width=0, depth=0, heads=0)
+    wanted = dataclasses.replace(wanted, normalize="white")
     config_rules.validate(dataclasses.replace(made, encoder=wanted))
     encoder, params = encoders.make_encoder(wanted)
-    image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    assert encoder.apply(params, image).shape == (2, 5, 32)
+    pictures = data.read_batch(made.data, data.make_source(made.data), range(256))["image"]
+    white, raw = (
+        np.asarray(e.apply(params, pictures)) for e in (encoder, dataclasses.replace(encoder, normalize="none"))
+    )
+    assert white.shape == (256, 5, 32)
+    spreads = [np.linalg.eigvalsh(np.cov(tokens.reshape(-1, 32).T)) for tokens in (white, raw)]
+    assert np.abs(white.mean((0, 1))).max() < 1e-3 < np.abs(raw.mean((0, 1))).max()
+    assert np.median(spreads[0]) > 0.5 > 10 * np.median(spreads[1]) / spreads[1].max()
+    assert 0.9 < spreads[0].max() < 1.01
+    del params["whitening"]
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(resumed.start.state.ema["vit"]), strict=True):
         np.testing.assert_array_equal(a, np.asarray(b))
 
