@@ -73,14 +73,12 @@ def test():
     config.data.image_size = 16
     config.data.records = 256
     config.data.holdout = 32
-    config.encoder = common.base().encoder
     config.encoder.weights = "random:0"
     config.encoder.size = "custom"
     config.encoder.width, config.encoder.depth, config.encoder.heads = 32, 2, 4
     config.encoder.patch_size = 8
     config.encoder.resize = config.encoder.image_size = 16
-    config.encoder.output, config.encoder.normalize = "all", "none"
-    config.encoder.dtype = "float32"
+    config.encoder.normalize = "none"
     config.model.width, config.model.depth, config.model.heads = 32, 2, 2
     config.optimizer.name = "adamw"  # compiles sooner
     config.optimizer.learning_rate = 2e-3

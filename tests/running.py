@@ -49,12 +49,11 @@ def metrics(workdir):
 
 
 def rewound(workdir, to, step):
-    """Copies a run as it was once it had saved that step; returns `to`."""
+    """Copies a run as it was once it had saved that step."""
     shutil.copytree(workdir, to, dirs_exist_ok=True)
     for path in (to / "checkpoints").iterdir():
         if int(path.name) > step:
             shutil.rmtree(path)
-    return to
 
 
 def arrays(workdir):

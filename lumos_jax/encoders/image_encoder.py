@@ -26,12 +26,8 @@ def _standard(x: jax.Array) -> jax.Array:
     return (x - x.mean(-1, keepdims=True)) / jnp.maximum(x.std(-1, ddof=1, keepdims=True), 1e-6)
 
 
-NORMALIZE = {
-    "none": lambda x: x,
-    "unit": _unit,
-    "standard": _standard,
-}  # of one token; WHITE takes the encoder's parameters
-WHITE = "white"
+NORMALIZE = {"none": lambda x: x, "unit": _unit, "standard": _standard}  # what a token needs nothing else for
+WHITE = "white"  # by the encoder's parameters
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,13 +33,6 @@ ACTIVATIONS = {
 }
 
 
-def patchify(image: jax.Array, side: int) -> jax.Array:
-    """image (B, H, W, 3) -> its patches (B, N, side side 3), row by row."""
-    size, height, width, _ = image.shape
-    x = image.reshape(size, height // side, side, width // side, side, 3).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(size, -1, side * side * 3)
-
-
 @dataclasses.dataclass(frozen=True)
 class Vit:
     """Shape of the network.
@@ -119,7 +112,8 @@ class Vit:
         p, dtype = self.patch_size, image.dtype
         size, height, width, _ = image.shape
         grid = (height // p, width // p)
-        x = patchify(image, p)
+        x = image.reshape(size, grid[0], p, grid[1], p, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(size, grid[0] * grid[1], p * p * 3)
         x = nn.Dense(self.width, use_bias=not self.input_norm, dtype=dtype).apply({"params": params["patch"]}, x)
         x = x if hide is None else hide(x)
         cls = jnp.broadcast_to(params["cls"].astype(dtype), (size, 1, self.width))

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from lumos_jax import config, encoders
 from lumos_jax.encoders import SelfDistilled
-from lumos_jax.encoders.vit import patchify
+from lumos_jax.models import layers
 from lumos_jax.tasks import crops
 from lumos_jax.tasks.handoffs import Handoff
 
@@ -140,7 +140,7 @@ class SelfDistillation:
             sums["loss"] += s.mask_weight * sums["patch_loss"]
             sums["patch_centre"] = jnp.einsum("b,btk->k", share, patches) / patches.shape[1]
         if s.pixel_weight:
-            pixels = patchify(example.whole.reshape(-1, *example.whole.shape[2:]), self.network.vit.patch_size)
+            pixels = layers.patchify(example.whole.reshape(-1, *example.whole.shape[2:]), self.network.vit.patch_size)
             errors = jnp.square(self.network.told_pixels(params, told) - pixels)
             sums["pixel_loss"] = (errors.reshape(size, -1).mean(-1) * share).sum()
             sums["loss"] += s.pixel_weight * sums["pixel_loss"]

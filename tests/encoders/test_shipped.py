@@ -37,9 +37,6 @@ def test_nearest_neighbours_of_the_shipped_encoder_agree_on_what_is_shown():
             assert 0.5 < np.median(flat.var(0)) < 1.1
     assert cls["shipped"]["colour"] > cls["random"]["colour"] + 0.15, cls
     assert cls["shipped"]["count"] > cls["random"]["count"] + 0.03, cls
-    for name, more in (
-        ("shape", 0.06),
-        ("colour", 0.1),
-        ("count", 0.02),
-    ):  # of all tokens, as the desk prior has
+    # Of all tokens, as the desk prior has them.
+    for name, more in (("shape", 0.06), ("colour", 0.1), ("count", 0.02)):
         assert every["shipped"][name] > every["random"][name] + more, every
