@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from configs import i2i
-from lumos_jax import config_io, data
+from lumos_jax import data
+from lumos_jax.config import io as config_io
 from lumos_jax.train import loop, sharding
 from lumos_jax.train.step import make_train_step
 

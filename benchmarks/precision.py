@@ -20,7 +20,8 @@ import jax
 import numpy as np
 
 from configs import i2i
-from lumos_jax import config, config_io, data, tasks
+from lumos_jax import config, data, tasks
+from lumos_jax.config import io as config_io
 from lumos_jax.train import sharding
 from lumos_jax.train.optimizer import make_optimizer
 from lumos_jax.train.state import make_state

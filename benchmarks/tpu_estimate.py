@@ -20,7 +20,7 @@ import sys
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from configs import i2i
-from lumos_jax import config_io
+from lumos_jax.config import io as config_io
 from lumos_jax.planning import ahead, parse_target
 from lumos_jax.planning.estimate import estimate
 from lumos_jax.planning.report import Figures

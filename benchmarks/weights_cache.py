@@ -19,8 +19,9 @@ import time
 import numpy as np
 
 from benchmarks import import_memory
-from lumos_jax.encoders import files, text_encoder, torch_writer, vit_files, weights_cache
-from lumos_jax.encoders.placement import Take
+from lumos_jax.encoders import text_encoder
+from lumos_jax.weights import files, torch_writer, vit_files, weights_cache
+from lumos_jax.weights.placement import Take
 
 WIDTH, DEPTH = 768, 12
 

@@ -1,6 +1,6 @@
-"""What every task's config starts from: all fields of lumos_jax/config.py with their defaults."""
+"""What every task's config starts from: all fields of lumos_jax/config/settings.py with their defaults."""
 
-from lumos_jax import config_io
+from lumos_jax.config import io as config_io
 
 
 def base():

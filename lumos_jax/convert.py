@@ -27,12 +27,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos_jax import config, config_io, data, encoders, name_rules
-from lumos_jax.checkpoints import CheckpointError, Checkpoints, model_card
-from lumos_jax.encoders import files, frozen_files, imports, torch_writer, whitening
-from lumos_jax.models import diffusers_names
-from lumos_jax.tasks import releases
+from lumos_jax import config, data, encoders
+from lumos_jax.checkpoints import CheckpointError, Checkpoints
+from lumos_jax.config import io as config_io
+from lumos_jax.encoders import whitening
 from lumos_jax.train import finetune
+from lumos_jax.weights import diffusers_names, files, frozen_files, imports, model_card, releases, torch_writer
+from lumos_jax.weights import rules as name_rules
 
 USER_ERROR = 2
 PRIOR_FORMATS = ("official", "safetensors", "diffusers")

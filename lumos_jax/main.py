@@ -1,6 +1,6 @@
 """Trains: python -m lumos_jax.main --config=configs/i2i.py:desk --workdir=runs/desk
 
-Any field can be set on the command line, as --config.train.steps=40; lumos_jax/config.py documents them all. The same
+Any field can be set on the command line, as --config.train.steps=40; lumos_jax/config/settings.py documents them all. The same
 command continues a run that was stopped.
 """
 
@@ -16,8 +16,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lumos_jax import config_io, peers, processes
 from lumos_jax.checkpoints import CheckpointError
+from lumos_jax.cluster import peers, processes
+from lumos_jax.config import io as config_io
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file in configs/, with :desk or :test for its small sizes."

@@ -6,7 +6,7 @@ step's time, what moves between chips, and what the whole run takes. No accelera
 package libtpu (pip install 'lumos_jax[plan]'). --search tries batches, remat policies, mesh splits and precisions, prints
 those that none beats in both speed and memory, and writes the winner as a config file for lumos_jax.main.
 
-Any field can be set on the command line, as --config.train.batch_size=512; lumos_jax/config.py documents them all.
+Any field can be set on the command line, as --config.train.batch_size=512; lumos_jax/config/settings.py documents them all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lumos_jax import config, config_io, processes
+from lumos_jax import config
+from lumos_jax.cluster import processes
+from lumos_jax.config import io as config_io
 from lumos_jax.planning import advice, ahead, parse_target, report, search
 from lumos_jax.planning.chips import Target
 from lumos_jax.planning.estimate import compile_sampler, estimate

@@ -3,7 +3,7 @@
 cache   runs the frozen encoders of the config over its source, once, and writes latents and features as ArrayRecord shards.
         Train on them with --config.data.source=cached --config.data.path=DIR. The same command continues a stopped one.
 
-Any field can be set on the command line, as --config.data.path=/data/photos; lumos_jax/config.py documents them all.
+Any field can be set on the command line, as --config.data.path=/data/photos; lumos_jax/config/settings.py documents them all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lumos_jax import config_io, peers, processes
+from lumos_jax.cluster import peers, processes
+from lumos_jax.config import io as config_io
 from lumos_jax.data import TooManyCorruptRecords
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -44,7 +45,7 @@ def _cache() -> None:
             raise ValueError(f"--{name} is needed, as in: prepare cache --config=configs/i2i.py:desk --out=DIR")
     settings = config_io.resolve(_CONFIG.value)
     processes.join(settings.train)
-    from lumos_jax.train import cache  # after jax.distributed, which must come before any computation
+    from lumos_jax.preparation import cache  # after jax.distributed, which must come before any computation
 
     size = settings.train.batch_size if _BATCH_SIZE.value is None else _BATCH_SIZE.value
     options = cache.Options(_SHARD_RECORDS.value, size, _DTYPE.value)

@@ -31,8 +31,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config, config_io, config_rules, data, tasks
+from lumos_jax import config, data, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
+from lumos_jax.config import io as config_io
+from lumos_jax.config import rules as config_rules
 from lumos_jax.tasks import pictures, sampling
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.sharding import of_the_task

@@ -30,7 +30,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 
 _COMPILED = tempfile.TemporaryDirectory(prefix="lumos_jax_tests_")
-jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+# LUMOS_JAX_TEST_CACHE=DIR keeps compiled programs from one run of the tests to the next, for one process at a time.
+jax.config.update("jax_compilation_cache_dir", os.environ.get("LUMOS_JAX_TEST_CACHE") or _COMPILED.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

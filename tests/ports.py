@@ -4,7 +4,7 @@ import socket
 
 
 def free_port():
-    """A port that is free, as is the one below it: processes meet there (lumos_jax/processes.py)."""
+    """A port that is free, as is the one below it: processes meet there (lumos_jax/cluster/processes.py)."""
     while True:
         with socket.socket() as high, socket.socket() as low:
             high.bind(("", 0))

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from lumos_jax import config_io
+from lumos_jax.config import io as config_io
 from lumos_jax.train import loop
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs" / "ablations"

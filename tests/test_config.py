@@ -6,7 +6,8 @@ import json
 import pytest
 
 from configs import i2i
-from lumos_jax import config, config_io
+from lumos_jax import config
+from lumos_jax.config import io as config_io
 
 
 def changed(**fields):

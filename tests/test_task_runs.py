@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from configs import i2i
-from lumos_jax import config, config_io, tasks
+from lumos_jax import config, tasks
 from lumos_jax.checkpoints import Checkpoints
-from lumos_jax.data import scene_render, scenes
+from lumos_jax.config import io as config_io
+from lumos_jax.scenes import render as scene_render
+from lumos_jax.scenes import scene as scenes
 from lumos_jax.train import rngs
 from tests.running import arrays, assert_same_bits, finish, metrics, start
 

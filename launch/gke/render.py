@@ -6,7 +6,7 @@
     python launch/gke/render.py --image=IMAGE --tpu=v5e:16x16 --xpk=CLUSTER -- ...
 
 A JobSet (https://jobset.sigs.k8s.io) has one job a slice and one pod a host. TPU pods find each other by what GKE tells them,
-GPU pods by the JobSet's host names. A pod that fails ends the others (lumos_jax/peers.py) and the JobSet starts all again,
+GPU pods by the JobSet's host names. A pod that fails ends the others (lumos_jax/cluster) and the JobSet starts all again,
 which continue from the newest checkpoint; exit code 2, a mistake on the command line, fails it at once.
 The run's directory must be on a volume that all pods share: --claim names a PersistentVolumeClaim, mounted at --mount.
 """

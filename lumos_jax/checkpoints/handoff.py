@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 
-from lumos_jax import config_io
-from lumos_jax.name_rules import flatten, unflatten
+from lumos_jax.config import io as config_io
+from lumos_jax.weights.rules import flatten, unflatten
 
 
 @dataclasses.dataclass(frozen=True)

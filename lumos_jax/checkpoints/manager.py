@@ -23,8 +23,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from lumos_jax import config, peers
+from lumos_jax import config
 from lumos_jax.checkpoints.digest import digest
+from lumos_jax.cluster import peers
 
 DIRECTORY = "checkpoints"
 DAMAGED = "damaged"  # beside it: what could not be restored

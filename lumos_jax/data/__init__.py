@@ -6,7 +6,7 @@ from lumos_jax.data.order import holdout_records
 from lumos_jax.data.pipeline import load_image, make_record_iterator, make_train_iterator, read_batch
 from lumos_jax.data.shards import write_arrayrecord
 from lumos_jax.data.sources import MixtureSource, Source, make_source
-from lumos_jax.data.truth import scenes_of, truth_of
+from lumos_jax.scenes.truth import scenes_of, truth_of
 
 __all__ = [
     "CorruptMeter",

@@ -21,8 +21,8 @@ import grain
 import numpy as np
 import tqdm
 
-from lumos_jax import aspect, config
-from lumos_jax.data import order
+from lumos_jax import config
+from lumos_jax.data import aspect, order
 from lumos_jax.data.decode import size_of
 from lumos_jax.data.sources import MixtureSource, Source
 

@@ -26,7 +26,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lumos_jax import config_io
+from lumos_jax.config import io as config_io
 from lumos_jax.data.shards import OpenedLater, count_records
 from lumos_jax.data.sources import MixtureSource, Source, digest, printable
 

@@ -13,8 +13,8 @@ from lumos_jax import config
 from lumos_jax.data.decode import UndecodableImage, fit_square
 from lumos_jax.data.loaders import BatchLoader, HostBatch, RecordLoader, Row, require, stream
 from lumos_jax.data.motion import measured
-from lumos_jax.data.scenes import CLIP_FRAMES, ScenesSource
 from lumos_jax.data.sources import MixtureSource, Source
+from lumos_jax.scenes.scene import CLIP_FRAMES, ScenesSource
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from lumos_jax import aspect, config, patience
-from lumos_jax.data import cached, captions, workers
+from lumos_jax import config, patience
+from lumos_jax.data import aspect, cached, captions, workers
 from lumos_jax.data.decode import UndecodableImage, decode_cover, decode_square, fit_square
 from lumos_jax.data.sources import Source, printable
 

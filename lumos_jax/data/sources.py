@@ -290,7 +290,7 @@ def make_source(data: config.Data) -> Source:
     """
     # The imports wait: a run on scenes needs no ArrayRecord, and TFDS is slow to load.
     if data.source == "scenes":
-        from lumos_jax.data.scenes import ScenesSource
+        from lumos_jax.scenes.scene import ScenesSource
 
         ratios = data.bucket_ratios if data.buckets else None
         return ScenesSource(data.records, data.image_size, ratios=ratios, turn=math.radians(data.view_turn))

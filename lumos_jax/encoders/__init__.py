@@ -2,10 +2,10 @@
 
 from lumos_jax.encoders.image_encoder import ImageEncoder, make_encoder, vit_of
 from lumos_jax.encoders.latents import Autoencoder, make_autoencoder
-from lumos_jax.encoders.placement import Placement
 from lumos_jax.encoders.preprocess import IMAGENET_STATISTICS, normalise, preprocess
 from lumos_jax.encoders.self_distillation import SelfDistilled
 from lumos_jax.encoders.text_encoder import TextEncoder, load_tokenizer, make_text_encoder, make_tokenizer, tokenize
+from lumos_jax.weights.placement import Placement
 
 __all__ = [
     "IMAGENET_STATISTICS",

@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 
-from lumos_jax import name_rules
 from lumos_jax.encoders.autoencoder import KlShape
 from lumos_jax.encoders.clip_text import LEGACY_EOS, ClipText
-from lumos_jax.encoders.placement import Take
 from lumos_jax.encoders.t5 import T5Encoder
 from lumos_jax.encoders.vit import Vit
+from lumos_jax.weights import rules as name_rules
+from lumos_jax.weights.placement import Take
 
 _T5 = {
     "small": (512, 8, 6, 64, 1024),

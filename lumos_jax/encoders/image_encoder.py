@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config, name_rules
+from lumos_jax import config
 from lumos_jax.encoders import architectures, whitening
-from lumos_jax.encoders.placement import Placement, Take, gather_of
 from lumos_jax.encoders.preprocess import CLIP_STATISTICS, IMAGENET_STATISTICS, preprocess
 from lumos_jax.encoders.vit import SIZES, Vit
-from lumos_jax.encoders.vit_files import load_vit
+from lumos_jax.weights import rules as name_rules
+from lumos_jax.weights.placement import Placement, Take, gather_of
+from lumos_jax.weights.vit_files import load_vit
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lumos_jax import config, name_rules
-from lumos_jax.encoders import architectures, files, names, weights_cache
+from lumos_jax import config
+from lumos_jax.encoders import architectures
 from lumos_jax.encoders import autoencoder as kl
-from lumos_jax.encoders.placement import Placement, Take
+from lumos_jax.weights import files, names, weights_cache
+from lumos_jax.weights import rules as name_rules
+from lumos_jax.weights.placement import Placement, Take
 
 
 @dataclasses.dataclass(frozen=True)

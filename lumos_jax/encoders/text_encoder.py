@@ -12,15 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config, name_rules
-from lumos_jax.encoders import architectures, files, text_names, weights_cache
+from lumos_jax import config
+from lumos_jax.encoders import architectures
 from lumos_jax.encoders.clip_text import ACTIVATIONS, LEGACY_EOS, ClipText
-from lumos_jax.encoders.placement import Placement, Take, gather_of
 from lumos_jax.encoders.t5 import T5Encoder
 from lumos_jax.encoders.vit import SIZES
+from lumos_jax.weights import files, text_names, weights_cache
+from lumos_jax.weights import rules as name_rules
+from lumos_jax.weights.placement import Placement, Take, gather_of
 
 SCENES = "scenes"  # config.encoder.tokenizer: the tokenizer of scene captions that comes with the package
-SCENE_TOKENIZER = pathlib.Path(__file__).parent / "scene_tokenizer"
+SCENE_TOKENIZER = pathlib.Path(__file__).parent.parent / "scenes" / "tokenizer"
 SCENE_EOS = 1  # its end of text, and T5's; what random CLIP weights pool at
 
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json")  # any of them will do

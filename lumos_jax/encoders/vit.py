@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax.encoders import projection
-from lumos_jax.encoders.placement import whole
+from lumos_jax.weights.placement import whole
 
 # name: (width, depth, heads)
 SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}

@@ -5,7 +5,7 @@ from lumos_jax.evaluation.held_out import held_out_loss, make_held_out_step
 from lumos_jax.evaluation.neighbours import nearest, neighbour_accuracy
 from lumos_jax.evaluation.reconstruction import WINDOW as SSIM_WINDOW
 from lumos_jax.evaluation.reconstruction import psnr, ssim
-from lumos_jax.evaluation.scene_check import caption_agreement
+from lumos_jax.scenes.reader import caption_agreement
 
 __all__ = [
     "SSIM_WINDOW",

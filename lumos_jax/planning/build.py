@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lumos_jax import config, config_rules, data, tasks
+from lumos_jax import config, data, tasks
+from lumos_jax.config import rules as config_rules
 from lumos_jax.planning import flops
 from lumos_jax.tasks import sampling
 from lumos_jax.train import finetune, rngs, sharding, spread, storage

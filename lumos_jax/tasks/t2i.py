@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import aspect, config, encoders
+from lumos_jax import config, encoders
+from lumos_jax.data import aspect
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising, pictures, requests
 from lumos_jax.tasks.handoffs import Handoff

@@ -23,10 +23,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lumos_jax import config, config_io
+from lumos_jax import config
 from lumos_jax.checkpoints import Checkpoints
-from lumos_jax.name_rules import flatten, unflatten
+from lumos_jax.config import io as config_io
 from lumos_jax.train import lora, rngs
+from lumos_jax.weights.rules import flatten, unflatten
 
 LORA = "lora"  # the entry of the parameters that holds adapters
 

@@ -17,10 +17,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos_jax import config, config_io, data, patience, peers, tasks
+from lumos_jax import config, data, patience, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
+from lumos_jax.cluster import peers
+from lumos_jax.config import io as config_io
+from lumos_jax.preparation import cache
 from lumos_jax.tasks import pictures
-from lumos_jax.train import cache, finetune, goodput, metrics, sharding, spread, startup
+from lumos_jax.train import finetune, goodput, metrics, sharding, spread, startup
 from lumos_jax.train.evaluator import make_evaluator, to_mesh
 from lumos_jax.train.optimizer import make_optimizer, make_schedule
 from lumos_jax.train.saving import Saver

@@ -15,9 +15,9 @@ import optax
 from optax import contrib
 
 from lumos_jax import config
-from lumos_jax.name_rules import flatten, unflatten
 from lumos_jax.train import lora
 from lumos_jax.train.finetune import matching
+from lumos_jax.weights.rules import flatten, unflatten
 
 # Root mean square of an orthogonalised update before the learning rate: about Adam's (Liu et al. 2025).
 MUON_RMS = 0.2

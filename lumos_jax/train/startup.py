@@ -16,13 +16,15 @@ from typing import Any
 
 import jax
 
-from lumos_jax import config, config_io
+from lumos_jax import config
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.checkpoints.manager import DIRECTORY
-from lumos_jax.name_rules import flatten, unflatten
-from lumos_jax.tasks import handoffs, releases
+from lumos_jax.config import io as config_io
+from lumos_jax.tasks import handoffs
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.state import TrainState, make_state
+from lumos_jax.weights import releases
+from lumos_jax.weights.rules import flatten, unflatten
 
 
 @dataclasses.dataclass(frozen=True)

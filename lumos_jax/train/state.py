@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from lumos_jax import config
-from lumos_jax.name_rules import flatten
 from lumos_jax.train import finetune, rngs, sharding, storage
+from lumos_jax.weights.rules import flatten
 
 
 @jax.tree_util.register_dataclass

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumos_jax import aspect, config, config_rules, data
-from lumos_jax.data import buckets, decode, order
-from lumos_jax.data.scenes import ScenesSource
+from lumos_jax import config, data
+from lumos_jax.config import rules as config_rules
+from lumos_jax.data import aspect, buckets, decode, order
+from lumos_jax.scenes.scene import ScenesSource
 
 # Height over width of the tables that PixArt trains 256, 512 and 1024 px with, and some of their sizes at 1024 px.
 RATIOS = [

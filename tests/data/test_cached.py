@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumos_jax import config, config_io, data
+from lumos_jax import config, data
+from lumos_jax.config import io as config_io
 from lumos_jax.data import cached
 
 LATENT, FEATURE = (4, 4, 8), (5, 6)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from lumos_jax import config, data
 from lumos_jax.data import captions
-from lumos_jax.data.scenes import captions as scene_captions
-from lumos_jax.data.scenes import make_scene
+from lumos_jax.scenes.scene import captions as scene_captions
+from lumos_jax.scenes.scene import make_scene
 
 
 @pytest.mark.parametrize(

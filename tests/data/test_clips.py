@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from lumos_jax import config, data
-from lumos_jax.data import clips, loaders, motion, scene_motion, scene_render, scenes
+from lumos_jax.data import clips, loaders, motion
+from lumos_jax.scenes import motion as scene_motion
+from lumos_jax.scenes import render as scene_render
+from lumos_jax.scenes import scene as scenes
 
 SIZE = 16
 GREY = 4  # of frame n: GREY * n

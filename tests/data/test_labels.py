@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from lumos_jax import config, data
-from lumos_jax.data import cached, scenes
+from lumos_jax.data import cached
+from lumos_jax.scenes import scene as scenes
 
 
 @pytest.fixture

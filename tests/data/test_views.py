@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from lumos_jax import config, data
-from lumos_jax.data import cameras, objaverse, scene_render, scenes
+from lumos_jax.data import cameras, objaverse
 from lumos_jax.data.decode import UndecodableImage
+from lumos_jax.scenes import render as scene_render
+from lumos_jax.scenes import scene as scenes
 
 SIZE = 12
 

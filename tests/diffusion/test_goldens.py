@@ -7,7 +7,7 @@ import pytest
 
 from lumos_jax import config, diffusion, models
 from lumos_jax.diffusion import loss, process, schedule
-from lumos_jax.models.official import from_official
+from lumos_jax.weights.official import from_official
 
 CLOSE = dict(rtol=0, atol=1e-5)
 PAPER = diffusion.make_process(config.Diffusion())

@@ -4,7 +4,7 @@ import pytest
 
 from lumos_jax import config, encoders
 from lumos_jax.encoders import architectures
-from lumos_jax.encoders.placement import Take
+from lumos_jax.weights.placement import Take
 
 
 class Shapes:

@@ -13,9 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from lumos_jax import config, encoders
 from lumos_jax.encoders import autoencoder as kl
-from lumos_jax.encoders import files, latents
+from lumos_jax.encoders import latents
 from lumos_jax.encoders.preprocess import IMAGENET_STATISTICS, preprocess
-from lumos_jax.encoders.vit_files import load_vit
+from lumos_jax.weights import files
+from lumos_jax.weights.vit_files import load_vit
 
 
 @pytest.fixture

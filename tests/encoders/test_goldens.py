@@ -9,7 +9,7 @@ import pytest
 
 from lumos_jax.encoders import autoencoder as kl
 from lumos_jax.encoders import latents
-from lumos_jax.encoders.vit_files import convert_vit, load_vit
+from lumos_jax.weights.vit_files import convert_vit, load_vit
 
 CLOSE = dict(rtol=0, atol=1e-5)
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from lumos_jax import config, data, encoders, evaluation
-from lumos_jax.encoders import vit_files
+from lumos_jax.weights import vit_files
 
 SCENES = config.Encoder(weights="scenes", output="all", normalize="none", resize=32, image_size=32, dtype="float32")
 BANK, QUERIES = 1024, 512

@@ -14,10 +14,13 @@ import pytest
 import sentencepiece
 from safetensors.numpy import load_file, save_file
 
-from lumos_jax import config, config_io, encoders, name_rules
-from lumos_jax.data import scenes
-from lumos_jax.encoders import text_encoder, text_names
+from lumos_jax import config, encoders
+from lumos_jax.config import io as config_io
+from lumos_jax.encoders import text_encoder
 from lumos_jax.encoders.t5 import relative_buckets
+from lumos_jax.scenes import scene as scenes
+from lumos_jax.weights import rules as name_rules
+from lumos_jax.weights import text_names
 
 CLOSE = dict(rtol=0, atol=1e-5)
 FOLDERS = {"t5": "hf_t5_v1_1_encoder", "clip_text": "hf_clip_text"}
@@ -429,7 +432,7 @@ def test_scene_tokenizer_knows_every_caption():
 
 
 def test_scene_tokenizer_is_what_its_script_makes(tmp_path):
-    made = runpy.run_path(str(pathlib.Path(__file__).parent / "make_scene_tokenizer.py"))
+    made = runpy.run_path(str(pathlib.Path(__file__).parent.parent / "scenes" / "make_tokenizer.py"))
     made["build"](1000).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         committed = text_encoder.SCENE_TOKENIZER / name

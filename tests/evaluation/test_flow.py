@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from lumos_jax.data.scene_render import render
-from lumos_jax.data.scenes import make_scene
 from lumos_jax.evaluation import flow
+from lumos_jax.scenes.render import render
+from lumos_jax.scenes.scene import make_scene
 
 
 def turned(angle, side=64):

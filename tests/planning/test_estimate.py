@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from configs import i2i
-from lumos_jax import config_io
+from lumos_jax.config import io as config_io
 from lumos_jax.planning import advice, report, search
 from lumos_jax.planning.ahead import Compiled, Memory
 from lumos_jax.planning.build import make_job

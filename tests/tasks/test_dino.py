@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from configs import dino as dino_config
-from lumos_jax import config_io, config_rules, convert, data, encoders, evaluation
+from lumos_jax import convert, data, encoders, evaluation
+from lumos_jax.config import io as config_io
+from lumos_jax.config import rules as config_rules
 from lumos_jax.tasks import crops, make_task
 from lumos_jax.tasks.dino import Views
 from lumos_jax.train import loop, rngs

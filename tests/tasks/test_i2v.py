@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from configs import i2i, i2v
-from lumos_jax import config_io, tasks
+from lumos_jax import tasks
 from lumos_jax.checkpoints import transfer
+from lumos_jax.config import io as config_io
 from lumos_jax.models import Condition
-from lumos_jax.name_rules import flatten, unflatten
 from lumos_jax.tasks import handoffs
+from lumos_jax.weights.rules import flatten, unflatten
 
 FRAMES, SIDE = 4, 16
 

@@ -13,13 +13,16 @@ import pytest
 from PIL import Image
 
 from configs import i2i, nvs
-from lumos_jax import config_io, sample, tasks
+from lumos_jax import sample, tasks
 from lumos_jax.checkpoints import Checkpoints
-from lumos_jax.data import cameras, scene_render, scenes
+from lumos_jax.config import io as config_io
+from lumos_jax.data import cameras
 from lumos_jax.models import Condition
-from lumos_jax.name_rules import flatten
+from lumos_jax.scenes import render as scene_render
+from lumos_jax.scenes import scene as scenes
 from lumos_jax.train import loop, scoring, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer
+from lumos_jax.weights.rules import flatten
 
 
 def settings_with(of=nvs, **changes):

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from configs import i2i, t2i
-from lumos_jax import config, config_io, data, tasks
+from lumos_jax import config, data, tasks
 from lumos_jax.checkpoints import Checkpoints
-from lumos_jax.name_rules import flatten
+from lumos_jax.config import io as config_io
 from lumos_jax.tasks import handoffs, objective
 from lumos_jax.train import finetune, rngs, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer
 from lumos_jax.train.sharding import of_the_task
 from lumos_jax.train.state import make_state
+from lumos_jax.weights.rules import flatten
 
 
 def settings_with(make=t2i, **groups):

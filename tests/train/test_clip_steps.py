@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from configs import i2v
-from lumos_jax import config, config_io, data, tasks
+from lumos_jax import config, data, tasks
+from lumos_jax.config import io as config_io
 from lumos_jax.train import sharding, spread
 from lumos_jax.train.evaluator import to_mesh
 from lumos_jax.train.optimizer import make_optimizer

@@ -10,14 +10,16 @@ import optax
 import pytest
 
 from configs import i2i
-from lumos_jax import config, config_io, config_rules, data, tasks
+from lumos_jax import config, data, tasks
 from lumos_jax.checkpoints import Checkpoints
-from lumos_jax.name_rules import flatten
+from lumos_jax.config import io as config_io
+from lumos_jax.config import rules as config_rules
 from lumos_jax.tasks import objective
 from lumos_jax.train import finetune, lora, rngs, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer
 from lumos_jax.train.state import TrainState, make_state
 from lumos_jax.train.step import make_train_step
+from lumos_jax.weights.rules import flatten
 
 STEPS = 4
 PART = {"trainable": ("final/*", "blocks/attn/qkv_*")}

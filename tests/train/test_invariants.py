@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from configs import i2i, nvs, t2i
-from lumos_jax import config, config_io, data, tasks
+from lumos_jax import config, data, tasks
+from lumos_jax.config import io as config_io
 from lumos_jax.train import rngs, sharding
 from lumos_jax.train.optimizer import make_optimizer, make_schedule
 from lumos_jax.train.sharding import of_the_task

@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from lumos_jax import config
-from lumos_jax.name_rules import flatten
 from lumos_jax.train.optimizer import make_optimizer
+from lumos_jax.weights.rules import flatten
 
 PARAMS = {"camera": {"kernel": np.ones((3, 2)), "bias": np.zeros(2)}, "patch": np.full(4, -2.0), "null": np.ones(2)}
 PARAMS = jax.tree.map(np.float32, PARAMS)

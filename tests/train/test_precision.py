@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import i2i
-from lumos_jax import config_io, tasks
+from lumos_jax import tasks
+from lumos_jax.config import io as config_io
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.optimizer import make_optimizer
 from lumos_jax.train.state import make_state

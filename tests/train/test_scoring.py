@@ -7,7 +7,8 @@ import numpy as np
 
 from configs import i2i
 from configs.ablations import unconditional
-from lumos_jax import config_io, data, tasks
+from lumos_jax import data, tasks
+from lumos_jax.config import io as config_io
 from lumos_jax.train import sharding
 from lumos_jax.train.scoring import Scorer, likeness
 

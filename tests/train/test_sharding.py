@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import i2i
-from lumos_jax import config_io
+from lumos_jax.config import io as config_io
 from lumos_jax.planning import build
 from lumos_jax.train import sharding
 

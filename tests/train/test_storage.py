@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from configs import i2i
-from lumos_jax import config, config_io, config_rules
+from lumos_jax import config
+from lumos_jax.config import io as config_io
+from lumos_jax.config import rules as config_rules
 from lumos_jax.planning import build
 from lumos_jax.train import storage
 from lumos_jax.train.optimizer import make_optimizer

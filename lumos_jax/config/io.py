@@ -1,0 +1,151 @@
+"""Settings in and out: ConfigDict (what a user edits) <-> frozen dataclasses <-> config.json; what a resume may change."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import pathlib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from lumos_jax import config
+from lumos_jax.config import rules as config_rules
+
+
+def to_dict(settings: config.Settings) -> dict[str, Any]:
+    """The settings as nested dicts of plain values; `from_dict` is its inverse."""
+    return dataclasses.asdict(settings)
+
+
+def from_dict(tree: Mapping[str, Any]) -> config.Settings:
+    """Builds and validates config.Settings from nested mappings.
+
+    Raises:
+      ValueError: an unknown field (with the nearest known ones), a value of the wrong type, or an impossible combination.
+    """
+    settings = _build(config.Settings, tree, "config")
+    config_rules.validate(settings)
+    return settings
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every field with its default, for a file in configs/ to edit."""
+    return ml_collections.ConfigDict(to_dict(config.Settings()), convert_dict=True)
+
+
+def resolve(config_dict: ml_collections.ConfigDict) -> config.Settings:
+    """ConfigDict (as the command line left it) -> validated config.Settings. Raises ValueError as `from_dict` does."""
+    return from_dict(config_dict.to_dict())
+
+
+def save(settings: config.Settings, path) -> None:
+    """Writes config.json."""
+    save_json(to_dict(settings), path)
+
+
+def save_json(tree: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Writes an object as JSON; through a temporary name, so that half a file is never taken for a whole one."""
+    path = pathlib.Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def load(path) -> config.Settings:
+    """Reads a config.json written by `save`.
+
+    Raises:
+      ValueError: the file is absent, is not JSON, or names fields that this version does not know.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            tree = json.load(file)
+    except FileNotFoundError:
+        raise ValueError(f"no config.json at {path}: is this the --workdir of a run that has started?") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore it from the run's command line") from None
+    return from_dict(_renewed(tree))
+
+
+def _renewed(tree: Any) -> Any:
+    """Settings that an earlier version saved: encoder.normalize was a bool then."""
+    encoder = tree.get("encoder") if isinstance(tree, dict) else None
+    if isinstance(encoder, dict) and isinstance(encoder.get("normalize"), bool):
+        encoder["normalize"] = "unit" if encoder["normalize"] else "none"
+    return tree
+
+
+def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[Any, Any]]:
+    """The fields, as "group.field", whose values differ, with (old, new)."""
+    old_flat, new_flat = config.flatten(to_dict(old)), config.flatten(to_dict(new))
+    return {name: (old_flat[name], new_flat[name]) for name in new_flat if old_flat[name] != new_flat[name]}
+
+
+# Fields that may change when a run is resumed: none of them alters a parameter, the noise or the order of the records.
+# (`train.steps` may too, unless the learning rate decays towards it: see `frozen_differences`.)
+_FREE_GROUPS = ("mesh", "checkpoint", "log", "eval")
+_FREE_FIELDS = frozenset(
+    {
+        "data.path", "data.workers", "data.threads", "data.prefetch", "data.max_corrupt_rate", "data.bucket_index",
+        "data.tar_index",
+        "init_from", "optimizer.ema_memory",
+        "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.nonfinite_limit", "train.meeting_seconds",
+        "train.silence_seconds", "train.watchdog_minutes", "train.profile_at", "train.profile_steps", "train.compilation_cache",
+    }
+)  # fmt: skip
+
+
+def frozen_differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[Any, Any]]:
+    """The differences that would break an exact resume (invariant 3), without those in `checkpoint.allow_change`.
+
+    Paths and weight names may change (a data set moves); what they hold may not, and is compared by fingerprint instead.
+    """
+    changed = {}
+    for name, values in differences(old, new).items():
+        free = name in _FREE_FIELDS or name.split(".")[0] in _FREE_GROUPS
+        if name == "train.steps":
+            free = new.optimizer.decay == "constant"
+        if not free and name not in new.checkpoint.allow_change:
+            changed[name] = values
+    return changed
+
+
+def _build(cls, tree: Mapping[str, Any], where: str):
+    """One dataclass from one mapping; absent fields take their defaults."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where} must be a group of fields, not {tree!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, value in tree.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=3) or sorted(fields)
+            raise ValueError(f"unknown field {where}.{name}; did you mean {' or '.join(near)}?")
+        hint = hints[name]
+        here = f"{where}.{name}"
+        values[name] = _build(hint, value, here) if dataclasses.is_dataclass(hint) else _coerce(hint, value, here)
+    return cls(**values)
+
+
+def _coerce(hint, value, where: str):
+    """Checks a leaf's type; lists (JSON has no tuples) become tuples and whole numbers may stand for floats."""
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where} must be a tuple, not {value!r}")
+        kinds = typing.get_args(hint)
+        if kinds[-1] is not Ellipsis and len(value) != len(kinds):
+            raise ValueError(f"{where} must have {len(kinds)} values, not {len(value)}: {value!r}")
+        element = kinds[0]
+        if typing.get_origin(element) is not None:  # data.mixture: a tuple of mappings
+            return tuple(dict(entry) for entry in value)
+        return tuple(_coerce(element, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{where} must be of type {hint.__name__}, not {value!r}")
+    return value

@@ -1,0 +1,47 @@
+"""The motion of scenes, exact: every pixel of a picture carried along with what it shows, and seen again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lumos_jax.data import motion
+from lumos_jax.scenes.render import FAR, camera_matrix, cast, cover, ground_depth
+from lumos_jax.scenes.scene import FOV, Scene, moved
+
+
+def flow(scene: Scene, before: float, after: float, size: int) -> np.ndarray:
+    """Optical flow (size, size, 2) float32 from one time of the scene's clip to another, in pixels right and down.
+
+    Where what a pixel shows is hidden afterwards, the flow says where it went all the same. The sky stands still.
+    """
+    old, new = moved(scene, before), moved(scene, after)
+    matrix = camera_matrix(old.camera)
+    rays, centre = cast(matrix, size, size)
+    depth = ground_depth(rays[2], centre).astype(np.float32)
+    owner = cover(old, matrix, rays, centre, depth)
+    x, y, z = (c + ray.astype(np.float64) * depth for c, ray in zip(centre, rays, strict=True))
+    there_x, there_y = x.copy(), y.copy()
+    for number, (first, last) in enumerate(zip(old.solids, new.solids, strict=True)):
+        at = owner == number
+        cos, sin = math.cos(last.yaw - first.yaw), math.sin(last.yaw - first.yaw)
+        there_x[at] = last.x + cos * (x[at] - first.x) - sin * (y[at] - first.y)
+        there_y[at] = last.y + sin * (x[at] - first.x) + cos * (y[at] - first.y)
+    went = _project(camera_matrix(new.camera), there_x, there_y, z) - _project(matrix, x, y, z)
+    went = np.where((depth < FAR)[..., None], went, 0.0)
+    return (went * (size / (2 * math.tan(FOV / 2)))).astype(np.float32)
+
+
+def _project(matrix: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """World coordinates -> (..., 2) on the plane at depth 1."""
+    right, down, forward = (row[0] * x + row[1] * y + row[2] * z + row[3] for row in matrix)
+    return np.stack([right, down], axis=-1) / np.maximum(forward, 1e-6)[..., None]
+
+
+def mean_flow(scene: Scene, times: Sequence[float], fps: float) -> float:
+    """The motion score (see `motion`) of the frames at these times of the scene's clip, which follow each other at `fps`."""
+    compared, scale = motion.pairs(len(times), fps)
+    flows = [flow(scene, times[a], times[b], motion.SIDE) for a, b in compared]
+    return float(np.mean([np.linalg.norm(f, axis=-1).mean() for f in flows])) * scale if flows else 0.0

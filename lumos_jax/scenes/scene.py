@@ -1,0 +1,285 @@
+"""Embedded data: procedural table-top scenes by number, no files, any index below 2^40.
+
+One to four solids stand on a textured ground under a light. A scene is its ground truth; from it come an image, captions, posed
+views and a clip (see `scene_render`). Everything is drawn from a counter-based generator keyed by (seed, index), so a scene is
+the same on every platform and costs nothing to reach.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+# Goes into the fingerprint: raise it whenever a picture changes, or runs would resume onto other images.
+VERSION = 1
+MAX_INDEX = 2**40
+
+KINDS = ("sphere", "box", "cylinder", "cone", "torus")
+MATERIALS = ("plain", "stripes", "checker", "dots")
+GROUNDS = ("plain", "checker", "stripes", "rings")
+COLORS = {
+    "red": (0.86, 0.13, 0.13), "orange": (0.96, 0.52, 0.08), "yellow": (0.97, 0.86, 0.14), "green": (0.13, 0.66, 0.22),
+    "cyan": (0.10, 0.74, 0.78), "blue": (0.14, 0.28, 0.86), "purple": (0.55, 0.18, 0.76), "pink": (0.96, 0.45, 0.68),
+}  # fmt: skip
+_GROUND_TONES = ((0.82, 0.78, 0.70), (0.62, 0.66, 0.70), (0.45, 0.52, 0.45), (0.72, 0.60, 0.50), (0.35, 0.37, 0.45))
+TABLE_RADIUS = 1.35
+FRAME_RADIUS = 1.6  # what the camera keeps in view around the origin
+FOV = math.radians(49.1)
+CLIP_FRAMES, CLIP_FPS = 49, 24  # what a clip, time 0 to 1, counts as: two seconds
+RADIUS = FRAME_RADIUS / math.sin(FOV / 2)
+# Where the cameras of posed views stand: above the ground, and around the distance of a scene's own camera.
+VIEW_POLAR, VIEW_RADIUS = (math.radians(38), math.radians(70)), (0.9 * RADIUS, 1.15 * RADIUS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Solid:
+    """kind, color and material are names; size is the radius in scene units; x, y where it stands; yaw in radians.
+
+    velocity: scene units per clip, for clips with moving solids.
+    """
+
+    kind: str
+    color: str
+    material: str
+    size: float
+    x: float
+    y: float
+    yaw: float
+    velocity: tuple[float, float]
+
+    @property
+    def rgb(self) -> tuple[float, float, float]:
+        return COLORS[self.color]
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """On a sphere around the origin, looking at it: azimuth from +X, polar angle from +Z (radians), radius."""
+
+    azimuth: float
+    polar: float
+    radius: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """The ground truth of one scene. motion: "camera" or "solids", what a clip moves; turn: radians the camera turns."""
+
+    index: int
+    solids: tuple[Solid, ...]
+    ground: str
+    ground_tone: tuple[float, float, float]
+    sky: tuple[float, float, float]
+    light: tuple[float, float, float]
+    camera: Camera
+    motion: str
+    turn: float
+
+
+def make_scene(index: int, *, seed: int = 0) -> Scene:
+    """The scene of that number.
+
+    Raises:
+      ValueError: index outside [0, 2^40).
+    """
+    if not 0 <= index < MAX_INDEX:
+        raise ValueError(f"scene {index}: scenes have indices from 0 to 2^40 - 1")
+    rng = np.random.Generator(np.random.Philox(key=[seed, index]))
+    count = int(rng.choice(4, p=(0.3, 0.3, 0.25, 0.15))) + 1
+    light_azimuth, light_height = rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1.25)
+    tone = _GROUND_TONES[rng.integers(len(_GROUND_TONES))]
+    brightness = rng.uniform(0.9, 1.15)
+    polar = rng.uniform(math.radians(42), math.radians(66))
+    return Scene(
+        index=index,
+        solids=tuple(_place_solids(rng, count)),
+        ground=GROUNDS[rng.integers(len(GROUNDS))],
+        ground_tone=tuple(min(c * brightness, 1.0) for c in tone),
+        sky=tuple(float(c) for c in rng.uniform((0.45, 0.6, 0.75), (0.75, 0.85, 1.0))),
+        light=(
+            math.cos(light_azimuth) * math.cos(light_height),
+            math.sin(light_azimuth) * math.cos(light_height),
+            math.sin(light_height),
+        ),
+        camera=Camera(rng.uniform(0, 2 * math.pi), polar, RADIUS),
+        motion="camera" if rng.random() < 0.5 else "solids",
+        turn=float(rng.choice((-1.0, 1.0)) * rng.uniform(0.6, 1.2)),
+    )
+
+
+def _place_solids(rng: np.random.Generator, count: int) -> list[Solid]:
+    """Solids that do not touch: each is tried at random places until it stands free."""
+    low, high = {1: (0.6, 0.88), 2: (0.52, 0.78), 3: (0.42, 0.62), 4: (0.36, 0.52)}[count]
+    solids: list[Solid] = []
+    for _ in range(count):
+        size = rng.uniform(low, high)
+        # Ends for certain: the size goes towards zero, and a point fits between any solids.
+        while True:
+            reach = max(TABLE_RADIUS - size, 0.05) if count > 1 else 0.35
+            radius, angle = reach * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi)
+            x, y = radius * math.cos(angle), radius * math.sin(angle)
+            if all(math.hypot(x - s.x, y - s.y) > 1.04 * (size + s.size) for s in solids):
+                break
+            size *= 0.985
+        heading, speed = rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 1.0)
+        solids.append(
+            Solid(
+                kind=KINDS[rng.integers(len(KINDS))],
+                color=tuple(COLORS)[rng.integers(len(COLORS))],
+                material=MATERIALS[rng.choice(4, p=(0.4, 0.2, 0.2, 0.2))],
+                size=size,
+                x=x,
+                y=y,
+                yaw=rng.uniform(0, 2 * math.pi),
+                velocity=(speed * math.cos(heading), speed * math.sin(heading)),
+            )
+        )
+    return solids
+
+
+def moved(scene: Scene, time: float) -> Scene:
+    """The scene at `time` in [0, 1] of its clip."""
+    if time == 0:
+        return scene
+    if scene.motion == "camera":
+        camera = dataclasses.replace(scene.camera, azimuth=scene.camera.azimuth + time * scene.turn)
+        return dataclasses.replace(scene, camera=camera)
+    solids = tuple(
+        dataclasses.replace(
+            s, x=s.x + time * s.velocity[0], y=s.y + time * s.velocity[1], yaw=s.yaw + time * scene.turn
+        )
+        for s in scene.solids
+    )
+    return dataclasses.replace(scene, solids=solids)
+
+
+_NUMBERS = ("no", "one", "two", "three", "four")
+_PLURALS = {"sphere": "spheres", "box": "boxes", "cylinder": "cylinders", "cone": "cones", "torus": "tori"}
+
+
+def largest(scene: Scene) -> Solid:
+    return max(scene.solids, key=lambda solid: solid.size)
+
+
+def captions(scene: Scene) -> tuple[str, str]:
+    """A short caption (counts, colours, kinds) and a long one (sizes, materials, places, ground)."""
+    groups: dict[tuple[str, str], int] = {}
+    for solid in scene.solids:
+        groups[solid.color, solid.kind] = groups.get((solid.color, solid.kind), 0) + 1
+    parts = []
+    for (color, kind), count in groups.items():
+        article = "an" if color[0] in "aeiou" else "a"
+        parts.append(f"{article} {color} {kind}" if count == 1 else f"{_NUMBERS[count]} {color} {_PLURALS[kind]}")
+    short = _join(parts)
+    details = []
+    for solid in scene.solids:
+        size = "large" if solid.size > 0.7 else "small" if solid.size < 0.48 else "medium-sized"
+        surface = (
+            "" if solid.material == "plain" else f" with {solid.material if solid.material != 'checker' else 'checks'}"
+        )
+        details.append(f"a {size} {solid.color} {solid.kind}{surface} {_where(scene, solid)}")
+    ground = {"plain": "a plain", "checker": "a checkered", "stripes": "a striped", "rings": "a ringed"}[scene.ground]
+    number = _NUMBERS[len(scene.solids)].capitalize()
+    noun = "solid stands" if len(scene.solids) == 1 else "solids stand"
+    return short, f"{number} {noun} on {ground} ground: {_join(details)}."
+
+
+def _join(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def _where(scene: Scene, solid: Solid) -> str:
+    """Where a solid stands as the camera sees it."""
+    a = scene.camera.azimuth
+    across, depth = -math.sin(a) * solid.x + math.cos(a) * solid.y, -math.cos(a) * solid.x - math.sin(a) * solid.y
+    side = "on the left" if across < -0.35 else "on the right" if across > 0.35 else "in the middle"
+    return side + (" at the back" if depth > 0.45 else " at the front" if depth < -0.45 else "")
+
+
+class ScenesSource:
+    """Scenes 0 .. records - 1 as a data source of rendered images, `size` pixels a side.
+
+    ratios: smallest and largest height over width, if the pictures are to have shapes of their own, of about that area.
+    turn: radians by which posed views of a scene may be turned from the first of them, at most.
+    """
+
+    def __init__(
+        self,
+        records: int,
+        size: int,
+        seed: int = 0,
+        ratios: tuple[float, float] | None = None,
+        turn: float = math.pi,
+    ):
+        self.records, self.size, self.seed, self.ratios, self.turn = records, size, seed, ratios, turn
+
+    def __len__(self) -> int:
+        return self.records
+
+    def read(self, index: int) -> np.ndarray:
+        from lumos_jax.scenes.render import render
+
+        size = self.size if self.ratios is None else tuple(map(int, self.sizes(np.array([index]))[0]))
+        return render(make_scene(index, seed=self.seed), size)
+
+    def sizes(self, records: np.ndarray) -> np.ndarray:
+        """(height, width) of the pictures of records (N,): int (N, 2)."""
+        low, high = np.log(self.ratios or (1.0, 1.0))
+        side = np.exp((low + (high - low) * _shares(records, self.seed)) / 2)
+        return np.stack([np.round(self.size * side), np.round(self.size / side)], axis=1).astype(np.int64)
+
+    def captions(self, index: int) -> tuple[str, str]:
+        return captions(make_scene(index, seed=self.seed))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The kind and colour of a scene's largest solid."""
+        return tuple(f"{color} {kind}" for kind in KINDS for color in COLORS)
+
+    def label(self, index: int) -> int:
+        solid = largest(make_scene(index, seed=self.seed))
+        return self.classes.index(f"{solid.color} {solid.kind}")
+
+    def clip(self, index: int, frames: int, stride: int, share: float, size: int):
+        """See `clips.ClipSource`. A scene's clip is a video of CLIP_FRAMES frames."""
+        from lumos_jax.data import clips
+        from lumos_jax.scenes import motion as scene_motion
+        from lumos_jax.scenes import render as scene_render
+
+        start = clips.start_of(share, CLIP_FRAMES, frames, stride)
+        times = [(start + i * stride) / (CLIP_FRAMES - 1) for i in range(frames)]
+        scene = make_scene(index, seed=self.seed)
+        pictures = np.stack([scene_render.render(scene, size, time=time) for time in times])
+        fps = CLIP_FPS / stride
+        return clips.Clip(pictures, fps, scene_motion.mean_flow(scene, times, fps))
+
+    def posed_views(self, index: int, draw: np.random.Generator, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Views (size, size, 3) uint8 from `count` random cameras that look at the origin, with their (3, 4) matrices; the
+        others are turned from the first by at most `turn`, to either side."""
+        from lumos_jax.scenes.render import posed_views
+
+        low, high = np.array([(0.0, 2 * math.pi), VIEW_POLAR, VIEW_RADIUS]).T
+        drawn = draw.random((count, 3))
+        places = low + (high - low) * drawn
+        places[1:, 0] = places[0, 0] + (2 * drawn[1:, 0] - 1) * self.turn
+        cameras = [Camera(*map(float, place)) for place in places]
+        pictures, matrices = posed_views(make_scene(index, seed=self.seed), cameras, self.size)
+        return list(zip(pictures, matrices, strict=True))
+
+    def describe(self, index: int) -> str:
+        return f"scene {index}"
+
+    def fingerprint(self) -> str:
+        shapes = "" if self.ratios is None else f"-{self.ratios[0]}-{self.ratios[1]}"
+        turn = "" if self.turn == math.pi else f"-turn{self.turn:.4f}"
+        return f"scenes-v{VERSION}-{self.records}-{self.size}-{self.seed}{shapes}{turn}"
+
+
+def _shares(records: np.ndarray, seed: int) -> np.ndarray:
+    """A number in [0, 1) for each record, all at once: the finalizer of SplitMix64 (Steele et al. 2014)."""
+    mixed = np.asarray(records).astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return (mixed ^ (mixed >> np.uint64(31))) / 2.0**64

@@ -1,0 +1,165 @@
+"""Parameter names of the official Lumos release (PyTorch) <-> this network's, read both ways; those of
+PixArt-alpha, DiT and RCG, read in.
+
+One table serves I2I, T2I and the multi-scale T2I; DiT and RCG share most of its names. The rules are for arrays as the
+release stores them, with heads merged; `from_official` and `to_official` split and merge them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lumos_jax.models import layers
+from lumos_jax.models.dit import DiT
+from lumos_jax.weights import rules as name_rules
+from lumos_jax.weights.rules import Account, Rule
+
+
+def _linear(name: str, kernel: str, bias: str) -> list[Rule]:
+    return [Rule(f"{name}.weight", kernel, "linear"), Rule(f"{name}.bias", bias)]
+
+
+_SHARED: Sequence[Rule] = [
+    Rule("pos_embed", "", why="fixed sin-cos positions, computed for the grid at hand"),
+    Rule("x_embedder.proj.weight", "patch/kernel", "patch"),
+    Rule("x_embedder.proj.bias", "patch/bias"),
+    *_linear("t_embedder.mlp.0", "time/fc1/kernel", "time/fc1/bias"),
+    *_linear("t_embedder.mlp.2", "time/fc2/kernel", "time/fc2/bias"),
+    *_linear("blocks.{i}.attn.qkv", "blocks/attn/qkv_kernel", "blocks/attn/qkv_bias"),
+    *_linear("blocks.{i}.attn.proj", "blocks/attn/out_kernel", "blocks/attn/out_bias"),
+    *_linear("blocks.{i}.mlp.fc1", "blocks/mlp/fc1/kernel", "blocks/mlp/fc1/bias"),
+    *_linear("blocks.{i}.mlp.fc2", "blocks/mlp/fc2/kernel", "blocks/mlp/fc2/bias"),
+    *_linear("blocks.{i}.adaLN_modulation.1", "blocks/modulation/kernel", "blocks/modulation/bias"),
+    *_linear("final_layer.linear", "final/out/kernel", "final/out/bias"),
+]
+
+RULES: Sequence[Rule] = [
+    *_SHARED,
+    Rule("y_embedder.y_embedding", "null/tokens"),
+    *_linear("y_embedder.y_proj.fc1", "tokens/fc1/kernel", "tokens/fc1/bias"),
+    *_linear("y_embedder.y_proj.fc2", "tokens/fc2/kernel", "tokens/fc2/bias"),
+    *_linear("csize_embedder.mlp.0", "vector/side/fc1/kernel", "vector/side/fc1/bias"),
+    *_linear("csize_embedder.mlp.2", "vector/side/fc2/kernel", "vector/side/fc2/bias"),
+    *_linear("ar_embedder.mlp.0", "vector/ratio/fc1/kernel", "vector/ratio/fc1/bias"),
+    *_linear("ar_embedder.mlp.2", "vector/ratio/fc2/kernel", "vector/ratio/fc2/bias"),
+    *_linear("blocks.{i}.cross_attn.q_linear", "blocks/cross/q_kernel", "blocks/cross/q_bias"),
+    *_linear("blocks.{i}.cross_attn.kv_linear", "blocks/cross/kv_kernel", "blocks/cross/kv_bias"),
+    *_linear("blocks.{i}.cross_attn.proj", "blocks/cross/out_kernel", "blocks/cross/out_bias"),
+    Rule("final_layer.scale_shift_table", "final/table"),
+]
+
+_ADALN: Sequence[Rule] = [
+    *_SHARED,
+    *_linear("final_layer.adaLN_modulation.1", "final/modulation/kernel", "final/modulation/bias"),
+]
+
+DIT_RULES: Sequence[Rule] = [*_ADALN, Rule("y_embedder.embedding_table.weight", "vector/table")]
+
+RCG_RULES: Sequence[Rule] = [
+    *_ADALN,
+    *_linear("rep_embedder", "vector/kernel", "vector/bias"),
+    Rule("fake_latent", "null/vector", "squeeze"),
+    Rule("y_embedder.embedding_table.weight", "", why="a table of classes that RCG keeps and does not look at"),
+]
+
+
+def _shapes(dit: DiT) -> dict[str, tuple[int, ...]]:
+    shapes = name_rules.flatten(jax.eval_shape(dit.init, jax.random.key(0)))
+    return {path: tuple(leaf.shape) for path, leaf in shapes.items()}
+
+
+def _merged(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape with heads merged: attention kernels (layers, in, out), biases (layers, out)."""
+    if path.endswith("out_kernel"):
+        return shape[0], math.prod(shape[1:-1]), shape[-1]
+    if path.endswith(("q_kernel", "qkv_kernel", "kv_kernel")):
+        return shape[0], shape[1], math.prod(shape[2:])
+    if path.endswith(("q_bias", "qkv_bias", "kv_bias")):
+        return shape[0], math.prod(shape[1:])
+    return shape
+
+
+def from_official(
+    state: Mapping[str, Any], dit: DiT, *, origin: str, rules: Sequence[Rule] = RULES
+) -> tuple[dict[str, Any], Account]:
+    """The official state dict as this network's parameters, with an account of every name.
+
+    Args:
+      state: name -> numpy array, or name -> shape to check coverage without data.
+      dit: the network.
+      origin: what the state dict is, for messages.
+      rules: those of Lumos, DIT_RULES or RCG_RULES.
+
+    Raises:
+      ValueError: names or shapes of either side that no rule accounts for; lists them all.
+    """
+    shapes = _shapes(dit)
+    merged = {path: _merged(path, shape) for path, shape in shapes.items()}
+    flat, account = name_rules.convert(state, rules, merged, origin=origin)
+    params = {path: array.reshape(shapes[path]) for path, array in flat.items()}
+    return name_rules.unflatten(params), account
+
+
+def from_pixart(state: Mapping[str, Any], dit: DiT, *, origin: str) -> tuple[dict[str, Any], Account]:
+    """PixArt-alpha's state dict as this network's parameters, without loss; arguments and errors as `from_official`.
+
+    PixArt shares one SiLU -> Linear(D, 6 D) among its blocks and adds a table (6, D) of each block's own: the same as a
+    linear a block with the shared weight, and the shared bias plus the table. All else has the official names.
+
+    Raises:
+      ValueError: there is no shared linear, or as `from_official`.
+    """
+    shared = ("t_block.1.weight", "t_block.1.bias")
+    absent = [name for name in shared if name not in state]
+    if absent:
+        raise ValueError(f"{origin} lacks {', '.join(absent)}, which every PixArt-alpha network has")
+    weight, bias = (state[name] for name in shared)
+    has_data = hasattr(bias, "shape")
+    renamed = {}
+    for name, value in state.items():
+        found = re.fullmatch(r"blocks\.(\d+)\.scale_shift_table", name)
+        if found:
+            modulation = f"blocks.{found[1]}.adaLN_modulation.1"
+            renamed[f"{modulation}.weight"] = weight
+            renamed[f"{modulation}.bias"] = np.asarray(bias) + np.asarray(value).reshape(-1) if has_data else bias
+        elif name not in shared:
+            renamed[name] = value
+    return from_official(renamed, dit, origin=origin)
+
+
+def to_official(params: Mapping[str, Any], dit: DiT) -> dict[str, np.ndarray]:
+    """This network's parameters under the official names, bit for bit, and the recomputed `pos_embed`.
+
+    Raises:
+      ValueError: the network has parts that the official release has not.
+    """
+    merged = {path: _merged(path, shape) for path, shape in _shapes(dit).items()}
+    foreign = sorted(set(merged) - {rule.path for rule in RULES})
+    if foreign:
+        raise ValueError(f"the official Lumos network has no {', '.join(foreign)}; convert a network without them")
+    flat = {path: np.asarray(leaf).reshape(merged[path]) for path, leaf in name_rules.flatten(params).items()}
+    like: dict[str, tuple[int, ...]] = {}
+    for rule in RULES:
+        if rule.path not in merged:
+            continue
+        shape = merged[rule.path]
+        stacked = "{i}" in rule.name
+        disk = _disk_shape(rule, shape[1:] if stacked else shape, dit)
+        like |= {rule.name.format(i=i): disk for i in range(dit.depth)} if stacked else {rule.name: disk}
+    h, w, _ = dit.latent_shape
+    grid = (h // dit.patch_size, w // dit.patch_size)
+    table = layers.positions(grid, dit.position_base, dit.position_scale, dit.width)
+    return {"pos_embed": np.asarray(table)[None], **name_rules.export(flat, RULES, like)}
+
+
+def _disk_shape(rule: Rule, shape: tuple[int, ...], dit: DiT) -> tuple[int, ...]:
+    if rule.transform == "patch":
+        features, width = shape
+        return width, features // dit.patch_size**2, dit.patch_size, dit.patch_size
+    return shape[::-1] if rule.transform == "linear" else shape

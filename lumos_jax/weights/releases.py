@@ -1,0 +1,272 @@
+"""Released priors, read and written: which settings a state dict of the official release, or of another prior, stands for.
+
+    lumos-i2i      Lumos-I2I: DINO ViT-B/16 [CLS], one token of 768 features
+    lumos-t2i      Lumos-T2I at 256 px: T5-XXL, 120 tokens of 4096 features
+    lumos-t2i-ms   the multi-scale Lumos-T2I at 1024 px: the same, and embedders of the image's size and ratio
+    pixart         PixArt-alpha at 256 px, whose shared modulation becomes one a block, without loss
+    dit            DiT, class-conditional, at 256 or 512 px; the last row of its table of classes stands for none
+    rcg            RCG's DiT, conditioned on a feature of MoCo-v3's projector; its MLPs have the exact GELU
+
+A file that `lumos_jax.convert export` wrote carries its run's settings; of others the shapes of the arrays tell all but the
+number of heads, for which the DiT paper's table is asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lumos_jax import config, models
+from lumos_jax.config import io as config_io
+from lumos_jax.config import rules as config_rules
+from lumos_jax.models import DiT, sizes
+from lumos_jax.weights import diffusers_names, files, official
+
+SETTINGS_KEY = "lumos_jax"  # of a safetensors file's metadata: the settings of the run that wrote it
+
+# The text encoder of the released text-to-image priors: every token of T5 v1.1 XXL.
+_T5 = config.Encoder(kind="t5", weights="google/t5-v1_1-xxl", output="all", normalize="none", max_tokens=120)
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """What a kind of released file stands for.
+
+    Attributes:
+      task: as config.task.name.
+      encoder: the encoder that gives its condition.
+      convert: state dict, DiT -> parameters, account.
+      position_scale: as config.model.position_scale.
+      condition: what it is conditioned on: tokens | sized (tokens, and the image's size and ratio) | class | feature.
+      activation: as config.model.activation.
+      unhosted: whether its encoder's weights are on no hub, so that `encoder` names a file that one has to have.
+    """
+
+    task: str
+    encoder: config.Encoder
+    convert: Callable = official.from_official
+    position_scale: float = 1.0
+    condition: str = "tokens"
+    activation: str = "gelu_tanh"
+    unhosted: bool = False
+
+
+# MoCo-v3's ViT-B, as RCG conditions on it.
+_MOCO = config.Encoder(weights="moco_v3_vit_b.pth.tar", output="pooled", normalize="standard", interpolation="bicubic")
+
+RELEASES: Mapping[str, Release] = {
+    "lumos-i2i": Release("i2i", config.Encoder()),
+    "lumos-t2i": Release("t2i", _T5),
+    "lumos-t2i-ms": Release("t2i", _T5, position_scale=2.0, condition="sized"),
+    "pixart": Release("t2i", _T5, official.from_pixart),
+    "dit": Release(
+        "class_conditional",
+        config.Encoder(),
+        functools.partial(official.from_official, rules=official.DIT_RULES),
+        condition="class",
+    ),
+    "rcg": Release(
+        "rcg",
+        _MOCO,
+        functools.partial(official.from_official, rules=official.RCG_RULES),
+        condition="feature",
+        activation="gelu",
+        unhosted=True,
+    ),
+}
+
+# What shows that a file is of another kind than was said.
+_MARKS = {
+    "csize_embedder.mlp.0.weight": "lumos-t2i-ms",
+    "t_block.1.weight": "pixart",
+    "rep_embedder.weight": "rcg",
+    "y_embedder.embedding_table.weight": "dit",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """An imported prior: settings to sample or train with, the network, its parameters (or shapes) and their account."""
+
+    settings: config.Settings
+    dit: DiT
+    params: Any
+    account: Any
+
+
+def kind_of(state: Mapping[str, Any]) -> str:
+    """The kind of release that a state dict is, by its names and by how many condition tokens it has."""
+    for name, kind in _MARKS.items():
+        if name in state:
+            return kind
+    table = state.get("y_embedder.y_embedding")
+    tokens = 1 if table is None else _shape(table)[0]
+    return "lumos-i2i" if tokens == 1 else "lumos-t2i"
+
+
+def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only: bool = False) -> Prior:
+    """A released prior from a file, a directory or a hub id.
+
+    Args:
+      source: as `encoders.files.read_release` takes it; names may be official, or diffusers'.
+      field: the setting it is from, for messages.
+      kind: a key of RELEASES; empty asks the names.
+      heads: attention heads; 0 asks the DiT paper's table.
+      shapes_only: read no arrays, for the account alone.
+
+    Raises:
+      ValueError: as `encoders.files.read_release` and `read`.
+    """
+    state, metadata, described = files.read_release(source, field, shapes_only)
+    described, side = described or {}, 0
+    if diffusers_names.is_diffusers(state):
+        state, side = diffusers_names.from_diffusers(state), described.get("sample_size", 0)
+    if SETTINGS_KEY in metadata:
+        settings = config_io.from_dict(json.loads(metadata[SETTINGS_KEY]))
+    else:  # a run's config.json beside a .pth
+        settings = config_io.from_dict(described) if "autoencoder" in described else None
+    return read(kind or kind_of(state), state, origin=source, heads=heads, settings=settings, side=side)
+
+
+def read(
+    kind: str,
+    state: Mapping[str, Any],
+    *,
+    origin: str,
+    heads: int = 0,
+    settings: config.Settings | None = None,
+    side: int = 0,
+) -> Prior:
+    """A state dict of a release as a prior.
+
+    Args:
+      kind: a key of RELEASES.
+      state: name -> array, or name -> shape to see the account without data.
+      origin: what the state dict is, for messages.
+      heads: attention heads; 0 asks the DiT paper's table.
+      settings: those of the run that wrote it, if it says; else they are found from the shapes.
+      side: of the latents it was trained on; 0 where its table of positions tells.
+
+    Raises:
+      ValueError: another kind of file, a network that the shapes do not settle, or names that no rule accounts for.
+    """
+    release = RELEASES[kind]
+    try:
+        shapes = {name: _shape(state[name]) for name in _TELLING}
+        found = kind_of(state)
+        if (found in _MARKS.values() or kind in _MARKS.values()) and found != kind:
+            raise ValueError(f"{origin} holds a {found}, not a {kind}: give --kind={found}")
+        network = _network(release.condition, state)
+    except KeyError as error:
+        raise ValueError(
+            f"{origin} has no {error.args[0]}, so it is none of {', '.join(RELEASES)}; it holds "
+            f"{', '.join(list(state)[:5])} ..."
+        ) from None
+    width, channels, patch, _ = shapes["x_embedder.proj.weight"]
+    if "pos_embed" in state:
+        side = math.isqrt(_shape(state["pos_embed"])[1]) * patch
+    elif not side:
+        raise ValueError(
+            f"{origin} has no pos_embed, nor a config.json with sample_size, so the size of its images is unknown"
+        )
+    if settings is None:
+        settings = _settings(release, state, network, width, patch, side, heads, origin)
+    dit = models.make_dit(
+        settings.model,
+        latent_shape=(side, side, channels),
+        out_channels=shapes["final_layer.linear.weight"][0] // patch**2,
+        **network,
+    )
+    params, account = release.convert(state, dit, origin=origin)
+    return Prior(settings, dit, params, account)
+
+
+def with_encoder(prior: Prior, weights: str) -> Prior:
+    """The prior with config.encoder.weights set."""
+    encoder = dataclasses.replace(prior.settings.encoder, weights=weights)
+    return dataclasses.replace(prior, settings=dataclasses.replace(prior.settings, encoder=encoder))
+
+
+def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's parameters under the official names.
+
+    Raises:
+      ValueError: the network has parts that the official release has not.
+    """
+    if "cross" not in params["blocks"] or "modulation" in params["final"]:
+        raise ValueError(
+            "this network has no cross-attention, or a final layer as DiT's: the official Lumos release has no names for "
+            "it, so it cannot be exported"
+        )
+    channels = params["patch"]["kernel"].shape[0] // settings.model.patch_size**2
+    autoencoder = settings.autoencoder
+    factor = 1 if autoencoder.kind == "identity" else 2 ** (len(autoencoder.channels) - 1)
+    side = settings.data.image_size // factor
+    vector = params.get("vector", {})
+    dit = models.make_dit(
+        settings.model,
+        latent_shape=(side, side, channels),
+        out_channels=params["final"]["out"]["bias"].shape[0] // settings.model.patch_size**2,
+        token_shape=params["null"]["tokens"].shape if "tokens" in params else None,
+        vector_dim=vector["kernel"].shape[0] if "kernel" in vector else 0,
+        vector_kind="size" if "side" in vector else "linear",
+    )
+    return official.to_official(params, dit)
+
+
+_TELLING = ("x_embedder.proj.weight", "final_layer.linear.weight")
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(getattr(value, "shape", value))
+
+
+def _network(condition: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What `models.make_dit` is told about the condition. Raises KeyError for an array that is not there."""
+    if condition == "class":
+        table = _shape(state["y_embedder.embedding_table.weight"])
+        return {"token_shape": None, "vector_dim": table[0] - 1, "vector_kind": "class", "final": "adaln"}
+    if condition == "feature":
+        return {"token_shape": None, "vector_dim": _shape(state["rep_embedder.weight"])[1], "final": "adaln"}
+    vector_kind = "size" if condition == "sized" else "linear"
+    return {"token_shape": _shape(state["y_embedder.y_embedding"]), "vector_kind": vector_kind}
+
+
+def _settings(
+    release: Release, state, network, width: int, patch: int, side: int, heads: int, origin: str
+) -> config.Settings:
+    depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    named = [name for name, size in sizes.SIZES.items() if (size.width, size.depth) == (width, depth)]
+    if named and heads in (0, sizes.SIZES[named[0]].heads):
+        model = config.Model(size=named[0])
+    elif heads:
+        model = config.Model(
+            size="custom",
+            width=width,
+            depth=depth,
+            heads=heads,
+        )
+    else:
+        raise ValueError(
+            f"{origin}: width {width} and depth {depth} are no size of the DiT paper's table, so its number of attention heads "
+            "is not known; give --heads"
+        )
+    model = dataclasses.replace(
+        model, patch_size=patch, position_scale=release.position_scale, activation=release.activation
+    )
+    autoencoder = config.Autoencoder()
+    labels = {"record": "labelled", "classes": network["vector_dim"]} if release.condition == "class" else {}
+    settings = config.Settings(
+        data=config.Data(image_size=side * 2 ** (len(autoencoder.channels) - 1), **labels),
+        encoder=release.encoder,
+        autoencoder=autoencoder,
+        model=model,
+        task=config.Task(name=release.task),
+    )
+    config_rules.validate(settings)
+    return settings
