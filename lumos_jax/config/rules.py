@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 
 from lumos_jax.config.settings import TEXT_KINDS, Data, Encoder, Finetune, Settings, flatten
-from lumos_jax.data import aspect
+from lumos_jax.data import SAMPLE_TYPES, SOURCES, aspect
 
 ENCODER_OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "clip_text": ("all", "pooled")}
 
 _CHOICES = {
-    "data.source": ("scenes", "folder", "videos", "objaverse", "arrayrecord", "tfds", "cached", "mixture"),
-    "data.record": ("image", "captioned", "labelled", "clip", "views"),
+    "data.source": tuple(sorted(SOURCES)),
+    "data.record": tuple(sorted(SAMPLE_TYPES)),
     "data.crop": ("center", "random"),
     "nvs.camera": ("token", "turned"),
     "encoder.kind": ("vit", *TEXT_KINDS),
@@ -110,8 +110,8 @@ def validate(settings: Settings) -> None:
 
 def _check_data(s: Settings) -> None:
     data = s.data
-    if data.source in ("folder", "videos", "objaverse", "arrayrecord", "webdataset", "cached"):
-        _require(bool(data.path), f"config.data.source={data.source} needs config.data.path")
+    needed = SOURCES[data.source].needs
+    _require(not needed or bool(getattr(data, needed)), f"config.data.source={data.source} needs config.data.{needed}")
     _require(
         data.source != "cached" or (data.crop == "center" and not data.flip),
         f"config.data.crop={data.crop}, flip={data.flip} do not go with config.data.source=cached, which holds one centre crop "
@@ -126,8 +126,8 @@ def _check_data(s: Settings) -> None:
         f"config.data.picture_share={data.picture_share} must be below 1, and 0 unless config.data.record=clip",
     )
     _require(
-        data.record != "clip" or data.source in ("scenes", "videos", "mixture"),
-        f"config.data.source={data.source} has no clips; config.data.record=clip goes with scenes, videos and mixtures of them",
+        data.source == "cached" or issubclass(SOURCES[data.source], SAMPLE_TYPES[data.record].needs),
+        f"config.data.source={data.source} does not have what config.data.record={data.record} needs",
     )
     _require(
         data.record != "views" or (data.crop == "center" and not data.flip),
@@ -138,8 +138,6 @@ def _check_data(s: Settings) -> None:
         data.record != "views" or data.source != "cached",
         "config.data.source=cached holds no pairs of views (config.data.record=views), which are drawn anew in each epoch",
     )
-    if data.source == "tfds":
-        _require(bool(data.name), "config.data.source=tfds needs config.data.name, the name of a TFDS data set")
     _require(
         (data.source == "mixture") == bool(data.mixture),
         "config.data.mixture, a tuple of dicts (source, path, ..., weight), goes with config.data.source=mixture",

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from lumos_jax import config, data, tasks
 from lumos_jax.config import io as config_io
-from lumos_jax.data import cached
+from lumos_jax.data.sources import cached
 from lumos_jax.train import sharding
 
 # Fields of the networks that do not change what a cache holds: where weights are found (their content is compared instead), and
@@ -123,10 +123,14 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all shards are written")
     if jax.process_index() == 0 and not (directory / cached.MANIFEST).exists():
-        cached.write_manifest(directory, _survey(source, shards, plan, task))
+        _write_manifest(directory, _survey(source, shards, plan, task))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the manifest is written")
     return cached.read_manifest(str(directory))
+
+
+def _write_manifest(directory: pathlib.Path, manifest: cached.Manifest) -> None:
+    config_io.save_json({"format": cached.FORMAT, **dataclasses.asdict(manifest)}, directory / cached.MANIFEST)
 
 
 def _check_request(settings: config.Settings, options: Options) -> None:
@@ -308,14 +312,11 @@ def _survey(source, shards: _Shards, plan: Mapping[str, Any], task: tasks.Task) 
                 if record.number != number or held != arrays:
                     raise ValueError(f"record {number} is another one")
                 undecodable += record.weight == 0
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, data.CorruptRecord) as error:
             raise ValueError(
                 f"{path} is damaged ({error}): remove it and run the same command again, which writes it anew (--out must be a "
                 "directory that all processes see)"
             ) from error
         sizes.append((path.name, len(numbers), path.stat().st_size))
-    if isinstance(source, data.MixtureSource):
-        parts = tuple(zip(map(len, source.sources), source.weights, strict=True))
-    else:
-        parts = ((len(source), 1.0),)
+    parts = tuple((len(part.source), part.weight) for part in source.parts)
     return cached.Manifest(plan, arrays, len(source), undecodable, parts, tuple(sizes))

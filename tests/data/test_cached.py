@@ -10,7 +10,7 @@ from PIL import Image
 
 from lumos_jax import config, data
 from lumos_jax.config import io as config_io
-from lumos_jax.data import cached
+from lumos_jax.data.sources import cached
 
 LATENT, FEATURE = (4, 4, 8), (5, 6)
 
@@ -35,7 +35,7 @@ def make_cache(directory, count=30, each=12, dtype="float16", parts=None):
         shards.append((path.name, data.write_arrayrecord(path, records, compress=False), path.stat().st_size))
     arrays = {"feature": (dtype, FEATURE), "latent": (dtype, LATENT)}
     made = cached.Manifest({"encoder.identity": "x"}, arrays, count, 4, parts or ((count, 1.0),), tuple(shards))
-    cached.write_manifest(directory, made)
+    config_io.save_json({"format": cached.FORMAT, **dataclasses.asdict(made)}, directory / cached.MANIFEST)
     assert cached.read_manifest(str(directory)) == made
     return config.Data(source="cached", path=str(directory), image_size=32, holdout=3, threads=2)
 
