@@ -149,7 +149,7 @@ def make_job(settings: config.Settings, devices: list[Any], cached: bool) -> Job
     """
     platform = devices[0].platform
     # The default number of blocks laid out at once is for the backend at hand, a CPU.
-    unroll = settings.model.unroll or (0 if platform == "cpu" else 1)
+    unroll = settings.model.scan_unroll or (0 if platform == "cpu" else 1)
     settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, unroll=unroll))
     config_rules.validate(settings)
     mesh = sharding.make_mesh(settings.mesh, devices)
@@ -176,7 +176,7 @@ def _rows(settings: config.Settings, task: Any, frozen: Any, cached: bool) -> di
     rows = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (dtype, shape) in data.describe_row(settings.data).items()
             if not dtype.hasobject}  # fmt: skip
     kinds = ("", "_detailed") if cached else ("",)
-    if settings.data.record == "captioned":
+    if settings.data.sample_type == "captioned":
         for kind in kinds:
             rows[f"tokens{kind}"] = jax.ShapeDtypeStruct((settings.encoder.max_tokens,), jnp.int32)
             rows[f"token_mask{kind}"] = jax.ShapeDtypeStruct((settings.encoder.max_tokens,), jnp.bool_)

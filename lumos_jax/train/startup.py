@@ -102,7 +102,7 @@ def _resume(settings, checkpoints: Checkpoints, step: int, dit, optimizer, mesh,
             f"{checkpoints.directory.parent} holds weights imported from {meta['imported']}, not a run: train from them with "
             f"--config.init_from={checkpoints.directory.parent} and another --workdir"
         )
-    changed = config_io.frozen_differences(config_io.from_dict(meta["settings"]), settings)
+    changed = config_io.frozen_differences(config_io.from_saved(meta["settings"]), settings)
     for name, now in fingerprints.items():
         before, field = meta["fingerprints"].get(name), f"{name}.fingerprint"
         if before != now and field not in settings.checkpoint.allow_change:
@@ -133,7 +133,7 @@ def _hand_off(settings, workdir, task, optimizer, mesh, fingerprints) -> Start:
             raise ValueError(f"config.init_from={origin}: there is no checkpoint in {source.directory}")
         meta = source.meta(step)
         theirs = finetune.weight_shapes(source, step)
-        from_ = config_io.from_dict(meta["settings"])
+        from_ = config_io.from_saved(meta["settings"])
         identity = meta["fingerprints"].get("encoder")
     else:
         source, identity = None, None
