@@ -1,0 +1,72 @@
+"""Multi-process setup from flags, Slurm, Open MPI, or TPU and GKE metadata, through jax.distributed.
+
+JAX's coordination service finds a process that was killed or hangs within HEARTBEAT seconds and ends the others, with code 1 where
+a collective fails first, else as a crash. Launchers then start the run again, which continues from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import NoReturn
+
+import jax
+from absl import flags
+
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, to run several processes as one.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, where no launcher says so.")
+_PROCESS = flags.DEFINE_integer("process", None, "The number of this process, from 0, where no launcher says so.")
+
+HEARTBEAT = 30  # seconds
+_TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
+
+
+def join() -> None:
+    """Join the other processes, if flags, a launcher or a TPU's metadata name any. Call it before any computation.
+
+    Raises:
+      ValueError: the flags contradict each other, or do not suffice.
+      ConnectionError: the processes did not find each other.
+    """
+    address, count, process = given = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    launched = int(os.environ.get("SLURM_NTASKS" if "SLURM_STEP_NODELIST" in os.environ else "OMPI_COMM_WORLD_SIZE", 0))
+    if given == (None, None, None) and (launched == 1 or not launched and not any(map(os.path.exists, _TPU_DEVICES))):
+        return
+    if address is not None and not address.rpartition(":")[2].isdecimal():
+        raise ValueError(f"--coordinator={address} must be host:port, as in --coordinator=10.0.0.1:8476")
+    if "OMPI_COMM_WORLD_RANK" in os.environ and "OMPI_MCA_orte_hnp_uri" not in os.environ:  # Open MPI 5, unknown to JAX
+        count = launched if count is None else count
+        process = int(os.environ["OMPI_COMM_WORLD_RANK"]) if process is None else process
+    try:
+        jax.distributed.initialize(
+            address, count, process,
+            cluster_detection_method="deactivate" if None not in (address, count, process) else None,
+            heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=2 * HEARTBEAT,
+        )  # fmt: skip
+    except ValueError as error:  # before anything was started
+        if not launched and given == (None, None, None):
+            return
+        raise ValueError(
+            f"--coordinator={address} --processes={count} --process={process}: {error} Where no launcher says so, give all "
+            "three: HOST:PORT of process 0, the number of processes, and which one this is, from 0"
+        ) from None
+    except RuntimeError as error:
+        raise ConnectionError(f"process {process} cannot join the others at {address}: {error}") from error
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", ""))
+    if visible.isdecimal() or alone.split("(")[0] == "1" and "," not in alone:
+        # JAX gives each process of Slurm and Open MPI one GPU, by its number on the host; here it has a host, or sees one alone.
+        jax.config.update("jax_cuda_visible_devices", "all")
+
+
+def end(code: int) -> NoReturn:
+    """End this process without waiting for the others, as after an error.
+
+    Process 0 holds the coordination service, without which the others abort: those that fail likewise have time to say so.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.distributed.is_initialized() and jax.process_index() == 0:
+        time.sleep(3.0)
+    os._exit(code)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lumos_jax import patience
+from lumos_jax import fileio
 from lumos_jax.train import goodput
 
 FILE = "metrics.jsonl"
@@ -148,7 +148,7 @@ class Reporter:
             return
         values = {name: float(value) if isinstance(value, np.floating) else value for name, value in values.items()}
         self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        patience.patiently(self.file.flush)  # what is not written stays in its buffer
+        fileio.with_retries(self.file.flush)  # what is not written stays in its buffer
         if self.writer is not None:
             self.writer.write_scalars(step, values)
 
