@@ -31,13 +31,24 @@ def errors(*failures: type[Exception]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        if jax.distributed.is_initialized() and _RUNTIME.search(str(error)):
+            raise
         logging.debug("user error", exc_info=error)
-        _stop(error, FAILED if jax.distributed.is_initialized() and _RUNTIME.search(str(error)) else USER_ERROR)
+        _stop(error, USER_ERROR)
     except (OSError, *failures) as error:
         logging.debug("failed", exc_info=error)
         _stop(error, FAILED)
     except KeyboardInterrupt:
         _stop("interrupted", STOPPED["SIGINT"])
+
+
+def call(action: Callable[[], int | None], *failures: type[Exception]) -> int:
+    """The exit code of `action`: what it returns, or that of `errors`."""
+    try:
+        with errors(*failures):
+            return action() or 0
+    except SystemExit as stop:
+        return stop.code
 
 
 def _stop(error: BaseException | str, code: int) -> NoReturn:
@@ -67,32 +78,54 @@ def run(main: Callable[[list[str]], int | None], text: str, *, required: Sequenc
         code = stop.code or 0
     except KeyboardInterrupt:  # a second one, while the first is waiting for a step
         code = STOPPED["SIGINT"]
-    except BaseException:
-        traceback.print_exc()
-    # After a failure nothing is waited for: other processes, or threads of a write that failed and would print their tracebacks.
+    except Exception as error:  # noqa: BLE001 (reported with its traceback)
+        _report_fault(error)
+    # After a failure wait neither for other processes nor for threads whose write failed, which would print tracebacks.
     if code == FAILED or (code == USER_ERROR and jax.distributed.is_initialized()):
         cluster.end(code)
     sys.exit(code)
 
 
+def _report_fault(error: Exception) -> None:
+    """The traceback of an error that nobody expected, or one line where JAX lost another process."""
+    text = str(error).strip().splitlines() or [""]
+    if jax.distributed.is_initialized() and _RUNTIME.search(text[0]):
+        print(f"error: another process is gone, or this one cannot reach it: {text[0]}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
+
+
 def _parse(required: Sequence[str]) -> list[str]:
+    """The positional arguments; ends the program where flags or the config file are wrong."""
     try:
         arguments = flags.FLAGS(sys.argv)
-        missing = [f"--{name}" for name in required if flags.FLAGS[name].value in (None, [])]
-    except Exception as error:  # config files run code of their own
+        given = {name: flags.FLAGS[name].value for name in required}
+        if given.get("config") is not None:
+            given["config"].to_dict()  # where a file that cannot be read raises OSError
+    except Exception as error:  # noqa: BLE001 (config files run code of their own)
         logging.debug("parsing failed", exc_info=error)
-        named = type(error) in (ValueError, FileNotFoundError) or isinstance(error, flags.Error)
-        lines = str(error).strip().splitlines() or [""]
-        _stop(lines[0] if named else f"{_place(error)}{type(error).__name__}: {lines[0]}", USER_ERROR)
+        _stop(_describe(error), USER_ERROR)
+    missing = [f"--{name}" for name, value in given.items() if value in (None, [])]
     if missing:
         _stop(f"missing {' and '.join(missing)}; see --help", USER_ERROR)
     return arguments
 
 
-def _place(error: BaseException) -> str:
-    """The file and line of ours or the user's where an error was raised."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "-packages" not in frame.filename]
-    return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
+def _describe(error: Exception) -> str:
+    """One line about an error of parsing flags or running a config file."""
+    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()] or [""]
+    if isinstance(error, OSError):
+        return f"--config: {lines[-1]}"
+    if isinstance(error, flags.Error):  # raised in a config file, with its traceback, or by absl
+        return f"{lines[0].removesuffix(' Error whilst parsing config file:')} {lines[-1]}" if lines[1:] else lines[0]
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in own if "-packages" not in frame.filename]
+    if isinstance(error, (AttributeError, KeyError)) and not own:  # ml_collections: a field that does not exist
+        name = lines[0].strip("'\\\"")
+        where = next((word for word in sys.argv if f".{name}" in word), name)
+        return f"unknown field {name} in {where}. {' '.join(lines[1:])}".strip("\"' ")
+    place = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
+    return f"--config: {place}{type(error).__name__}: {' '.join(lines)}"
 
 
 def refuse_arguments(arguments: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import pathlib
 import sys
 import traceback
@@ -105,6 +106,7 @@ class Checkpoints:
         """
         meta = {**meta, "digest": digest(state)}
         try:
+            self._probe()
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
@@ -129,6 +131,15 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self.failed(error) from error
         return not self._manager.is_saving_in_progress()
+
+    def _probe(self) -> None:
+        """Write a small file beside the checkpoints: where that fails, so would Orbax's threads, some only after minutes."""
+        path = self.directory / f".probe.{jax.process_index()}"
+        with open(path, "wb") as file:
+            path.unlink()  # nothing is left of it, whatever comes
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
 
     def reopen(self) -> None:
         """Open the directory anew after a write that failed, as Orbax keeps some failures. Raises as `save`."""

@@ -1,7 +1,7 @@
 """Multi-process setup from flags, Slurm, Open MPI, or TPU and GKE metadata, through jax.distributed.
 
-JAX's coordination service finds a process that was killed or hangs within HEARTBEAT seconds and ends the others, with code 1 where
-a collective fails first, else as a crash. Launchers then start the run again, which continues from its newest checkpoint.
+JAX's coordination service finds a process that was killed or hangs within HEARTBEAT seconds and ends the others: with code 1
+where a collective fails first, else as a crash. Launchers then start the run again, which continues from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -29,34 +29,45 @@ def join() -> None:
       ValueError: the flags contradict each other, or do not suffice.
       ConnectionError: the processes did not find each other.
     """
-    address, count, process = given = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    launched = int(os.environ.get("SLURM_NTASKS" if "SLURM_STEP_NODELIST" in os.environ else "OMPI_COMM_WORLD_SIZE", 0))
-    if given == (None, None, None) and (launched == 1 or not launched and not any(map(os.path.exists, _TPU_DEVICES))):
+    address, count, process = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+    environment = os.environ
+    known = (  # to JAX's own detection
+        "SLURM_STEP_NODELIST" in environment or "OMPI_MCA_orte_hnp_uri" in environment
+        or any(map(os.path.exists, _TPU_DEVICES))
+    )  # fmt: skip
+    size = environment.get("SLURM_NTASKS") if "SLURM_STEP_NODELIST" in environment else None
+    if "OMPI_COMM_WORLD_SIZE" in environment:
+        size = environment["OMPI_COMM_WORLD_SIZE"]
+        if not known:  # Open MPI 5
+            count = int(size) if count is None else count
+            process = int(environment["OMPI_COMM_WORLD_RANK"]) if process is None else process
+    if address is None and (size == "1" or (not known and (count, process) == (None, None))):
         return
+    if not known and None in (address, count, process):
+        raise ValueError(
+            f"--coordinator={address} --processes={count} --process={process}: where no launcher says so, give all three: "
+            "HOST:PORT of process 0, the number of processes, and which one this is, from 0"
+        )
     if address is not None and not address.rpartition(":")[2].isdecimal():
         raise ValueError(f"--coordinator={address} must be host:port, as in --coordinator=10.0.0.1:8476")
-    if "OMPI_COMM_WORLD_RANK" in os.environ and "OMPI_MCA_orte_hnp_uri" not in os.environ:  # Open MPI 5, unknown to JAX
-        count = launched if count is None else count
-        process = int(os.environ["OMPI_COMM_WORLD_RANK"]) if process is None else process
+    if None not in (count, process) and not 0 <= process < count:
+        raise ValueError(f"--process={process} must be from 0 to {count - 1}, as --processes={count}")
+    explicit = None not in (address, count, process)
     try:
         jax.distributed.initialize(
-            address, count, process,
-            cluster_detection_method="deactivate" if None not in (address, count, process) else None,
-            heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=2 * HEARTBEAT,
+            address, count, process, cluster_detection_method="deactivate" if explicit else None,
+            heartbeat_timeout_seconds=HEARTBEAT,
         )  # fmt: skip
-    except ValueError as error:  # before anything was started
-        if not launched and given == (None, None, None):
-            return
-        raise ValueError(
-            f"--coordinator={address} --processes={count} --process={process}: {error} Where no launcher says so, give all "
-            "three: HOST:PORT of process 0, the number of processes, and which one this is, from 0"
-        ) from None
+    except ValueError:
+        if (address, count, process) != (None, None, None):
+            raise
+        return  # an accelerator that is no TPU of a cluster
     except RuntimeError as error:
         raise ConnectionError(f"process {process} cannot join the others at {address}: {error}") from error
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", ""))
-    if visible.isdecimal() or alone.split("(")[0] == "1" and "," not in alone:
-        # JAX gives each process of Slurm and Open MPI one GPU, by its number on the host; here it has a host, or sees one alone.
+    if visible.isdecimal() or (alone.split("(")[0] == "1" and "," not in alone):
+        # JAX gives processes of Slurm and Open MPI one GPU each, by their number on the host. This one has all that it sees.
         jax.config.update("jax_cuda_visible_devices", "all")
 
 
