@@ -129,9 +129,7 @@ class DiT(nn.Module):
         # Without a gather, "none" needs no checkpoint at all, which would only prevent fusions.
         if cfg.remat != "none" or gather is not None:
             # A scan keeps CSE from undoing the recomputation; unrolled layers need the barrier.
-            block = nn.remat(
-                block, policy=REMAT_POLICIES[cfg.remat], prevent_cse=cfg.unroll > 1, static_argnums=(5,)
-            )
+            block = nn.remat(block, policy=REMAT_POLICIES[cfg.remat], prevent_cse=cfg.unroll > 1, static_argnums=(5,))
         return nn.scan(
             block,
             variable_axes={"params": 0},
@@ -160,7 +158,9 @@ class DiT(nn.Module):
         if condition.vector is not None:
             s_BD = s_BD + self.vector(condition.vector.astype(jnp.float32))  # (R, V) -> (R, D)
         s_BD = jnp.repeat(s_BD, frames, axis=0) if frames else s_BD  # (R, D) -> (B, D)
-        y_RLD = None if condition.tokens is None else self.tokens(condition.tokens.astype(dtype))  # (R, L, C) -> (R, L, D)
+        y_RLD = (
+            None if condition.tokens is None else self.tokens(condition.tokens.astype(dtype))
+        )  # (R, L, C) -> (R, L, D)
 
         x_BND, _ = self.blocks(x_BND, nn.silu(s_BD).astype(dtype), y_RLD, condition.token_mask, frames)
         out_Bhwc = layers.unpatchify(self.final(x_BND, s_BD), cfg.patch_size, grid)  # (B, N, P) -> (B, h, w, c_out)

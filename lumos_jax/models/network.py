@@ -143,9 +143,7 @@ class Network(DiTConfig):
         latent = None if latent is None else jnp.zeros_like(latent)
         return Condition(tokens, condition.token_mask, vector, latent)
 
-    def drop_condition(
-        self, params: dict[str, Any], condition: Condition, drop: Mapping[str, jax.Array]
-    ) -> Condition:
+    def drop_condition(self, params: dict[str, Any], condition: Condition, drop: Mapping[str, jax.Array]) -> Condition:
         """Replaces parts of some rows by those of the null condition, then projects the camera.
 
         Args:
@@ -193,7 +191,9 @@ class Network(DiTConfig):
                 f"latents of shape {x.shape}: sides must be multiples of the patch size {self.patch_size}, "
                 f"channels {self.latent_shape[2]}"
             )
-        shapes = {name: None if (part := getattr(condition, name)) is None else part.shape for name in conditioning.PARTS}
+        shapes = {
+            name: None if (part := getattr(condition, name)) is None else part.shape for name in conditioning.PARTS
+        }
         tokens, vector, latent = (shapes[name] for name in ("tokens", "vector", "latent"))
         if (tokens is None) != (self.token_shape is None) or (tokens and tokens[2] != self.token_shape[1]):
             raise ValueError(
@@ -272,5 +272,5 @@ def make_dit(
         position_scale=model.position_scale,
         dtype=model.dtype,
         remat=model.remat,
-        unroll=min(size.depth, model.unroll or (cpu.SCAN_UNROLL if jax.default_backend() == "cpu" else 1)),
+        unroll=min(size.depth, model.scan_unroll or (cpu.SCAN_UNROLL if jax.default_backend() == "cpu" else 1)),
     )

@@ -129,7 +129,15 @@ def hardware_of(device: Any) -> str:
 
 
 def on_mesh(task: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The task with a sharded forward pass of its network; the same task where one device for which there are no kernels has it all."""
+    """The task with a sharded forward pass of its network; the same task for one device that has no attention kernel."""
     if not hasattr(task, "dit") or (mesh.size == 1 and not hardware_of(mesh.devices.flat[0])):
         return task
     return dataclasses.replace(task, dit=ShardedForward(**vars(task.dit), mesh=mesh))
+
+
+def off_mesh(task: Any) -> Any:
+    """The task with the plain forward pass of its network, on one device."""
+    if not isinstance(getattr(task, "dit", None), ShardedForward):
+        return task
+    fields = {name: value for name, value in vars(task.dit).items() if name != "mesh"}
+    return dataclasses.replace(task, dit=Network(**fields))
