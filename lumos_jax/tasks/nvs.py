@@ -127,13 +127,15 @@ def make_nvs(settings: config.Settings, place: encoders.Placement | None = None)
     Raises:
       ValueError: records that are no views; weights that cannot be found or do not fit; sizes that do not divide.
     """
-    if settings.data.record != "views":
-        raise ValueError(f"config.data.record={settings.data.record!r}: novel views train on pairs of views, set views")
+    if settings.data.sample_type != "views":
+        raise ValueError(
+            f"config.data.sample_type={settings.data.sample_type!r}: novel views train on pairs of views, set views"
+        )
     if settings.task.condition_dropout != config.Task().condition_dropout:
         raise ValueError(
             "config.task.condition_dropout is not for novel views, whose parts drop as config.nvs.dropout says"
         )
-    dropout, turned = settings.nvs.dropout, settings.nvs.camera == "turned"
+    dropout, turned = settings.nvs.dropout, settings.nvs.camera == "bilinear"
     return denoising.make(
         NovelView, settings, place, *encoders.make_encoder(settings.encoder, place),
         network={

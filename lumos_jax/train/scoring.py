@@ -21,12 +21,12 @@ EQUAL_PSNR = 100.0  # decibels, where it would be infinite and spoil the mean
 
 
 class Scorer:
-    """Draws and scores the first `eval.scored` held-out records of a run (a train.loop.Run)."""
+    """Draws and scores the first `eval.num_scored` held-out records of a run (a train.loop.Run)."""
 
     def __init__(self, run, gather):
         self.run, settings = run, run.settings
         size = settings.eval.batch_size
-        ids = data.holdout_records(settings.data, run.source)[: settings.eval.scored]
+        ids = data.holdout_records(settings.data, run.source)[: settings.eval.num_scored]
         # Every process reads all of them, to score the samples that all of them get.
         self.hosts = [
             data.read_batch(settings.data, run.source, ids[first : first + size], run.task.host)
