@@ -16,7 +16,6 @@ does it; its rates are not known.
 from __future__ import annotations
 
 import dataclasses
-import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -150,11 +149,7 @@ class ImageToVideo(denoising.Denoising):
         still = np.broadcast_to(sources[:, None, :1], (len(drawn), 1, *drawn.shape[2:]))
         grid = np.concatenate([still, drawn], axis=1)  # (R, 1 + n, F, H, W, 3)
         frames = np.stack([pictures.sheet(grid[:, :, i]) for i in range(grid.shape[2])])
-        root, ending = os.path.splitext(out)
-        stem, fps = root if ending in (".gif", ".mp4", ".png") else out, float(host["fps"][0])
-        clips.save_mp4(frames, f"{stem}.mp4", fps)
-        clips.save_gif(frames, f"{stem}.gif", fps)
-        return [f"{stem}.mp4", f"{stem}.gif"]
+        return clips.save(frames, out, float(host["fps"][0]))
 
 
 def make_i2v(settings: config.Settings, place: encoders.Placement | None = None) -> tuple[ImageToVideo, dict[str, Any]]:

@@ -115,10 +115,7 @@ class NovelView(denoising.Denoising):
         first = np.repeat(sources[:: views.shape[2]], samples, axis=0)
         pictures.save_png(pictures.sheet(np.concatenate([first[:, None], rows], axis=1)), out)
         frames = np.stack([pictures.sheet(view) for view in views.transpose(2, 0, 1, 3, 4, 5)])
-        stem = out.removesuffix(".png")
-        clips.save_gif(frames, f"{stem}.gif")
-        clips.save_mp4(frames, f"{stem}.mp4")
-        return [out, f"{stem}.gif", f"{stem}.mp4"]
+        return [out, *clips.save(frames, out)]
 
 
 def make_nvs(settings: config.Settings, place: encoders.Placement | None = None) -> tuple[NovelView, dict[str, Any]]:

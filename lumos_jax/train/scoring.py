@@ -83,7 +83,7 @@ def likeness(drawn: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
     scores = {"psnr": np.minimum(by_row(evaluation.psnr), EQUAL_PSNR).mean(axis=1)}
     if min(drawn.shape[-3:-1]) >= evaluation.SSIM_WINDOW:
         scores["ssim"] = by_row(evaluation.ssim).mean(axis=1)
-    if drawn.ndim == 5:
+    if drawn.ndim == 5 and evaluation.has_optical_flow():
         pairs = zip(drawn, truth, strict=True)
         flows = [(evaluation.optical_flow(clip), evaluation.optical_flow(true)) for clip, true in pairs]
         scores["flow_error"] = np.array([evaluation.end_point_error(*pair) for pair in flows])

@@ -171,7 +171,7 @@ def test_requests_and_files(made, tmp_path):
     assert np.floor(host["motion"] / task.video.motion_step).tolist() == [40, 40]
     drawn = np.random.default_rng(0).integers(0, 256, (2, 3, FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
     files = task.save(host, host["frames"], drawn, str(tmp_path / "clip_1.5"))
-    assert [path.rsplit("/", 1)[-1] for path in files] == ["clip_1.5.mp4", "clip_1.5.gif"]
+    assert [path.rsplit("/", 1)[-1] for path in files] == ["clip_1.5.gif", "clip_1.5.mp4"]
     from PIL import Image
 
     with Image.open(files[1]) as gif:
