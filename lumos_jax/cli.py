@@ -68,9 +68,9 @@ def run(main: Callable[[list[str]], int | None], text: str, *, required: Sequenc
         own = flags.FLAGS.module_help(sys.modules["__main__"]).strip()
         print(f"{text.strip()}\n\nflags (of jax.distributed: --coordinator, --processes, --process):\n{own}")
         sys.exit(0)
+    arguments = _parse(required)
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    arguments = _parse(required)
     code = FAILED
     try:
         code = main(arguments) or 0
@@ -97,6 +97,7 @@ def _report_fault(error: Exception) -> None:
 
 def _parse(required: Sequence[str]) -> list[str]:
     """The positional arguments; ends the program where flags or the config file are wrong."""
+    logging.set_verbosity(logging.FATAL)  # what is wrong is reported below
     try:
         arguments = flags.FLAGS(sys.argv)
         given = {name: flags.FLAGS[name].value for name in required}

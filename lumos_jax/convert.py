@@ -32,7 +32,7 @@ from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import whitening
 from lumos_jax.train import finetune
-from lumos_jax.weights import diffusers_names, files, frozen_files, imports, model_card, releases, torch_writer
+from lumos_jax.weights import diffusers_names, files, frozen_files, imports, model_card, releases, torch_files
 from lumos_jax.weights import rules as name_rules
 
 PRIOR_FORMATS = ("official", "safetensors", "diffusers")
@@ -122,7 +122,7 @@ def export(args: argparse.Namespace) -> str:
             {"format": "pt", releases.SETTINGS_KEY: json.dumps(config_io.to_dict(settings))},
         )
         if args.format == "official":
-            torch_writer.save(folder / f"{name}.pth", {"state_dict": state})
+            torch_files.save(folder / f"{name}.pth", {"state_dict": state})
         elif args.format == "safetensors":
             files.save_safetensors(state, folder / f"{name}.safetensors", metadata)
         else:

@@ -193,7 +193,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--classes", nargs="+", type=int, metavar="N", help="the classes to condition on, by number from 0")
     add("--frames", type=int, metavar="N", help="clips: how many frames; default: as in training")
     add("--fps", type=float, help="clips: frames a second; default: config.video.sample_fps")
-    add("--motion", type=int, metavar="ID", help="clips: how much moves, 0 to 255; default: config.video.sample_motion")
+    add(
+        "--motion",
+        type=int,
+        metavar="ID",
+        help="clips: how much moves, 0 to 255; default: config.video.motion_bucket_id",
+    )
     add("--out", default="samples.png", help="the PNG to write (samples.png); clips: the name of an MP4 and a GIF")
     add("--azimuths", nargs="+", type=float, metavar="DEGREES",
         help="novel views: how far the camera goes round the object, counter-clockwise from above (0 30 .. 330)")  # fmt: skip

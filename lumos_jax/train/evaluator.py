@@ -59,7 +59,7 @@ class Denoised:
         self.run, settings = run, run.settings
         gather = sharding.make_gather(run.mesh, settings.model.dtype)
         ids = data.holdout_records(settings.data, run.source)
-        self.batches = _read_batches(run, ids[: settings.eval.records])
+        self.batches = _read_batches(run, ids[: settings.eval.num_examples])
         everywhere = sharding.replicated(run.mesh)
         self.loss_step = evaluation.make_held_out_step(
             run.task, lambda index: rngs.streams(settings.train.seed, "eval", index), gather, everywhere
@@ -76,7 +76,7 @@ class Denoised:
             ),
             out_shardings=everywhere,
         )
-        self.scorer = Scorer(run, gather) if settings.eval.scored else None
+        self.scorer = Scorer(run, gather) if settings.eval.num_scored else None
 
     def weights(self, state: TrainState) -> Any:
         """The network's EMA weights: frozen parameters as they are, adapters merged."""
@@ -106,11 +106,13 @@ class Denoised:
 
 
 class Neighbours:
-    """Held-out records by the nearest of `eval.bank` others, in features of the trained network and of a random one."""
+    """Held-out records by the nearest of `eval.knn_bank_size` others, in features of the trained and of a random network."""
 
     def __init__(self, run):
         self.run, settings = run, run.settings
-        ids = data.holdout_records(settings.data, run.source)[: settings.eval.bank + settings.eval.records]
+        ids = data.holdout_records(settings.data, run.source)[
+            : settings.eval.knn_bank_size + settings.eval.num_examples
+        ]
         self.images = data.read_batch(settings.data, run.source, ids)["image"]
         self.batches = _read_batches(run, ids)
         self.truth = data.truth_of(settings.data, run.source, ids)
@@ -122,7 +124,7 @@ class Neighbours:
         return np.concatenate([np.asarray(self.features_of(params, batch["image"])) for batch in self.batches])
 
     def _scores(self, features: np.ndarray) -> dict[str, float]:
-        bank = self.run.settings.eval.bank
+        bank = self.run.settings.eval.knn_bank_size
         return evaluation.neighbour_accuracy(features[:bank], features[bank:], self.truth, bank)
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
@@ -138,7 +140,7 @@ class Neighbours:
 
     def sheet(self, state: TrainState) -> np.ndarray:
         """Rows of (held-out picture | nearest in the bank | second ...)."""
-        average, bank = storage.average(self.run.settings.optimizer, state.ema), self.run.settings.eval.bank
+        average, bank = storage.average(self.run.settings.optimizer, state.ema), self.run.settings.eval.knn_bank_size
         features = self._features(average)
         rows, columns = self.run.settings.eval.rows, self.run.settings.eval.samples
         nearest = evaluation.nearest(features[:bank], features[bank : bank + rows], columns)

@@ -21,12 +21,12 @@ EQUAL_PSNR = 100.0  # decibels, where it would be infinite and spoil the mean
 
 
 class Scorer:
-    """Draws and scores the first `eval.scored` held-out records of a run (a train.loop.Run)."""
+    """Draws and scores the first `eval.num_scored` held-out records of a run (a train.loop.Run)."""
 
     def __init__(self, run, gather):
         self.run, settings = run, run.settings
         size = settings.eval.batch_size
-        ids = data.holdout_records(settings.data, run.source)[: settings.eval.scored]
+        ids = data.holdout_records(settings.data, run.source)[: settings.eval.num_scored]
         # Every process reads all of them, to score the samples that all of them get.
         self.hosts = [
             data.read_batch(settings.data, run.source, ids[first : first + size], run.task.host)
@@ -83,7 +83,7 @@ def likeness(drawn: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
     scores = {"psnr": np.minimum(by_row(evaluation.psnr), EQUAL_PSNR).mean(axis=1)}
     if min(drawn.shape[-3:-1]) >= evaluation.SSIM_WINDOW:
         scores["ssim"] = by_row(evaluation.ssim).mean(axis=1)
-    if drawn.ndim == 5:
+    if drawn.ndim == 5 and evaluation.has_optical_flow():
         pairs = zip(drawn, truth, strict=True)
         flows = [(evaluation.optical_flow(clip), evaluation.optical_flow(true)) for clip, true in pairs]
         scores["flow_error"] = np.array([evaluation.end_point_error(*pair) for pair in flows])

@@ -1,6 +1,6 @@
 """All sharding on one screen: the mesh, the table of rules, and how batches and parameters are laid out.
 
-Parameters carry logical axis names (`DiT.logical_axes`); RULES says which mesh axis each may be split over. Gradients,
+Parameters carry logical axis names (`Network.logical_axes`); RULES says which mesh axis each may be split over. Gradients,
 optimiser state and EMA follow the parameters. Batches are split over (data, fsdp), the frames of clips over context: all but
 attention over frames works on each device's own, for which the frames of a place are brought together and the places split
 instead. Under FSDP each layer's weights are gathered inside the scanned body, after the cast to the compute dtype: left to the
@@ -95,10 +95,11 @@ def constrain(mesh: jax.sharding.Mesh, batch: Any) -> Any:
 def check_frames(mesh: jax.sharding.Mesh, data: config.Data) -> None:
     """Raises ValueError unless a clip's frames split evenly over the mesh axis `context`."""
     ways = mesh.shape["context"]
-    if ways > 1 and (data.record != "clip" or data.frames % ways):
-        held = f"{data.frames} frames" if data.record == "clip" else "no frames"
+    if ways > 1 and (data.sample_type != "clip" or data.frames % ways):
+        held = f"{data.frames} frames" if data.sample_type == "clip" else "no frames"
         raise ValueError(
-            f"config.mesh.context={ways} splits the frames of clips evenly, and config.data.record={data.record} has {held}"
+            f"config.mesh.context={ways} splits the frames of clips evenly, and config.data.sample_type="
+            f"{data.sample_type} has {held}"
         )
 
 

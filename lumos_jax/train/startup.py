@@ -105,7 +105,7 @@ def _resume(experiment: Experiment, checkpoints: Checkpoints, step: int, fingerp
             f"{checkpoints.directory.parent} holds weights imported from {meta['imported']}, not a run: train from them with "
             f"--config.init_from={checkpoints.directory.parent} and another --workdir"
         )
-    changed = config_io.frozen_differences(config_io.from_dict(meta["settings"]), settings)
+    changed = config_io.frozen_differences(config_io.from_saved(meta["settings"]), settings)
     for name, now in fingerprints.items():
         before, field = meta["fingerprints"].get(name), f"{name}.fingerprint"
         if before != now and field not in settings.checkpoint.allow_change:
@@ -135,7 +135,7 @@ def _hand_off(experiment: Experiment, workdir: pathlib.Path, fingerprints) -> St
             raise ValueError(f"config.init_from={origin}: there is no checkpoint in {source.directory}")
         meta = source.meta(step)
         theirs = finetune.weight_shapes(source, step)
-        from_ = config_io.from_dict(meta["settings"])
+        from_ = config_io.from_saved(meta["settings"])
         identity = meta["fingerprints"].get("encoder")
     else:
         source, identity = None, None
@@ -155,7 +155,7 @@ def _hand_off(experiment: Experiment, workdir: pathlib.Path, fingerprints) -> St
         "origin": origin,
         "reinitialise": (f"{finetune.LORA}/*", *named["reinitialise"]),
         "drop": named["drop"],
-        "adapt": {path: functools.partial(dit.widened, path) for path in named["widen"]},
+        "adapt": {path: functools.partial(dit.widen_input, path) for path in named["widen"]},
     }
     if source is not None:
         # Judged by shapes first, so that weights that do not fit are refused before gigabytes are read.
