@@ -33,7 +33,7 @@ ALLOWED = {
     "tasks": {"encoders", "models", "diffusion", "data"},
     "evaluation": {"tasks", "diffusion", "models", "encoders", "scenes"},
     "checkpoints": {"weights"},
-    "train": {"data", "tasks", "diffusion", "checkpoints", "evaluation", "weights", "preparation"},
+    "train": {"data", "tasks", "models", "diffusion", "checkpoints", "evaluation", "weights", "preparation"},
     "planning": {"data", "tasks", "train"},
     "preparation": {"data", "tasks", "train"},
 }

@@ -27,6 +27,9 @@ RENAMED = {
     "eval.bank": "eval.knn_bank_size",
 }
 
+# Fields that are gone -> their old default.
+_REMOVED = {"model.mlp_products": "none"}
+
 # Today's name -> old value -> new value.
 _VALUES = {
     "data.sample_type": {"labelled": "labeled"},
@@ -47,6 +50,7 @@ def upgrade_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in _VALUES.items():
         if name in new and isinstance(new[name], (str, bool)):
             new[name] = values.get(new[name], new[name])
+    new = {name: value for name, value in new.items() if name not in _REMOVED or value != _REMOVED[name]}
     if "optimizer.boosted" in new:
         patterns, factor = new.pop("optimizer.boosted"), new.pop("optimizer.boost", 1.0)
         new["optimizer.lr_multipliers"] = tuple((pattern, factor) for pattern in patterns)

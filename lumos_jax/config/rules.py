@@ -31,7 +31,6 @@ _CHOICES = {
     "model.final": ("auto", "table", "adaln"),
     "model.activation": ("gelu_tanh", "gelu"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.mlp_products": ("none", "int8", "float8"),
     "model.remat": ("none", "dots", "mlp", "full"),
     "dino.balance": ("center", "sinkhorn"),
     "diffusion.schedule": ("linear", "cosine", "flow"),

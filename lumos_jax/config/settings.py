@@ -117,8 +117,6 @@ class Model:
     position_base: int = 0  # tokens a side at which positions count in ones; 0: the training grid
     dtype: str = "bfloat16"  # compute dtype: float32 | bfloat16; parameters are float32
     remat: str = "none"  # none | dots (recompute all but matmuls) | mlp (all but the MLPs' matmuls) | full
-    # the operands of the MLPs' products, in forward passes: none (as the rest) | int8 | float8 (H100); extra `quantized`
-    mlp_products: str = "none"
     scan_unroll: int = 0  # blocks laid out per iteration of the layer scan; 0: 12 on a CPU (faster steps), 1 elsewhere
 
 

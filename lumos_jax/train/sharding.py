@@ -1,6 +1,6 @@
 """All sharding on one screen: the mesh, the table of rules, and how batches and parameters are laid out.
 
-Parameters carry logical axis names (`DiT.logical_axes`); RULES says which mesh axis each may be split over. Gradients,
+Parameters carry logical axis names (`Network.logical_axes`); RULES says which mesh axis each may be split over. Gradients,
 optimiser state and EMA follow the parameters. Batches are split over (data, fsdp), the frames of clips over context: all but
 attention over frames works on each device's own, for which the frames of a place are brought together and the places split
 instead. Under FSDP each layer's weights are gathered inside the scanned body, after the cast to the compute dtype: left to the
