@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -198,6 +199,11 @@ def check_agreement(identity: Mapping[str, str]) -> None:
             f"the processes loaded different frozen networks; process {jax.process_index()} has {dict(identity)}: give all of "
             "them the same files"
         )
+
+
+def barrier(name: str, seconds: int = 600) -> None:
+    """Wait for all processes, which use each name once. JAX's coordination service waits where collectives would time out."""
+    ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * seconds)
 
 
 def all_agree(well: bool) -> bool:
