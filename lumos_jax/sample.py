@@ -31,15 +31,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config, data, tasks
+from lumos_jax import cli, config, data, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.config import io as config_io
 from lumos_jax.config import rules as config_rules
 from lumos_jax.tasks import pictures, sampling
 from lumos_jax.train import finetune, rngs, sharding
-from lumos_jax.train.sharding import of_the_task
+from lumos_jax.train.sharding import device_arrays
 
-USER_ERROR = 2
 HELD_OUT = "held-out:"
 # Flags that say what to draw; which of them are needed, the task knows.
 CONDITIONS = ("images", "prompts", "classes", "size", "frames", "fps", "motion", "azimuths", "elevation")
@@ -130,7 +129,7 @@ def draw_samples(
 
     Rows of one `record`, as the views of an orbit are, start from the same noise, so that what turns is the camera alone.
     """
-    condition = _condition(prior.task, prior.frozen, of_the_task(batch))
+    condition = _condition(prior.task, prior.frozen, device_arrays(batch))
     rows = len(next(iter(batch.values())))
     records, which = np.unique(batch.get("record", np.arange(rows)), return_inverse=True)
     shape = prior.task.latent_shape
@@ -181,7 +180,7 @@ def _held_out(settings: config.Data, name: str) -> np.ndarray:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m lumos_jax.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -194,7 +193,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--classes", nargs="+", type=int, metavar="N", help="the classes to condition on, by number from 0")
     add("--frames", type=int, metavar="N", help="clips: how many frames; default: as in training")
     add("--fps", type=float, help="clips: frames a second; default: config.video.sample_fps")
-    add("--motion", type=int, metavar="ID", help="clips: how much moves, 0 to 255; default: config.video.sample_motion")
+    add(
+        "--motion",
+        type=int,
+        metavar="ID",
+        help="clips: how much moves, 0 to 255; default: config.video.motion_bucket_id",
+    )
     add("--out", default="samples.png", help="the PNG to write (samples.png); clips: the name of an MP4 and a GIF")
     add("--azimuths", nargs="+", type=float, metavar="DEGREES",
         help="novel views: how far the camera goes round the object, counter-clockwise from above (0 30 .. 330)")  # fmt: skip
@@ -245,20 +249,14 @@ def run(args: argparse.Namespace) -> Sequence[str]:
     if prior.task.host is not None:
         batch = prior.task.host(batch)
     drawn = draw_samples(prior, batch, args.num, args.seed, options, args.batch)
-    sources = np.asarray(_sources(prior.task, prior.frozen, of_the_task(batch)))
+    sources = np.asarray(_sources(prior.task, prior.frozen, device_arrays(batch)))
     return prior.task.save(batch, sources, drawn, args.out)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Draws as the command line says; returns the exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        files = run(args)
-    except (ValueError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    print(*files, sep="\n")
-    return 0
+def main(arguments: list[str] | None = None) -> int:
+    """Draw as the command line says; return the exit code."""
+    args = _parser().parse_args(arguments)
+    return cli.call(lambda: print(*run(args), sep="\n"), CheckpointError)
 
 
 if __name__ == "__main__":

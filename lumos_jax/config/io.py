@@ -6,14 +6,14 @@ import dataclasses
 import difflib
 import json
 import os
-import pathlib
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from lumos_jax import config
+from lumos_jax import config, fileio
+from lumos_jax.config import migration
 from lumos_jax.config import rules as config_rules
 
 
@@ -33,6 +33,11 @@ def from_dict(tree: Mapping[str, Any]) -> config.Settings:
     return settings
 
 
+def from_saved(tree: Mapping[str, Any]) -> config.Settings:
+    """The same for settings that any version saved, in config.json, a checkpoint or an export."""
+    return from_dict(migration.upgrade(tree) if isinstance(tree, Mapping) else tree)
+
+
 def default_config() -> ml_collections.ConfigDict:
     """Every field with its default, for a file in configs/ to edit."""
     return ml_collections.ConfigDict(to_dict(config.Settings()), convert_dict=True)
@@ -50,10 +55,7 @@ def save(settings: config.Settings, path) -> None:
 
 def save_json(tree: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Writes an object as JSON; through a temporary name, so that half a file is never taken for a whole one."""
-    path = pathlib.Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    fileio.write_whole(path, json.dumps(tree, indent=2) + "\n")
 
 
 def load(path) -> config.Settings:
@@ -69,15 +71,7 @@ def load(path) -> config.Settings:
         raise ValueError(f"no config.json at {path}: is this the --workdir of a run that has started?") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from the run's command line") from None
-    return from_dict(_renewed(tree))
-
-
-def _renewed(tree: Any) -> Any:
-    """Settings that an earlier version saved: encoder.normalize was a bool then."""
-    encoder = tree.get("encoder") if isinstance(tree, dict) else None
-    if isinstance(encoder, dict) and isinstance(encoder.get("normalize"), bool):
-        encoder["normalize"] = "unit" if encoder["normalize"] else "none"
-    return tree
+    return from_saved(tree)
 
 
 def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[Any, Any]]:
@@ -94,8 +88,8 @@ _FREE_FIELDS = frozenset(
         "data.path", "data.workers", "data.threads", "data.prefetch", "data.max_corrupt_rate", "data.bucket_index",
         "data.tar_index",
         "init_from", "optimizer.ema_memory",
-        "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.nonfinite_limit", "train.meeting_seconds",
-        "train.silence_seconds", "train.watchdog_minutes", "train.profile_at", "train.profile_steps", "train.compilation_cache",
+        "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.nonfinite_limit",
+        "train.watchdog_minutes", "train.profile_at", "train.profile_steps", "train.compilation_cache",
     }
 )  # fmt: skip
 
@@ -140,10 +134,15 @@ def _coerce(hint, value, where: str):
         kinds = typing.get_args(hint)
         if kinds[-1] is not Ellipsis and len(value) != len(kinds):
             raise ValueError(f"{where} must have {len(kinds)} values, not {len(value)}: {value!r}")
-        element = kinds[0]
-        if typing.get_origin(element) is not None:  # data.mixture: a tuple of mappings
-            return tuple(dict(entry) for entry in value)
-        return tuple(_coerce(element, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        return tuple(
+            _coerce(kind, entry, f"{where}[{i}]") for i, (kind, entry) in enumerate(zip(kinds, value, strict=True))
+        )
+    if typing.get_origin(hint) is Mapping:  # an entry of data.mixture
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} must be a mapping of fields, not {value!r}")
+        return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -25,7 +25,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from lumos_jax import patience
+from lumos_jax import fileio
 from lumos_jax.data import order
 from lumos_jax.data.base import CorruptRecord, Data, Source
 from lumos_jax.data.decode import size_of
@@ -214,7 +214,7 @@ def record_sizes(data: Data, source: Source) -> np.ndarray:
 def _read_sizes(source: Source) -> np.ndarray:
     def one(index: int) -> tuple[int, int]:
         try:
-            with patience.patiently(functools.partial(source.open_image, index)) as file:
+            with fileio.with_retries(functools.partial(source.open_image, index)) as file:
                 return size_of(file)
         except (OSError, CorruptRecord) as error:
             if system_error(error):  # or the record would be in another bucket from now on

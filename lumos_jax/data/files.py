@@ -15,12 +15,12 @@ from typing import BinaryIO
 import numpy as np
 from absl import logging
 
-from lumos_jax import patience
+from lumos_jax import fileio
 from lumos_jax.data.base import printable
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 # What says nothing about a record: storage or the machine has failed, and other records would fail alike.
-_SYSTEM = patience.PASSING | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_SYSTEM = fileio.TRANSIENT | {errno.ENOMEM, errno.ENOBUFS}
 
 
 def system_error(error: BaseException) -> OSError | None:

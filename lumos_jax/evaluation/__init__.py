@@ -1,6 +1,6 @@
 """Numbers about what was learned. Knows no trainer."""
 
-from lumos_jax.evaluation.flow import end_point_error, optical_flow
+from lumos_jax.evaluation.flow import end_point_error, has_optical_flow, optical_flow
 from lumos_jax.evaluation.held_out import held_out_loss, make_held_out_step
 from lumos_jax.evaluation.neighbours import nearest, neighbour_accuracy
 from lumos_jax.evaluation.reconstruction import WINDOW as SSIM_WINDOW
@@ -11,6 +11,7 @@ __all__ = [
     "SSIM_WINDOW",
     "caption_agreement",
     "end_point_error",
+    "has_optical_flow",
     "held_out_loss",
     "make_held_out_step",
     "nearest",

@@ -10,7 +10,6 @@ after the last whole one. Batches never reach from one shard into the next: what
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,16 +22,24 @@ from jax.experimental import multihost_utils
 
 from lumos_jax import config, data, tasks
 from lumos_jax.config import io as config_io
+from lumos_jax.config import migration
 from lumos_jax.data.sources import cached
 from lumos_jax.train import sharding
+from lumos_jax.train.experiment import Experiment, use_compilation_cache
 
 # Fields of the networks that do not change what a cache holds: where weights are found (their content is compared instead), and
 # what is applied when a record is read, or to samples only.
 _FREE = frozenset(
-    {"encoder.weights", "autoencoder.weights", "autoencoder.scale", "autoencoder.posterior", "autoencoder.tile"}
+    {
+        "encoder.weights",
+        "autoencoder.weights",
+        "autoencoder.scaling_factor",
+        "autoencoder.posterior",
+        "autoencoder.tile",
+    }
 )
 # Fields that decide what a source holds, for messages; its fingerprint is what counts.
-_SOURCE_FIELDS = {"scenes": ("records",), "tfds": ("name", "split")}
+_SOURCE_FIELDS = {"scenes": ("num_scenes",), "tfds": ("name", "split")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +60,11 @@ def networks(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
         if identity == fields["kind"]:  # a map without parameters
             fields = {"kind": identity}
         made_by |= {k: v for k, v in config.flatten({group: fields}).items() if k not in _FREE}
-    if settings.data.record != "image":
-        made_by["data.record"] = settings.data.record
-    if settings.data.record == "captioned":
+    if settings.data.sample_type != "image":
+        made_by["data.sample_type"] = settings.data.sample_type
+    if settings.data.sample_type == "captioned":
         made_by["data.clean_captions"] = settings.data.clean_captions
-    if settings.data.record == "labelled":
+    if settings.data.sample_type == "labeled":
         made_by["data.classes"] = settings.data.classes
     return made_by
 
@@ -74,6 +81,7 @@ def check(settings: config.Settings, task: tasks.Task) -> None:
 
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    there = migration.upgrade_flat(there)  # written by settings whose names may have changed since
     names = [name for name in now if there.get(name) != now[name]]
     return "\n".join(f"  config.{name}: {there.get(name)!r} in the cache, {now[name]!r} now" for name in names)
 
@@ -92,14 +100,14 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
       TooManyCorruptRecords: more than config.data.max_corrupt_rate allows.
     """
     _check_request(settings, options)
-    if settings.train.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.train.compilation_cache))
+    use_compilation_cache(settings)
     # The encoders are on this process's devices alone, so processes need not wait for each other.
-    mesh = sharding.make_mesh(config.Mesh(), jax.local_devices())
-    if options.batch_size % mesh.size:
-        raise ValueError(f"--batch_size={options.batch_size} does not split over {mesh.size} devices")
+    devices = jax.local_devices()
+    if options.batch_size % len(devices):
+        raise ValueError(f"--batch_size={options.batch_size} does not split over {len(devices)} devices")
     source = data.make_source(settings.data)
-    task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
+    experiment = Experiment.build(settings, devices, training=False)
+    task, frozen, mesh = experiment.task, experiment.frozen, experiment.mesh
     if not hasattr(task, "encode"):
         raise ValueError(
             f"config.task.name={settings.task.name} trains on no frozen features: there is nothing to cache"
@@ -137,10 +145,10 @@ def _check_request(settings: config.Settings, options: Options) -> None:
     wanted = settings.data
     if wanted.source == "cached":
         raise ValueError("config.data.source=cached is a cache already; name the source that it was made from")
-    if wanted.record in ("clip", "views"):
+    if wanted.sample_type in ("clip", "views"):
         raise ValueError(
-            f"config.data.record={wanted.record} is drawn anew from a record in each epoch, so there is nothing to cache: "
-            "train on the records as they are"
+            f"config.data.sample_type={wanted.sample_type} is drawn anew from a record in each epoch, so there is nothing to "
+            "cache: train on the records as they are"
         )
     if wanted.buckets:
         raise ValueError(
@@ -249,7 +257,7 @@ def _write_shards(settings, source, task, frozen, mesh, options: Options, shards
     def start(host):
         # Filled up with zeros, which are black pictures and words without weight: one compiled shape.
         whole = {}
-        for name, array in sharding.of_the_task(host).items():
+        for name, array in sharding.device_arrays(host).items():
             whole[name] = np.zeros((options.batch_size, *array.shape[1:]), array.dtype)
             whole[name][: len(array)] = array
         on_mesh = sharding.global_batch(mesh, whole, range(options.batch_size), options.batch_size)

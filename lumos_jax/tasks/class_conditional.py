@@ -46,8 +46,8 @@ def make_class_conditional(
     Raises:
       ValueError: records without labels, or as `adaln.make`.
     """
-    if settings.data.record != "labelled":
+    if settings.data.sample_type != "labeled":
         raise ValueError(
-            f"config.data.record={settings.data.record} has no classes: set it to labelled, and config.data.classes"
+            f"config.data.sample_type={settings.data.sample_type} has no classes: set it to labeled, and config.data.classes"
         )
     return adaln.make(ClassConditional, settings, place, vector_dim=settings.data.classes, vector_kind="class")

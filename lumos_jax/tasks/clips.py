@@ -1,9 +1,11 @@
-"""Clips as files: GIF, which any viewer loops, and MP4 (H.264), which any player plays."""
+"""Clips as files: GIF, which any viewer loops, and MP4 (H.264), which any player plays. MP4 needs PyAV (extra `video`)."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -20,6 +22,27 @@ def _written(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     partial = path.with_name(f".{path.name}.partial")
     yield partial
     partial.replace(path)
+
+
+def save(frames: np.ndarray, out: str, fps: float = 8.0) -> list[str]:
+    """Writes (F, H, W, 3) uint8 as a GIF and an MP4 named as `out` but for its suffix; returns their names.
+
+    Without PyAV there is no MP4, and a line says so.
+
+    Raises:
+      ValueError: `out` asks for an MP4, and PyAV is not installed. The GIF is written nevertheless.
+    """
+    root, suffix = os.path.splitext(out)
+    stem = root if suffix in (".gif", ".mp4", ".png") else out
+    save_gif(frames, f"{stem}.gif", fps)
+    if importlib.util.find_spec("av") is None:
+        missing = f"{stem}.mp4 is not written: MP4 needs PyAV, pip install '.[video]'"
+        if suffix == ".mp4":
+            raise ValueError(f"{missing}; {stem}.gif holds the same")
+        print(missing, file=sys.stderr)
+        return [f"{stem}.gif"]
+    save_mp4(frames, f"{stem}.mp4", fps)
+    return [f"{stem}.gif", f"{stem}.mp4"]
 
 
 def save_gif(frames: np.ndarray, path: str | os.PathLike, fps: float = 8.0) -> None:

@@ -154,7 +154,7 @@ class SelfDistillation:
         return jax.nn.softmax((given - centre[None, None]) / self.settings.teacher_temperature, axis=-1)
 
     def settle(self, params: Any, sums: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
-        m = self.settings.centre_momentum
+        m = self.settings.center_momentum
         centres = {name: m * params[name] + (1 - m) * sums[name] for name in ("centre", "patch_centre") if name in sums}
         return params | centres, {name: value for name, value in sums.items() if name not in centres}
 

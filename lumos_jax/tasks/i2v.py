@@ -16,7 +16,6 @@ does it; its rates are not known.
 from __future__ import annotations
 
 import dataclasses
-import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -80,7 +79,7 @@ class ImageToVideo(denoising.Denoising):
 
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
         # For drawing: the same little noise every time, so that a picture has one condition.
-        sigma = jnp.full(batch["frames"].shape[:1], self.video.sample_noise)
+        sigma = jnp.full(batch["frames"].shape[:1], self.video.noise_aug_strength)
         return self._condition(frozen, batch, self.latent_shape[0], sigma, jax.random.key(0))
 
     def _condition(self, frozen, batch, frames: int, sigma: jax.Array, key: jax.Array) -> Condition:
@@ -96,7 +95,7 @@ class ImageToVideo(denoising.Denoising):
         )
 
     def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        raise ValueError("config.data.record=clip: clips are not cached; train on them as they are")
+        raise ValueError("config.data.sample_type=clip: clips are not cached; train on them as they are")
 
     def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
         if latent.ndim == 4:
@@ -110,7 +109,7 @@ class ImageToVideo(denoising.Denoising):
 
     def guidance(self, scale: float) -> np.ndarray:
         """(1, F, 1, 1, 1): rising linearly over the frames, to `scale` at the last."""
-        scales = np.linspace(self.video.first_guidance, scale, self.latent_shape[0], dtype=np.float32)
+        scales = np.linspace(self.video.min_guidance_scale, scale, self.latent_shape[0], dtype=np.float32)
         return scales.reshape(1, -1, 1, 1, 1)
 
     def source_pictures(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -127,7 +126,7 @@ class ImageToVideo(denoising.Denoising):
 
     def request(self, asked: Mapping[str, Any], load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
         requests.check(asked, ("images",), ("frames", "fps", "motion"))
-        fps, motion = asked.get("fps", self.video.sample_fps), asked.get("motion", self.video.sample_motion)
+        fps, motion = asked.get("fps", self.video.sample_fps), asked.get("motion", self.video.motion_bucket_id)
         if not 0 < fps <= 240 or not 0 <= motion < MOTION_IDS:
             raise ValueError(
                 f"--fps={fps} must be above 0 and at most 240, --motion={motion} from 0 to {MOTION_IDS - 1}"
@@ -150,11 +149,7 @@ class ImageToVideo(denoising.Denoising):
         still = np.broadcast_to(sources[:, None, :1], (len(drawn), 1, *drawn.shape[2:]))
         grid = np.concatenate([still, drawn], axis=1)  # (R, 1 + n, F, H, W, 3)
         frames = np.stack([pictures.sheet(grid[:, :, i]) for i in range(grid.shape[2])])
-        root, ending = os.path.splitext(out)
-        stem, fps = root if ending in (".gif", ".mp4", ".png") else out, float(host["fps"][0])
-        clips.save_mp4(frames, f"{stem}.mp4", fps)
-        clips.save_gif(frames, f"{stem}.gif", fps)
-        return [f"{stem}.mp4", f"{stem}.gif"]
+        return clips.save(frames, out, float(host["fps"][0]))
 
 
 def make_i2v(settings: config.Settings, place: encoders.Placement | None = None) -> tuple[ImageToVideo, dict[str, Any]]:
@@ -163,8 +158,10 @@ def make_i2v(settings: config.Settings, place: encoders.Placement | None = None)
     Raises:
       ValueError: records that are no clips; weights that cannot be found or do not fit; sizes that do not divide.
     """
-    if settings.data.record != "clip":
-        raise ValueError(f"config.data.record={settings.data.record!r}: this task trains on clips; set it to clip")
+    if settings.data.sample_type != "clip":
+        raise ValueError(
+            f"config.data.sample_type={settings.data.sample_type!r}: this task trains on clips; set it to clip"
+        )
     return denoising.make(
         ImageToVideo, settings, place, *encoders.make_encoder(settings.encoder, place),
         network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},

@@ -115,10 +115,7 @@ class NovelView(denoising.Denoising):
         first = np.repeat(sources[:: views.shape[2]], samples, axis=0)
         pictures.save_png(pictures.sheet(np.concatenate([first[:, None], rows], axis=1)), out)
         frames = np.stack([pictures.sheet(view) for view in views.transpose(2, 0, 1, 3, 4, 5)])
-        stem = out.removesuffix(".png")
-        clips.save_gif(frames, f"{stem}.gif")
-        clips.save_mp4(frames, f"{stem}.mp4")
-        return [out, f"{stem}.gif", f"{stem}.mp4"]
+        return [out, *clips.save(frames, out)]
 
 
 def make_nvs(settings: config.Settings, place: encoders.Placement | None = None) -> tuple[NovelView, dict[str, Any]]:
@@ -127,13 +124,15 @@ def make_nvs(settings: config.Settings, place: encoders.Placement | None = None)
     Raises:
       ValueError: records that are no views; weights that cannot be found or do not fit; sizes that do not divide.
     """
-    if settings.data.record != "views":
-        raise ValueError(f"config.data.record={settings.data.record!r}: novel views train on pairs of views, set views")
+    if settings.data.sample_type != "views":
+        raise ValueError(
+            f"config.data.sample_type={settings.data.sample_type!r}: novel views train on pairs of views, set views"
+        )
     if settings.task.condition_dropout != config.Task().condition_dropout:
         raise ValueError(
             "config.task.condition_dropout is not for novel views, whose parts drop as config.nvs.dropout says"
         )
-    dropout, turned = settings.nvs.dropout, settings.nvs.camera == "turned"
+    dropout, turned = settings.nvs.dropout, settings.nvs.camera == "bilinear"
     return denoising.make(
         NovelView, settings, place, *encoders.make_encoder(settings.encoder, place),
         network={

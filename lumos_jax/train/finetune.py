@@ -59,7 +59,7 @@ class Plan:
         return tuple(unflatten({n: leaf for n, leaf in flat.items() if self.trains(n) == on}) for on in (True, False))
 
     def trainable(self, dit) -> Any:
-        """A tree of bool like what trains: False for null tables, as `DiT.trainable`."""
+        """A tree of bool like what trains: False for null tables, as `Network.trainable`."""
         tree = dit.trainable()
         if self.adapted:
             tree |= {LORA: unflatten({f"{path}/{half}": True for path in self.adapted for half in "ab"})}
@@ -77,7 +77,7 @@ class Plan:
         return {**params, LORA: unflatten(pairs)}
 
     def logical_axes(self, dit) -> dict[str, Any]:
-        """As `DiT.logical_axes`, adapters included."""
+        """As `Network.logical_axes`, adapters included."""
         axes = dit.logical_axes()
         pairs = {
             path: lora.pair_axes(path, functools.reduce(operator.getitem, path.split("/"), axes))
@@ -86,7 +86,7 @@ class Plan:
         return axes | ({LORA: unflatten(pairs)} if pairs else {})
 
     def for_apply(self, params: Mapping[str, Any], gather: Callable | None) -> tuple[Any, Callable | None]:
-        """(params, gather) for `DiT.apply`, which then adds the adapters of one layer at a time."""
+        """(params, gather) for `Network.apply`, which then adds the adapters of one layer at a time."""
         if not self.adapted:
             return params, gather
 
@@ -117,18 +117,18 @@ def make_plan(settings: config.Finetune, dit) -> Plan:
     if not settings.lora_rank:
         return Plan(frozenset(names), (), 0, 0.0)
     kernels = [path for path in trainable if path.startswith("blocks/") and path.endswith("kernel")]
-    adapted = matching(settings.lora_layers, kernels, "config.finetune.lora_layers")
+    adapted = matching(settings.lora_targets, kernels, "config.finetune.lora_targets")
     twice = [path for path in adapted if path in names]
     if twice:
         raise ValueError(
-            f"config.finetune.trainable and lora_layers both name {', '.join(twice)}: train a kernel or its adapters"
+            f"config.finetune.trainable and lora_targets both name {', '.join(twice)}: train a kernel or its adapters"
         )
     for path in adapted:
         most = lora.max_rank(path, shapes[path])
         if settings.lora_rank > most:
             raise ValueError(
                 f"config.finetune.lora_rank={settings.lora_rank} is more than {most}, the full rank of {path}, whose shape "
-                f"is {shapes[path]}; lower it, or take that kernel out of config.finetune.lora_layers"
+                f"is {shapes[path]}; lower it, or take that kernel out of config.finetune.lora_targets"
             )
     return Plan(frozenset(names), tuple(adapted), settings.lora_rank, scale_of(settings))
 
@@ -189,5 +189,5 @@ def read_weights(checkpoints: Checkpoints, step: int, name: str, placement: jax.
         # An average that was kept in bfloat16 is read as float32.
         leaves = {p: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=placement) for p, leaf in leaves.items()}
         parts |= flatten(checkpoints.restore_subtree(step, entry, unflatten(leaves)))
-    made_with = config_io.from_dict(checkpoints.meta(step)["settings"]).finetune
+    made_with = config_io.from_saved(checkpoints.meta(step)["settings"]).finetune
     return merge(unflatten(parts), scale_of(made_with))

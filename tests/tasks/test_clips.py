@@ -1,5 +1,7 @@
 """Clips: what is written is what a decoder reads back."""
 
+import importlib.util
+
 import av
 import numpy as np
 import pytest
@@ -32,3 +34,12 @@ def test_mp4_plays_back(frames, tmp_path):
         read = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
     assert read.shape == (6, 36, 34, 3)
     assert np.abs(read[:, :35, :33].astype(int) - frames).mean() < 4
+
+
+def test_without_pyav_there_is_a_gif_and_a_line_that_says_so(frames, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", {}.get)
+    assert clips.save(frames, str(tmp_path / "a.png")) == [f"{tmp_path}/a.gif"]
+    assert capsys.readouterr().err == f"{tmp_path}/a.mp4 is not written: MP4 needs PyAV, pip install '.[video]'\n"
+    with pytest.raises(ValueError, match=r"a\.mp4 is not written: .*'\.\[video\]'; .*a\.gif holds the same"):
+        clips.save(frames, str(tmp_path / "a.mp4"))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.gif"]

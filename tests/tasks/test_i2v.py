@@ -69,7 +69,7 @@ def test_a_prior_handed_off_draws_every_frame_as_before(made, fresh):
         unflatten(fresh),
         origin="prior",
         reinitialise=rules["reinitialise"],
-        adapt={"patch/kernel": lambda kernel: task.dit.widened("patch/kernel", kernel)},
+        adapt={"patch/kernel": lambda kernel: task.dit.widen_input("patch/kernel", kernel)},
     )
     x, t = normal(0, 2, FRAMES, SIDE, SIDE, 3), jnp.asarray([3.0, 700.0])
     tokens = normal(1, 2, *task.dit.token_shape)
@@ -171,7 +171,7 @@ def test_requests_and_files(made, tmp_path):
     assert np.floor(host["motion"] / task.video.motion_step).tolist() == [40, 40]
     drawn = np.random.default_rng(0).integers(0, 256, (2, 3, FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
     files = task.save(host, host["frames"], drawn, str(tmp_path / "clip_1.5"))
-    assert [path.rsplit("/", 1)[-1] for path in files] == ["clip_1.5.mp4", "clip_1.5.gif"]
+    assert [path.rsplit("/", 1)[-1] for path in files] == ["clip_1.5.gif", "clip_1.5.mp4"]
     from PIL import Image
 
     with Image.open(files[1]) as gif:
@@ -198,6 +198,6 @@ def test_sheets_have_the_true_clip_above_its_samples(made, batch):
 
 def test_records_must_be_clips():
     settings = settings_of(i2v)
-    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, record="image"))
-    with pytest.raises(ValueError, match=r"config\.data\.record='image': this task trains on clips"):
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, sample_type="image"))
+    with pytest.raises(ValueError, match=r"config\.data\.sample_type='image': this task trains on clips"):
         tasks.make_task(settings)

@@ -21,7 +21,7 @@ from tests.weights import test_official_dit as released
 
 def settings(study, **changes):
     made = study.test()
-    made.model.width = made.train.batch_size = made.eval.batch_size = made.eval.records = 16
+    made.model.width = made.train.batch_size = made.eval.batch_size = made.eval.num_examples = 16
     made.model.depth = 1
     made.train.steps = made.checkpoint.every = made.eval.every = 2
     made.eval.steps, made.eval.rows = 2, 1
@@ -51,7 +51,7 @@ def test_settings_without_a_meaning_are_refused():
     for study, changes, message in (
         (unconditional, {"eval__guidance": 2.0}, r"eval\.guidance=2\.0"),
         (unconditional, {"task__condition_dropout": 0.1}, r"task\.condition_dropout=0\.1"),
-        (class_conditional, {"data__record": "image", "data__classes": 0}, "set it to labelled"),
+        (class_conditional, {"data__sample_type": "image", "data__classes": 0}, "set it to labeled"),
         (rcg, {"encoder__output": "all"}, "5 tokens an image"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -67,7 +67,7 @@ def test_classes_reach_the_embedding_and_another_class_is_another_condition():
     np.testing.assert_array_equal(condition.vector[:, 0], [0, 1, 2, 3])
     np.testing.assert_array_equal(task.shuffled(condition).vector[:, 0], [3, 0, 1, 2])
     assert jax.eval_shape(task.dit.init, jax.random.key(0))["vector"]["table"].shape == (41, 16)
-    dropped = task.dit.without({}, condition, {n: label > 1 for n in ("tokens", "vector", "latent")})
+    dropped = task.dit.drop_condition({}, condition, {n: label > 1 for n in ("tokens", "vector", "latent")})
     np.testing.assert_array_equal(dropped.vector[:, 0], [0, 1, 40, 40])
     np.testing.assert_array_equal(task.request({"classes": [3, 7]}, None)["label"], [3, 7])
     with pytest.raises(ValueError, match="0 to 39"):

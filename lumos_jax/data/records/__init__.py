@@ -1,5 +1,5 @@
 """Sample types: what one record gives to a batch. Every file here registers in `base.SAMPLE_TYPES` under the value of
-config.data.record that names it; `cached` reads what `prepare cache` made of the others. A new sample type is a file here."""
+config.data.sample_type that names it; `cached` reads what `prepare cache` made of the others. A new one is a file here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_loader(
     assigned: np.ndarray | None = None,
     batch_size: int = 1,
 ) -> Loader:
-    """What makes batches of the records of a source, as config.data.record says; for the other arguments see `Use`.
+    """What makes batches of the records of a source, as config.data.sample_type says; for the other arguments see `Use`.
 
     Raises:
       ValueError: the source has no such records.
@@ -34,13 +34,17 @@ def make_loader(
     use = Use(training, everything, assigned, batch_size)
     if data.source == "cached":
         return cached.make(data, source, use)
-    if data.record not in SAMPLE_TYPES:
-        raise ValueError(f"config.data.record={data.record!r} is not one of {', '.join(sorted(SAMPLE_TYPES))}")
-    kind = SAMPLE_TYPES[data.record]
+    if data.sample_type not in SAMPLE_TYPES:
+        raise ValueError(
+            f"config.data.sample_type={data.sample_type!r} is not one of {', '.join(sorted(SAMPLE_TYPES))}"
+        )
+    kind = SAMPLE_TYPES[data.sample_type]
     kind.check(data, source)
     return kind.make(data, source, use)
 
 
 def describe_row(data: Data) -> Row:
     """What batches of config.data hold, decoded from records of any source; none is opened, and caches are passed by."""
-    return SAMPLE_TYPES[data.record].make(dataclasses.replace(data, source="folder"), None, Use(training=True)).row()
+    return (
+        SAMPLE_TYPES[data.sample_type].make(dataclasses.replace(data, source="folder"), None, Use(training=True)).row()
+    )

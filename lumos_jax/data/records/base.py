@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lumos_jax import patience
+from lumos_jax import fileio
 from lumos_jax.data import workers
 from lumos_jax.data.base import SOURCES, CorruptRecord, Data, Source
 from lumos_jax.data.files import system_error
@@ -59,7 +59,7 @@ class Loader(abc.ABC):
         if lacking is not None:
             able = [name for name, one in sorted(SOURCES.items()) if issubclass(one, cls.needs) and one.in_mixture]
             raise ValueError(
-                f"config.data.record={data.record}: {lacking.describe(0)} ... have no "
+                f"config.data.sample_type={data.sample_type}: {lacking.describe(0)} ... have no "
                 f"{cls.needs.__name__.removeprefix('Has').lower()}. Sources that do are {', '.join(able)}"
             )
 
@@ -89,7 +89,7 @@ class Loader(abc.ABC):
         batch = _new_batch(element, self.row_of(element))
         for row, (position, record) in enumerate(element):
             try:
-                loaded = dict(patience.patiently(functools.partial(self.load, position, record)))
+                loaded = dict(fileio.with_retries(functools.partial(self.load, position, record)))
                 problem = loaded.pop("problem", "")
                 for name, array in loaded.items():
                     batch[name][row] = array
@@ -113,7 +113,7 @@ SAMPLE_TYPES: dict[str, type[Loader]] = {}
 
 
 def register(name: str) -> Callable[[type[Loader]], type[Loader]]:
-    """Decorator that makes a class of loaders the value `name` of config.data.record."""
+    """Decorator that makes a class of loaders the value `name` of config.data.sample_type."""
 
     def add(loader: type[Loader]) -> type[Loader]:
         SAMPLE_TYPES[name] = loader

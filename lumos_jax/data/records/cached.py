@@ -87,12 +87,12 @@ def make(data: Data, source: Source, use: Use) -> CachedLoader:
     manifest = cached.read_manifest(data.path)
     # By name: NumPy alone does not know bfloat16.
     arrays = {name: (np.dtype(cached.ALL_DTYPES[dtype]), shape) for name, (dtype, shape) in manifest.arrays.items()}
-    if ("caption" in arrays) != (data.record == "captioned"):
+    if ("caption" in arrays) != (data.sample_type == "captioned"):
         raise ValueError(
-            f"config.data.path={data.path!r}: config.data.record={data.record}, and this cache holds "
+            f"config.data.path={data.path!r}: config.data.sample_type={data.sample_type}, and this cache holds "
             f"{'captions' if 'caption' in arrays else 'no captions'}: set it back, or make another cache"
         )
-    if data.record != "captioned":
+    if data.sample_type != "captioned":
         return CachedLoader(source, arrays)
     length, noise = manifest.made_by["encoder.max_tokens"], data.caption_noise if use.training else 0.0
-    return CachedCaptions(source, arrays, length, data.seed, use.training, data.detailed, noise)
+    return CachedCaptions(source, arrays, length, data.seed, use.training, data.detailed_caption_prob, noise)

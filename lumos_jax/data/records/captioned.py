@@ -72,7 +72,7 @@ class Captioned(Loader):
     def make(cls, data: Data, source: Source, use: Use) -> Captioned:
         images = (BucketImages if data.buckets else Images).make(data, source, use)
         noise = data.caption_noise if use.training else 0.0
-        return cls(images, use.training, data.detailed, data.clean_captions, noise, use.everything)
+        return cls(images, use.training, data.detailed_caption_prob, data.clean_captions, noise, use.everything)
 
     @property
     def source(self) -> Source:

@@ -49,10 +49,10 @@ class Clips(Loader):
     def make(cls, data: Data, source: Source, use: Use) -> Clips | Joint:
         crop, flip = use.training and data.crop == "random", use.training and data.flip
         clips = cls(source, data.frames, data.frame_stride, data.image_size, data.seed, use.training, crop, flip)
-        if not (use.training and data.picture_share):
+        if not (use.training and data.image_step_fraction):
             return clips
         stills = Stills(dataclasses.replace(clips, frames=1, stride=(1, 1)))
-        return Joint(clips, stills, data.picture_share, use.batch_size)
+        return Joint(clips, stills, data.image_step_fraction, use.batch_size)
 
     def row(self) -> Row:
         return {

@@ -75,7 +75,7 @@ class FolderSource(Source, HasCaptions, HasLabels):
 
     @classmethod
     def open(cls, data: Data) -> FolderSource:
-        return cls(data.path, data.record == "captioned")
+        return cls(data.path, data.sample_type == "captioned")
 
     def __len__(self) -> int:
         return len(self.names)

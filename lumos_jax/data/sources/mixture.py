@@ -24,7 +24,7 @@ from lumos_jax.data.base import (
     register,
 )  # fmt: skip
 
-_FIELDS = {"source", "path", "name", "split", "records", "weight"}
+_FIELDS = {"source", "path", "name", "split", "num_scenes", "weight"}
 
 
 @register("mixture")

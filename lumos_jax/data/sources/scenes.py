@@ -49,7 +49,7 @@ class ScenesSource(Source, HasCaptions, HasLabels, HasClips, HasViews):
     @classmethod
     def open(cls, data: Data) -> ScenesSource:
         ratios = data.bucket_ratios if data.buckets else None
-        return cls(data.records, data.image_size, ratios=ratios, turn=math.radians(data.view_turn))
+        return cls(data.num_scenes, data.image_size, ratios=ratios, turn=math.radians(data.view_turn))
 
     def __len__(self) -> int:
         return self.records

@@ -35,13 +35,13 @@ class TfdsSource(Source, HasCaptions, HasLabels):
             raise ValueError(f"config.data.name={name!r}, split={split!r}: no records")
         if captioned and self._set.texts == (None, None):
             raise ValueError(
-                f"config.data.record=captioned: {name} has no feature {', '.join(_RAW)} or detailed; "
+                f"config.data.sample_type=captioned: {name} has no feature {', '.join(_RAW)} or detailed; "
                 f"it has {', '.join(sorted(self._set.info.features))}"
             )
 
     @classmethod
     def open(cls, data: Data) -> TfdsSource:
-        return cls(data.name, data.split, data.path, data.record == "captioned")
+        return cls(data.name, data.split, data.path, data.sample_type == "captioned")
 
     @functools.cached_property
     def _set(self) -> _OpenSet:

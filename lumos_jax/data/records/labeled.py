@@ -11,9 +11,9 @@ from lumos_jax.data.records.base import Loader, Row, Use, register
 from lumos_jax.data.records.image import Images
 
 
-@register("labelled")
+@register("labeled")
 @dataclasses.dataclass(frozen=True)
-class Labelled(Loader):
+class Labeled(Loader):
     """Square images and their classes: `image` as of Images, `label` int32 (B,)."""
 
     needs = HasLabels
@@ -29,7 +29,7 @@ class Labelled(Loader):
             )
 
     @classmethod
-    def make(cls, data: Data, source: Source, use: Use) -> Labelled:
+    def make(cls, data: Data, source: Source, use: Use) -> Labeled:
         return cls(Images.make(data, source, use))
 
     @property
