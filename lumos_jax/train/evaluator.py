@@ -81,7 +81,7 @@ class Denoised:
     def weights(self, state: TrainState) -> Any:
         """The network's EMA weights: frozen parameters as they are, adapters merged."""
         average = self.run.ema(state)
-        return self.run.plan.averaged(state.params, average)
+        return self.run.plan.ema_weights(state.params, average)
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
         weights = self.weights(state)
