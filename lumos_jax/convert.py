@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos_jax import config, data, encoders
+from lumos_jax import cli, config, data, encoders
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import frozen, whitening
@@ -36,7 +36,6 @@ from lumos_jax.tasks import releases
 from lumos_jax.train import finetune
 from lumos_jax.weights import diffusers_names, files, model_card, rules, torch_files
 
-USER_ERROR = 2
 PRIOR_FORMATS = ("official", "safetensors", "diffusers")
 ENCODER = "encoder"
 WHITENING_BATCH = 256  # images
@@ -184,7 +183,7 @@ def _whitening(settings: config.Settings, vit: Any, params: Any, images: int) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m lumos_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -235,15 +234,10 @@ def run(args: argparse.Namespace) -> Any:
     return import_prior(args) if args.kind in releases.RELEASES else import_frozen(args)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Converts as the command line says; returns the exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        print(run(args))
-    except (ValueError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    return 0
+def main(arguments: list[str] | None = None) -> int:
+    """Convert as the command line says; return the exit code."""
+    args = _parser().parse_args(arguments)
+    return cli.call(lambda: print(run(args)), CheckpointError)
 
 
 if __name__ == "__main__":

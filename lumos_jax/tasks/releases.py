@@ -24,7 +24,7 @@ from typing import Any
 from lumos_jax import config, models
 from lumos_jax.config import io as config_io
 from lumos_jax.config import rules as config_rules
-from lumos_jax.models import DiT, layers, sizes
+from lumos_jax.models import Network, layers, sizes
 from lumos_jax.weights import diffusers_names, files, official, rules
 
 SETTINGS_KEY = "lumos_jax"  # of a safetensors file's metadata: the settings of the run that wrote it
@@ -95,7 +95,7 @@ class Prior:
     name on disk."""
 
     settings: config.Settings
-    dit: DiT
+    dit: Network
     params: Any
     report: rules.ImportReport
 

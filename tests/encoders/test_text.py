@@ -264,7 +264,7 @@ def test_encoders_do_not_stand_in_for_each_other(goldens):
         encoders.make_text_encoder(dataclasses.replace(settings(goldens, "clip_text"), max_tokens=9))
     state = str(goldens / FOLDERS["clip_text"] / "model.safetensors")
     with pytest.raises(ValueError, match="give the directory that holds both"):
-        encoders.make_text_encoder(dataclasses.replace(settings(goldens, "t5"), weights=state))
+        encoders.make_text_encoder(dataclasses.replace(settings(goldens, "clip_text"), weights=state))
 
 
 @pytest.mark.parametrize(
