@@ -37,7 +37,7 @@ from lumos_jax.config import io as config_io
 from lumos_jax.config import rules as config_rules
 from lumos_jax.tasks import pictures, sampling
 from lumos_jax.train import finetune, rngs, sharding
-from lumos_jax.train.sharding import of_the_task
+from lumos_jax.train.sharding import device_arrays
 
 HELD_OUT = "held-out:"
 # Flags that say what to draw; which of them are needed, the task knows.
@@ -129,7 +129,7 @@ def draw_samples(
 
     Rows of one `record`, as the views of an orbit are, start from the same noise, so that what turns is the camera alone.
     """
-    condition = _condition(prior.task, prior.frozen, of_the_task(batch))
+    condition = _condition(prior.task, prior.frozen, device_arrays(batch))
     rows = len(next(iter(batch.values())))
     records, which = np.unique(batch.get("record", np.arange(rows)), return_inverse=True)
     shape = prior.task.latent_shape
@@ -249,7 +249,7 @@ def run(args: argparse.Namespace) -> Sequence[str]:
     if prior.task.host is not None:
         batch = prior.task.host(batch)
     drawn = draw_samples(prior, batch, args.num, args.seed, options, args.batch)
-    sources = np.asarray(_sources(prior.task, prior.frozen, of_the_task(batch)))
+    sources = np.asarray(_sources(prior.task, prior.frozen, device_arrays(batch)))
     return prior.task.save(batch, sources, drawn, args.out)
 
 

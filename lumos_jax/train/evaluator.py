@@ -29,25 +29,25 @@ class Evaluator(Protocol):
         ...
 
 
-def make_evaluator(run) -> Evaluator | None:
-    """The evaluator that suits the run's task (a train.loop.Run); None if config.eval.every is 0."""
-    if not run.settings.eval.every:
+def make_evaluator(experiment, source) -> Evaluator | None:
+    """The evaluator that suits the run's task; None if config.eval.every is 0."""
+    if not experiment.settings.eval.every:
         return None
-    return Denoised(run) if hasattr(run.task, "dit") else Neighbours(run)
+    return Denoised(experiment, source) if hasattr(experiment.task, "dit") else Neighbours(experiment, source)
 
 
 def to_mesh(mesh, host: Mapping[str, np.ndarray], rows, size: int):
     """What the device needs of a host batch, on the device."""
-    return sharding.global_batch(mesh, sharding.of_the_task(host) | {"weight": host["weight"]}, rows, size)
+    return sharding.global_batch(mesh, sharding.device_arrays(host) | {"weight": host["weight"]}, rows, size)
 
 
-def _read_batches(run, ids: list[int]) -> list[Any]:
+def _read_batches(run, source, ids: list[int]) -> list[Any]:
     """These records, eval.batch_size at a time, on the mesh."""
     size = run.settings.eval.batch_size
     rows = sharding.local_rows(run.mesh, size)
     batches = []
     for first in range(0, len(ids), size):
-        local = data.read_batch(run.settings.data, run.source, [ids[first + row] for row in rows], run.task.host)
+        local = data.read_batch(run.settings.data, source, [ids[first + row] for row in rows], run.task.host)
         batches.append(to_mesh(run.mesh, local, rows, size))
     return batches
 
@@ -55,17 +55,17 @@ def _read_batches(run, ids: list[int]) -> list[Any]:
 class Denoised:
     """The held-out denoising loss and sheets of samples."""
 
-    def __init__(self, run):
+    def __init__(self, run, source):
         self.run, settings = run, run.settings
         gather = sharding.make_gather(run.mesh, settings.model.dtype)
-        ids = data.holdout_records(settings.data, run.source)
-        self.batches = _read_batches(run, ids[: settings.eval.num_examples])
+        ids = data.holdout_records(settings.data, source)
+        self.batches = _read_batches(run, source, ids[: settings.eval.num_examples])
         everywhere = sharding.replicated(run.mesh)
         self.loss_step = evaluation.make_held_out_step(
             run.task, lambda index: rngs.streams(settings.train.seed, "eval", index), gather, everywhere
         )
-        self.host = data.read_batch(settings.data, run.source, ids[: settings.eval.rows], run.task.host)
-        self.shown = sharding.of_the_task(self.host)
+        self.host = data.read_batch(settings.data, source, ids[: settings.eval.rows], run.task.host)
+        self.shown = sharding.device_arrays(self.host)
         show = jax.jit(run.task.source_pictures, out_shardings=everywhere)
         self.sources = np.asarray(show(run.frozen, self.shown))
         keys = (rngs.key(settings.train.seed, "sheet/noise"), rngs.key(settings.train.seed, "sheet/sampler"))
@@ -76,11 +76,11 @@ class Denoised:
             ),
             out_shardings=everywhere,
         )
-        self.scorer = Scorer(run, gather) if settings.eval.num_scored else None
+        self.scorer = Scorer(run, source, gather) if settings.eval.num_scored else None
 
     def weights(self, state: TrainState) -> Any:
         """The network's EMA weights: frozen parameters as they are, adapters merged."""
-        average = self.run.experiment.ema(state)
+        average = self.run.ema(state)
         return self.run.plan.averaged(state.params, average)
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
@@ -108,14 +108,12 @@ class Denoised:
 class Neighbours:
     """Held-out records by the nearest of `eval.knn_bank_size` others, in features of the trained and of a random network."""
 
-    def __init__(self, run):
+    def __init__(self, run, source):
         self.run, settings = run, run.settings
-        ids = data.holdout_records(settings.data, run.source)[
-            : settings.eval.knn_bank_size + settings.eval.num_examples
-        ]
-        self.images = data.read_batch(settings.data, run.source, ids)["image"]
-        self.batches = _read_batches(run, ids)
-        self.truth = data.truth_of(settings.data, run.source, ids)
+        ids = data.holdout_records(settings.data, source)[: settings.eval.knn_bank_size + settings.eval.num_examples]
+        self.images = data.read_batch(settings.data, source, ids)["image"]
+        self.batches = _read_batches(run, source, ids)
+        self.truth = data.truth_of(settings.data, source, ids)
         self.features_of = jax.jit(run.task.features, out_shardings=sharding.replicated(run.mesh))
         start = jax.jit(run.task.network.init)(rngs.key(settings.train.seed, "init"))
         self.of_chance = self._scores(self._features(start))
@@ -128,7 +126,7 @@ class Neighbours:
         return evaluation.neighbour_accuracy(features[:bank], features[bank:], self.truth, bank)
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
-        scores = self._scores(self._features(self.run.experiment.ema(state)))
+        scores = self._scores(self._features(self.run.ema(state)))
         values = {f"neighbour_{name}": score for name, score in scores.items()}
         values |= {f"random_neighbour_{name}": score for name, score in self.of_chance.items()}
         if not scores:
@@ -140,7 +138,7 @@ class Neighbours:
 
     def sheet(self, state: TrainState) -> np.ndarray:
         """Rows of (held-out picture | nearest in the bank | second ...)."""
-        average, bank = self.run.experiment.ema(state), self.run.settings.eval.knn_bank_size
+        average, bank = self.run.ema(state), self.run.settings.eval.knn_bank_size
         features = self._features(average)
         rows, columns = self.run.settings.eval.rows, self.run.settings.eval.samples
         nearest = evaluation.nearest(features[:bank], features[bank : bank + rows], columns)

@@ -23,13 +23,13 @@ EQUAL_PSNR = 100.0  # decibels, where it would be infinite and spoil the mean
 class Scorer:
     """Draws and scores the first `eval.num_scored` held-out records of a run (a train.loop.Run)."""
 
-    def __init__(self, run, gather):
-        self.run, settings = run, run.settings
+    def __init__(self, run, source, gather):
+        self.run, self.source, settings = run, source, run.settings
         size = settings.eval.batch_size
-        ids = data.holdout_records(settings.data, run.source)[: settings.eval.num_scored]
+        ids = data.holdout_records(settings.data, source)[: settings.eval.num_scored]
         # Every process reads all of them, to score the samples that all of them get.
         self.hosts = [
-            data.read_batch(settings.data, run.source, ids[first : first + size], run.task.host)
+            data.read_batch(settings.data, source, ids[first : first + size], run.task.host)
             for first in range(0, len(ids), size)
         ]
         if not all(map(self._known, self.hosts)):
@@ -48,7 +48,7 @@ class Scorer:
         rows = sharding.local_rows(self.run.mesh, size)
         drawn = []
         for index, host in enumerate(self.hosts):
-            local = {name: array[rows] for name, array in sharding.of_the_task(host).items()}
+            local = {name: array[rows] for name, array in sharding.device_arrays(host).items()}
             batch = sharding.global_batch(self.run.mesh, local, rows, size)
             drawn.append(np.asarray(self._draw(params, self.run.frozen, batch, index)))
         sums: dict[str, list[float]] = {}
@@ -67,7 +67,7 @@ class Scorer:
         truth = self.run.task.truth(host)
         if truth is not None:
             return likeness(drawn, truth)
-        return evaluation.caption_agreement(drawn, data.scenes_of(self.run.source, host["record"]))
+        return evaluation.caption_agreement(drawn, data.scenes_of(self.source, host["record"]))
 
 
 def likeness(drawn: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
