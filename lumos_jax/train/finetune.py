@@ -66,7 +66,7 @@ class Plan:
         return self.split(tree)[0]
 
     def with_adapters(self, params: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """Adds fresh adapters to the network's parameters. Keys are by path, so that one more leaves the others as they were."""
+        """Adds fresh adapters to the network's parameters. Keys are by path: one more leaves the others as they were."""
         if not self.adapted:
             return dict(params)
         flat = flatten(params)

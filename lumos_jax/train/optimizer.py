@@ -84,8 +84,8 @@ def _matrices(params: Any) -> Any:
 
 
 def _multipliers(settings: config.Optimizer, trainable: Any) -> list[optax.GradientTransformation]:
-    """Multiplies updates by config.optimizer.lr_multipliers. It comes last, where updates are proportional to the learning rate,
-    weight decay included, and keeps no state."""
+    """Multiplies updates by config.optimizer.lr_multipliers. It comes last, where updates, weight decay included, are
+    proportional to the learning rate, and keeps no state."""
     if not settings.lr_multipliers:
         return []
     flat = flatten(trainable)

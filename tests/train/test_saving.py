@@ -109,7 +109,7 @@ def test_lost_time_is_booked_over_restarts(tmp_path):
         "down": 4.0,
     }  # fmt: skip
     assert second.metrics()["goodput"] == pytest.approx(15 / 40)
-    assert "37.5% of 40 s in steps; lost to startup 10.0 s, restore 5.0 s" in second.told()
+    assert "37.5% of 40 s in steps; lost to startup 10.0 s, restore 5.0 s" in second.summary()
 
 
 def test_the_watchdog_prints_stacks_when_no_step_ends(capfd, monkeypatch):
