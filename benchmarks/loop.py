@@ -25,7 +25,6 @@ from configs import i2i
 from lumos_jax import data
 from lumos_jax.config import io as config_io
 from lumos_jax.train import loop, sharding
-from lumos_jax.train.step import make_train_step
 
 
 class InMemory:
@@ -52,7 +51,7 @@ def bare(run, steps: int) -> float:
     size = run.settings.train.batch_size
     host = data.read_batch(run.settings.data, run.source, list(range(size)))
     batch = sharding.global_batch(run.mesh, {"image": host["image"], "weight": host["weight"]}, range(size), size)
-    step, state = make_train_step(run.settings, run.task, run.optimizer, run.mesh), run.start.state
+    step, state = run.experiment.train_step, run.start.state
     for number in range(steps + 5):
         if number == 5:
             begun = time.perf_counter()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,10 +19,9 @@ from lumos_jax import config, data, tasks
 from lumos_jax.config import rules as config_rules
 from lumos_jax.planning import flops
 from lumos_jax.tasks import sampling
-from lumos_jax.train import finetune, rngs, sharding, spread, storage
-from lumos_jax.train.optimizer import make_optimizer
-from lumos_jax.train.state import make_state
-from lumos_jax.train.step import make_train_step
+from lumos_jax.train import rngs, sharding, storage
+from lumos_jax.train.experiment import Experiment
+from lumos_jax.train.state import TrainState
 
 CACHE_DTYPE = jnp.float16  # what `lumos_jax.prepare cache` stores by default
 
@@ -32,23 +31,34 @@ class Job:
     """A run on a mesh, as shapes.
 
     Attributes:
-      settings: as training would resolve them on that hardware.
-      mesh: of the target's devices.
-      task, frozen: as `tasks.make_task` gives them; frozen holds shapes.
-      state: TrainState of shapes with their layouts.
+      experiment: abstract, on the target's devices.
       batch: of the train step, shapes with their layouts.
-      step: the jitted train step.
       cached: whether batches hold what the frozen encoders made of records.
     """
 
-    settings: config.Settings
-    mesh: jax.sharding.Mesh
-    task: tasks.Task
-    frozen: Any
-    state: Any
+    experiment: Experiment
     batch: Mapping[str, jax.ShapeDtypeStruct]
-    step: Callable
     cached: bool
+
+    @property
+    def settings(self) -> config.Settings:
+        return self.experiment.settings
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        return self.experiment.mesh
+
+    @property
+    def task(self) -> tasks.Task:
+        return self.experiment.task
+
+    @property
+    def frozen(self) -> Any:
+        return self.experiment.frozen
+
+    @property
+    def state(self) -> TrainState:
+        return self.experiment.abstract_state
 
     @property
     def parameters(self) -> int:
@@ -60,14 +70,14 @@ class Job:
 
     def lower(self) -> Any:
         """The train step, traced for the mesh."""
-        return self.step.lower(self.state, self.frozen, self.batch)
+        return self.experiment.train_step.lower(self.state, self.frozen, self.batch)
 
     def lower_sampler(self) -> Any | None:
         """The sheet of samples that a run draws as it trains, traced for the mesh; None for a task that draws nothing."""
         if not hasattr(self.task, "dit"):
             return None
         settings, everywhere = self.settings.eval, sharding.replicated(self.mesh)
-        gather = sharding.make_gather(self.mesh, self.settings.model.dtype)
+        gather = self.experiment.gather
         keys = (rngs.key(0, "sheet/noise"), rngs.key(0, "sheet/sampler"))
 
         def draw(params, frozen, batch):
@@ -89,7 +99,7 @@ class Job:
         keys = functools.partial(rngs.streams, self.settings.train.seed, "train", 0)
         plain = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype))
         frozen, batch, params = plain(self.frozen), plain(dict(self.batch)), plain(self.state.params)
-        plan = finetune.make_plan(self.settings.finetune, task.network)
+        plan = self.experiment.plan
 
         def example(frozen, batch):
             return task.example(frozen, batch, keys())
@@ -147,28 +157,17 @@ def make_job(settings: config.Settings, devices: list[Any], cached: bool) -> Job
     Raises:
       ValueError: settings that do not fit the devices, or records that are not cached.
     """
-    platform = devices[0].platform
-    # The default number of blocks laid out at once is for the backend at hand, a CPU.
-    unroll = settings.model.unroll or (0 if platform == "cpu" else 1)
-    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, unroll=unroll))
     config_rules.validate(settings)
-    mesh = sharding.make_mesh(settings.mesh, devices)
-    sharding.check_batch(mesh, settings.train.batch_size // settings.optimizer.accumulate, "train.batch_size")
-    sharding.check_frames(mesh, settings.data)
-    task, frozen = tasks.make_task(settings, sharding.Frozen(mesh, shapes_only=True))
-    task = spread.on_mesh(task, mesh)
-    rows = _rows(settings, task, frozen, cached)
+    experiment = Experiment.build(settings, devices, abstract=True)
+    rows = _rows(settings, experiment.task, experiment.frozen, cached)
     if cached:
-        frozen = task.without_encoders(frozen)
-    plan = finetune.make_plan(settings.finetune, task.network)
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.network))
-    state, _ = make_state(settings, task.network, optimizer, mesh, abstract_only=True)
+        experiment = experiment.without_encoders()
     size = settings.train.batch_size
     batch = {
-        name: _shape((size, *row.shape), row.dtype, sharding.batch_layout(mesh, 1 + len(row.shape)))
+        name: _shape((size, *row.shape), row.dtype, sharding.batch_layout(experiment.mesh, 1 + len(row.shape)))
         for name, row in rows.items()
     }
-    return Job(settings, mesh, task, frozen, state, batch, make_train_step(settings, task, optimizer, mesh), cached)
+    return Job(experiment, batch, cached)
 
 
 def _rows(settings: config.Settings, task: Any, frozen: Any, cached: bool) -> dict[str, jax.ShapeDtypeStruct]:

@@ -49,7 +49,6 @@ def search(
                 attempt(halved)
         return found
     start = best.job.settings
-    start = _replace(start, {"model.unroll": settings.model.unroll})  # which a job sets for its platform
     for other in (*_halved(start, target), _replace(start, {"train.batch_size": 2 * start.train.batch_size})):
         attempt(other)
     if start.model.dtype != "bfloat16":

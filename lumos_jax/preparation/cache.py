@@ -10,7 +10,6 @@ after the last whole one. Batches never reach from one shard into the next: what
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from lumos_jax import config, data, tasks
 from lumos_jax.config import io as config_io
 from lumos_jax.data import cached
 from lumos_jax.train import sharding
+from lumos_jax.train.experiment import Experiment, use_compilation_cache
 
 # Fields of the networks that do not change what a cache holds: where weights are found (their content is compared instead), and
 # what is applied when a record is read, or to samples only.
@@ -92,14 +92,14 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
       TooManyCorruptRecords: more than config.data.max_corrupt_rate allows.
     """
     _check_request(settings, options)
-    if settings.train.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.train.compilation_cache))
+    use_compilation_cache(settings)
     # The encoders are on this process's devices alone, so processes need not wait for each other.
-    mesh = sharding.make_mesh(config.Mesh(), jax.local_devices())
-    if options.batch_size % mesh.size:
-        raise ValueError(f"--batch_size={options.batch_size} does not split over {mesh.size} devices")
+    devices = jax.local_devices()
+    if options.batch_size % len(devices):
+        raise ValueError(f"--batch_size={options.batch_size} does not split over {len(devices)} devices")
     source = data.make_source(settings.data)
-    task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
+    experiment = Experiment.build(settings, devices, training=False)
+    task, frozen, mesh = experiment.task, experiment.frozen, experiment.mesh
     if not hasattr(task, "encode"):
         raise ValueError(
             f"config.task.name={settings.task.name} trains on no frozen features: there is nothing to cache"

@@ -7,7 +7,6 @@ resumed run needs is in the state, the step number and a little memory saved bes
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import sys
 import time
@@ -23,11 +22,11 @@ from lumos_jax.cluster import peers
 from lumos_jax.config import io as config_io
 from lumos_jax.preparation import cache
 from lumos_jax.tasks import pictures
-from lumos_jax.train import finetune, goodput, metrics, sharding, spread, startup
+from lumos_jax.train import finetune, goodput, metrics, sharding, startup
 from lumos_jax.train.evaluator import make_evaluator, to_mesh
-from lumos_jax.train.optimizer import make_optimizer, make_schedule
+from lumos_jax.train.experiment import Experiment, check_batches, use_compilation_cache
+from lumos_jax.train.optimizer import make_schedule
 from lumos_jax.train.saving import Saver
-from lumos_jax.train.step import make_train_step
 from lumos_jax.train.stop import StopRequest
 from lumos_jax.train.watchdog import Watchdog
 
@@ -39,18 +38,33 @@ STOPPED = {"SIGINT": 130, "SIGTERM": 143}  # as a shell reports them
 class Run:
     """Everything that is built before the first step."""
 
-    settings: config.Settings
+    experiment: Experiment
     workdir: pathlib.Path
-    mesh: jax.sharding.Mesh
     source: data.Source
-    task: tasks.Task
-    frozen: Any
-    plan: finetune.Plan
-    optimizer: Any
     checkpoints: Checkpoints
     start: startup.Start
     restore_seconds: float
     fingerprints: Mapping[str, str]
+
+    @property
+    def settings(self) -> config.Settings:
+        return self.experiment.settings
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        return self.experiment.mesh
+
+    @property
+    def task(self) -> tasks.Task:
+        return self.experiment.task
+
+    @property
+    def frozen(self) -> Any:
+        return self.experiment.frozen
+
+    @property
+    def plan(self) -> finetune.Plan:
+        return self.experiment.plan
 
 
 def prepare(settings: config.Settings, workdir: str) -> Run:
@@ -60,25 +74,15 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
       ValueError: a user's mistake; the message says what, where and what to do.
       CheckpointError: there are checkpoints, and none can be restored.
     """
-    if settings.train.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.train.compilation_cache))
-    mesh = sharding.make_mesh(settings.mesh)
-    sharding.check_batch(mesh, settings.train.batch_size // settings.optimizer.accumulate, "train.batch_size")
-    sharding.check_frames(mesh, settings.data)
-    if settings.eval.every:
-        sharding.check_batch(mesh, settings.eval.batch_size, "eval.batch_size")
+    use_compilation_cache(settings)
+    check_batches(settings, sharding.make_mesh(settings.mesh))  # before data are opened and weights are read
     source = data.make_source(settings.data)
     data.make_loader(settings.data, source, training=True)  # refuses now what has no such records
-    task, frozen = tasks.make_task(settings, sharding.Frozen(mesh))
-    peers.barrier("the first exchange")  # some backends do not wait long for each other
-    sharding.check_agreement(task.identity)
-    task = spread.on_mesh(task, mesh)
+    experiment = Experiment.build(settings)
     if settings.data.source == "cached":
-        cache.check(settings, task)
-        frozen = task.without_encoders(frozen)
-    fingerprints = {"data": source.fingerprint(), **task.identity}
-    plan = finetune.make_plan(settings.finetune, task.network)
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.network))
+        cache.check(settings, experiment.task)
+        experiment = experiment.without_encoders()
+    fingerprints = {"data": source.fingerprint(), **experiment.task.identity}
     path = pathlib.Path(workdir).expanduser().absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -86,26 +90,31 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     except OSError as error:
         raise ValueError(f"--workdir={workdir} cannot be used: {error}") from error
     before = time.time()
-    begin = startup.start(settings, path, checkpoints, task, optimizer, mesh, fingerprints)
+    begin = startup.start(experiment, path, checkpoints, fingerprints)
     restore = time.time() - before if begin.step else 0.0
+    run = Run(experiment, path, source, checkpoints, begin, restore, fingerprints)
     if jax.process_index() == 0:
         config_io.save(settings, path / "config.json")
-        _introduce(settings, path, mesh, source, task, plan, begin)
-    return Run(settings, path, mesh, source, task, frozen, plan, optimizer, checkpoints, begin, restore, fingerprints)
+        _introduce(run)
+    return run
 
 
-def _introduce(settings, path, mesh, source, task, plan, begin) -> None:
-    trained, rest = plan.split(begin.state.params)
-    on = plan.trainable(task.network)
+def _introduce(run: Run) -> None:
+    """Prints what is about to be trained, on what and from where."""
+    settings, mesh, network = run.settings, run.mesh, run.task.network
+    trained, rest = run.plan.split(run.start.state.params)
+    on = run.plan.trainable(network)
     count = sum(jax.tree.leaves(jax.tree.map(lambda leaf, counts: leaf.size * counts, trained, on)))
     frozen = sum(leaf.size for leaf in jax.tree.leaves((trained, rest))) - count
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
-    print(f"run         {path}: {begin.origin}", flush=True)
+    print(f"run         {run.workdir}: {run.start.origin}", flush=True)
     print(f"devices     {mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}), {jax.process_count()} process(es)")
     print(f"model       {count:,} trainable parameters, {frozen:,} frozen")
-    for heading, text in task.describe().items():
+    for heading, text in run.task.describe().items():
         print(f"{heading:<12}{text}")
-    print(f"data        {settings.data.source}, {len(source):,} records, {settings.data.holdout} held out", flush=True)
+    print(
+        f"data        {settings.data.source}, {len(run.source):,} records, {settings.data.holdout} held out", flush=True
+    )
 
 
 def train(run: Run) -> int:
@@ -125,7 +134,7 @@ def train(run: Run) -> int:
     guard = Watchdog(settings.train.watchdog_minutes)
     corrupt = data.CorruptMeter(settings.data.max_corrupt_rate, memory.get("corrupt"))
     learning_rate = make_schedule(settings.optimizer, steps)
-    step_fn = make_train_step(settings, run.task, run.optimizer, run.mesh)
+    step_fn = run.experiment.train_step
     state, step = run.start.state, run.start.step
     bad_in_a_row = memory.get("bad_in_a_row", 0)
     pending = None  # (step, metrics) that the device may still be working on

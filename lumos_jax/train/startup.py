@@ -12,6 +12,7 @@ import functools
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ from lumos_jax.checkpoints.manager import DIRECTORY
 from lumos_jax.config import io as config_io
 from lumos_jax.tasks import handoffs
 from lumos_jax.train import finetune, rngs, sharding
-from lumos_jax.train.state import TrainState, make_state
+from lumos_jax.train.experiment import Experiment
+from lumos_jax.train.state import TrainState
 from lumos_jax.weights import releases
 from lumos_jax.weights.rules import flatten, unflatten
 
@@ -37,8 +39,9 @@ class Start:
     origin: str
 
 
-def start(settings: config.Settings, workdir: pathlib.Path, checkpoints: Checkpoints, task, optimizer, mesh,
-          fingerprints: dict[str, str]) -> Start:  # fmt: skip
+def start(
+    experiment: Experiment, workdir: pathlib.Path, checkpoints: Checkpoints, fingerprints: Mapping[str, str]
+) -> Start:
     """Goes down the list in the module's docstring and takes the first that is there.
 
     Raises:
@@ -47,14 +50,13 @@ def start(settings: config.Settings, workdir: pathlib.Path, checkpoints: Checkpo
       CheckpointError: there are checkpoints, and none of them can be restored.
     """
     if checkpoints.steps():
-        return _newest_good(settings, checkpoints, task.network, optimizer, mesh, fingerprints)
-    if settings.init_from:
-        return _hand_off(settings, workdir, task, optimizer, mesh, fingerprints)
-    _, state = make_state(settings, task.network, optimizer, mesh)
-    return Start(state, 0, {}, f"from scratch, seed {settings.train.seed}")
+        return _newest_good(experiment, checkpoints, fingerprints)
+    if experiment.settings.init_from:
+        return _hand_off(experiment, workdir, fingerprints)
+    return Start(experiment.init_state(), 0, {}, f"from scratch, seed {experiment.settings.train.seed}")
 
 
-def _newest_good(settings, checkpoints: Checkpoints, dit, optimizer, mesh, fingerprints) -> Start:
+def _newest_good(experiment: Experiment, checkpoints: Checkpoints, fingerprints) -> Start:
     """The newest checkpoint that can be restored; those after it are set aside, with a warning. All processes take the same.
 
     Raises:
@@ -65,7 +67,7 @@ def _newest_good(settings, checkpoints: Checkpoints, dit, optimizer, mesh, finge
         for wait in (1.0, None):  # storage may have failed for a moment
             begin, problem = None, None
             try:
-                begin, meta = _resume(settings, checkpoints, step, dit, optimizer, mesh, fingerprints)
+                begin, meta = _resume(experiment, checkpoints, step, fingerprints)
             except CheckpointError as error:
                 problem = error
             if sharding.all_agree(problem is None):
@@ -94,8 +96,9 @@ def _newest_good(settings, checkpoints: Checkpoints, dit, optimizer, mesh, finge
     )
 
 
-def _resume(settings, checkpoints: Checkpoints, step: int, dit, optimizer, mesh, fingerprints):
+def _resume(experiment: Experiment, checkpoints: Checkpoints, step: int, fingerprints):
     """(Start, the checkpoint's meta)."""
+    settings = experiment.settings
     meta = checkpoints.meta(step)
     if meta.get("imported"):
         raise ValueError(
@@ -117,14 +120,13 @@ def _resume(settings, checkpoints: Checkpoints, step: int, dit, optimizer, mesh,
             f"checkpoint {step} of this run was made with other settings, so continuing it would not be exact:\n{lines}\n"
             f"Set them back, use another --workdir, or {accept}"
         )
-    abstract, _ = make_state(settings, dit, optimizer, mesh, abstract_only=True)
-    state = checkpoints.restore(step, vars(abstract))
+    state = checkpoints.restore(step, vars(experiment.abstract_state))
     return Start(TrainState(**state), step, meta["memory"], f"continues at step {step}"), meta
 
 
-def _hand_off(settings, workdir, task, optimizer, mesh, fingerprints) -> Start:
+def _hand_off(experiment: Experiment, workdir: pathlib.Path, fingerprints) -> Start:
+    settings, task, ours = experiment.settings, experiment.task, experiment.abstract_state
     dit, origin = task.network, settings.init_from
-    ours, _ = make_state(settings, dit, optimizer, mesh, abstract_only=True)
     given = pathlib.Path(origin).expanduser()
     if given.is_dir() and (given / DIRECTORY).is_dir():
         source = Checkpoints(given)
@@ -158,7 +160,7 @@ def _hand_off(settings, workdir, task, optimizer, mesh, fingerprints) -> Start:
     if source is not None:
         # Judged by shapes first, so that weights that do not fit are refused before gigabytes are read.
         transfer(theirs, ours.params, **rules)
-        theirs = finetune.read_weights(source, step, "ema", sharding.replicated(mesh))
+        theirs = finetune.read_weights(source, step, "ema", sharding.replicated(experiment.mesh))
         source.close()
     null = handoffs.null_embedding(theirs, named["drop"])
     if null is not None:
@@ -168,8 +170,7 @@ def _hand_off(settings, workdir, task, optimizer, mesh, fingerprints) -> Start:
     params = _with_fresh(dit, settings.train.seed, params)
     if jax.process_index() == 0:
         account.save(workdir / "handoff.json")
-    _, state = make_state(settings, dit, optimizer, mesh, params=params)
-    return Start(state, 0, {}, account.table())
+    return Start(experiment.init_state(params), 0, {}, account.table())
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

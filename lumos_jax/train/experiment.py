@@ -1,0 +1,131 @@
+"""The one place that assembles a run: mesh, task, frozen networks, what trains, optimizer, state and train step.
+
+Training, planning, sampling, caching, benchmarks and tests call `Experiment.build` and assemble none of it themselves. The data
+source is opened beside it, as planning and sampling have none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lumos_jax import config, tasks
+from lumos_jax.cluster import peers
+from lumos_jax.train import finetune, sharding, spread, storage
+from lumos_jax.train.optimizer import make_optimizer
+from lumos_jax.train.state import TrainState, make_state
+from lumos_jax.train.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """A run on a mesh, without its data source and its directory. See `build`.
+
+    Attributes:
+      settings: of the run, as the user gave them.
+      mesh: of the devices.
+      task: with the sharded forward pass: `task.dit.apply` runs on the mesh, inside `jax.jit`.
+      frozen: parameters of the frozen networks, on the mesh; shapes with shardings if abstract.
+      plan: which parameters train; see finetune.Plan.
+      optimizer: optax's.
+    """
+
+    settings: config.Settings
+    mesh: jax.sharding.Mesh
+    task: tasks.Task
+    frozen: Any
+    plan: finetune.Plan
+    optimizer: Any
+
+    @classmethod
+    def build(
+        cls,
+        settings: config.Settings,
+        devices: Sequence[jax.Device] | None = None,
+        abstract: bool = False,
+        training: bool = True,
+    ) -> Experiment:
+        """Assembles a run. Loads the frozen networks; makes no state and compiles nothing.
+
+        Args:
+          settings: of the run.
+          devices: to run on; None takes all of them.
+          abstract: load nothing, for devices that need not exist: `frozen` holds shapes with shardings.
+          training: whether batches of config.train are to run. If not, config.mesh and the batch sizes are ignored, and rows
+            are split over all devices.
+
+        Raises:
+          ValueError: a user's mistake: settings that do not fit the devices, or weights that cannot be loaded.
+        """
+        devices = jax.devices() if devices is None else list(devices)
+        mesh = sharding.make_mesh(settings.mesh if training else config.Mesh(), devices)
+        if training:
+            check_batches(settings, mesh)
+        # The default number of unrolled blocks is for the default backend, which need not be the devices'.
+        unroll = settings.model.unroll or (0 if devices[0].platform == "cpu" else 1)
+        model = dataclasses.replace(settings.model, unroll=unroll)
+        placement = sharding.Frozen(mesh, shapes_only=abstract)
+        task, frozen = tasks.make_task(dataclasses.replace(settings, model=model), placement)
+        if not abstract and len({device.process_index for device in mesh.devices.flat}) > 1:
+            peers.barrier("the first exchange")  # some backends do not wait long for each other
+            sharding.check_agreement(task.identity)
+        task = spread.on_mesh(task, mesh)
+        plan = finetune.make_plan(settings.finetune, task.network)
+        optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.network))
+        return cls(settings, mesh, task, frozen, plan, optimizer)
+
+    def without_encoders(self) -> Experiment:
+        """The same run on cached features: without the frozen parameters that only encode records."""
+        return dataclasses.replace(self, frozen=self.task.without_encoders(self.frozen))
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
+        return make_state(self.settings, self.task.network, self.optimizer, self.mesh, abstract_only=True)[0]
+
+    def init_state(self, params: Any = None) -> TrainState:
+        """The first state on the mesh: from the seed, or from the network's parameters of a hand-off with fresh adapters."""
+        return make_state(self.settings, self.task.network, self.optimizer, self.mesh, params=params)[1]
+
+    @functools.cached_property
+    def train_step(self) -> Callable:
+        """The jitted step: (state, frozen, batch) -> (state, metrics). Donates the state. See step.make_train_step."""
+        return make_train_step(self.settings, self.task, self.optimizer, self.mesh)
+
+    @property
+    def gather(self) -> Callable | None:
+        """Gathers one layer's weights inside the scanned body; None without an fsdp axis. Argument of `task.dit.apply`."""
+        return sharding.make_gather(self.mesh, self.settings.model.dtype)
+
+    def ema_weights(self, state: TrainState) -> Any:
+        """The network's weights to evaluate and sample with: EMA of what trains, the rest as it is, adapters merged."""
+        return self.plan.averaged(state.params, storage.average(self.settings.optimizer, state.ema))
+
+    def local_rows(self, batch_size: int) -> list[int]:
+        """The rows of a global batch that this process's devices hold, ascending."""
+        return sharding.local_rows(self.mesh, batch_size)
+
+    def device_batch(self, host: Mapping[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
+        """A global batch on the mesh, from a host batch of this process's rows."""
+        arrays = sharding.of_the_task(host) | {"weight": host["weight"]}
+        return sharding.global_batch(self.mesh, arrays, self.local_rows(batch_size), batch_size)
+
+
+def check_batches(settings: config.Settings, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError unless the batches of training and evaluation split over the mesh."""
+    sharding.check_batch(mesh, settings.train.batch_size // settings.optimizer.accumulate, "train.batch_size")
+    sharding.check_frames(mesh, settings.data)
+    if settings.eval.every:
+        sharding.check_batch(mesh, settings.eval.batch_size, "eval.batch_size")
+
+
+def use_compilation_cache(settings: config.Settings) -> None:
+    """Keeps compiled programs on disk, where config.train.compilation_cache names a directory."""
+    if settings.train.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.train.compilation_cache))
