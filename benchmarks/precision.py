@@ -32,7 +32,7 @@ FIELDS = {"bfloat16": "dtype", "int8": "mlp_products", "float8": "mlp_products"}
 
 def settings_of(variant: str, steps: int) -> config.Settings:
     made = i2i.get_config("test")
-    made.data.records = 100_000
+    made.data.num_scenes = 100_000
     made.model.width = 64
     made.optimizer.decay, made.optimizer.learning_rate = "constant", 1e-3
     made.train.steps = steps

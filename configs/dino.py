@@ -35,8 +35,8 @@ def paper():
     config.train.batch_size = 1024
     config.train.steps = 125_000
     config.eval.every = 5000
-    config.eval.bank = 4096
-    config.eval.records = 1024
+    config.eval.knn_bank_size = 4096
+    config.eval.num_examples = 1024
     config.eval.batch_size = 256
     config.eval.samples = 5
     return config
@@ -71,14 +71,14 @@ def desk():
     config.checkpoint.every = 500
     config.log.every = 50
     config.eval.every = 500
-    config.eval.bank = 2048
+    config.eval.knn_bank_size = 2048
     return config
 
 
 def test():
     config = desk()
     config.data.image_size = 16
-    config.data.records = 256
+    config.data.num_scenes = 256
     config.data.holdout = 64
     config.encoder.width, config.encoder.depth, config.encoder.heads = 32, 2, 2
     config.encoder.resize = config.encoder.image_size = 16
@@ -91,7 +91,7 @@ def test():
     config.checkpoint.every = 4
     config.log.every = 2
     config.eval.every = 6
-    config.eval.bank = config.eval.records = 32
+    config.eval.knn_bank_size = config.eval.num_examples = 32
     config.eval.batch_size = 16
     config.eval.rows = 2
     config.eval.samples = 3

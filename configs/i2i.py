@@ -26,7 +26,7 @@ def paper():
     config.train.steps = 400_000
     config.optimizer.learning_rate = 1e-4
     config.eval.every = 10_000
-    config.eval.records = 5120
+    config.eval.num_examples = 5120
     config.eval.batch_size = 256
     return config
 
@@ -62,8 +62,8 @@ def desk():
     config.checkpoint.every = 500
     config.log.every = 100
     config.eval.every = 750
-    config.eval.records = 256
-    config.eval.scored = 128
+    config.eval.num_examples = 256
+    config.eval.num_scored = 128
     config.eval.guidance = 1.5
     return config
 
@@ -71,7 +71,7 @@ def desk():
 def test():
     config = desk()
     config.data.image_size = 16
-    config.data.records = 256
+    config.data.num_scenes = 256
     config.data.holdout = 32
     config.encoder.weights = "random:0"
     config.encoder.size = "custom"
@@ -88,8 +88,8 @@ def test():
     config.checkpoint.every = 4
     config.log.every = 2
     config.eval.every = 6
-    config.eval.records = 32
-    config.eval.scored = 0
+    config.eval.num_examples = 32
+    config.eval.num_scored = 0
     config.eval.batch_size = 16
     config.eval.rows = 2
     config.eval.steps = 4

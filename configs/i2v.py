@@ -17,7 +17,7 @@ from configs import common, i2i
 
 def _clips(config):
     config.task.name = "i2v"
-    config.data.record = "clip"
+    config.data.sample_type = "clip"
     config.data.crop = "center"
     config.data.flip = False
     config.eval.guidance = 2.5  # of the last frame; 1 at the first [SVD]
@@ -30,13 +30,13 @@ def paper():
     config.data.crop = "random"
     config.data.frames = 16
     config.data.frame_stride = (2, 6)  # 4 to 12 frames a second of videos with 24
-    config.data.picture_share = 0.25  # keeps the prior
+    config.data.image_step_fraction = 0.25  # keeps the prior
     config.data.holdout = 2048
     config.model.remat = "full"
     config.train.steps = 100_000
     config.checkpoint.every = 2000
-    config.eval.records = 2048
-    config.eval.scored = 256
+    config.eval.num_examples = 2048
+    config.eval.num_scored = 256
     config.eval.sampler = "ddim"
     config.eval.steps = 50
     config.eval.rows = 4
@@ -51,14 +51,14 @@ def desk():
     config.data.holdout = 256
     config.eval.guidance = 1.5
     config.video.sample_fps = 6.0
-    config.video.sample_motion = 20
+    config.video.motion_bucket_id = 20
     config.optimizer.learning_rate = 2e-3
     config.train.batch_size = 8
     config.train.steps = 1000
     config.eval.every = 250
-    config.eval.records = 128
+    config.eval.num_examples = 128
     config.eval.batch_size = 32
-    config.eval.scored = 64
+    config.eval.num_scored = 64
     config.eval.rows = 4
     config.eval.samples = 1
     return config
@@ -70,8 +70,8 @@ def test():
     config.data.frame_stride = (4, 12)
     config.train.batch_size = 8
     config.eval.batch_size = 8
-    config.eval.records = 16
-    config.eval.scored = 8
+    config.eval.num_examples = 16
+    config.eval.num_scored = 8
     config.data.holdout = 16
     return config
 

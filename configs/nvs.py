@@ -17,8 +17,8 @@ from configs import common, i2i
 
 def _of_views(config):
     config.task.name = "nvs"
-    config.data.record = "views"
-    config.optimizer.boosted, config.optimizer.boost = ("camera/project/*",), 10.0
+    config.data.sample_type = "views"
+    config.optimizer.lr_multipliers = (("camera/project/*", 10.0),)
     config.eval.sampler, config.eval.steps, config.eval.guidance = "ddim", 50, 3.0
     return config
 
@@ -32,14 +32,14 @@ def paper():
     config.train.steps = 100_000
     config.optimizer.learning_rate = 1e-4
     config.eval.every = 10_000
-    config.eval.records = 5120
+    config.eval.num_examples = 5120
     config.eval.batch_size = 256
     return config
 
 
 def desk():
     config = _of_views(i2i.desk())
-    config.nvs.camera = "turned"
+    config.nvs.camera = "bilinear"
     config.data.view_turn = 60.0  # all round takes longer than minutes
     # Where things are is decided in the noise: at the prior's timesteps the noisy picture itself tells which way the camera
     # went, and nothing makes the network ask the camera.
@@ -47,15 +47,15 @@ def desk():
     config.optimizer.learning_rate = 2e-3
     config.train.steps = 2000
     config.eval.every = 500
-    config.eval.scored = 128
+    config.eval.num_scored = 128
     config.eval.guidance = 1.5
     return config
 
 
 def test():
     config = _of_views(i2i.test())
-    config.nvs.camera = "turned"
-    config.eval.scored = 16
+    config.nvs.camera = "bilinear"
+    config.eval.num_scored = 16
     config.eval.steps = 4
     return config
 

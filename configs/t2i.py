@@ -24,7 +24,7 @@ from configs import common, i2i
 def paper():
     config = i2i.paper()
     config.task.name = "t2i"
-    config.data.record = "captioned"
+    config.data.sample_type = "captioned"
     config.data.flip = False  # captions tell left from right
     config.data.clean_captions = True
     config.encoder.kind = "t5"
@@ -53,14 +53,14 @@ def paper_1024():
     config.data.buckets = True
     config.model.position_scale = 2.0
     config.train.batch_size = config.eval.batch_size = 64
-    config.eval.records = 1024
+    config.eval.num_examples = 1024
     return config
 
 
 def _words(config, width):
     """A random text encoder for the words of scenes: it tells words and their neighbours apart, which is what they need."""
     config.task.name = "t2i"
-    config.data.record = "captioned"
+    config.data.sample_type = "captioned"
     encoder = common.base().encoder
     encoder.kind = "t5"
     encoder.weights = "random:0"
@@ -81,14 +81,14 @@ def desk():
     config.train.steps = 2000
     config.eval.every = 500
     config.eval.guidance = 2.0
-    config.eval.scored = 128
+    config.eval.num_scored = 128
     return config
 
 
 def test():
     config = _words(i2i.test(), 32)
     config.encoder.max_tokens = 24
-    config.eval.scored = 16
+    config.eval.num_scored = 16
     return config
 
 

@@ -91,6 +91,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, config.Settin
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag}={getattr(args, flag)} must be at least 1")
     args.out = args.out or f"samples{sampling.endings[0]}"
+    check_output(sampling, args.out)
     return args, _override(settings, args)
 
 
@@ -119,7 +120,6 @@ def run(argv: Sequence[str] | None = None) -> list[str]:
         args.workdir, settings, args.checkpoint, args.weights, seed=args.seed, batch_size=args.batch
     )
     sampling = loaded.sampling.with_flags(args)
-    check_output(sampling, args.out)
     return sampling.run(dataclasses.replace(loaded, sampling=sampling), args)
 
 

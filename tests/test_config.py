@@ -33,7 +33,7 @@ def changed(**fields):
         ({"eval__sampler": "heun"}, "does not solve"),
         ({"optimizer__accumulate": 3}, "not divisible by optimizer.accumulate=3"),
         ({"mesh__data": -1, "mesh__fsdp": -1}, "only one axis may be -1"),
-        ({"mesh__context": 2}, "config.task.name=i2i with config.data.record=image have none; leave it at 1"),
+        ({"mesh__context": 2}, "config.task.name=i2i with config.data.sample_type=image have none; leave it at 1"),
         ({"mesh__fsdp": 0}, "positive or -1"),
         ({"eval__every": 10}, "data.holdout=0 must be at least"),
         ({"eval__guidance_interval": (0.8, 0.2)}, "low <= high"),

@@ -23,9 +23,9 @@ from tests.running import arrays, assert_same_bits, finish, metrics, start
 
 STEPS, SAVED = 120, 80
 COMMON = (
-    f"train.steps={STEPS}", f"checkpoint.every={SAVED}", "log.every=2", f"eval.every={STEPS}", "eval.scored=0", "eval.rows=1",
-    "eval.samples=1", "eval.steps=1", "eval.batch_size=16", "eval.records=32", "data.holdout=32", "model.depth=1",
-    "encoder.depth=1", "train.batch_size=16", "optimizer.decay=constant", "optimizer.ema_decay=0.9",
+    f"train.steps={STEPS}", f"checkpoint.every={SAVED}", "log.every=2", f"eval.every={STEPS}", "eval.num_scored=0",
+    "eval.rows=1", "eval.samples=1", "eval.steps=1", "eval.batch_size=16", "eval.num_examples=32", "data.holdout=32",
+    "model.depth=1", "encoder.depth=1", "train.batch_size=16", "optimizer.decay=constant", "optimizer.ema_decay=0.9",
 )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def kinds(pictures, views, videos, prior):
         "buckets": ("configs/t2i.py:test", (*captions, *shapes, f"init_from={prior}")),
         "clips": (
             "configs/i2v.py:test",
-            ("data.source=videos", f"data.path={videos}", "data.frame_stride=(1,1)", "data.picture_share=0.5"),
+            ("data.source=videos", f"data.path={videos}", "data.frame_stride=(1,1)", "data.image_step_fraction=0.5"),
         ),
         "views": ("configs/nvs.py:test", ("data.source=objaverse", f"data.path={views}")),
     }

@@ -16,7 +16,7 @@ from configs import common, i2i
 
 def classes(config, count):
     config.task.name = "class_conditional"
-    config.data.record = "labelled"
+    config.data.sample_type = "labeled"
     config.data.classes = count
     return config
 

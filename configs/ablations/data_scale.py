@@ -21,7 +21,7 @@ SCENES = {"desk": 100_000, "test": 1000}
 def _set(percent):
     def change(config, size):
         if size:
-            config.data.records = SCENES[size] * percent // 100 + config.data.holdout
+            config.data.num_scenes = SCENES[size] * percent // 100 + config.data.holdout
         else:
             config.data.source = "tfds"
             config.data.name = "imagenet2012"

@@ -14,6 +14,7 @@ from typing import Any
 import ml_collections
 
 from lumos_jax import config
+from lumos_jax.config import migration
 from lumos_jax.config import rules as config_rules
 
 
@@ -31,6 +32,11 @@ def from_dict(tree: Mapping[str, Any]) -> config.Settings:
     settings = _build(config.Settings, tree, "config")
     config_rules.validate(settings)
     return settings
+
+
+def from_saved(tree: Mapping[str, Any]) -> config.Settings:
+    """The same for settings that any version saved, in config.json, a checkpoint or an export."""
+    return from_dict(migration.upgrade(tree) if isinstance(tree, Mapping) else tree)
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -69,15 +75,7 @@ def load(path) -> config.Settings:
         raise ValueError(f"no config.json at {path}: is this the --workdir of a run that has started?") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from the run's command line") from None
-    return from_dict(_renewed(tree))
-
-
-def _renewed(tree: Any) -> Any:
-    """Settings that an earlier version saved: encoder.normalize was a bool then."""
-    encoder = tree.get("encoder") if isinstance(tree, dict) else None
-    if isinstance(encoder, dict) and isinstance(encoder.get("normalize"), bool):
-        encoder["normalize"] = "unit" if encoder["normalize"] else "none"
-    return tree
+    return from_saved(tree)
 
 
 def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[Any, Any]]:
@@ -140,10 +138,15 @@ def _coerce(hint, value, where: str):
         kinds = typing.get_args(hint)
         if kinds[-1] is not Ellipsis and len(value) != len(kinds):
             raise ValueError(f"{where} must have {len(kinds)} values, not {len(value)}: {value!r}")
-        element = kinds[0]
-        if typing.get_origin(element) is not None:  # data.mixture: a tuple of mappings
-            return tuple(dict(entry) for entry in value)
-        return tuple(_coerce(element, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        return tuple(
+            _coerce(kind, entry, f"{where}[{i}]") for i, (kind, entry) in enumerate(zip(kinds, value, strict=True))
+        )
+    if typing.get_origin(hint) is Mapping:  # an entry of data.mixture
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} must be a mapping of fields, not {value!r}")
+        return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

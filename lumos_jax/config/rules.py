@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Every rule that settings obey: allowed values, ranges, and rules between fields. `validate` runs before anything is compiled.
 
 Beside `config`, which names the fields, and like it importing no room.
@@ -14,9 +15,9 @@ ENCODER_OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "cl
 
 _CHOICES = {
     "data.source": ("scenes", "folder", "videos", "objaverse", "arrayrecord", "tfds", "cached", "mixture"),
-    "data.record": ("image", "captioned", "labelled", "clip", "views"),
+    "data.sample_type": ("image", "captioned", "labeled", "clip", "views"),
     "data.crop": ("center", "random"),
-    "nvs.camera": ("token", "turned"),
+    "nvs.camera": ("token", "bilinear"),
     "encoder.kind": ("vit", *TEXT_KINDS),
     "encoder.output": ("cls", "patch", "all", "pooled"),
     "encoder.normalize": ("none", "unit", "standard", "white"),
@@ -32,7 +33,7 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.mlp_products": ("none", "int8", "float8"),
     "model.remat": ("none", "dots", "mlp", "full"),
-    "dino.balance": ("centre", "sinkhorn"),
+    "dino.balance": ("center", "sinkhorn"),
     "diffusion.schedule": ("linear", "cosine", "flow"),
     "diffusion.prediction": ("noise", "x0", "v", "flow"),
     "diffusion.loss": ("hybrid", "simple"),
@@ -47,30 +48,30 @@ _CHOICES = {
 
 # Smallest value allowed, for the fields where zero or less would only fail later, and less clearly.
 _AT_LEAST = {
-    "data.image_size": 1, "data.frames": 1, "data.records": 1, "data.classes": 0,
+    "data.image_size": 1, "data.frames": 1, "data.num_scenes": 1, "data.classes": 0,
     "data.holdout": 0, "data.workers": 0, "data.threads": 1, "data.prefetch": 1,
-    "data.max_corrupt_rate": 0, "data.view_turn": 0, "data.detailed": 0, "data.caption_noise": 0, "data.bucket_step": 0,
+    "data.max_corrupt_rate": 0, "data.view_turn": 0, "data.detailed_caption_prob": 0, "data.caption_noise": 0, "data.bucket_step": 0,
     "encoder.image_size": 1, "encoder.patch_size": 1,
     "encoder.max_tokens": 1, "encoder.vocabulary": 0, "autoencoder.tile": 0,
     "autoencoder.layers": 1, "autoencoder.groups": 1, "model.patch_size": 1, "model.position_base": 0, "diffusion.steps": 1,
     "diffusion.min_snr_gamma": 0, "task.condition_dropout": 0, "optimizer.learning_rate": 0, "optimizer.warmup_steps": 0,
     "optimizer.clip_norm": 0, "optimizer.accumulate": 1, "optimizer.weight_decay": 0, "optimizer.ema_decay": 0,
-    "model.unroll": 0, "finetune.lora_rank": 0, "finetune.lora_alpha": 0,
-    "data.picture_share": 0, "video.first_guidance": 0, "video.noise_log_std": 0, "video.sample_noise": 0,
-    "video.sample_motion": 0,
+    "model.scan_unroll": 0, "finetune.lora_rank": 0, "finetune.lora_alpha": 0,
+    "data.image_step_fraction": 0, "video.min_guidance_scale": 0, "video.noise_log_std": 0, "video.noise_aug_strength": 0,
+    "video.motion_bucket_id": 0,
     "dino.local_crops": 0, "dino.local_side": 1, "dino.jitter": 0, "dino.prototypes": 2, "dino.hidden": 1,
-    "dino.bottleneck": 1, "dino.mask_weight": 0, "dino.pixel_weight": 0, "dino.centre_momentum": 0, "eval.bank": 0,
+    "dino.bottleneck": 1, "dino.mask_weight": 0, "dino.pixel_weight": 0, "dino.center_momentum": 0, "eval.knn_bank_size": 0,
     "train.steps": 1, "train.batch_size": 1, "train.nonfinite_limit": 1, "train.meeting_seconds": 1,
     "train.silence_seconds": 3, "train.watchdog_minutes": 0, "checkpoint.retries": 0,
     "train.profile_steps": 1, "checkpoint.every": 1,
-    "checkpoint.keep": 1, "checkpoint.keep_every": 0, "log.every": 1, "eval.every": 0, "eval.records": 1, "eval.scored": 0,
+    "checkpoint.keep": 1, "checkpoint.keep_every": 0, "log.every": 1, "eval.every": 0, "eval.num_examples": 1, "eval.num_scored": 0,
     "eval.batch_size": 1, "eval.rows": 1, "eval.samples": 1, "eval.steps": 1, "eval.guidance": 0,
     "eval.guidance_rescale": 0,
 }  # fmt: skip
 _AT_MOST = {
-    "data.max_corrupt_rate": 1, "data.view_turn": 180, "data.detailed": 1, "data.caption_noise": 1,
+    "data.max_corrupt_rate": 1, "data.view_turn": 180, "data.detailed_caption_prob": 1, "data.caption_noise": 1,
     "task.condition_dropout": 1, "optimizer.ema_decay": 1, "dino.jitter": 1,
-    "dino.centre_momentum": 1, "eval.guidance_rescale": 1, "video.sample_motion": 255,
+    "dino.center_momentum": 1, "eval.guidance_rescale": 1, "video.motion_bucket_id": 255,
 }  # fmt: skip
 
 
@@ -122,21 +123,21 @@ def _check_data(s: Settings) -> None:
     _require(s.video.motion_step > 0, f"config.video.motion_step={s.video.motion_step} must be above 0")
     _require(s.video.sample_fps > 0, f"config.video.sample_fps={s.video.sample_fps} must be above 0")
     _require(
-        data.picture_share == 0 or (data.record == "clip" and data.picture_share < 1),
-        f"config.data.picture_share={data.picture_share} must be below 1, and 0 unless config.data.record=clip",
+        data.image_step_fraction == 0 or (data.sample_type == "clip" and data.image_step_fraction < 1),
+        f"config.data.image_step_fraction={data.image_step_fraction} must be below 1, and 0 unless config.data.sample_type=clip",
     )
     _require(
-        data.record != "clip" or data.source in ("scenes", "videos", "mixture"),
-        f"config.data.source={data.source} has no clips; config.data.record=clip goes with scenes, videos and mixtures of them",
+        data.sample_type != "clip" or data.source in ("scenes", "videos", "mixture"),
+        f"config.data.source={data.source} has no clips; config.data.sample_type=clip goes with scenes, videos and mixtures of them",
     )
     _require(
-        data.record != "views" or (data.crop == "center" and not data.flip),
-        f"config.data.crop={data.crop}, flip={data.flip} do not go with config.data.record=views, whose cameras say where the "
+        data.sample_type != "views" or (data.crop == "center" and not data.flip),
+        f"config.data.crop={data.crop}, flip={data.flip} do not go with config.data.sample_type=views, whose cameras say where the "
         "centre of a picture is and which side is left: set config.data.crop=center and config.data.flip=False",
     )
     _require(
-        data.record != "views" or data.source != "cached",
-        "config.data.source=cached holds no pairs of views (config.data.record=views), which are drawn anew in each epoch",
+        data.sample_type != "views" or data.source != "cached",
+        "config.data.source=cached holds no pairs of views (config.data.sample_type=views), which are drawn anew in each epoch",
     )
     if data.source == "tfds":
         _require(bool(data.name), "config.data.source=tfds needs config.data.name, the name of a TFDS data set")
@@ -144,15 +145,15 @@ def _check_data(s: Settings) -> None:
         (data.source == "mixture") == bool(data.mixture),
         "config.data.mixture, a tuple of dicts (source, path, ..., weight), goes with config.data.source=mixture",
     )
-    given = (data.detailed, data.clean_captions, data.caption_noise)
+    given = (data.detailed_caption_prob, data.clean_captions, data.caption_noise)
     _require(
-        data.record == "captioned" or given == (Data().detailed, False, 0),
-        f"config.data.detailed, clean_captions, caption_noise={given} need config.data.record=captioned",
+        data.sample_type == "captioned" or given == (Data().detailed_caption_prob, False, 0),
+        f"config.data.detailed_caption_prob, clean_captions, caption_noise={given} need config.data.sample_type=captioned",
     )
     _require(
-        not data.buckets or (data.record == "captioned" and data.crop == "center" and data.source != "cached"),
-        f"config.data.buckets goes with record=captioned and crop=center, and not with a cache, which holds squares; not with "
-        f"record={data.record}, crop={data.crop}, source={data.source}",
+        not data.buckets or (data.sample_type == "captioned" and data.crop == "center" and data.source != "cached"),
+        f"config.data.buckets goes with sample_type=captioned and crop=center, and not with a cache, which holds squares; not with "
+        f"sample_type={data.sample_type}, crop={data.crop}, source={data.source}",
     )
     _require(
         data.buckets or (data.bucket_step, data.bucket_ratios) == (Data().bucket_step, Data().bucket_ratios),
@@ -161,12 +162,14 @@ def _check_data(s: Settings) -> None:
     if data.buckets:
         aspect.make_buckets(data.image_size, data.bucket_step, data.bucket_ratios)
     _require(
-        (data.record == "labelled") == (data.classes > 0),
-        f"config.data.record={data.record} does not go with data.classes={data.classes}: labelled records need the number of "
+        (data.sample_type == "labeled") == (data.classes > 0),
+        f"config.data.sample_type={data.sample_type} does not go with data.classes={data.classes}: labeled records need the number of "
         "classes, others have none",
     )
     if data.source == "scenes":
-        _require(data.records < 2**32, f"config.data.records={data.records}: an epoch has fewer than 2^32 records")
+        _require(
+            data.num_scenes < 2**32, f"config.data.num_scenes={data.num_scenes}: an epoch has fewer than 2^32 records"
+        )
 
 
 def _check_networks(s: Settings) -> None:
@@ -273,21 +276,21 @@ def _check_eval(s: Settings) -> None:
     )
     if s.eval.every:
         _require(
-            s.eval.bank % s.eval.batch_size == 0,
-            f"config.eval.bank={s.eval.bank} must be a multiple of eval.batch_size={s.eval.batch_size}",
+            s.eval.knn_bank_size % s.eval.batch_size == 0,
+            f"config.eval.knn_bank_size={s.eval.knn_bank_size} must be a multiple of eval.batch_size={s.eval.batch_size}",
         )
         _require(
-            s.eval.records % s.eval.batch_size == 0,
-            f"config.eval.records={s.eval.records} must be a multiple of eval.batch_size={s.eval.batch_size}",
+            s.eval.num_examples % s.eval.batch_size == 0,
+            f"config.eval.num_examples={s.eval.num_examples} must be a multiple of eval.batch_size={s.eval.batch_size}",
         )
         _require(
-            s.eval.scored % s.eval.batch_size == 0,
-            f"config.eval.scored={s.eval.scored} must be a multiple of eval.batch_size={s.eval.batch_size}",
+            s.eval.num_scored % s.eval.batch_size == 0,
+            f"config.eval.num_scored={s.eval.num_scored} must be a multiple of eval.batch_size={s.eval.batch_size}",
         )
-        needed = max(s.eval.rows, s.eval.records, s.eval.scored) + s.eval.bank
+        needed = max(s.eval.rows, s.eval.num_examples, s.eval.num_scored) + s.eval.knn_bank_size
         _require(
             s.data.holdout >= needed,
-            f"config.data.holdout={s.data.holdout} must be at least {needed} (eval.records, scored, rows and bank); "
+            f"config.data.holdout={s.data.holdout} must be at least {needed} (eval.num_examples, num_scored, rows and knn_bank_size); "
             "set config.eval.every=0 to train without a held-out set",
         )
 
@@ -295,10 +298,10 @@ def _check_eval(s: Settings) -> None:
 def _check_train(s: Settings) -> None:
     train, optimizer, finetune = s.train, s.optimizer, s.finetune
     _require(
-        finetune.lora_rank > 0 or (finetune.lora_alpha, finetune.lora_layers) == (0, Finetune().lora_layers),
-        "config.finetune.lora_alpha and lora_layers need config.finetune.lora_rank of 1 or more",
+        finetune.lora_rank > 0 or (finetune.lora_alpha, finetune.lora_targets) == (0, Finetune().lora_targets),
+        "config.finetune.lora_alpha and lora_targets need config.finetune.lora_rank of 1 or more",
     )
-    _require(bool(finetune.lora_layers), "config.finetune.lora_layers is empty: name kernels, or set lora_rank=0")
+    _require(bool(finetune.lora_targets), "config.finetune.lora_targets is empty: name kernels, or set lora_rank=0")
     _require(
         train.batch_size % optimizer.accumulate == 0,
         f"config.train.batch_size={train.batch_size} is not divisible by optimizer.accumulate={optimizer.accumulate}",
@@ -307,16 +310,14 @@ def _check_train(s: Settings) -> None:
         optimizer.decay != "cosine" or optimizer.warmup_steps < train.steps,
         f"config.optimizer.warmup_steps={optimizer.warmup_steps} leaves no step of train.steps={train.steps} to decay",
     )
-    _require(
-        bool(optimizer.boosted) == (optimizer.boost != 1) and optimizer.boost > 0,
-        f"config.optimizer.boost={optimizer.boost} and boosted={optimizer.boosted} go together: a factor above 0, and names",
-    )
+    wrong = [pair for pair in optimizer.lr_multipliers if pair[1] <= 0]
+    _require(not wrong, f"config.optimizer.lr_multipliers has {wrong}: factors must be above 0")
     axes = dataclasses.asdict(s.mesh)
     _require(list(axes.values()).count(-1) <= 1, f"config.mesh: only one axis may be -1, not {axes}")
     _require(all(n >= 1 or n == -1 for n in axes.values()), f"config.mesh: axis sizes are positive or -1, not {axes}")
     _require(s.mesh.tensor == 1, f"config.mesh.tensor={s.mesh.tensor}: nothing is sharded over it; leave it at 1")
     _require(
-        s.mesh.context == 1 or s.data.record == "clip",
+        s.mesh.context == 1 or s.data.sample_type == "clip",
         f"config.mesh.context={s.mesh.context}: frames of clips are sharded over it, and the records of config.task.name="
-        f"{s.task.name} with config.data.record={s.data.record} have none; leave it at 1",
+        f"{s.task.name} with config.data.sample_type={s.data.sample_type} have none; leave it at 1",
     )

@@ -22,11 +22,11 @@ class Data:
     path: str = ""
     name: str = ""  # tfds: the data set's name, for example "imagenet2012" or "oxford_flowers102:2.1.1"
     split: str = "train"  # tfds: the split, slicing syntax allowed
-    records: int = 1_000_000  # scenes: how many scenes make an epoch
-    # what one record gives a batch: image | captioned (an image and its caption) | labelled (an image and its class) | clip
+    num_scenes: int = 1_000_000  # scenes: how many scenes make an epoch
+    # what one record gives a batch: image | captioned (an image and its caption) | labeled (an image and its class) | clip
     # (scenes, videos) | views (two posed views: scenes, objaverse)
-    record: str = "image"
-    detailed: float = 0.5  # captioned: probability of the detailed caption; otherwise the raw one
+    sample_type: str = "image"
+    detailed_caption_prob: float = 0.5  # captioned: probability of the detailed caption; otherwise the raw one
     clean_captions: bool = False  # captioned: clean captions from the web (lower case, no addresses, HTML, odd signs)
     caption_noise: float = 0.0  # captioned: share of training records with another record's caption (paper Fig. 2a)
     # captioned: batches of pictures of one shape each, in sizes around image_size x image_size (lumos_jax/data/aspect.py)
@@ -37,15 +37,15 @@ class Data:
     tar_index: str = (
         "~/.cache/lumos_jax/tars"  # webdataset: where the places of records in shards are kept; empty: nowhere
     )
-    classes: int = 0  # labelled: how many classes there are; compared with what the source has
-    # mixture: dicts of the fields source, path, name, split and records, and weight
+    classes: int = 0  # labeled: how many classes there are; compared with what the source has
+    # mixture: dicts of the fields source, path, name, split and num_scenes, and weight
     mixture: tuple[Mapping[str, Any], ...] = ()
     image_size: int = 256  # side in pixels of the square images in a batch
     frames: int = 16  # clip: frames a clip
     # clip: frames of the video from one frame of the clip to the next, least and most; drawn in training, the middle otherwise
     frame_stride: tuple[int, int] = (3, 3)
     # clip: share of the steps, evenly spread, that train on pictures: one frame of each record
-    picture_share: float = 0.0
+    image_step_fraction: float = 0.0
     view_turn: float = 180.0  # views of scenes: degrees that two views of a pair may be turned from each other, at most
     crop: str = "center"  # center | random; random crops keep the shorter side whole; cached: center
     flip: bool = False  # mirror half of the records, chosen from (seed, position); cached: False
@@ -90,7 +90,7 @@ class Autoencoder:
 
     kind: str = "kl"  # kl (Stable Diffusion's KL autoencoder) | identity (pixels in [-1, 1] are the latents)
     weights: str = "stabilityai/sd-vae-ft-mse"  # directory (diffusers layout), .safetensors, hub id, or random:<seed>
-    scale: float = 0.18215  # multiplies the latents so that their variance is near one
+    scaling_factor: float = 0.18215  # multiplies the latents so that their variance is near one
     posterior: str = "sample"  # sample | mode
     tile: int = 0  # decode in tiles of this many latent pixels a side; 0 decodes whole
     channels: tuple[int, ...] = (128, 256, 512, 512)  # random weights only: width of each resolution
@@ -119,7 +119,7 @@ class Model:
     remat: str = "none"  # none | dots (recompute all but matmuls) | mlp (all but the MLPs' matmuls) | full
     # the operands of the MLPs' products, in forward passes: none (as the rest) | int8 | float8 (H100); extra `quantized`
     mlp_products: str = "none"
-    unroll: int = 0  # blocks laid out per iteration of the layer scan; 0: 12 on a CPU (faster steps), 1 elsewhere
+    scan_unroll: int = 0  # blocks laid out per iteration of the layer scan; 0: 12 on a CPU (faster steps), 1 elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +149,13 @@ class Task:
 class Video:
     """Clips from their first frame (configs/i2v.py). The guidance scale rises over frames, to eval.guidance at the last."""
 
-    first_guidance: float = 1.0  # of the first frame
+    min_guidance_scale: float = 1.0  # of the first frame
     noise_log_mean: float = -3.0  # log of the noise added to the first frame in training (pixels in [-1, 1]): mean
     noise_log_std: float = 0.5  # and standard deviation
-    sample_noise: float = 0.02  # noise added to the first frame when drawing
+    noise_aug_strength: float = 0.02  # noise added to the first frame when drawing
     motion_step: float = 1 / 32  # motion score per motion id, of which there are 256
     sample_fps: float = 8.0  # frames a second where `lumos_jax.sample` is not told
-    sample_motion: int = 127  # motion id where it is not told
+    motion_bucket_id: int = 127  # motion id where it is not told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,8 +178,8 @@ class Dino:
     bottleneck: int = 256
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
-    balance: str = "centre"  # centre (DINO) | sinkhorn (DINOv2): what keeps the teacher's answers apart
-    centre_momentum: float = 0.9
+    balance: str = "center"  # center (DINO) | sinkhorn (DINOv2): what keeps the teacher's answers apart
+    center_momentum: float = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,9 +189,10 @@ class Nvs:
     # One uniform number u a record decides what of its condition is dropped: below the first, the input view's feature alone;
     # below the second, feature and latent; below the third, the latent alone.
     dropout: tuple[float, float, float] = (0.05, 0.10, 0.15)
-    # Where the camera's numbers enter: beside each token of the feature (Zero-1-to-3); or they turn the tokens as well, each by
-    # a learned matrix, and are in the timestep embedding, from which small networks learn left from right within minutes.
-    camera: str = "token"  # token | turned
+    # Where the camera's numbers enter. token: beside each token of the feature (Zero-1-to-3). bilinear: they multiply the
+    # tokens as well, each by a learned matrix, and are in the timestep embedding, from which small networks learn left from
+    # right within minutes.
+    camera: str = "token"  # token | bilinear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,10 +207,8 @@ class Optimizer:
     weight_decay: float = 0.0
     warmup_steps: int = 0
     decay: str = "constant"  # constant | cosine (to zero at train.steps)
-    boosted: tuple[
-        str, ...
-    ] = ()  # patterns (fnmatch) over paths of parameters whose learning rate is multiplied by `boost`
-    boost: float = 1.0
+    # (pattern, factor) pairs: multiplies the learning rate of parameters whose path matches the pattern (fnmatch)
+    lr_multipliers: tuple[tuple[str, float], ...] = ()
     clip_norm: float = 0.0  # global gradient norm; 0: no clipping
     accumulate: int = 1  # gradient accumulation: micro-batches per step
     ema_decay: float = 0.9999
@@ -230,7 +229,7 @@ class Finetune:
     lora_rank: int = 0  # of low-rank adapters, W + alpha / rank A B, which train beside `trainable`; 0: none
     lora_alpha: float = 0.0  # 0: equal to the rank
     # the kernels of the blocks that have adapters
-    lora_layers: tuple[str, ...] = ("blocks/attn/*_kernel", "blocks/cross/*_kernel", "blocks/mlp/*/kernel")
+    lora_targets: tuple[str, ...] = ("blocks/attn/*_kernel", "blocks/cross/*_kernel", "blocks/mlp/*/kernel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,14 +280,14 @@ class Eval:
     """The held-out loss and the sample sheet, drawn from `data.holdout` records with the EMA weights."""
 
     every: int = 0  # steps; 0: never
-    records: int = 512  # held-out records whose denoising loss is averaged
+    num_examples: int = 512  # held-out records whose denoising loss is averaged
     batch_size: int = 64  # global
-    bank: int = (
-        0  # held-out records among which a task that learns features looks for neighbours of eval.records others
+    knn_bank_size: int = (
+        0  # held-out records among which a task that learns features looks for neighbours of eval.num_examples others
     )
     # held-out records of which a sample each is drawn and scored against the truth, where there is one: the picture of a
     # feature, the true view, the clip, what the caption of a scene says; 0: none
-    scored: int = 0
+    num_scored: int = 0
     rows: int = 8  # sources on the sample sheet
     samples: int = 2  # samples a source
     sampler: str = "dpm++"  # ddpm | ddim | dpm++ | euler | heun (the last two need diffusion.schedule = flow)

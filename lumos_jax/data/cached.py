@@ -27,6 +27,7 @@ import ml_dtypes
 import numpy as np
 
 from lumos_jax.config import io as config_io
+from lumos_jax.config import migration
 from lumos_jax.data.shards import OpenedLater, count_records
 from lumos_jax.data.sources import MixtureSource, Source, digest, printable
 
@@ -154,7 +155,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
         raise ValueError(
             f"{path} has format {tree.get('format')!r}, and this version reads {FORMAT}: make the cache anew elsewhere"
         )
-    return tree
+    if "made_by" in tree:  # by settings whose names may have changed since
+        tree["made_by"] = migration.upgrade_flat(tree["made_by"])
+    return migration.upgrade_flat(tree)
 
 
 def write_manifest(directory: pathlib.Path, manifest: Manifest) -> None:

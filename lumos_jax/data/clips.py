@@ -127,11 +127,11 @@ def is_picture_step(step: int, share: float) -> bool:
 
 
 def joint(data: config.Data, clips: Clips, batch_size: int) -> Clips | Joint:
-    """The loader of training batches of that many rows, as config.data.picture_share says."""
-    if not data.picture_share:
+    """The loader of training batches of that many rows, as config.data.image_step_fraction says."""
+    if not data.image_step_fraction:
         return clips
     stills = Stills(dataclasses.replace(clips, frames=1, stride=(1, 1)))
-    return Joint(clips, stills, data.picture_share, batch_size)
+    return Joint(clips, stills, data.image_step_fraction, batch_size)
 
 
 def make_clips(data: config.Data, source: Source, training: bool) -> Clips:

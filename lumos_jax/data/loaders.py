@@ -285,7 +285,7 @@ def make_loader(
     everything: bool = False,
     assigned: np.ndarray | None = None,
 ) -> BatchLoader:
-    """What makes batches of the records of a source, as config.data.record says.
+    """What makes batches of the records of a source, as config.data.sample_type says.
 
     Args:
       data: config.data.
@@ -299,9 +299,9 @@ def make_loader(
     """
     if data.source == "cached":
         return _cached(data, source, training)
-    if data.record not in _MAKERS:
-        raise ValueError(f"config.data.record={data.record!r} is not one of {', '.join(_MAKERS)}")
-    made = _MAKERS[data.record](data, source, training, everything)
+    if data.sample_type not in _MAKERS:
+        raise ValueError(f"config.data.sample_type={data.sample_type!r} is not one of {', '.join(_MAKERS)}")
+    made = _MAKERS[data.sample_type](data, source, training, everything)
     if not data.buckets:
         return made
     table = aspect.make_buckets(data.image_size, data.bucket_step, data.bucket_ratios)
@@ -328,15 +328,15 @@ def _cached(data: config.Data, source: Source, training: bool) -> CachedLoader:
     manifest = cached.read_manifest(data.path)
     # By name: NumPy alone does not know bfloat16.
     arrays = {name: (np.dtype(cached.ALL_DTYPES[dtype]), shape) for name, (dtype, shape) in manifest.arrays.items()}
-    if ("caption" in arrays) != (data.record == "captioned"):
+    if ("caption" in arrays) != (data.sample_type == "captioned"):
         raise ValueError(
-            f"config.data.path={data.path!r}: config.data.record={data.record}, and this cache holds "
+            f"config.data.path={data.path!r}: config.data.sample_type={data.sample_type}, and this cache holds "
             f"{'captions' if 'caption' in arrays else 'no captions'}: set it back, or make another cache"
         )
-    if data.record != "captioned":
+    if data.sample_type != "captioned":
         return CachedLoader(source, arrays)
     length, noise = manifest.made_by["encoder.max_tokens"], data.caption_noise if training else 0.0
-    return CachedCaptions(source, arrays, length, data.seed, training, data.detailed, noise)
+    return CachedCaptions(source, arrays, length, data.seed, training, data.detailed_caption_prob, noise)
 
 
 def _pictures(data: config.Data, source: Source, training: bool, everything: bool = False) -> Pictures:
@@ -356,7 +356,7 @@ def require(source: Source, method: str, told: str) -> None:
     """
     for part in getattr(source, "sources", [source]):
         if not hasattr(part, method):
-            raise ValueError(f"config.data.record={told.format(part.describe(0))}")
+            raise ValueError(f"config.data.sample_type={told.format(part.describe(0))}")
 
 
 def _captioned(data: config.Data, source: Source, training: bool, everything: bool) -> Captioned:
@@ -365,11 +365,11 @@ def _captioned(data: config.Data, source: Source, training: bool, everything: bo
             "(a text)")  # fmt: skip
     pictures = _pictures(data, source, training)
     noise = data.caption_noise if training else 0.0
-    return Captioned(pictures, training, data.detailed, data.clean_captions, noise, everything)
+    return Captioned(pictures, training, data.detailed_caption_prob, data.clean_captions, noise, everything)
 
 
 def _labelled(data: config.Data, source: Source, training: bool, everything: bool) -> Labelled:
-    require(source, "label", "labelled: {} ... have no labels. Sources that do are scenes, folder (a folder a class) and tfds "
+    require(source, "label", "labeled: {} ... have no labels. Sources that do are scenes, folder (a folder a class) and tfds "
             "(a feature that is a class label)")  # fmt: skip
     if len(source.classes) != data.classes:
         few = ", ".join(map(printable, source.classes[:3]))
@@ -392,11 +392,11 @@ def _views(data: config.Data, source: Source, training: bool, everything: bool) 
     return Views(source, data.image_size, data.seed, training)
 
 
-# config.data.record -> (config.data, source, training, everything) -> loader.
+# config.data.sample_type -> (config.data, source, training, everything) -> loader.
 _MAKERS: Mapping[str, Callable[[config.Data, Source, bool, bool], BatchLoader]] = {
     "image": _pictures,
     "captioned": _captioned,
-    "labelled": _labelled,
+    "labeled": _labelled,
     "clip": _clips,
     "views": _views,
 }

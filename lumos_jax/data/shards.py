@@ -258,7 +258,8 @@ class TfdsSource:
         if captioned and self._texts == (None, None):
             features = ", ".join(sorted(self._records.dataset_info.features))
             raise ValueError(
-                f"config.data.record=captioned: {name} has no feature {', '.join(_TFDS_RAW)} or detailed; it has {features}"
+                f"config.data.sample_type=captioned: {name} has no feature {', '.join(_TFDS_RAW)} or detailed; it has "
+                f"{features}"
             )
 
     @functools.cached_property

@@ -293,9 +293,9 @@ def make_source(data: config.Data) -> Source:
         from lumos_jax.scenes.scene import ScenesSource
 
         ratios = data.bucket_ratios if data.buckets else None
-        return ScenesSource(data.records, data.image_size, ratios=ratios, turn=math.radians(data.view_turn))
+        return ScenesSource(data.num_scenes, data.image_size, ratios=ratios, turn=math.radians(data.view_turn))
     if data.source == "folder":
-        return FolderSource(data.path, data.record == "captioned")
+        return FolderSource(data.path, data.sample_type == "captioned")
     if data.source == "videos":
         from lumos_jax.data.videos import VideosSource
 
@@ -315,7 +315,7 @@ def make_source(data: config.Data) -> Source:
     if data.source == "tfds":
         from lumos_jax.data.shards import TfdsSource
 
-        return TfdsSource(data.name, data.split, data.path, data.record == "captioned")
+        return TfdsSource(data.name, data.split, data.path, data.sample_type == "captioned")
     if data.source == "cached":
         from lumos_jax.data.cached import open_cache
 
@@ -328,7 +328,7 @@ def make_source(data: config.Data) -> Source:
     return _make_mixture(data)
 
 
-_MIXTURE_FIELDS = {"source", "path", "name", "split", "records", "weight"}
+_MIXTURE_FIELDS = {"source", "path", "name", "split", "num_scenes", "weight"}
 
 
 def _make_mixture(data: config.Data) -> MixtureSource:

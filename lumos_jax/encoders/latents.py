@@ -113,7 +113,7 @@ def make_autoencoder(autoencoder: config.Autoencoder, place: Placement | None = 
         params = name_rules.unflatten({path: take(path, array) for path, array in params.items()})
     else:
         shape, params = load_kl(autoencoder.weights, take)
-    return Autoencoder("kl", autoencoder.scale, *common, shape, take.identity(autoencoder.weights)), params
+    return Autoencoder("kl", autoencoder.scaling_factor, *common, shape, take.identity(autoencoder.weights)), params
 
 
 def load_kl(weights: str, take: Take | None = None) -> tuple[kl.KlShape, Any]:

@@ -423,5 +423,5 @@ def make_dit(
         dtype=model.dtype,
         remat=model.remat,
         mlp_products=model.mlp_products,
-        unroll=min(size.depth, model.unroll or (CPU_UNROLL if jax.default_backend() == "cpu" else 1)),
+        unroll=min(size.depth, model.scan_unroll or (CPU_UNROLL if jax.default_backend() == "cpu" else 1)),
     )

@@ -29,10 +29,16 @@ from lumos_jax.train.experiment import Experiment, use_compilation_cache
 # Fields of the networks that do not change what a cache holds: where weights are found (their content is compared instead), and
 # what is applied when a record is read, or to samples only.
 _FREE = frozenset(
-    {"encoder.weights", "autoencoder.weights", "autoencoder.scale", "autoencoder.posterior", "autoencoder.tile"}
+    {
+        "encoder.weights",
+        "autoencoder.weights",
+        "autoencoder.scaling_factor",
+        "autoencoder.posterior",
+        "autoencoder.tile",
+    }
 )
 # Fields that decide what a source holds, for messages; its fingerprint is what counts.
-_SOURCE_FIELDS = {"scenes": ("records",), "tfds": ("name", "split")}
+_SOURCE_FIELDS = {"scenes": ("num_scenes",), "tfds": ("name", "split")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +59,11 @@ def networks(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
         if identity == fields["kind"]:  # a map without parameters
             fields = {"kind": identity}
         made_by |= {k: v for k, v in config.flatten({group: fields}).items() if k not in _FREE}
-    if settings.data.record != "image":
-        made_by["data.record"] = settings.data.record
-    if settings.data.record == "captioned":
+    if settings.data.sample_type != "image":
+        made_by["data.sample_type"] = settings.data.sample_type
+    if settings.data.sample_type == "captioned":
         made_by["data.clean_captions"] = settings.data.clean_captions
-    if settings.data.record == "labelled":
+    if settings.data.sample_type == "labeled":
         made_by["data.classes"] = settings.data.classes
     return made_by
 
@@ -100,10 +106,8 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
     source = data.make_source(settings.data)
     experiment = Experiment.build(settings, devices, training=False)
     task, frozen, mesh = experiment.task, experiment.frozen, experiment.mesh
-    if not hasattr(task, "encode"):
-        raise ValueError(
-            f"config.task.name={settings.task.name} trains on no frozen features: there is nothing to cache"
-        )
+    if task.uncacheable:
+        raise ValueError(task.uncacheable)
     plan = networks(settings, task) | {"data.fingerprint": source.fingerprint(), "data.source": settings.data.source}
     plan |= {f"data.{name}": getattr(settings.data, name) for name in _SOURCE_FIELDS.get(settings.data.source, ())}
     plan |= {f"cache.{name}": value for name, value in dataclasses.asdict(options).items()}
@@ -133,10 +137,10 @@ def _check_request(settings: config.Settings, options: Options) -> None:
     wanted = settings.data
     if wanted.source == "cached":
         raise ValueError("config.data.source=cached is a cache already; name the source that it was made from")
-    if wanted.record in ("clip", "views"):
+    if wanted.sample_type in ("clip", "views"):
         raise ValueError(
-            f"config.data.record={wanted.record} is drawn anew from a record in each epoch, so there is nothing to cache: "
-            "train on the records as they are"
+            f"config.data.sample_type={wanted.sample_type} is drawn anew from a record in each epoch, so there is nothing to "
+            "cache: train on the records as they are"
         )
     if wanted.buckets:
         raise ValueError(

@@ -27,9 +27,9 @@ class ClassConditional(denoising.Denoising):
     def build(
         cls, settings: config.Settings, place: encoders.Placement | None
     ) -> tuple[ClassConditional, dict[str, Any]]:
-        if settings.data.record != "labelled":
+        if settings.data.sample_type != "labeled":
             raise ValueError(
-                f"config.data.record={settings.data.record} has no classes: set it to labelled, and config.data.classes"
+                f"config.data.sample_type={settings.data.sample_type} has no classes: set it to labeled, and config.data.classes"
             )
         return denoising.make(
             cls, settings, place, network={"vector_dim": settings.data.classes, "vector_kind": "class"}

@@ -170,7 +170,7 @@ class SelfDistillation(Task):
         return jax.nn.softmax((output - centre[None, None]) / self.settings.teacher_temperature, axis=-1)
 
     def post_update(self, params: Any, sums: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
-        m = self.settings.centre_momentum
+        m = self.settings.center_momentum
         centres = {name: m * params[name] + (1 - m) * sums[name] for name in ("centre", "patch_centre") if name in sums}
         return params | centres, {name: value for name, value in sums.items() if name not in centres}
 

@@ -50,13 +50,13 @@ class ImageToVideo(denoising.Denoising):
     """
 
     name: ClassVar[str] = "i2v"
-    uncacheable: ClassVar[str] = "config.data.record=clip: clips are not cached; train on them as they are"
+    uncacheable: ClassVar[str] = "config.data.sample_type=clip: clips are not cached; train on them as they are"
     video: config.Video
 
     @classmethod
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToVideo, dict[str, Any]]:
-        if settings.data.record != "clip":
-            raise ValueError(f"config.data.record={settings.data.record!r}: this task trains on clips; set it to clip")
+        if settings.data.sample_type != "clip":
+            raise ValueError(f"config.data.sample_type={settings.data.sample_type!r}: this task trains on clips; set it to clip")
         return denoising.make(
             cls, settings, place, *encoders.make_encoder(settings.encoder, place),
             network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
@@ -127,7 +127,7 @@ class ClipSampling(Sampling):
         add = parser.add_argument
         add("--frames", type=int, metavar="N", help="frames of a clip; default: as in training")
         add("--fps", type=float, help="frames a second; default: config.video.sample_fps")
-        add("--motion", type=int, metavar="ID", help="how much moves, 0 to 255; default: config.video.sample_motion")
+        add("--motion", type=int, metavar="ID", help="how much moves, 0 to 255; default: config.video.motion_bucket_id")
 
     def with_flags(self, args: argparse.Namespace) -> Sampling:
         frames = self.latent_shape[0] if args.frames is None else args.frames
@@ -138,7 +138,7 @@ class ClipSampling(Sampling):
     def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
         video = self.task.video
         fps = video.sample_fps if args.fps is None else args.fps
-        motion = video.sample_motion if args.motion is None else args.motion
+        motion = video.motion_bucket_id if args.motion is None else args.motion
         if not 0 < fps <= 240 or not 0 <= motion < MOTION_IDS:
             raise ValueError(
                 f"--fps={fps} must be above 0 and at most 240, --motion={motion} from 0 to {MOTION_IDS - 1}"
@@ -152,12 +152,12 @@ class ClipSampling(Sampling):
 
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
         # The same noise on the first frame every time, so that an image has one condition.
-        sigma = jnp.full(batch["frames"].shape[:1], self.task.video.sample_noise)
+        sigma = jnp.full(batch["frames"].shape[:1], self.task.video.noise_aug_strength)
         return self.task.clip_condition(frozen, batch, self.latent_shape[0], sigma, jax.random.key(0))
 
     def guidance(self, scale: float) -> np.ndarray:
         """(1, F, 1, 1, 1): rising linearly over the frames, to `scale` at the last."""
-        scales = np.linspace(self.task.video.first_guidance, scale, self.latent_shape[0], dtype=np.float32)
+        scales = np.linspace(self.task.video.min_guidance_scale, scale, self.latent_shape[0], dtype=np.float32)
         return scales.reshape(1, -1, 1, 1, 1)
 
     def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
@@ -177,7 +177,8 @@ class ClipSampling(Sampling):
         rows = np.concatenate([sources[:, None], samples], axis=1)
         return media.image_grid(rows.reshape(-1, *rows.shape[2:]))
 
-    def files(self, out: str) -> list[str]:
+    @classmethod
+    def files(cls, out: str) -> list[str]:
         root = os.path.splitext(out)[0]
         return [f"{root}.mp4", f"{root}.gif"]
 

@@ -6,8 +6,8 @@ the posterior's mode and unscaled, is concatenated on channels. So at the hand-o
 schedule stays the prior's, so that what it learned transfers [inferred].
 
 A small network does not find within minutes what to do with four numbers beside many features: with config.nvs.camera =
-turned they also turn each token, see models.conditioning.CameraProjection, and are embedded into the timestep embedding, in
-degrees, through a layer that starts at zero.
+bilinear they also multiply each token, see models.conditioning.CameraProjection, and are embedded into the timestep embedding,
+in degrees, through a layer that starts at zero.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ class NovelView(denoising.Denoising):
 
     @classmethod
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[NovelView, dict[str, Any]]:
-        if settings.data.record != "views":
+        if settings.data.sample_type != "views":
             raise ValueError(
-                f"config.data.record={settings.data.record!r}: novel views train on pairs of views, set views"
+                f"config.data.sample_type={settings.data.sample_type!r}: novel views train on pairs of views, set views"
             )
         if settings.task.condition_dropout != config.Task().condition_dropout:
             raise ValueError(
                 "config.task.condition_dropout is not for novel views, whose parts drop as config.nvs.dropout says"
             )
-        dropout, turned = settings.nvs.dropout, settings.nvs.camera == "turned"
+        dropout, bilinear = settings.nvs.dropout, settings.nvs.camera == "bilinear"
         return denoising.make(
             cls, settings, place, *encoders.make_encoder(settings.encoder, place),
             network={
                 "camera_dim": CAMERA_DIM,
-                "camera_turns": turned,
-                "vector_dim": CAMERA_DIM if turned else 0,
+                "camera_turns": bilinear,
+                "vector_dim": CAMERA_DIM if bilinear else 0,
                 "vector_kind": "numbers",
             },
             concatenated=True,
@@ -140,7 +140,8 @@ class OrbitSampling(Sampling):
         """Rows of (input | true view | sample ...)."""
         return media.image_grid(np.concatenate([sources[:, None], host["image"][:, None], samples], axis=1))
 
-    def files(self, out: str) -> list[str]:
+    @classmethod
+    def files(cls, out: str) -> list[str]:
         root = os.path.splitext(out)[0]
         return [out, f"{root}.gif", f"{root}.mp4"]
 

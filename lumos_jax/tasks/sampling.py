@@ -83,7 +83,8 @@ class Sampling:
         samples = sampler.samples(host, args.num)
         return self.save(host, sampler.source_images(host), samples, args.out)
 
-    def files(self, out: str) -> list[str]:
+    @classmethod
+    def files(cls, out: str) -> list[str]:
         """The files that `save` writes for --out=`out`."""
         return [out]
 
@@ -214,7 +215,7 @@ class ImageSampling(Sampling):
         return [args.out]
 
 
-def check_output(sampling: Sampling, out: str) -> None:
+def check_output(sampling: type[Sampling], out: str) -> None:
     """Raises ValueError unless what --out=`out` names can be written; a missing folder is made."""
     ending = pathlib.Path(out).suffix.lower()
     if ending not in sampling.endings:

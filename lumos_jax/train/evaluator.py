@@ -68,7 +68,7 @@ class DenoisingEvaluator:
         seed, gather = settings.train.seed, experiment.gather
         self.sampling = experiment.task.sampling
         ids = data.holdout_records(settings.data, source)
-        self.batches = _read_batches(experiment, source, ids[: settings.eval.records])
+        self.batches = _read_batches(experiment, source, ids[: settings.eval.num_examples])
         replicated = sharding.replicated(experiment.mesh)
         self.loss_step = evaluation.make_held_out_step(
             experiment.task, lambda index: rngs.streams(seed, "eval", index), gather, replicated
@@ -84,7 +84,7 @@ class DenoisingEvaluator:
             return self.sampling.generate_batch(params, frozen, batch, keys, settings.eval.samples, options, gather)
 
         self.generate = jax.jit(generate, out_shardings=replicated)
-        self.scorer = Scorer(experiment, source) if settings.eval.scored else None
+        self.scorer = Scorer(experiment, source) if settings.eval.num_scored else None
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
         params = self.experiment.ema_weights(state)
@@ -108,18 +108,18 @@ class DenoisingEvaluator:
 
 
 class NeighborEvaluator:
-    """Held-out records by the nearest of `eval.bank` others, in features of the trained network and of a random one.
+    """Held-out records by the nearest of `eval.knn_bank_size` others, in features of the trained network and of a random one.
 
     Its task has `features`(params, image uint8 (B, H, W, 3)) -> (B, D).
     """
 
     def __init__(self, experiment: Experiment, source: data.Source):
         self.experiment, settings = experiment, experiment.settings
-        ids = data.holdout_records(settings.data, source)[: settings.eval.bank + settings.eval.records]
+        ids = data.holdout_records(settings.data, source)[: settings.eval.knn_bank_size + settings.eval.num_examples]
         self.batches = _read_batches(experiment, source, ids)
         host = data.read_batch(settings.data, source, ids)
         self.kept = np.flatnonzero(host["weight"])  # the records that could be decoded
-        self.bank = int((self.kept < settings.eval.bank).sum())
+        self.bank = int((self.kept < settings.eval.knn_bank_size).sum())
         self.images = host["image"][self.kept]
         self.labels = {
             name: labels[self.kept] for name, labels in data.truth_of(settings.data, source, ids).items()

@@ -68,8 +68,8 @@ class Experiment:
         if training:
             check_batches(settings, mesh)
         # The default number of unrolled blocks is for the default backend, which need not be the devices'.
-        unroll = settings.model.unroll or (0 if devices[0].platform == "cpu" else 1)
-        model = dataclasses.replace(settings.model, unroll=unroll)
+        unroll = settings.model.scan_unroll or (0 if devices[0].platform == "cpu" else 1)
+        model = dataclasses.replace(settings.model, scan_unroll=unroll)
         placement = sharding.Frozen(mesh, shapes_only=abstract)
         task, frozen = tasks.make_task(dataclasses.replace(settings, model=model), placement)
         if not abstract and len({device.process_index for device in mesh.devices.flat}) > 1:

@@ -117,18 +117,18 @@ def make_plan(settings: config.Finetune, dit) -> Plan:
     if not settings.lora_rank:
         return Plan(frozenset(names), (), 0, 0.0)
     kernels = [path for path in trainable if path.startswith("blocks/") and path.endswith("kernel")]
-    adapted = matching(settings.lora_layers, kernels, "config.finetune.lora_layers")
+    adapted = matching(settings.lora_targets, kernels, "config.finetune.lora_targets")
     twice = [path for path in adapted if path in names]
     if twice:
         raise ValueError(
-            f"config.finetune.trainable and lora_layers both name {', '.join(twice)}: train a kernel or its adapters"
+            f"config.finetune.trainable and lora_targets both name {', '.join(twice)}: train a kernel or its adapters"
         )
     for path in adapted:
         most = lora.max_rank(path, shapes[path])
         if settings.lora_rank > most:
             raise ValueError(
                 f"config.finetune.lora_rank={settings.lora_rank} is more than {most}, the full rank of {path}, whose shape "
-                f"is {shapes[path]}; lower it, or take that kernel out of config.finetune.lora_layers"
+                f"is {shapes[path]}; lower it, or take that kernel out of config.finetune.lora_targets"
             )
     return Plan(frozenset(names), tuple(adapted), settings.lora_rank, scale_of(settings))
 
@@ -189,5 +189,5 @@ def read_weights(checkpoints: Checkpoints, step: int, name: str, placement: jax.
         # An average that was kept in bfloat16 is read as float32.
         leaves = {p: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=placement) for p, leaf in leaves.items()}
         parts |= flatten(checkpoints.restore_subtree(step, entry, unflatten(leaves)))
-    made_with = config_io.from_dict(checkpoints.meta(step)["settings"]).finetune
+    made_with = config_io.from_saved(checkpoints.meta(step)["settings"]).finetune
     return merge(unflatten(parts), scale_of(made_with))

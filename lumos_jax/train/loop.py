@@ -21,7 +21,7 @@ from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.cluster import peers
 from lumos_jax.config import io as config_io
 from lumos_jax.preparation import cache
-from lumos_jax.tasks import pictures
+from lumos_jax.tasks import media
 from lumos_jax.train import finetune, goodput, metrics, sharding, startup
 from lumos_jax.train.evaluator import make_evaluator, to_mesh
 from lumos_jax.train.experiment import Experiment, check_batches, use_compilation_cache
@@ -187,7 +187,7 @@ def train(run: Run) -> int:
             if whole:
                 saver.wait()
 
-    evaluator = make_evaluator(run)
+    evaluator = make_evaluator(run.experiment, run.source)
 
     def evaluate(with_sheet: bool) -> None:
         if evaluator is None:
@@ -201,7 +201,7 @@ def train(run: Run) -> int:
                 picture = evaluator.sheet(state)
                 report.pictures(step, picture)
                 if first:
-                    pictures.save_png(picture, run.workdir / "samples" / f"step_{step}.png")
+                    media.save_png(picture, run.workdir / "samples" / f"step_{step}.png")
 
     profiling = False
     code, failure = 0, None

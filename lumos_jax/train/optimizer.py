@@ -45,12 +45,12 @@ def make_optimizer(settings: config.Optimizer, steps: int, trainable: Any) -> op
         tables), whose gradients are zero and which must not decay either.
 
     Raises:
-      ValueError: a pattern of config.optimizer.boosted that matches nothing.
+      ValueError: a pattern of config.optimizer.lr_multipliers that matches nothing.
     """
     clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
     decay = [optax.add_decayed_weights(settings.weight_decay, trainable)] if settings.weight_decay else []
     rate = optax.scale_by_learning_rate(make_schedule(settings, steps))
-    return optax.chain(*clip, _direction(settings), *decay, rate, *_boost(settings, trainable))
+    return optax.chain(*clip, _direction(settings), *decay, rate, *_multipliers(settings, trainable))
 
 
 def _direction(settings: config.Optimizer) -> optax.GradientTransformation:
@@ -83,12 +83,14 @@ def _matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
-def _boost(settings: config.Optimizer, trainable: Any) -> list[optax.GradientTransformation]:
-    """Multiplies the updates of config.optimizer.boosted. It comes after AdamW, whose update is proportional to the learning
-    rate, weight decay included, and keeps no state."""
-    if not settings.boosted:
+def _multipliers(settings: config.Optimizer, trainable: Any) -> list[optax.GradientTransformation]:
+    """Multiplies updates as config.optimizer.lr_multipliers says. It comes after AdamW, whose update is proportional to the
+    learning rate, weight decay included, and keeps no state."""
+    if not settings.lr_multipliers:
         return []
     flat = flatten(trainable)
-    named = set(matching(settings.boosted, [path for path, on in flat.items() if on], "config.optimizer.boosted"))
-    factors = unflatten({path: settings.boost if path in named else 1.0 for path in flat})
+    factors, trained = dict.fromkeys(flat, 1.0), [path for path, on in flat.items() if on]
+    for pattern, factor in settings.lr_multipliers:
+        factors |= dict.fromkeys(matching((pattern,), trained, "config.optimizer.lr_multipliers"), factor)
+    factors = unflatten(factors)
     return [optax.stateless(lambda updates, _: jax.tree.map(lambda update, factor: update * factor, updates, factors))]

@@ -20,13 +20,13 @@ from lumos_jax.train.experiment import Experiment
 
 
 class Scorer:
-    """Samples and scores the first `eval.scored` held-out records of a run."""
+    """Samples and scores the first `eval.num_scored` held-out records of a run."""
 
     def __init__(self, experiment: Experiment, source: data.Source):
         self.experiment, self.source, settings = experiment, source, experiment.settings
         self.sampling = experiment.task.sampling
         size = settings.eval.batch_size
-        ids = data.holdout_records(settings.data, source)[: settings.eval.scored]
+        ids = data.holdout_records(settings.data, source)[: settings.eval.num_scored]
         # Every process reads all of them, to score the samples that all of them get.
         self.hosts = [
             data.read_batch(settings.data, source, ids[first : first + size], experiment.task.host)

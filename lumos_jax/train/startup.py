@@ -105,7 +105,7 @@ def _resume(experiment: Experiment, checkpoints: Checkpoints, step: int, fingerp
             f"{checkpoints.directory.parent} holds weights imported from {meta['imported']}, not a run: train from them with "
             f"--config.init_from={checkpoints.directory.parent} and another --workdir"
         )
-    changed = config_io.frozen_differences(config_io.from_dict(meta["settings"]), settings)
+    changed = config_io.frozen_differences(config_io.from_saved(meta["settings"]), settings)
     for name, now in fingerprints.items():
         before, field = meta["fingerprints"].get(name), f"{name}.fingerprint"
         if before != now and field not in settings.checkpoint.allow_change:
@@ -135,7 +135,7 @@ def _hand_off(experiment: Experiment, workdir: pathlib.Path, fingerprints) -> St
             raise ValueError(f"config.init_from={origin}: there is no checkpoint in {source.directory}")
         meta = source.meta(step)
         theirs = finetune.weight_shapes(source, step)
-        from_ = config_io.from_dict(meta["settings"])
+        from_ = config_io.from_saved(meta["settings"])
         identity = meta["fingerprints"].get("encoder")
     else:
         source, identity = None, None
@@ -148,8 +148,7 @@ def _hand_off(experiment: Experiment, workdir: pathlib.Path, fingerprints) -> St
         theirs, from_ = prior.params, prior.settings
     same = _same_condition(settings, from_, fingerprints.get("encoder"), identity)
     given_shapes = _shapes(theirs)
-    if hasattr(task, "dit"):
-        handoffs.check(dit, settings.model, from_.model, given_shapes)
+    task.check_prior(settings.model, from_.model, given_shapes)
     named = handoffs.rules(task.handoff(), _shapes(ours.params), given_shapes, same)
     rules = {
         "origin": origin,

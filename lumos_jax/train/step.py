@@ -73,7 +73,7 @@ def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callabl
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
         updates, opt_state = optimizer.update(grads, storage.in_float32(state.opt_state), trained)
-        moved, metrics = task.settle(optax.apply_updates(trained, updates), sums)
+        moved, metrics = task.post_update(optax.apply_updates(trained, updates), sums)
         ema = storage.as_kept(next_average(average, moved, decay), kept, seed, "ema", state.step)
         opt_state = storage.as_kept(opt_state, state.opt_state, seed, "optimizer", state.step)
         new = (moved, ema, opt_state)

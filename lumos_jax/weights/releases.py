@@ -127,9 +127,9 @@ def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only
     if diffusers_names.is_diffusers(state):
         state, side = diffusers_names.from_diffusers(state), described.get("sample_size", 0)
     if SETTINGS_KEY in metadata:
-        settings = config_io.from_dict(json.loads(metadata[SETTINGS_KEY]))
+        settings = config_io.from_saved(json.loads(metadata[SETTINGS_KEY]))
     else:  # a run's config.json beside a .pth
-        settings = config_io.from_dict(described) if "autoencoder" in described else None
+        settings = config_io.from_saved(described) if "autoencoder" in described else None
     return read(kind or kind_of(state), state, origin=source, heads=heads, settings=settings, side=side)
 
 
@@ -260,7 +260,7 @@ def _settings(
         model, patch_size=patch, position_scale=release.position_scale, activation=release.activation
     )
     autoencoder = config.Autoencoder()
-    labels = {"record": "labelled", "classes": network["vector_dim"]} if release.condition == "class" else {}
+    labels = {"sample_type": "labeled", "classes": network["vector_dim"]} if release.condition == "class" else {}
     settings = config.Settings(
         data=config.Data(image_size=side * 2 ** (len(autoencoder.channels) - 1), **labels),
         encoder=release.encoder,

@@ -48,7 +48,7 @@ def test_a_coarser_table_and_what_is_none():
 
 def settings(**fields):
     return config.Data(**{
-        "record": "captioned", "image_size": 16, "records": 300, "holdout": 30, "buckets": True, "bucket_step": 4,
+        "sample_type": "captioned", "image_size": 16, "num_scenes": 300, "holdout": 30, "buckets": True, "bucket_step": 4,
         "bucket_ratios": (0.5, 2.0), "threads": 1,
     } | fields)  # fmt: skip
 
@@ -105,15 +105,15 @@ def test_order_is_a_function_of_seed_and_step():
 
 
 def test_small_buckets_are_closed_and_their_records_stay():
-    source = data.make_source(settings(records=40, holdout=0))
-    open_all = buckets.assign(settings(records=40, holdout=0), source, 4).bucket_of
-    closed = buckets.assign(settings(records=40, holdout=0), source, 40).bucket_of
+    source = data.make_source(settings(num_scenes=40, holdout=0))
+    open_all = buckets.assign(settings(num_scenes=40, holdout=0), source, 4).bucket_of
+    closed = buckets.assign(settings(num_scenes=40, holdout=0), source, 40).bucket_of
     assert set(open_all) == {0, 1, 2}
     assert set(closed) == {1}
 
 
 def test_mixtures_keep_their_weights():
-    parts = tuple({"source": "scenes", "records": n, "weight": w} for n, w in ((200, 1.0), (50, 3.0)))
+    parts = tuple({"source": "scenes", "num_scenes": n, "weight": w} for n, w in ((200, 1.0), (50, 3.0)))
     chosen = settings(source="mixture", mixture=parts, holdout=0)
     source = data.make_source(chosen)
     steps, assignment = steps_of(chosen, source)
@@ -204,7 +204,7 @@ def test_sizes_come_from_headers_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"record": "image"}, "config.data.buckets goes with record=captioned"),
+        ({"sample_type": "image"}, "config.data.buckets goes with sample_type=captioned"),
         ({"crop": "random"}, "crop=center, and not with a cache"),
         ({"source": "cached", "path": "x"}, "not with a cache"),
         ({"buckets": False}, "need config.data.buckets=True"),

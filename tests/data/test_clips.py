@@ -30,7 +30,7 @@ def write_video(path, count, fps=24, size=(64, 48), **options):
 
 
 def settings(**fields):
-    return config.Data(**{"record": "clip", "image_size": SIZE, "frames": 4, "frame_stride": (2, 2), **fields})
+    return config.Data(**{"sample_type": "clip", "image_size": SIZE, "frames": 4, "frame_stride": (2, 2), **fields})
 
 
 def videos(path, **fields):
@@ -77,7 +77,7 @@ def test_training_begins_anywhere_by_the_records_own_numbers(folder):
 
 
 def test_videos_give_pictures_too(folder):
-    batch = load(dataclasses.replace(videos(folder), record="image"), [0])
+    batch = load(dataclasses.replace(videos(folder), sample_type="image"), [0])
     assert batch["image"].shape == (1, SIZE, SIZE, 3)
     assert batch["image"].max() == 0
 
@@ -169,7 +169,7 @@ def test_sources_without_clips_are_refused(tmp_path):
 
 
 def test_pictures_in_between_come_at_the_same_steps_wherever_a_run_begins():
-    wanted = settings(records=64, picture_share=0.4, holdout=2)
+    wanted = settings(num_scenes=64, image_step_fraction=0.4, holdout=2)
     source = data.make_source(wanted)
 
     def batches(start, rows, count):

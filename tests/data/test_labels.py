@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 
 def settings(**more):
-    return config.Data(**{"record": "labelled", "image_size": 8, **more})
+    return config.Data(**{"sample_type": "labeled", "image_size": 8, **more})
 
 
 def test_folders_are_classes_in_sorted_order(folder):
@@ -34,7 +34,7 @@ def test_folders_are_classes_in_sorted_order(folder):
 
 
 def test_scenes_are_labelled_by_their_largest_solid():
-    given = settings(source="scenes", records=50, classes=40)
+    given = settings(source="scenes", num_scenes=50, classes=40)
     source = data.make_source(given)
     truth = data.truth_of(given, source, range(50))
     labels = data.read_batch(given, source, range(50))["label"]
@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_refused(folder):
     with pytest.raises(ValueError, match=r"classes=4, but the source has 3 \(ant, wolf, yak"):
         data.make_loader(wrong, data.make_source(wrong), training=True)
     part = {"source": "folder", "path": str(folder), "weight": 1.0}
-    mixed = settings(source="mixture", mixture=(part, {"source": "scenes", "records": 9, "weight": 1.0}), classes=3)
+    mixed = settings(source="mixture", mixture=(part, {"source": "scenes", "num_scenes": 9, "weight": 1.0}), classes=3)
     with pytest.raises(ValueError, match="other classes"):
         data.make_loader(mixed, data.make_source(mixed), training=True)
     twice = settings(source="mixture", mixture=(part, part), classes=3)

@@ -147,7 +147,12 @@ def test_tfds_data_sets_by_name(flowers):
     assert len(part) == 3
     assert part.fingerprint() != source.fingerprint() == pickle.loads(pickle.dumps(source)).fingerprint()
     captioned = config.Data(
-        source="tfds", name="tiny_flowers", path=flowers, image_size=8, record="captioned", detailed=0.5
+        source="tfds",
+        name="tiny_flowers",
+        path=flowers,
+        image_size=8,
+        sample_type="captioned",
+        detailed_caption_prob=0.5,
     )
     source, levels = data.make_source(captioned), batch["image"][:, 4, 4, 2] // 30
     assert [pickle.loads(pickle.dumps(source)).captions(i) for i in range(7)] == [

@@ -101,7 +101,7 @@ def entry(path, weight):
 
 
 def test_mixture_numbers_source_after_source(folder):
-    mixture = (entry(folder, 1), {"source": "scenes", "records": 5, "weight": 3})
+    mixture = (entry(folder, 1), {"source": "scenes", "num_scenes": 5, "weight": 3})
     settings = config.Data(source="mixture", mixture=mixture, image_size=16)
     source = data.make_source(settings)
     assert len(source) == 9
@@ -109,8 +109,8 @@ def test_mixture_numbers_source_after_source(folder):
     assert source.describe(4) == "scene 0"
     batch = data.read_batch(settings, source, [0, 6])
     assert batch["weight"].all()
-    scene = data.read_batch(dataclasses.replace(settings, source="scenes", mixture=(), records=5), data.make_source(
-        config.Data(source="scenes", records=5, image_size=16)), [2])  # fmt: skip
+    scene = data.read_batch(dataclasses.replace(settings, source="scenes", mixture=(), num_scenes=5), data.make_source(
+        config.Data(source="scenes", num_scenes=5, image_size=16)), [2])  # fmt: skip
     assert np.array_equal(batch["image"][1], scene["image"][0])
 
 
@@ -118,11 +118,11 @@ def test_mixture_fingerprint_follows_weights_and_parts(folder):
     def fingerprint(*mixture):
         return data.make_source(config.Data(source="mixture", mixture=mixture)).fingerprint()
 
-    scenes = {"source": "scenes", "records": 5, "weight": 1}
+    scenes = {"source": "scenes", "num_scenes": 5, "weight": 1}
     assert fingerprint(entry(folder, 1), scenes) == fingerprint(entry(folder, 1), scenes)
     others = [
         fingerprint(entry(folder, 1), scenes), fingerprint(entry(folder, 2), scenes), fingerprint(scenes, entry(folder, 1)),
-        fingerprint(entry(folder, 1), scenes | {"records": 6}), fingerprint(entry(folder / "sub", 1), scenes),
+        fingerprint(entry(folder, 1), scenes | {"num_scenes": 6}), fingerprint(entry(folder / "sub", 1), scenes),
     ]  # fmt: skip
     assert len(set(others)) == 5
 
@@ -146,14 +146,15 @@ def test_mixture_says_what_is_wrong(folder, change, message):
 
 
 def test_scenes_are_a_source():
-    settings = config.Data(source="scenes", records=12, image_size=16)
+    settings = config.Data(source="scenes", num_scenes=12, image_size=16)
     source = data.make_source(settings)
     assert len(source) == 12
     batch = data.read_batch(settings, source, [11, 0])
     assert batch["image"].shape == (2, 16, 16, 3)
     assert not np.array_equal(batch["image"][0], batch["image"][1])
     assert (
-        source.fingerprint() != data.make_source(config.Data(source="scenes", records=13, image_size=16)).fingerprint()
+        source.fingerprint()
+        != data.make_source(config.Data(source="scenes", num_scenes=13, image_size=16)).fingerprint()
     )
 
 

@@ -61,7 +61,7 @@ def test_files_of_one_stem_are_a_record(shards):
 
 
 def test_batches_have_pictures_and_captions_and_name_what_has_none(shards):
-    chosen = settings(shards, record="captioned", detailed=0.0)
+    chosen = settings(shards, sample_type="captioned", detailed_caption_prob=0.0)
     batch = data.read_batch(chosen, data.make_source(chosen), range(5))
     assert list(batch["caption"]) == ["raw b", "told by json", "detailed x", "", ""]
     assert list(batch["weight"]) == [1, 1, 1, 0, 0]
@@ -132,5 +132,5 @@ def test_what_is_no_shard_is_named(shards):
 
 
 def test_buckets_take_sizes_from_the_headers(shards):
-    chosen = settings(shards, record="captioned", buckets=True, bucket_step=2, bucket_index="")
+    chosen = settings(shards, sample_type="captioned", buckets=True, bucket_step=2, bucket_index="")
     assert buckets.record_sizes(chosen, data.make_source(chosen)).tolist() == [[9, 9]] * 4 + [[0, 0]]

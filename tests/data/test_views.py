@@ -42,7 +42,7 @@ def renders(tmp_path):
 
 
 def settings(source, **fields):
-    return config.Data(source=source, record="views", image_size=SIZE, **fields)
+    return config.Data(source=source, sample_type="views", image_size=SIZE, **fields)
 
 
 def read(path, records):
@@ -83,7 +83,7 @@ def test_what_is_no_camera_is_refused(change, message):
 
 
 def test_scenes_give_pairs_whose_camera_tells_them_apart():
-    chosen = settings("scenes", records=50)
+    chosen = settings("scenes", num_scenes=50)
     source = data.make_source(chosen)
     batch = data.read_batch(chosen, source, [3, 4])
     assert batch["image"].shape == batch["input"].shape == (2, SIZE, SIZE, 3)
@@ -102,7 +102,7 @@ def test_scenes_give_pairs_whose_camera_tells_them_apart():
 
 def test_training_pairs_follow_seed_and_position_alone():
     def batches(rows, start, **fields):
-        chosen = settings("scenes", records=6, holdout=2, **fields)
+        chosen = settings("scenes", num_scenes=6, holdout=2, **fields)
         source = data.make_source(chosen)
         iterator = data.make_train_iterator(chosen, source, batch_size=4, rows=rows, start_step=start)
         first = [next(iterator) for _ in range(2)]
@@ -192,20 +192,20 @@ def test_other_layouts_are_refused(renders, tmp_path_factory):
     with pytest.raises(ValueError, match="folder scene has 1 numbered pictures, 0 matrices, and no pair"):
         objaverse.ObjaverseSource(str(empty))
     folder = settings("folder", path=str(renders))
-    with pytest.raises(ValueError, match=r"data\.record=views: .* have no cameras"):
+    with pytest.raises(ValueError, match=r"data\.sample_type=views: .* have no cameras"):
         data.read_batch(folder, data.make_source(folder), [0])
 
 
 def test_mixtures_of_scenes_and_renders_give_pairs(renders):
     entries = (
         {"source": "objaverse", "path": str(renders), "weight": 1},
-        {"source": "scenes", "records": 4, "weight": 1},
+        {"source": "scenes", "num_scenes": 4, "weight": 1},
     )
     mixed = settings("mixture", mixture=entries)
     source = data.make_source(mixed)
     batch = data.read_batch(mixed, source, [0, 5])
     assert batch["weight"].all()
-    alone = settings("scenes", records=4)
+    alone = settings("scenes", num_scenes=4)
     (expected, _), _ = data.make_source(alone).posed_views(2, np.random.default_rng(1), 2)
     assert np.array_equal(source.posed_views(5, np.random.default_rng(1), 2)[0][0], expected)
 

@@ -16,7 +16,7 @@ FIRST = 2**31  # far from the scenes that it was trained on
 
 def test_nearest_neighbours_of_the_shipped_encoder_agree_on_what_is_shown():
     assert sum(path.stat().st_size for path in pathlib.Path(vit_files.SHIPPED).iterdir()) < 3_000_000
-    settings = config.Data(source="scenes", image_size=48, records=2**32 - 1)
+    settings = config.Data(source="scenes", image_size=48, num_scenes=2**32 - 1)
     source = data.make_source(settings)
     records = range(FIRST, FIRST + BANK + QUERIES)
     images = data.read_batch(settings, source, records)["image"]

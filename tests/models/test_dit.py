@@ -15,7 +15,7 @@ from lumos_jax.models import Condition, layers, make_dit
 from lumos_jax.models.dit import Block
 from lumos_jax.planning import flops
 
-TINY = config.Model(size="custom", width=32, depth=3, heads=2, patch_size=2, dtype="float32", unroll=1)
+TINY = config.Model(size="custom", width=32, depth=3, heads=2, patch_size=2, dtype="float32", scan_unroll=1)
 BATCH, TOKENS, FEATURES = 2, 5, 12
 
 

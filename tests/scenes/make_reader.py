@@ -37,7 +37,7 @@ CONTENTS = [*itertools.chain(*(itertools.combinations_with_replacement(KINDS, nu
 WIDTHS = (96, 32)
 
 
-def labelled(count: int, seed: int):
+def labeled(count: int, seed: int):
     """Of scenes 0 .. count - 1, at a size in turn: (scene, picture, owner (S, S) int, -1 where there is no solid).
 
     In every third, solids often have the colour of the one before them, so that there are enough that run together;
@@ -157,7 +157,7 @@ def fit_network(features: np.ndarray, labels: np.ndarray, steps: int = 5000, bat
 
 
 def fit(scenes: int = 6_000, noise: int = 150) -> None:
-    examples = list(labelled(scenes, FIT_SEED))
+    examples = list(labeled(scenes, FIT_SEED))
     table = fit_table(examples)
     features, labels = part_examples([*examples, *clutter(noise, FIT_SEED)], table)
     print(f"{len(labels)} parts, {np.bincount(labels, minlength=len(CONTENTS))} of {CONTENTS}", flush=True)

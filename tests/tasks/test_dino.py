@@ -68,7 +68,7 @@ def softmax(x):
 
 
 @pytest.mark.parametrize(
-    ("balance", "mask", "pixel"), [("centre", 0.5, 0.0), ("sinkhorn", 0.5, 0.3), ("sinkhorn", 0.0, 0.0)]
+    ("balance", "mask", "pixel"), [("center", 0.5, 0.0), ("sinkhorn", 0.5, 0.3), ("sinkhorn", 0.0, 0.0)]
 )
 def test_loss_by_its_definition(example, balance, mask, pixel):
     task, _ = make_task(settings(dino__balance=balance, dino__mask_weight=mask, dino__pixel_weight=pixel))
@@ -93,7 +93,7 @@ def test_loss_by_its_definition(example, balance, mask, pixel):
         return np.stack(each, 1).astype(np.float64)
 
     def answers(given, centre):
-        if balance == "centre":
+        if balance == "center":
             return softmax((given - np.asarray(centre)) / task.settings.teacher_temperature)
         plan = np.exp((given - given.max()) / task.settings.teacher_temperature).reshape(-1, 16)
         plan *= np.repeat(example.weight, given.shape[1])[:, None]
@@ -125,7 +125,7 @@ def test_loss_by_its_definition(example, balance, mask, pixel):
     np.testing.assert_allclose(sums["loss"], (rows * example.weight).sum() / 3, rtol=1e-4)
 
     moved, metrics = task.settle(params, sums)
-    m = task.settings.centre_momentum
+    m = task.settings.center_momentum
     of_rows = {"centre": given[:, :, 0].mean(1), "patch_centre": given[:, :, 1:].mean((1, 2))}
     for name in ("centre", "patch_centre")[: 2 if mask else 1]:
         np.testing.assert_allclose(sums[name], of_rows[name][example.weight > 0].mean(0), rtol=1e-4, atol=1e-5)

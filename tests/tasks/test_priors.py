@@ -21,7 +21,7 @@ from tests.weights import test_official_dit as released
 
 def settings(study, **changes):
     made = study.test()
-    made.model.width = made.train.batch_size = made.eval.batch_size = made.eval.records = 16
+    made.model.width = made.train.batch_size = made.eval.batch_size = made.eval.num_examples = 16
     made.model.depth = 1
     made.train.steps = made.checkpoint.every = made.eval.every = 2
     made.eval.steps, made.eval.rows = 2, 1
@@ -51,7 +51,7 @@ def test_settings_without_a_meaning_are_refused():
     for study, changes, message in (
         (unconditional, {"eval__guidance": 2.0}, r"eval\.guidance=2\.0"),
         (unconditional, {"task__condition_dropout": 0.1}, r"task\.condition_dropout=0\.1"),
-        (class_conditional, {"data__record": "image", "data__classes": 0}, "set it to labelled"),
+        (class_conditional, {"data__sample_type": "image", "data__classes": 0}, "set it to labeled"),
         (rcg, {"encoder__output": "all"}, "5 tokens an image"),
     ):
         with pytest.raises(ValueError, match=message):

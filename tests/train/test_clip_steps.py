@@ -22,7 +22,7 @@ STEPS = 3  # a clip, pictures, a clip
 def settings():
     settings = config_io.resolve(i2v.get_config("test"))
     changes = {
-        "data": {"picture_share": 0.5},
+        "data": {"image_step_fraction": 0.5},
         "model": {"depth": 1},
         "train": {"batch_size": 4},
         "optimizer": {"learning_rate": 0.01, "warmup_steps": 0},
@@ -73,6 +73,6 @@ def test_frames_that_do_not_split_are_refused(settings):
         ValueError, match=r"config\.mesh\.context=8 splits the frames of clips evenly, and .* has 4 frames"
     ):
         sharding.check_frames(mesh, settings.data)
-    with pytest.raises(ValueError, match=r"config\.data\.record=image has no frames"):
+    with pytest.raises(ValueError, match=r"config\.data\.sample_type=image has no frames"):
         sharding.check_frames(mesh, config.Data())
     sharding.check_frames(sharding.make_mesh(config.Mesh(context=4)), settings.data)

@@ -270,7 +270,7 @@ def test_adapters_are_handed_on_merged_and_start_fresh(tuned, tmp_path):
     handed = trainer.plan.averaged(state.params, state.ema)
     whole = start(dataclasses.replace(settings_with(), init_from=str(workdir)), tmp_path / "whole")
     assert_same_bits(whole.state.params, handed)
-    again = settings_with(finetune={"lora_rank": 2, "lora_layers": ("blocks/mlp/*/kernel",)})
+    again = settings_with(finetune={"lora_rank": 2, "lora_targets": ("blocks/mlp/*/kernel",)})
     again = start(dataclasses.replace(again, init_from=str(workdir)), tmp_path / "again")
     lora_names = [path for path in flatten(again.state.params) if path.startswith("lora/")]
     assert len(lora_names) == 4
@@ -295,13 +295,13 @@ def test_another_plan_on_resume_is_refused(tuned):
     [
         ({"trainable": ("final/*", "blocks/attn/qvk_kernel")}, "'blocks/attn/qvk_kernel' matches .*blocks/attn/qkv_kernel"),
         ({"trainable": ("null/*",)}, "'null/.' matches no parameter"),
-        ({"lora_rank": 2, "lora_layers": ("blocks/mlp/fc3/kernel",)}, "nearest: blocks/mlp/fc"),
-        ({"lora_rank": 2, "lora_layers": ("final/out/kernel",)}, "matches no parameter"),
+        ({"lora_rank": 2, "lora_targets": ("blocks/mlp/fc3/kernel",)}, "nearest: blocks/mlp/fc"),
+        ({"lora_rank": 2, "lora_targets": ("final/out/kernel",)}, "matches no parameter"),
         ({"lora_rank": 33}, "lora_rank=33 is more than 32, the full rank of blocks/"),
         ({"lora_rank": 2, "trainable": ("blocks/attn/*",)}, "both name blocks/attn/out_kernel, blocks/attn/qkv_kernel"),
         ({"lora_rank": -1}, "at least 0"),
         ({"lora_alpha": 4.0}, "need config.finetune.lora_rank"),
-        ({"lora_rank": 2, "lora_layers": ()}, "lora_layers is empty"),
+        ({"lora_rank": 2, "lora_targets": ()}, "lora_targets is empty"),
     ],
 )  # fmt: skip
 def test_plans_that_cannot_be_are_refused(fields, message):

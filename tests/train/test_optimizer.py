@@ -14,7 +14,7 @@ from lumos_jax.weights.rules import flatten
 PARAMS = {"camera": {"kernel": np.ones((3, 2)), "bias": np.zeros(2)}, "patch": np.full(4, -2.0), "null": np.ones(2)}
 PARAMS = jax.tree.map(np.float32, PARAMS)
 TRAINABLE = {"camera": {"kernel": True, "bias": True}, "patch": True, "null": False}
-BOOSTED = config.Optimizer(learning_rate=1e-3, boosted=("camera/*",), boost=10.0)
+FASTER = config.Optimizer(learning_rate=1e-3, lr_multipliers=(("camera/*", 10.0),))
 
 # As the blocks hold them: q, k and v of 2 layers with 2 heads of 3 dims, their output, an MLP, and what Muon leaves to Adam.
 BLOCKS = {
@@ -31,9 +31,9 @@ def first_update(settings):
 
 
 @pytest.mark.parametrize("fields", [{}, {"weight_decay": 0.1, "clip_norm": 1.0}])
-def test_boosted_parameters_take_larger_steps(fields):
-    fast = first_update(dataclasses.replace(BOOSTED, **fields))
-    slow = first_update(dataclasses.replace(BOOSTED, boosted=(), boost=1.0, **fields))
+def test_multiplied_learning_rates_take_larger_steps(fields):
+    fast = first_update(dataclasses.replace(FASTER, **fields))
+    slow = first_update(dataclasses.replace(FASTER, lr_multipliers=(), **fields))
     for path in slow:
         np.testing.assert_allclose(fast[path], (10 if path.startswith("camera/") else 1) * slow[path], rtol=1e-6)
     if not fields:  # Adam's first step has the size of the learning rate
@@ -44,9 +44,9 @@ def test_boosted_parameters_take_larger_steps(fields):
 @pytest.mark.parametrize("pattern", ["cameras/*", "null"])
 def test_a_rate_for_what_does_not_train_is_refused(pattern):
     with pytest.raises(
-        ValueError, match=rf"config\.optimizer\.boosted: '{pattern[:4]}.*' matches no parameter .* camera/"
+        ValueError, match=rf"config\.optimizer\.lr_multipliers: '{pattern[:4]}.*' matches no parameter .* camera/"
     ):
-        make_optimizer(dataclasses.replace(BOOSTED, boosted=("camera/*", pattern)), 10, TRAINABLE)
+        make_optimizer(dataclasses.replace(FASTER, lr_multipliers=(("camera/*", 2.0), (pattern, 2.0))), 10, TRAINABLE)
 
 
 def test_muon_makes_the_matrices_of_the_blocks_orthogonal_and_leaves_the_rest_to_adam():

@@ -65,7 +65,7 @@ def asked(monkeypatch):
 @pytest.fixture(scope="module")
 def network():
     """A network, its parameters with no zeros, what it is given, and what `passes` gives of it alone."""
-    model = config.Model(size="custom", width=32, depth=1, heads=2, patch_size=2, dtype="float32", unroll=1)
+    model = config.Model(size="custom", width=32, depth=1, heads=2, patch_size=2, dtype="float32", scan_unroll=1)
     dit = make_dit(model, latent_shape=(8, 8, 4), out_channels=4, token_shape=(1, 12))
     numbers = np.random.default_rng(0)
     params = jax.eval_shape(dit.init, jax.random.key(0))

@@ -1,0 +1,78 @@
+"""Earlier layouts of the settings, brought to today's: old config.json files, the settings in checkpoints, exports and caches.
+
+One place for resume, hand-off, sample, export and plan, through `io.from_saved`. A field that is gone can be migrated only
+while it has its old default: what another value did, this version does not do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Old name -> new name.
+RENAMED = {
+    "data.record": "data.sample_type",
+    "data.records": "data.num_scenes",
+    "data.detailed": "data.detailed_caption_prob",
+    "data.picture_share": "data.image_step_fraction",
+    "autoencoder.scale": "autoencoder.scaling_factor",
+    "model.unroll": "model.scan_unroll",
+    "video.first_guidance": "video.min_guidance_scale",
+    "video.sample_noise": "video.noise_aug_strength",
+    "video.sample_motion": "video.motion_bucket_id",
+    "dino.centre_momentum": "dino.center_momentum",
+    "finetune.lora_layers": "finetune.lora_targets",
+    "eval.records": "eval.num_examples",
+    "eval.scored": "eval.num_scored",
+    "eval.bank": "eval.knn_bank_size",
+}
+
+# Today's name -> old value -> new value.
+_VALUES = {
+    "data.sample_type": {"labelled": "labeled"},
+    "encoder.normalize": {True: "unit", False: "none"},
+    "nvs.camera": {"turned": "bilinear"},
+    "dino.balance": {"centre": "center"},
+}
+
+
+def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings of any earlier layout -> today's; those of today are unchanged."""
+    return unflatten(upgrade_flat(_flatten(tree)))
+
+
+def upgrade_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for {"group.field": value}, of which some may be absent and others no settings."""
+    new = {RENAMED.get(name, name): value for name, value in flat.items()}
+    for name, values in _VALUES.items():
+        if name in new and isinstance(new[name], (str, bool)):
+            new[name] = values.get(new[name], new[name])
+    if "optimizer.boosted" in new:
+        patterns, factor = new.pop("optimizer.boosted"), new.pop("optimizer.boost", 1.0)
+        new["optimizer.lr_multipliers"] = tuple((pattern, factor) for pattern in patterns)
+    if "data.mixture" in new:
+        new["data.mixture"] = tuple(_upgrade_entry(entry) for entry in new["data.mixture"])
+    return new
+
+
+def _upgrade_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {{"records": "num_scenes"}.get(name, name): value for name, value in entry.items()}
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"group.field": value} -> nested groups."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, field = name.split(".")
+        inner = tree
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[field] = value
+    return tree
