@@ -28,7 +28,7 @@ from lumos_jax import config
 from lumos_jax.checkpoints import CheckpointError
 from lumos_jax.config import rules as config_rules
 from lumos_jax.diffusion import SAMPLERS
-from lumos_jax.tasks.sampling import Sampling, check_output
+from lumos_jax.tasks.sampling import check_output
 from lumos_jax.train import sampler
 
 USER_ERROR = 2
@@ -116,9 +116,7 @@ def run(argv: Sequence[str] | None = None) -> list[str]:
       ValueError: a user's mistake: no such run, unreadable image, impossible options.
     """
     args, settings = parse(argv)
-    loaded = sampler.load(
-        args.workdir, settings, args.checkpoint, args.weights, seed=args.seed, batch_size=args.batch
-    )
+    loaded = sampler.load(args.workdir, settings, args.checkpoint, args.weights, seed=args.seed, batch_size=args.batch)
     sampling = loaded.sampling.with_flags(args)
     return sampling.run(dataclasses.replace(loaded, sampling=sampling), args)
 

@@ -1,9 +1,9 @@
 """Optical flow between consecutive frames, and how far it is from the true flow.
 
 Flow is Farneback's ("Two-Frame Motion Estimation Based on Polynomial Expansion", 2003) as OpenCV has it, with a window small
-enough for scenes of 32 to 64 pixels. A flow (H, W, 2) holds the displacement of each pixel from one frame to the next, right (0)
-and down (1), in pixels. The end-point error is the length of the difference between two flows, averaged over pixels (Baker et
-al. 2011, "A Database and Evaluation Methodology for Optical Flow").
+enough for scenes of 32 to 64 pixels. A flow (H, W, 2) holds the displacement of each pixel from one frame to the next, right
+(0) and down (1), in pixels. The end-point error is the length of the difference between two flows, averaged over pixels (Baker
+et al. 2011, "A Database and Evaluation Methodology for Optical Flow").
 
 Axes: F frames, H height, W width.
 """

@@ -59,8 +59,8 @@ def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def reconstruction_scores(samples: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of each sample, (B,) each: `psnr` in decibels (100 where equal); `ssim`, of images of 11 pixels a side or more; and
-    of clips, over whose frames both are averaged, `flow_error`: the end-point error between the optical flows, in pixels.
+    """Scores of each sample, (B,) each: `psnr` in decibels (100 where equal); `ssim`, of images of 11 pixels a side or more;
+    and of clips, over whose frames both are averaged, `flow_error`: the end-point error between the optical flows, in pixels.
 
     samples, truth: uint8 (B, H, W, 3), or clips (B, F, H, W, 3).
     """

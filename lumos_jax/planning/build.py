@@ -82,9 +82,7 @@ class Job:
         keys = (rngs.key(0, "sheet/noise"), rngs.key(0, "sheet/sampler"))
 
         def draw(params, frozen, batch):
-            return sampling.generate_batch(
-                params, frozen, batch, keys, settings.samples, options_of(settings), gather
-            )
+            return sampling.generate_batch(params, frozen, batch, keys, settings.samples, options_of(settings), gather)
 
         shown = {name: _shape((settings.rows, *a.shape[1:]), a.dtype, everywhere) for name, a in self.batch.items()}
         del shown["weight"]

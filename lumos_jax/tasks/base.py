@@ -18,8 +18,8 @@ from lumos_jax.weights.placement import Placement
 
 
 class Task:
-    """Base class; subclasses are frozen dataclasses and hashable. The parameters of frozen networks travel beside a task, as the
-    tree `frozen`.
+    """Base class; subclasses are frozen dataclasses and hashable. The parameters of frozen networks travel beside a task, as
+    the tree `frozen`.
 
     Attributes:
       name: as in config.task.name.
@@ -57,8 +57,8 @@ class Task:
     # Training.
 
     def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Any:
-        """Network inputs and targets of a batch, with every random choice made: a tree of arrays with B rows each, `weight` (B,)
-        among them.
+        """Network inputs and targets of a batch, with every random choice made: a tree of arrays with B rows each, `weight`
+        (B,) among them.
 
         keys: one key per name of train.rngs.STEP_STREAMS.
         """
@@ -99,8 +99,8 @@ class Task:
 
     def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What the frozen networks make of a batch, as a cache keeps it and `example` takes it in place of images: float32
-        `feature` (B, L, C) (and `feature_detailed` of a second caption), and `latent` moments (B, h, w, 2 c) or, where pixels are
-        the latents, the uint8 `image` itself."""
+        `feature` (B, L, C) (and `feature_detailed` of a second caption), and `latent` moments (B, h, w, 2 c) or, where pixels
+        are the latents, the uint8 `image` itself."""
         raise ValueError(self.uncacheable)
 
     def without_encoders(self, frozen: Any) -> Any:

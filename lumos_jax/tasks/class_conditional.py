@@ -29,7 +29,8 @@ class ClassConditional(denoising.Denoising):
     ) -> tuple[ClassConditional, dict[str, Any]]:
         if settings.data.sample_type != "labeled":
             raise ValueError(
-                f"config.data.sample_type={settings.data.sample_type} has no classes: set it to labeled, and config.data.classes"
+                f"config.data.sample_type={settings.data.sample_type} has no classes: set it to labeled, and "
+                "config.data.classes"
             )
         return denoising.make(
             cls, settings, place, network={"vector_dim": settings.data.classes, "vector_kind": "class"}

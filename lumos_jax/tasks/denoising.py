@@ -29,9 +29,9 @@ QUARTILES = 4
 class Example:
     """One batch with every random choice made.
 
-    x0, noise: (B, [F,] h, w, c). t: (B,), as the process counts time. condition: the task's Condition, its camera not projected.
-    drop: for each name of models.PARTS, (B,) bool, the rows that lose that part of their condition. weight: (B,) float32, 0 for
-    records that could not be decoded.
+    x0, noise: (B, [F,] h, w, c). t: (B,), as the process counts time. condition: the task's Condition, its camera not
+    projected. drop: for each name of models.PARTS, (B,) bool, the rows that lose that part of their condition. weight: (B,)
+    float32, 0 for records that could not be decoded.
     """
 
     x0: jax.Array

@@ -109,8 +109,8 @@ class SelfDistillation(Task):
         return jax.random.uniform(each, (size, GLOBAL, patches)) < share
 
     def losses(self, params: Any, ema: Any, example: Crops, total: jax.Array, gather: Any) -> dict[str, jax.Array]:
-        """`loss`; `patch_loss` and `pixel_loss` where their weights are set; `teacher_entropy` of the assignment of one crop and
-        `prototype_entropy` of the batch's mean assignment, in nats, which is 0 if the teacher has collapsed; and the mean
+        """`loss`; `patch_loss` and `pixel_loss` where their weights are set; `teacher_entropy` of the assignment of one crop
+        and `prototype_entropy` of the batch's mean assignment, in nats, which is 0 if the teacher has collapsed; and the mean
         outputs `centre` and `patch_centre` (K,), which `post_update` takes."""
         s, size = self.settings, example.weight.shape[0]
         share = example.weight / total

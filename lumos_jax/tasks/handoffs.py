@@ -68,8 +68,8 @@ def check(dit: DiT, ours: config.Model, theirs: config.Model, paths: Collection[
 def null_embedding(params: Mapping[str, Any], dropped: Collection[str]) -> Any | None:
     """What the null condition of a prior adds to the timestep embedding (D,), if the embedder of its condition is dropped.
 
-    Added to the last bias of the timestep MLP, it makes the network start as the prior under its null condition, which its blocks
-    have learned to see, and not as the prior without any.
+    Added to the last bias of the timestep MLP, it makes the network start as the prior under its null condition, which its
+    blocks have learned to see, and not as the prior without any.
     """
     if "vector/table" in dropped:
         return params["vector"]["table"][-1]

@@ -56,7 +56,9 @@ class ImageToVideo(denoising.Denoising):
     @classmethod
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToVideo, dict[str, Any]]:
         if settings.data.sample_type != "clip":
-            raise ValueError(f"config.data.sample_type={settings.data.sample_type!r}: this task trains on clips; set it to clip")
+            raise ValueError(
+                f"config.data.sample_type={settings.data.sample_type!r}: this task trains on clips; set it to clip"
+            )
         return denoising.make(
             cls, settings, place, *encoders.make_encoder(settings.encoder, place),
             network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
@@ -163,7 +165,9 @@ class ClipSampling(Sampling):
     def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
         # Clip by clip: the decoder needs far more memory for a frame than the network.
         decode = super().decode
-        return decode(frozen, latent) if latent.ndim == 4 else jax.lax.map(lambda frames: decode(frozen, frames), latent)
+        return (
+            decode(frozen, latent) if latent.ndim == 4 else jax.lax.map(lambda frames: decode(frozen, frames), latent)
+        )
 
     def source_images(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         return batch["frames"]

@@ -1,6 +1,6 @@
 """How a diffusion task samples: its command-line flags, condition, guidance and decoding, and how people look at the samples.
 
-    condition -> guided sampler (one compiled program per shape) -> latents -> pixels -> a sheet, or files
+condition -> guided sampler (one compiled program per shape) -> latents -> pixels -> a sheet, or files
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ class ImageSampling(Sampling):
         return {"image": np.stack([load(path) for path in args.images])}
 
     def run(self, sampler: Any, args: argparse.Namespace) -> list[str]:
-        """With --interpolate, one row (first image | samples | second image). The features are mixed linearly with weights 0, 1/n
-        .. (n-1)/n and not normalized again, all samples start from the same noise, and the last step's order is always
+        """With --interpolate, one row (first image | samples | second image). The features are mixed linearly with weights 0,
+        1/n .. (n-1)/n and not normalized again, all samples start from the same noise, and the last step's order is always
         lowered [official]."""
         if not args.interpolate:
             return super().run(sampler, args)

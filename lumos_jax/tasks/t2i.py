@@ -74,7 +74,9 @@ class TextToImage(denoising.Denoising):
                 f"config.encoder.kind={settings.encoder.kind} reads no captions: set it to {' or '.join(config.TEXT_KINDS)}"
             )
         if settings.data.sample_type != "captioned":
-            raise ValueError(f"config.data.sample_type={settings.data.sample_type} has no captions: set it to captioned")
+            raise ValueError(
+                f"config.data.sample_type={settings.data.sample_type} has no captions: set it to captioned"
+            )
         encoder, encoder_params = encoders.make_text_encoder(settings.encoder, place)
         shapes_only = place is not None and place.shapes_only  # and no caption is read
         tokenizer = None if shapes_only else encoders.make_tokenizer(settings.encoder, encoder)

@@ -23,7 +23,7 @@ from lumos_jax.config import io as config_io
 from lumos_jax.preparation import cache
 from lumos_jax.tasks import media
 from lumos_jax.train import finetune, goodput, metrics, sharding, startup
-from lumos_jax.train.evaluator import make_evaluator, to_mesh
+from lumos_jax.train.evaluator import Evaluator, make_evaluator
 from lumos_jax.train.experiment import Experiment, check_batches, use_compilation_cache
 from lumos_jax.train.optimizer import make_schedule
 from lumos_jax.train.saving import Saver
@@ -41,6 +41,7 @@ class Run:
     experiment: Experiment
     workdir: pathlib.Path
     source: data.Source
+    evaluator: Evaluator | None
     checkpoints: Checkpoints
     start: startup.Start
     restore_seconds: float
@@ -82,6 +83,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     if settings.data.source == "cached":
         cache.check(settings, experiment.task)
         experiment = experiment.without_encoders()
+    evaluator = make_evaluator(experiment, source)
     fingerprints = {"data": source.fingerprint(), **experiment.task.identity}
     path = pathlib.Path(workdir).expanduser().absolute()
     try:
@@ -92,7 +94,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     before = time.time()
     begin = startup.start(experiment, path, checkpoints, fingerprints)
     restore = time.time() - before if begin.step else 0.0
-    run = Run(experiment, path, source, checkpoints, begin, restore, fingerprints)
+    run = Run(experiment, path, source, evaluator, checkpoints, begin, restore, fingerprints)
     if jax.process_index() == 0:
         config_io.save(settings, path / "config.json")
         _introduce(run)
@@ -187,7 +189,7 @@ def train(run: Run) -> int:
             if whole:
                 saver.wait()
 
-    evaluator = make_evaluator(run.experiment, run.source)
+    evaluator = run.evaluator
 
     def evaluate(with_sheet: bool) -> None:
         if evaluator is None:
@@ -222,7 +224,7 @@ def train(run: Run) -> int:
                 for line in corrupt.add(host):
                     report.say(line)
                 compiled, before = goodput.compilations(), time.time()
-                state, values = step_fn(state, run.frozen, to_mesh(run.mesh, host, rows, size))
+                state, values = step_fn(state, run.frozen, run.experiment.device_batch(host, size))
                 if goodput.compilations() > compiled:
                     jax.block_until_ready(values)
                     ledger.lose("compile", time.time() - before)

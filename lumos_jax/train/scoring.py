@@ -1,8 +1,8 @@
 """Scores of samples of held-out records against what is known to be true of them: `score_*` in the metrics of a run.
 
-One sample a record, from the same noise every time, so that the curve changes only because the network does. Images of features,
-novel views and clips are compared with the true ones (PSNR, SSIM, optical flow); images of captions of the embedded scenes are
-scored by the solids that are found in them.
+One sample a record, from the same noise every time, so that the curve changes only because the network does. Images of
+features, novel views and clips are compared with the true ones (PSNR, SSIM, optical flow); images of captions of the embedded
+scenes are scored by the solids that are found in them.
 """
 
 from __future__ import annotations
