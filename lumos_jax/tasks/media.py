@@ -69,7 +69,7 @@ def check_writable(path: str | os.PathLike, given: str) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise ValueError(f"{given} cannot be written: {error.strerror or error} ({path.parent})") from error
+        raise ValueError(f"{given} cannot be written: {error.strerror or error}: {path.parent}") from error
 
 
 @contextmanager

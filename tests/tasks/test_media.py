@@ -64,7 +64,7 @@ def test_titles_stand_above_their_rows_and_are_cut():
 
 def test_what_cannot_be_written_is_refused_before(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"--out=x cannot be written: Not a directory"):
+    with pytest.raises(ValueError, match=r"--out=x cannot be written: File exists"):
         media.check_writable(tmp_path / "file" / "x.png", "--out=x")
     with pytest.raises(ValueError, match=r"is a folder; give the name of a file"):
         media.check_writable(tmp_path, "--out=x")

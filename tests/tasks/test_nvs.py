@@ -20,8 +20,8 @@ from lumos_jax.data import cameras
 from lumos_jax.models import Condition
 from lumos_jax.scenes import render as scene_render
 from lumos_jax.scenes import scene as scenes
-from lumos_jax.train import loop, sharding, startup
-from lumos_jax.train.optimizer import make_optimizer
+from lumos_jax.train import loop, startup
+from lumos_jax.train.experiment import Experiment
 from lumos_jax.weights.rules import flatten
 from tests.running import flags_of
 
@@ -130,10 +130,9 @@ def test_the_hand_off_accounts_for_all_and_changes_nothing(prior, condition, tmp
     workdir, before, theirs = prior
     settings = dataclasses.replace(settings_with(), init_from=str(workdir))
     task = made()[0]
-    mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, task.dit.trainable())
+    experiment = Experiment.build(settings, jax.devices()[:1])
     checkpoints = Checkpoints(tmp_path, settings.checkpoint)
-    start = startup.start(settings, tmp_path, checkpoints, task, optimizer, mesh, dict(task.identity))
+    start = startup.start(experiment, tmp_path, checkpoints, dict(task.identity))
     checkpoints.close()
     account = json.loads((tmp_path / "handoff.json").read_text())
     assert {name.split("/")[0] for name in account["reinitialised"]} == {"camera", "vector"}

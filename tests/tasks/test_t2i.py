@@ -16,10 +16,9 @@ from lumos_jax import config, data, tasks
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
 from lumos_jax.tasks import handoffs
-from lumos_jax.train import finetune, rngs, sharding, startup
-from lumos_jax.train.optimizer import make_optimizer
+from lumos_jax.train import rngs, startup
+from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.sharding import of_the_task
-from lumos_jax.train.state import make_state
 from lumos_jax.weights.rules import flatten
 from tests.running import flags_of
 
@@ -104,10 +103,8 @@ def test_sample_inputs_are_prompts_and_need_no_images():
 def prior(workdir, make=i2i, **groups):
     """A checkpoint of a run whose weights are noise, and those weights (the EMA)."""
     settings = settings_with(make, **groups)
-    task, _ = tasks.make_task(settings)
-    mesh = sharding.make_mesh(config.Mesh(data=1), jax.devices()[:1])
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, task.dit.trainable())
-    _, state = make_state(settings, task.dit, optimizer, mesh)
+    experiment = Experiment.build(settings, jax.devices()[:1])
+    task, state = experiment.task, experiment.init_state()
     ema = jax.tree.map(lambda a: a + 0.5, state.ema)
     checkpoints = Checkpoints(workdir, config.Checkpoint())
     meta = {"settings": config_io.to_dict(settings), "fingerprints": dict(task.identity), "memory": {}}
@@ -117,14 +114,11 @@ def prior(workdir, make=i2i, **groups):
 
 
 def hand_over(settings, workdir):
-    task, _ = tasks.make_task(settings)
-    mesh = sharding.make_mesh(config.Mesh(data=1), jax.devices()[:1])
-    plan = finetune.make_plan(settings.finetune, task.network)
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.network))
+    experiment = Experiment.build(settings, jax.devices()[:1])
     checkpoints = Checkpoints(workdir, config.Checkpoint())
-    start = startup.start(settings, workdir, checkpoints, task, optimizer, mesh, dict(task.identity))
+    start = startup.start(experiment, workdir, checkpoints, dict(experiment.task.identity))
     checkpoints.close()
-    return flatten(jax.tree.map(np.asarray, start.state.params)), task
+    return flatten(jax.tree.map(np.asarray, start.state.params)), experiment.task
 
 
 def test_an_i2i_prior_hands_over_all_but_what_reads_its_condition(tmp_path):
