@@ -1,11 +1,10 @@
 """Loss curves in several precisions: the same network, scenes, first weights and keys, trained side by side.
 
-    python -m benchmarks.precision                        float32, bfloat16, and both with MLPs' products in int8; 300 steps
-    python -m benchmarks.precision --variants float32 int8,bfloat16 --steps 1000
+    python -m benchmarks.precision                        float32 and bfloat16; 300 steps
+    python -m benchmarks.precision --variants float32 bfloat16 --steps 1000
 
-A variant names what differs from float32, joined by commas: bfloat16 (config.model.dtype), int8 or float8
-(config.model.mlp_products, which needs `pip install 'lumos_jax[quantized]'`). It trains configs/i2i.py:test at width 64. All
-steps of a run are one program, so that machines with other work on them lose little time between steps.
+A variant is a compute dtype (config.model.dtype). It trains configs/i2i.py:test at width 64. All steps of a run are one
+program, so that machines with other work on them lose little time between steps.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ from lumos_jax.train.optimizer import make_optimizer
 from lumos_jax.train.state import make_state
 from lumos_jax.train.step import make_train_step
 
-FIELDS = {"bfloat16": "dtype", "int8": "mlp_products", "float8": "mlp_products"}
-
 
 def settings_of(variant: str, steps: int) -> config.Settings:
     made = i2i.get_config("test")
@@ -36,9 +33,7 @@ def settings_of(variant: str, steps: int) -> config.Settings:
     made.model.width = 64
     made.optimizer.decay, made.optimizer.learning_rate = "constant", 1e-3
     made.train.steps = steps
-    for name in variant.split(","):
-        if name != "float32":
-            setattr(made.model, FIELDS[name], name)
+    made.model.dtype = variant
     return config_io.resolve(made)
 
 
@@ -73,7 +68,7 @@ def read(settings: config.Settings) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", nargs="+", default=["float32", "bfloat16", "int8", "bfloat16,int8"])
+    parser.add_argument("--variants", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
     images = read(settings_of("float32", args.steps))

@@ -22,28 +22,18 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from lumos_jax import config
+from lumos_jax import cli, config
 from lumos_jax.checkpoints import CheckpointError
 from lumos_jax.config import rules as config_rules
 from lumos_jax.diffusion import SAMPLERS
 from lumos_jax.tasks.sampling import check_output
 from lumos_jax.train import sampler
 
-USER_ERROR = 2
-
-
-class _Parser(argparse.ArgumentParser):
-    """Whose errors are ValueErrors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
 
 def _parser(**options) -> argparse.ArgumentParser:
     """The flags that every task has."""
-    parser = _Parser(
+    parser = cli.Parser(
         prog="python -m lumos_jax.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False, **options,
     )  # fmt: skip
@@ -121,15 +111,9 @@ def run(argv: Sequence[str] | None = None) -> list[str]:
     return sampling.run(dataclasses.replace(loaded, sampling=sampling), args)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Samples as the command line says; returns the exit code."""
-    try:
-        files = run(argv)
-    except (ValueError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    print(*files, sep="\n")
-    return 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Sample as the command line says; return the exit code."""
+    return cli.call(lambda: print(*run(arguments), sep="\n"), CheckpointError)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,12 @@ RENAMED = {
     "eval.bank": "eval.knn_bank_size",
 }
 
+# Fields that are gone -> their old default.
+_REMOVED = {"model.mlp_products": "none"}
+
+# Fields that are gone and never changed a result, whatever their value.
+_DROPPED = ("train.meeting_seconds", "train.silence_seconds", "checkpoint.retries")
+
 # Today's name -> old value -> new value.
 _VALUES = {
     "data.sample_type": {"labelled": "labeled"},
@@ -47,6 +53,8 @@ def upgrade_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in _VALUES.items():
         if name in new and isinstance(new[name], (str, bool)):
             new[name] = values.get(new[name], new[name])
+    new = {name: value for name, value in new.items() if name not in _REMOVED or value != _REMOVED[name]}
+    new = {name: value for name, value in new.items() if name not in _DROPPED}
     if "optimizer.boosted" in new:
         patterns, factor = new.pop("optimizer.boosted"), new.pop("optimizer.boost", 1.0)
         new["optimizer.lr_multipliers"] = tuple((pattern, factor) for pattern in patterns)

@@ -117,8 +117,6 @@ class Model:
     position_base: int = 0  # tokens a side at which positions count in ones; 0: the training grid
     dtype: str = "bfloat16"  # compute dtype: float32 | bfloat16; parameters are float32
     remat: str = "none"  # none | dots (recompute all but matmuls) | mlp (all but the MLPs' matmuls) | full
-    # the operands of the MLPs' products, in forward passes: none (as the rest) | int8 | float8 (H100); extra `quantized`
-    mlp_products: str = "none"
     scan_unroll: int = 0  # blocks laid out per iteration of the layer scan; 0: 12 on a CPU (faster steps), 1 elsewhere
 
 
@@ -239,8 +237,6 @@ class Train:
     steps: int = 400_000
     batch_size: int = 256  # global
     seed: int = 0  # of initialisation, noise, timesteps and dropout
-    meeting_seconds: float = 600.0  # that several processes wait for each other, at the start and at barriers
-    silence_seconds: float = 30.0  # without an answer of its machine, after which a process is lost and the others end
     watchdog_minutes: float = (
         30.0  # without a finished step, after which the stacks of all threads are printed; 0: never
     )
@@ -265,7 +261,6 @@ class Checkpoint:
     every: int = 5000  # steps
     keep: int = 3  # newest checkpoints kept
     keep_every: int = 0  # steps whose checkpoints are kept for ever; 0: none
-    retries: int = 4  # further tries where a single process fails to write one, after 1, 2, 4 ... seconds
     allow_change: tuple[str, ...] = ()  # fields that may differ from the checkpoint's, as ("train.batch_size",)
 
 

@@ -10,12 +10,24 @@ Axes: F frames, H height, W width.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import itertools
+import sys
 
 import numpy as np
 
 # A pyramid of three levels follows shifts of about a tenth of 64 pixels; larger windows smear the edges of small solids.
 _FARNEBACK = {"pyr_scale": 0.5, "levels": 3, "winsize": 9, "iterations": 5, "poly_n": 5, "poly_sigma": 1.1, "flags": 0}
+
+
+@functools.cache
+def has_optical_flow() -> bool:
+    """Whether OpenCV is installed; if not, says once what is therefore not measured."""
+    found = importlib.util.find_spec("cv2") is not None
+    if not found:
+        print("flow_error is not measured: optical flow needs OpenCV, pip install '.[video]'", file=sys.stderr)
+    return found
 
 
 def optical_flow(frames: np.ndarray) -> np.ndarray:
@@ -26,7 +38,7 @@ def optical_flow(frames: np.ndarray) -> np.ndarray:
 
     Raises:
       ValueError: frames of another shape or dtype.
-      ModuleNotFoundError: OpenCV is not installed.
+      ModuleNotFoundError: OpenCV, of the extra `video`, is not installed.
     """
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or len(frames) < 2:
@@ -34,7 +46,7 @@ def optical_flow(frames: np.ndarray) -> np.ndarray:
     try:
         import cv2
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("optical flow needs OpenCV: pip install opencv-python-headless") from error
+        raise ModuleNotFoundError("optical flow needs OpenCV: pip install '.[video]'") from error
     gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     pairs = itertools.pairwise(gray)
     return np.stack([cv2.calcOpticalFlowFarneback(first, second, None, **_FARNEBACK) for first, second in pairs])

@@ -19,7 +19,7 @@ from lumos_jax import config, data, tasks
 from lumos_jax.config import rules as config_rules
 from lumos_jax.planning import flops
 from lumos_jax.tasks.sampling import options_of
-from lumos_jax.train import rngs, sharding, storage
+from lumos_jax.train import rngs, sharding, spread, storage
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
 
@@ -82,7 +82,9 @@ class Job:
         keys = (rngs.key(0, "sheet/noise"), rngs.key(0, "sheet/sampler"))
 
         def draw(params, frozen, batch):
-            return sampling.generate_batch(params, frozen, batch, keys, settings.samples, options_of(settings), gather)
+            return sampling.generate_batch(
+                params, frozen, batch, keys, settings.samples, options_of(settings), gather
+            )
 
         shown = {name: _shape((settings.rows, *a.shape[1:]), a.dtype, everywhere) for name, a in self.batch.items()}
         del shown["weight"]
@@ -92,9 +94,7 @@ class Job:
     def model_flops(self) -> tuple[float, float]:
         """FLOPs of one step of the global batch: of the network that trains, forward and backward; of the frozen ones."""
         # Traced for one device, where no shard is cut out of a layer.
-        task = dataclasses.replace(self.task, dit=dataclasses.replace(self.task.dit, spread=None)) if hasattr(
-            self.task, "dit"
-        ) else self.task  # fmt: skip
+        task = spread.off_mesh(self.task)
         keys = functools.partial(rngs.streams, self.settings.train.seed, "train", 0)
         plain = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype))
         frozen, batch, params = plain(self.frozen), plain(dict(self.batch)), plain(self.state.params)

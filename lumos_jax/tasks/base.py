@@ -25,7 +25,7 @@ class Task:
       name: as in config.task.name.
       evaluator: which of train.evaluator.EVALUATORS measures it on held-out records.
       uncacheable: why nothing of its frozen networks can be cached; empty if `encode` can.
-      network: what is trained: `init`, `trainable` and `logical_axes`, as of models.DiT.
+      network: what is trained: `init`, `trainable` and `logical_axes`, as of models.Network.
       latent_shape: of a task that samples: ([F,] h, w, c) of what its network denoises.
     """
 
@@ -69,7 +69,7 @@ class Task:
 
         Each row counts by its weight over `total`, the weight of the whole batch, so that micro-batches add up to the batch.
 
-        params, ema: float32 parameters and their EMA. gather: as for `models.DiT.apply`.
+        params, ema: float32 parameters and their EMA. gather: as for `models.Network.apply`.
         """
         raise NotImplementedError
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from lumos_jax import config, diffusion, encoders, models
 from lumos_jax.encoders import Autoencoder, Placement
-from lumos_jax.models import Condition, DiT
+from lumos_jax.models import Condition, Network
 from lumos_jax.tasks import handoffs
 from lumos_jax.tasks.base import Task
 
@@ -56,7 +56,7 @@ class Denoising(Task):
     """
 
     evaluator: ClassVar[str] = "denoising"
-    dit: DiT
+    dit: Network
     process: diffusion.Process
     encoder: Any
     autoencoder: Autoencoder
@@ -64,7 +64,7 @@ class Denoising(Task):
     condition_dropout: float
 
     @property
-    def network(self) -> DiT:
+    def network(self) -> Network:
         return self.dit
 
     @property
@@ -117,9 +117,9 @@ class Denoising(Task):
         null: with the null condition of guidance, in place of the condition with its dropped parts.
         """
         if null:
-            condition = self.dit.null_condition(params, self.dit.lift(params, example.condition))
+            condition = self.dit.null_condition(params, self.dit.project_camera(params, example.condition))
         else:
-            condition = self.dit.without(params, example.condition, example.drop)
+            condition = self.dit.drop_condition(params, example.condition, example.drop)
         x_t = diffusion.corrupt(self.process, example.x0, example.noise, example.t)
         time = diffusion.network_time(self.process, example.t)
         output = self.dit.apply(params, x_t, time, condition, gather=gather)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from lumos_jax import config
-from lumos_jax.models import DiT
+from lumos_jax.models import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ FROM_ADALN = Handoff(new=("blocks/cross/*", "tokens/*", "null/tokens"), gone=("v
 TO_ADALN = Handoff(new=FROM_ADALN.gone, gone=(*FROM_ADALN.gone, *FROM_ADALN.new), refit=FROM_ADALN.gone)
 
 
-def check(dit: DiT, ours: config.Model, theirs: config.Model, paths: Collection[str]) -> None:
+def check(dit: Network, ours: config.Model, theirs: config.Model, paths: Collection[str]) -> None:
     """Checks what the names of parameters do not show.
 
     Args:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -121,7 +120,7 @@ class ImageToVideo(denoising.Denoising):
 class ClipSampling(Sampling):
     """Clips that begin with an image."""
 
-    endings: ClassVar[tuple[str, ...]] = (".mp4", ".gif", ".png")  # either name stands for both files
+    endings: ClassVar[tuple[str, ...]] = (".gif", ".mp4", ".png")  # any of them stands for both files
 
     @classmethod
     def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
@@ -183,18 +182,14 @@ class ClipSampling(Sampling):
 
     @classmethod
     def files(cls, out: str) -> list[str]:
-        root = os.path.splitext(out)[0]
-        return [f"{root}.mp4", f"{root}.gif"]
+        return media.clip_files(out)
 
     def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray, out: str) -> list[str]:
         """An MP4 and a GIF of that name: a row for each image, which stands still beside its samples."""
         still = np.broadcast_to(sources[:, None, :1], (len(samples), 1, *samples.shape[2:]))
         grid = np.concatenate([still, samples], axis=1)  # (R, 1 + n, F, H, W, 3)
         frames = np.stack([media.image_grid(grid[:, :, i]) for i in range(grid.shape[2])])
-        files, fps = self.files(out), float(host["fps"][0])
-        media.save_mp4(frames, files[0], fps)
-        media.save_gif(frames, files[1], fps)
-        return files
+        return media.save_clip(frames, out, float(host["fps"][0]))
 
 
 TASK = ImageToVideo

@@ -1,9 +1,12 @@
-"""Image grids and files: PNG, GIF, which any viewer loops, and MP4 (H.264), which any player plays."""
+"""Image grids and files: PNG, GIF, which any viewer loops, and MP4 (H.264), which any player plays; it needs PyAV (extra
+`video`)."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,6 +89,31 @@ def save_png(image: np.ndarray, path: str | os.PathLike) -> None:
     """Writes (H, W, 3) uint8."""
     with _replacing(path) as partial:
         Image.fromarray(image).save(partial, format="PNG")
+
+
+def clip_files(out: str) -> list[str]:
+    """The GIF and MP4 named as `out` but for its ending; without PyAV the GIF alone.
+
+    Raises:
+      ValueError: `out` is the name of an MP4, and PyAV is not installed.
+    """
+    root, ending = os.path.splitext(out)
+    if importlib.util.find_spec("av") is not None:
+        return [f"{root}.gif", f"{root}.mp4"]
+    if ending.lower() == ".mp4":
+        raise ValueError(f"{out}: MP4 needs PyAV, pip install '.[video]'; give a name in .gif for a GIF")
+    return [f"{root}.gif"]
+
+
+def save_clip(frames: np.ndarray, out: str, fps: float = 8.0) -> list[str]:
+    """Writes (F, H, W, 3) uint8 as `clip_files(out)` and returns these names."""
+    files = clip_files(out)
+    save_gif(frames, files[0], fps)
+    if len(files) == 1:
+        print("no MP4 is written: it needs PyAV, pip install '.[video]'", file=sys.stderr)
+    else:
+        save_mp4(frames, files[1], fps)
+    return files
 
 
 def save_gif(frames: np.ndarray, path: str | os.PathLike, fps: float = 8.0) -> None:

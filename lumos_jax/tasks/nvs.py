@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -142,8 +141,7 @@ class OrbitSampling(Sampling):
 
     @classmethod
     def files(cls, out: str) -> list[str]:
-        root = os.path.splitext(out)[0]
-        return [out, f"{root}.gif", f"{root}.mp4"]
+        return [out, *media.clip_files(out)]
 
     def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray, out: str) -> list[str]:
         """A PNG, one row an image and sample (input | azimuth | azimuth ...), and a GIF and an MP4 of them turning."""
@@ -154,10 +152,7 @@ class OrbitSampling(Sampling):
         first = np.repeat(sources[:: views.shape[2]], count, axis=0)
         media.save_png(media.image_grid(np.concatenate([first[:, None], rows], axis=1)), out)
         frames = np.stack([media.image_grid(view) for view in views.transpose(2, 0, 1, 3, 4, 5)])
-        files = self.files(out)
-        media.save_gif(frames, files[1])
-        media.save_mp4(frames, files[2])
-        return files
+        return [out, *media.save_clip(frames, out)]
 
 
 TASK = NovelView

@@ -115,7 +115,7 @@ class Sampling:
                  options: SamplingOptions, gather: Callable | None = None) -> jax.Array:  # fmt: skip
         """One sample a row of `condition` and `noise` (B, *latent_shape): pixels uint8 (B, [F,] H, W, 3)."""
         task = self.task
-        condition = task.dit.lift(params, condition)
+        condition = task.dit.project_camera(params, condition)
 
         def predict(x, network_time, given):
             return task.dit.apply(params, x, network_time, given, gather=gather)

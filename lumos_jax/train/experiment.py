@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from lumos_jax import config, tasks
-from lumos_jax.cluster import peers
 from lumos_jax.train import finetune, sharding, spread, storage
 from lumos_jax.train.optimizer import make_optimizer
 from lumos_jax.train.state import TrainState, make_state
@@ -73,7 +72,7 @@ class Experiment:
         placement = sharding.Frozen(mesh, shapes_only=abstract)
         task, frozen = tasks.make_task(dataclasses.replace(settings, model=model), placement)
         if not abstract and len({device.process_index for device in mesh.devices.flat}) > 1:
-            peers.barrier("the first exchange")  # some backends do not wait long for each other
+            sharding.barrier("the first collective")
             sharding.check_agreement(task.identity)
         task = spread.on_mesh(task, mesh)
         plan = finetune.make_plan(settings.finetune, task.network)

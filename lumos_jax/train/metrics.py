@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lumos_jax import patience
+from lumos_jax import fileio
 from lumos_jax.train import goodput
+from lumos_jax.train.tensorboard import EventWriter
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -118,12 +119,7 @@ class Reporter:
         self.path = workdir / FILE
         _truncate(self.path, start)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        self.writer = None
-        if tensorboard:
-            from clu import metric_writers  # imports TensorFlow: seconds that only a run with TensorBoard spends
-
-            # Only TensorBoard: clu's default writer would also print every scalar through the log.
-            self.writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir / TENSORBOARD)))
+        self.events = EventWriter(workdir / TENSORBOARD, start) if tensorboard else None
         self.total, self.begun, self.first = total, time.monotonic(), start
         live = sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1) if live else None
@@ -148,9 +144,10 @@ class Reporter:
             return
         values = {name: float(value) if isinstance(value, np.floating) else value for name, value in values.items()}
         self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        patience.patiently(self.file.flush)  # what is not written stays in its buffer
-        if self.writer is not None:
-            self.writer.write_scalars(step, values)
+        fileio.with_retries(self.file.flush)  # what is not written stays in its buffer
+        if self.events is not None:
+            self.events.write_scalars(step, values)
+            fileio.with_retries(self.events.flush)
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
         """The progress line: loss, images/s and time left."""
@@ -167,21 +164,19 @@ class Reporter:
 
     def pictures(self, step: int, picture: np.ndarray) -> None:
         """A sample sheet (H, W, 3) uint8 for TensorBoard."""
-        if self.active and self.writer is not None:
-            self.writer.write_images(step, {"samples": picture[None]})
+        if self.active and self.events is not None:
+            self.events.write_images(step, {"samples": picture})
 
     def sync(self) -> None:
         """All that was written is on disk: called before a checkpoint that counts on it."""
         if self.active:
             os.fsync(self.file.fileno())
-            if self.writer is not None:
-                self.writer.flush()
 
     def close(self) -> None:
         if self.active:
             self.file.close()
-            if self.writer is not None:
-                self.writer.close()
+            if self.events is not None:
+                self.events.close()
             if self.bar is not None:
                 self.bar.close()
 

@@ -71,7 +71,7 @@ def test_a_prior_handed_off_draws_every_frame_as_before(made, fresh):
         unflatten(fresh),
         origin="prior",
         reinitialise=rules["reinitialise"],
-        adapt={"patch/kernel": lambda kernel: task.dit.widened("patch/kernel", kernel)},
+        adapt={"patch/kernel": lambda kernel: task.dit.widen_input("patch/kernel", kernel)},
     )
     x, t = normal(0, 2, FRAMES, SIDE, SIDE, 3), jnp.asarray([3.0, 700.0])
     tokens = normal(1, 2, *task.dit.token_shape)
@@ -178,8 +178,8 @@ def test_sample_inputs_and_files(made, tmp_path):
     assert np.floor(host["motion"] / task.video.motion_step).tolist() == [40, 40]
     drawn = np.random.default_rng(0).integers(0, 256, (2, 3, FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
     files = task.sampling.save(host, host["frames"], drawn, str(tmp_path / "clip_1.5.mp4"))
-    assert [path.rsplit("/", 1)[-1] for path in files] == ["clip_1.5.mp4", "clip_1.5.gif"]
-    with Image.open(files[1]) as gif:
+    assert [path.rsplit("/", 1)[-1] for path in files] == ["clip_1.5.gif", "clip_1.5.mp4"]
+    with Image.open(files[0]) as gif:
         assert gif.n_frames == FRAMES
         side = 128 + 16
         assert gif.size == (4 * side + 16, 2 * side + 16)

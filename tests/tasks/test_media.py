@@ -1,5 +1,7 @@
 """Image grids, and files: a decoder reads back what was written."""
 
+import importlib.util
+
 import av
 import numpy as np
 import pytest
@@ -60,6 +62,15 @@ def test_titles_stand_above_their_rows_and_are_cut():
     assert titled.shape[0] - plain.shape[0] == 2 * 2 + 16 + 3 * 16  # margins, one line, three lines
     assert titled[:18].min() < 100  # something is written there
     assert np.array_equal(titled[18 + 2 : 18 + 130], plain[2:130])
+
+
+def test_without_pyav_there_is_a_gif_and_a_line_that_says_so(frames, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", {}.get)
+    assert media.save_clip(frames, str(tmp_path / "a.png")) == [f"{tmp_path}/a.gif"]
+    assert capsys.readouterr().err == "no MP4 is written: it needs PyAV, pip install '.[video]'\n"
+    with pytest.raises(ValueError, match=r"a\.mp4: MP4 needs PyAV, pip install '.\[video\]'"):
+        media.clip_files(str(tmp_path / "a.mp4"))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.gif"]
 
 
 def test_what_cannot_be_written_is_refused_before(tmp_path):

@@ -163,7 +163,7 @@ def test_dropped_captions_are_the_null_condition_and_the_others_stay():
     batch = of_the_task(host_batch()) | {"weight": np.ones(8, np.float32)}
     example = jax.jit(lambda frozen, batch: task.example(frozen, batch, keys))(frozen, batch)
     drop = {name: jnp.arange(8) % 2 == 0 for name in example.drop}
-    lost = task.dit.without(busy_params(), example.condition, drop)
+    lost = task.dit.drop_condition(busy_params(), example.condition, drop)
     assert np.array_equal(lost.tokens[2], busy_params()["null"]["tokens"])
     assert np.array_equal(lost.tokens[1], example.condition.tokens[1])
     assert np.array_equal(lost.token_mask, batch["token_mask"])
