@@ -19,12 +19,9 @@ import jax
 import numpy as np
 
 from configs import i2i
-from lumos_jax import config, data, tasks
+from lumos_jax import config, data
 from lumos_jax.config import io as config_io
-from lumos_jax.train import sharding
-from lumos_jax.train.optimizer import make_optimizer
-from lumos_jax.train.state import make_state
-from lumos_jax.train.step import make_train_step
+from lumos_jax.train.experiment import Experiment
 
 
 def settings_of(variant: str, steps: int) -> config.Settings:
@@ -39,20 +36,16 @@ def settings_of(variant: str, steps: int) -> config.Settings:
 
 def curve(settings: config.Settings, images: np.ndarray) -> np.ndarray:
     """The loss of each step; images: uint8 (steps, B, H, W, 3)."""
-    mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
-    task, frozen = tasks.make_task(settings)
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, task.dit.trainable())
-    _, state = make_state(settings, task.dit, optimizer, mesh)
-    step = make_train_step(settings, task, optimizer, mesh)
+    experiment = Experiment.build(settings, jax.devices()[:1])
 
     @jax.jit
     def run(state, frozen, images):
         def one(state, image):
-            return step(state, frozen, {"image": image, "weight": np.ones(len(image), np.float32)})
+            return experiment.train_step(state, frozen, {"image": image, "weight": np.ones(len(image), np.float32)})
 
         return jax.lax.scan(one, state, images)[1]["loss"]
 
-    return np.asarray(run(state, frozen, images))
+    return np.asarray(run(experiment.init_state(), experiment.frozen, images))
 
 
 def read(settings: config.Settings) -> np.ndarray:

@@ -211,7 +211,7 @@ class Optimizer:
     accumulate: int = 1  # gradient accumulation: micro-batches per step
     ema_decay: float = 0.9999
     # How the average and the moments are kept between steps: float32 | bfloat16, which halves their memory. The average and
-    # AdamW's second moment are rounded stochastically, as a step adds less than bfloat16 resolves (lumos_jax/train/storage.py).
+    # AdamW's second moment are rounded stochastically, as a step adds less than bfloat16 resolves (train/state_dtype.py).
     ema_dtype: str = "float32"
     moments_dtype: str = "float32"  # of AdamW's two moments, and of Muon's momentum
     ema_memory: str = (

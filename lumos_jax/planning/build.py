@@ -18,8 +18,13 @@ import jax.numpy as jnp
 from lumos_jax import config, data, tasks
 from lumos_jax.config import rules as config_rules
 from lumos_jax.planning import flops
+<<<<<<< HEAD
 from lumos_jax.tasks.sampling import options_of
 from lumos_jax.train import rngs, sharding, spread, storage
+=======
+from lumos_jax.tasks import sampling
+from lumos_jax.train import rngs, sharding, spread, state_dtype
+>>>>>>> restructure
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
 
@@ -105,7 +110,7 @@ class Job:
 
         def losses(params, average, example):
             params, gather = plan.for_apply(params, None)
-            return task.losses(params, storage.in_float32(average), example, jnp.float32(1), gather)
+            return task.losses(params, state_dtype.to_float32(average), example, jnp.float32(1), gather)
 
         made = jax.eval_shape(example, frozen, batch)
         forward = flops.count(losses, params, plain(self.state.ema), made)
@@ -129,7 +134,7 @@ class Job:
 
 
 def _on_host(leaf: jax.ShapeDtypeStruct) -> bool:
-    return leaf.sharding.memory_kind == storage.MEMORY_KINDS["host"]
+    return leaf.sharding.memory_kind == state_dtype.MEMORY_KINDS["host"]
 
 
 def _bytes_per_chip(leaf: jax.ShapeDtypeStruct) -> int:

@@ -82,7 +82,6 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     if settings.data.source == "cached":
         cache.check(settings, experiment.task)
         experiment = experiment.without_encoders()
-    evaluator = make_evaluator(experiment, source)
     fingerprints = {"data": source.fingerprint(), **experiment.task.identity}
     path = fileio.local_directory("--workdir", workdir)
     try:
@@ -91,6 +90,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
         checkpoints = Checkpoints(path, settings.checkpoint)
     except OSError as error:
         raise ValueError(f"--workdir={workdir} cannot be used: {error}") from error
+    evaluator = make_evaluator(experiment, source)
     before = time.time()
     begin = startup.start(experiment, path, checkpoints, fingerprints)
     restore = time.time() - before if begin.step else 0.0

@@ -95,11 +95,10 @@ def constrain(mesh: jax.sharding.Mesh, batch: Any) -> Any:
 def check_frames(mesh: jax.sharding.Mesh, data: config.Data) -> None:
     """Raises ValueError unless a clip's frames split evenly over the mesh axis `context`."""
     ways = mesh.shape["context"]
-    if ways > 1 and (data.sample_type != "clip" or data.frames % ways):
-        held = f"{data.frames} frames" if data.sample_type == "clip" else "no frames"
+    if ways > 1 and data.frames % ways:
         raise ValueError(
-            f"config.mesh.context={ways} splits the frames of clips evenly, and config.data.sample_type="
-            f"{data.sample_type} has {held}"
+            f"config.mesh.context={ways} splits the frames of clips evenly, and config.data.sample_type={data.sample_type} has "
+            f"{data.frames} frames"
         )
 
 
