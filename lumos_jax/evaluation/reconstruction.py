@@ -103,15 +103,6 @@ def _unit(images: np.ndarray, name: str) -> np.ndarray:
 
 def _blur(images: np.ndarray) -> np.ndarray:
     """Gaussian means (B, H - 10, W - 10, 3)."""
-<<<<<<< HEAD
-    steps = np.arange(WINDOW) - WINDOW // 2
-    weights = np.exp(-(steps**2) / (2 * SIGMA**2))
-    weights /= weights.sum()
-    for axis in (1, 2):
-        images = np.lib.stride_tricks.sliding_window_view(images, WINDOW, axis=axis) @ weights
-    return images
-=======
     radius = WINDOW // 2
-    means = ndimage.gaussian_filter(pictures, SIGMA, radius=radius, axes=(1, 2))
+    means = ndimage.gaussian_filter(images, SIGMA, radius=radius, axes=(1, 2))
     return means[:, radius:-radius, radius:-radius]
->>>>>>> restructure

@@ -13,15 +13,10 @@ import jax
 import numpy as np
 
 from lumos_jax import data, evaluation
-<<<<<<< HEAD
 from lumos_jax.tasks import media
 from lumos_jax.tasks.sampling import options_of
 from lumos_jax.train import rngs, sharding
 from lumos_jax.train.experiment import Experiment
-=======
-from lumos_jax.tasks import pictures, sampling
-from lumos_jax.train import rngs, sharding
->>>>>>> restructure
 from lumos_jax.train.scoring import Scorer
 from lumos_jax.train.state import TrainState
 
@@ -83,7 +78,6 @@ class DenoisingEvaluator:
         source_images = jax.jit(self.sampling.source_images, out_shardings=replicated)
         self.sources = np.asarray(source_images(experiment.frozen, self.shown))
 
-<<<<<<< HEAD
         def generate(params, frozen, batch):
             keys = (rngs.key(seed, "sheet/noise"), rngs.key(seed, "sheet/sampler"))
             options = options_of(settings.eval)
@@ -91,12 +85,6 @@ class DenoisingEvaluator:
 
         self.generate = jax.jit(generate, out_shardings=replicated)
         self.scorer = Scorer(experiment, source) if settings.eval.num_scored else None
-=======
-    def weights(self, state: TrainState) -> Any:
-        """The network's EMA weights: frozen parameters as they are, adapters merged."""
-        average = self.run.experiment.ema(state)
-        return self.run.plan.averaged(state.params, average)
->>>>>>> restructure
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
         params = self.experiment.ema_weights(state)
@@ -147,11 +135,7 @@ class NeighborEvaluator:
         return evaluation.neighbor_accuracy(features[: self.bank], features[self.bank :], self.labels)
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
-<<<<<<< HEAD
         scores = self._scores(self._features(self.experiment.ema_weights(state)))
-=======
-        scores = self._scores(self._features(self.run.experiment.ema(state)))
->>>>>>> restructure
         values = {f"neighbour_{name}": score for name, score in scores.items()}
         values |= {f"random_neighbour_{name}": score for name, score in self.random_scores.items()}
         if not scores:
@@ -162,7 +146,6 @@ class NeighborEvaluator:
         return values, f"nearest neighbors agree on {summary}"
 
     def sheet(self, state: TrainState) -> np.ndarray:
-<<<<<<< HEAD
         """Rows of (held-out image | nearest in the bank | second ...)."""
         features, bank = self._features(self.experiment.ema_weights(state)), self.bank
         rows, columns = self.experiment.settings.eval.rows, self.experiment.settings.eval.samples
@@ -172,12 +155,3 @@ class NeighborEvaluator:
 
 
 EVALUATORS = {"denoising": DenoisingEvaluator, "neighbors": NeighborEvaluator}
-=======
-        """Rows of (held-out picture | nearest in the bank | second ...)."""
-        average, bank = self.run.experiment.ema(state), self.run.settings.eval.knn_bank_size
-        features = self._features(average)
-        rows, columns = self.run.settings.eval.rows, self.run.settings.eval.samples
-        nearest = evaluation.nearest(features[:bank], features[bank : bank + rows], columns)
-        shown = np.concatenate([self.images[bank : bank + rows, None], self.images[:bank][nearest]], axis=1)
-        return pictures.sheet(shown)
->>>>>>> restructure

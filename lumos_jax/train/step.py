@@ -53,22 +53,13 @@ def make_train_step(settings: config.Settings, task, plan: finetune.Plan, optimi
         ema = state_dtype.to_float32(stored_ema)
         grads, sums = differentiate(trained, rest, ema, example, jnp.maximum(example.weight.sum(), 1.0))
         updates, opt_state = optimizer.update(grads, state_dtype.to_float32(state.opt_state), trained)
-        moved, metrics = task.settle(optax.apply_updates(trained, updates), sums)
+        moved, metrics = task.post_update(optax.apply_updates(trained, updates), sums)
         ema = state_dtype.to_state_dtype(update_ema(ema, moved, decay), stored_ema, seed, "ema", state.step)
         opt_state = state_dtype.to_state_dtype(opt_state, state.opt_state, seed, "optimizer", state.step)
 
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-<<<<<<< HEAD
-        updates, opt_state = optimizer.update(grads, storage.in_float32(state.opt_state), trained)
-        moved, metrics = task.post_update(optax.apply_updates(trained, updates), sums)
-        ema = storage.as_kept(next_average(average, moved, decay), kept, seed, "ema", state.step)
-        opt_state = storage.as_kept(opt_state, state.opt_state, seed, "optimizer", state.step)
-        new = (moved, ema, opt_state)
-        old = (trained, kept, state.opt_state)
-=======
         new, old = (moved, ema, opt_state), (trained, stored_ema, state.opt_state)
->>>>>>> restructure
         moved, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         metrics |= {"grad_norm": norm, "finite": finite.astype(jnp.float32)}
         ema = state_dtype.ema_to_its_memory(settings.optimizer, ema)

@@ -20,16 +20,10 @@ from lumos_jax.data import cameras
 from lumos_jax.models import Condition
 from lumos_jax.scenes import render as scene_render
 from lumos_jax.scenes import scene as scenes
-<<<<<<< HEAD
 from lumos_jax.train import loop, startup
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.weights.rules import flatten
 from tests.running import flags_of
-=======
-from lumos_jax.train import loop, scoring, startup
-from lumos_jax.weights.rules import flatten
-from tests import stepping
->>>>>>> restructure
 
 
 def settings_with(of=nvs, **changes):
@@ -136,14 +130,9 @@ def test_the_hand_off_accounts_for_all_and_changes_nothing(prior, condition, tmp
     workdir, before, theirs = prior
     settings = dataclasses.replace(settings_with(), init_from=str(workdir))
     task = made()[0]
-<<<<<<< HEAD
     experiment = Experiment.build(settings, jax.devices()[:1])
     checkpoints = Checkpoints(tmp_path, settings.checkpoint)
     start = startup.start(experiment, tmp_path, checkpoints, dict(task.identity))
-=======
-    checkpoints = Checkpoints(tmp_path, settings.checkpoint)
-    start = startup.start(stepping.build(settings, 1), tmp_path, checkpoints, dict(task.identity))
->>>>>>> restructure
     checkpoints.close()
     account = json.loads((tmp_path / "handoff.json").read_text())
     assert {name.split("/")[0] for name in account["reinitialised"]} == {"camera", "vector"}

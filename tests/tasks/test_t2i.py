@@ -15,20 +15,12 @@ from configs import i2i, t2i
 from lumos_jax import config, data, tasks
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
-<<<<<<< HEAD
 from lumos_jax.tasks import handoffs
 from lumos_jax.train import rngs, startup
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.sharding import of_the_task
 from lumos_jax.weights.rules import flatten
 from tests.running import flags_of
-=======
-from lumos_jax.tasks import handoffs, objective
-from lumos_jax.train import rngs, startup
-from lumos_jax.train.sharding import of_the_task
-from lumos_jax.weights.rules import flatten
-from tests import stepping
->>>>>>> restructure
 
 
 def settings_with(make=t2i, **groups):
@@ -111,13 +103,8 @@ def test_sample_inputs_are_prompts_and_need_no_images():
 def prior(workdir, make=i2i, **groups):
     """A checkpoint of a run whose weights are noise, and those weights (the EMA)."""
     settings = settings_with(make, **groups)
-<<<<<<< HEAD
     experiment = Experiment.build(settings, jax.devices()[:1])
     task, state = experiment.task, experiment.init_state()
-=======
-    task, _ = tasks.make_task(settings)
-    state = stepping.build(settings, 1).init_state()
->>>>>>> restructure
     ema = jax.tree.map(lambda a: a + 0.5, state.ema)
     checkpoints = Checkpoints(workdir, config.Checkpoint())
     meta = {"settings": config_io.to_dict(settings), "fingerprints": dict(task.identity), "memory": {}}
@@ -127,15 +114,9 @@ def prior(workdir, make=i2i, **groups):
 
 
 def hand_over(settings, workdir):
-<<<<<<< HEAD
     experiment = Experiment.build(settings, jax.devices()[:1])
     checkpoints = Checkpoints(workdir, config.Checkpoint())
     start = startup.start(experiment, workdir, checkpoints, dict(experiment.task.identity))
-=======
-    task, _ = tasks.make_task(settings)
-    checkpoints = Checkpoints(workdir, config.Checkpoint())
-    start = startup.start(stepping.build(settings, 1), workdir, checkpoints, dict(task.identity))
->>>>>>> restructure
     checkpoints.close()
     return flatten(jax.tree.map(np.asarray, start.state.params)), experiment.task
 
