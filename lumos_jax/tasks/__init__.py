@@ -12,8 +12,8 @@ from typing import Any
 import jax
 
 from lumos_jax import config
+from lumos_jax.encoders import Placement
 from lumos_jax.tasks.base import Task
-from lumos_jax.weights.placement import Placement
 
 
 def task_names() -> list[str]:

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import jax
 
 from lumos_jax import config
+from lumos_jax.encoders import Placement
 from lumos_jax.tasks.handoffs import Handoff
 from lumos_jax.tasks.sampling import Sampling
-from lumos_jax.weights.placement import Placement
 
 
 class Task:

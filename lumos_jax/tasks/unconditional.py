@@ -50,11 +50,6 @@ class Unconditional(denoising.Denoising):
 class UnconditionalSampling(Sampling):
     """Samples of noise alone, row after row."""
 
-    def guidance(self, scale: float) -> float:
-        if scale != 1:
-            raise ValueError(f"guidance={scale}: there is no condition to guide towards; set it to 1")
-        return scale
-
     def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
         return {"row": np.zeros(1, np.int32)}
 
