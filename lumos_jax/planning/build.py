@@ -19,7 +19,7 @@ from lumos_jax import config, data, tasks
 from lumos_jax.config import rules as config_rules
 from lumos_jax.planning import flops
 from lumos_jax.tasks.sampling import options_of
-from lumos_jax.train import rngs, sharding, spread, state_dtype
+from lumos_jax.train import rngs, sharded_forward, sharding, state_dtype
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
 
@@ -92,7 +92,7 @@ class Job:
     def model_flops(self) -> tuple[float, float]:
         """FLOPs of one step of the global batch: of the network that trains, forward and backward; of the frozen ones."""
         # Traced for one device, where no shard is cut out of a layer.
-        task = spread.off_mesh(self.task)
+        task = sharded_forward.unshard(self.task)
         keys = functools.partial(rngs.streams, self.settings.train.seed, "train", 0)
         plain = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype))
         frozen, batch, params = plain(self.frozen), plain(dict(self.batch)), plain(self.state.params)

@@ -249,7 +249,7 @@ def _write_shards(settings, source, task, frozen, mesh, options: Options, shards
     def start(host):
         # Filled up with zeros, which are black pictures and words without weight: one compiled shape.
         whole = {}
-        for name, array in sharding.of_the_task(host).items():
+        for name, array in sharding.device_arrays(host).items():
             whole[name] = np.zeros((options.batch_size, *array.shape[1:]), array.dtype)
             whole[name][: len(array)] = array
         on_mesh = sharding.global_batch(mesh, whole, range(options.batch_size), options.batch_size)

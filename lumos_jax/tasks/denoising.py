@@ -158,7 +158,7 @@ class Denoising(Task):
         """The autoencoder's part; tasks add their condition's with `|`."""
         if self.uncacheable:
             raise ValueError(self.uncacheable)
-        if self.autoencoder.shape is None:
+        if self.autoencoder.network is None:
             return {"image": batch["image"]}
         return {"latent": self.autoencoder.moments(frozen["autoencoder"], batch["image"])}
 

@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax import config, encoders
-from lumos_jax.encoders import SelfDistilled
 from lumos_jax.models import layers
 from lumos_jax.tasks.base import Task
+from lumos_jax.tasks.dino_network import SelfDistilled
 
 GLOBAL = 2  # crops that the teacher sees
 SINKHORN_ROUNDS = 3
@@ -90,7 +90,7 @@ class SelfDistillation(Task):
             box, flip, color = jax.random.split(jax.random.fold_in(keys["views"], number), 3)
             crop = random_crop(box, image, side, scale)
             crop = random_flip(flip, crop) if s.mirror else crop
-            return encoders.normalise(color_jitter(color, crop, s.jitter), encoders.IMAGENET_STATISTICS)
+            return encoders.normalize(color_jitter(color, crop, s.jitter), encoders.IMAGENET_STATISTICS)
 
         large = [crop(number, self.side, s.global_scale) for number in range(GLOBAL)]
         local = [crop(GLOBAL + number, s.local_side, s.local_scale) for number in range(s.local_crops)]

@@ -74,7 +74,7 @@ class DenoisingEvaluator:
             experiment.task, lambda index: rngs.streams(seed, "eval", index), gather, replicated
         )
         self.host = data.read_batch(settings.data, source, ids[: settings.eval.rows], experiment.task.host)
-        self.shown = sharding.of_the_task(self.host)
+        self.shown = sharding.device_arrays(self.host)
         source_images = jax.jit(self.sampling.source_images, out_shardings=replicated)
         self.sources = np.asarray(source_images(experiment.frozen, self.shown))
 

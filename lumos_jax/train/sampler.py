@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos_jax import config, data, tasks
+from lumos_jax import config, data, encoders, tasks
 from lumos_jax.checkpoints import Checkpoints, transfer
 from lumos_jax.config import io as config_io
 from lumos_jax.tasks.sampling import Sampling, SamplingOptions, options_of, repeat_rows
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.experiment import Experiment
-from lumos_jax.train.sharding import of_the_task
+from lumos_jax.train.sharding import device_arrays
 
 HELD_OUT = "held-out:"
 
@@ -54,11 +54,11 @@ class Sampler:
 
     def condition(self, host: Mapping[str, np.ndarray]) -> Any:
         """The condition of each row of a host batch."""
-        return _condition(self.sampling, self.experiment.frozen, of_the_task(host))
+        return _condition(self.sampling, self.experiment.frozen, device_arrays(host))
 
     def source_images(self, host: Mapping[str, np.ndarray]) -> np.ndarray:
         """See Sampling.source_images."""
-        return np.asarray(_source_images(self.sampling, self.experiment.frozen, of_the_task(host)))
+        return np.asarray(_source_images(self.sampling, self.experiment.frozen, device_arrays(host)))
 
     def generate(self, condition: Any, noise: jax.Array, **options: Any) -> np.ndarray:
         """A sample for every row of `condition` and `noise`, `batch_size` at a time: uint8 (B, [F,] H, W, 3).
@@ -156,7 +156,7 @@ def _check_frozen(settings: config.Settings, now: Mapping[str, str], then: Mappi
     """Raises ValueError unless the frozen networks have the content that they had in training; names may differ."""
     for group, identity in now.items():
         trained_with = then.get(group, identity)  # imported weights do not say
-        if identity.rpartition("@")[2] != trained_with.rpartition("@")[2]:
+        if not encoders.same_content(identity, trained_with):
             raise ValueError(
                 f"config.{group}.weights={getattr(settings, group).weights!r} is not the network that this run was trained "
                 f"with: {trained_with} then, {identity} now"

@@ -48,7 +48,7 @@ class Scorer:
         rows = experiment.local_rows(size)
         samples = []
         for index, host in enumerate(self.hosts):
-            local = {name: array[rows] for name, array in sharding.of_the_task(host).items()}
+            local = {name: array[rows] for name, array in sharding.device_arrays(host).items()}
             batch = sharding.global_batch(experiment.mesh, local, rows, size)
             samples.append(np.asarray(self._generate(params, experiment.frozen, batch, index)))
         values: dict[str, list[float]] = {}

@@ -18,7 +18,7 @@ from lumos_jax.config import io as config_io
 from lumos_jax.tasks import handoffs
 from lumos_jax.train import rngs, startup
 from lumos_jax.train.experiment import Experiment
-from lumos_jax.train.sharding import of_the_task
+from lumos_jax.train.sharding import device_arrays
 from lumos_jax.weights.rules import flatten
 from tests.running import flags_of
 
@@ -65,7 +65,7 @@ def test_the_host_tokenizes_in_any_thread_and_process():
 def test_captions_and_masks_reach_the_network_and_padding_does_not():
     task, frozen = made()
     host = host_batch()
-    batch = of_the_task(host)
+    batch = device_arrays(host)
     assert set(batch) == {"image", "tokens", "token_mask"}
     condition = jax.jit(task.condition)(frozen, batch)
     assert condition.tokens.shape == (8, 24, 32)
@@ -83,7 +83,7 @@ def test_captions_and_masks_reach_the_network_and_padding_does_not():
 
 def test_pooled_features_are_one_token_without_mask():
     task, frozen = made("pooled")
-    condition = jax.eval_shape(task.condition, frozen, of_the_task(host_batch()))
+    condition = jax.eval_shape(task.condition, frozen, device_arrays(host_batch()))
     assert condition.tokens.shape == (8, 1, 32)
     assert condition.token_mask is None
 
@@ -93,8 +93,8 @@ def test_sample_inputs_are_prompts_and_need_no_images():
     sampling = task.sampling
     args = flags_of(sampling, "--prompts", "a red sphere", "two blue cones")
     host = task.host(sampling.sample_inputs(args, None))
-    assert set(of_the_task(host)) == {"tokens", "token_mask"}
-    sources = np.asarray(sampling.source_images(frozen, of_the_task(host)))
+    assert set(device_arrays(host)) == {"tokens", "token_mask"}
+    sources = np.asarray(sampling.source_images(frozen, device_arrays(host)))
     sheet = sampling.sheet(host, sources, np.zeros((2, 3, 16, 16, 3), np.uint8))
     with_sources = sampling.sheet(host, np.zeros((2, 16, 16, 3), np.uint8), np.zeros((2, 3, 16, 16, 3), np.uint8))
     assert with_sources.shape[1] - sheet.shape[1] == 8 * (16 + 2)
@@ -160,7 +160,7 @@ def make_shapes(**groups):
 def test_dropped_captions_are_the_null_condition_and_the_others_stay():
     task, frozen = made()
     keys = rngs.streams(0, "train", 0)
-    batch = of_the_task(host_batch()) | {"weight": np.ones(8, np.float32)}
+    batch = device_arrays(host_batch()) | {"weight": np.ones(8, np.float32)}
     example = jax.jit(lambda frozen, batch: task.example(frozen, batch, keys))(frozen, batch)
     drop = {name: jnp.arange(8) % 2 == 0 for name in example.drop}
     lost = task.dit.drop_condition(busy_params(), example.condition, drop)
@@ -182,7 +182,7 @@ def test_sizes_are_the_condition_of_a_run_with_buckets():
     assert sampling.with_flags(flags_of(sampling, "--prompts", "x")) == sampling
     assert wanted["size"].tolist() == [pytest.approx([12, 20, 0.6])] * 2
     host = data.read_batch(settings.data, data.make_source(settings.data), [0, 1], task.host)
-    condition = jax.eval_shape(task.condition, frozen, of_the_task(host))
+    condition = jax.eval_shape(task.condition, frozen, device_arrays(host))
     assert condition.vector.shape == (2, 3)
     for size, message in (("12x12", "the nearest ratio is 16x16"), ("wide", "give HEIGHTxWIDTH")):
         with pytest.raises(ValueError, match=message):

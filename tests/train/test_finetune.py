@@ -35,13 +35,17 @@ def made():
 
 
 @functools.cache
-@jax.jit
 def pretrained():
-    """A network without the zeros of initialisation, which would stop gradients."""
-    dit = made().task.dit
-    leaves, tree = jax.tree.flatten(dit.init(rngs.key(0, "init")))
-    noise = [0.1 * jax.random.normal(rngs.key(1, str(i)), leaf.shape) for i, leaf in enumerate(leaves)]
-    return jax.tree.unflatten(tree, [leaf + extra for leaf, extra in zip(leaves, noise, strict=True)])
+    """A network without the zeros of initialization, which would stop gradients."""
+    network = made().task.dit
+
+    @jax.jit
+    def init():
+        leaves, tree = jax.tree.flatten(network.init(rngs.key(0, "init")))
+        noise = [0.1 * jax.random.normal(rngs.key(1, str(i)), leaf.shape) for i, leaf in enumerate(leaves)]
+        return jax.tree.unflatten(tree, [leaf + extra for leaf, extra in zip(leaves, noise, strict=True)])
+
+    return init()
 
 
 @functools.cache
