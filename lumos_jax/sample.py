@@ -34,7 +34,6 @@ import numpy as np
 from lumos_jax import config, data, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.config import io as config_io
-from lumos_jax.config import rules as config_rules
 from lumos_jax.tasks import pictures, sampling
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.sharding import of_the_task
@@ -232,7 +231,7 @@ def run(args: argparse.Namespace) -> Sequence[str]:
     changes = {"sampler": args.sampler, "steps": args.steps, "guidance": args.guidance}
     changes = {name: value for name, value in changes.items() if value is not None}
     settings = dataclasses.replace(prior.settings, eval=dataclasses.replace(prior.settings.eval, **changes))
-    config_rules.validate(settings)
+    config.validate(settings)
     options = sampling.options_of(settings.eval)
 
     def load_image(path):

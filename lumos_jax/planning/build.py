@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from lumos_jax import config, data, tasks
-from lumos_jax.config import rules as config_rules
 from lumos_jax.planning import flops
 from lumos_jax.tasks import sampling
 from lumos_jax.train import rngs, sharding, storage
@@ -157,7 +156,7 @@ def make_job(settings: config.Settings, devices: list[Any], cached: bool) -> Job
     Raises:
       ValueError: settings that do not fit the devices, or records that are not cached.
     """
-    config_rules.validate(settings)
+    config.validate(settings)
     experiment = Experiment.build(settings, devices, abstract=True)
     rows = _rows(settings, experiment.task, experiment.frozen, cached)
     if cached:

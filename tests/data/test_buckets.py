@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from lumos_jax import config, data
-from lumos_jax.config import rules as config_rules
 from lumos_jax.data import aspect, buckets, decode, order
 from lumos_jax.scenes.scene import ScenesSource
 
@@ -213,4 +212,4 @@ def test_sizes_come_from_headers_once(tmp_path, monkeypatch):
 )
 def test_impossible_settings_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        config_rules.validate(config.Settings(data=settings(**fields)))
+        config.validate(config.Settings(data=settings(**fields)))

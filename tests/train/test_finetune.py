@@ -13,7 +13,6 @@ from configs import i2i
 from lumos_jax import config, data, tasks
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
-from lumos_jax.config import rules as config_rules
 from lumos_jax.tasks import objective
 from lumos_jax.train import finetune, lora, rngs, sharding, startup
 from lumos_jax.train.optimizer import make_optimizer
@@ -32,7 +31,7 @@ def settings_with(**groups):
     groups["optimizer"] = {"decay": "constant", "warmup_steps": 0, "weight_decay": 0.1} | groups.get("optimizer", {})
     for group, fields in groups.items():
         settings = dataclasses.replace(settings, **{group: dataclasses.replace(getattr(settings, group), **fields)})
-    config_rules.validate(settings)
+    config.validate(settings)
     return settings
 
 
