@@ -17,11 +17,11 @@ import time
 import jax
 import numpy as np
 
-from lumos_jax import config, models
+from configs import i2i
+from lumos_jax import config
 from lumos_jax.checkpoints import Checkpoints
-from lumos_jax.train import sharding
-from lumos_jax.train.optimizer import make_optimizer
-from lumos_jax.train.state import make_state
+from lumos_jax.config import io as config_io
+from lumos_jax.train.experiment import Experiment
 
 
 def main() -> None:
@@ -33,12 +33,10 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=60.0, help="seconds between checkpoints (60)")
     parser.add_argument("--directory", help="where to write; default: a temporary directory")
     args = parser.parse_args()
-    size = config.Model(size="custom", width=args.width, depth=args.depth, heads=args.heads, dtype="float32")
-    dit = models.make_dit(size, latent_shape=(32, 32, 4), out_channels=8, token_shape=(1, 768))
-    settings = config.Settings()
-    mesh = sharding.make_mesh(config.Mesh())
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, dit.trainable())
-    abstract, state = make_state(settings, dit, optimizer, mesh)
+    made = i2i.get_config("desk")
+    made.model.update(size="custom", width=args.width, depth=args.depth, heads=args.heads, dtype="float32")
+    experiment = Experiment.build(config_io.resolve(made))
+    abstract, state = experiment.abstract_state, experiment.init_state()
     jax.block_until_ready(state)
     size_mb = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
     stalls, writes, restores = [], [], []

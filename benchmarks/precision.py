@@ -1,11 +1,10 @@
 """Loss curves in several precisions: the same network, scenes, first weights and keys, trained side by side.
 
-    python -m benchmarks.precision                        float32, bfloat16, and both with MLPs' products in int8; 300 steps
-    python -m benchmarks.precision --variants float32 int8,bfloat16 --steps 1000
+    python -m benchmarks.precision                        float32 and bfloat16; 300 steps
+    python -m benchmarks.precision --variants float32 bfloat16 --steps 1000
 
-A variant names what differs from float32, joined by commas: bfloat16 (config.model.dtype), int8 or float8
-(config.model.mlp_products, which needs `pip install 'lumos_jax[quantized]'`). It trains configs/i2i.py:test at width 64. All
-steps of a run are one program, so that machines with other work on them lose little time between steps.
+A variant is a compute dtype (config.model.dtype). It trains configs/i2i.py:test at width 64. All steps of a run are one
+program, so that machines with other work on them lose little time between steps.
 """
 
 from __future__ import annotations
@@ -20,14 +19,9 @@ import jax
 import numpy as np
 
 from configs import i2i
-from lumos_jax import config, data, tasks
+from lumos_jax import config, data
 from lumos_jax.config import io as config_io
-from lumos_jax.train import sharding
-from lumos_jax.train.optimizer import make_optimizer
-from lumos_jax.train.state import make_state
-from lumos_jax.train.step import make_train_step
-
-FIELDS = {"bfloat16": "dtype", "int8": "mlp_products", "float8": "mlp_products"}
+from lumos_jax.train.experiment import Experiment
 
 
 def settings_of(variant: str, steps: int) -> config.Settings:
@@ -36,28 +30,22 @@ def settings_of(variant: str, steps: int) -> config.Settings:
     made.model.width = 64
     made.optimizer.decay, made.optimizer.learning_rate = "constant", 1e-3
     made.train.steps = steps
-    for name in variant.split(","):
-        if name != "float32":
-            setattr(made.model, FIELDS[name], name)
+    made.model.dtype = variant
     return config_io.resolve(made)
 
 
 def curve(settings: config.Settings, images: np.ndarray) -> np.ndarray:
     """The loss of each step; images: uint8 (steps, B, H, W, 3)."""
-    mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
-    task, frozen = tasks.make_task(settings)
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, task.dit.trainable())
-    _, state = make_state(settings, task.dit, optimizer, mesh)
-    step = make_train_step(settings, task, optimizer, mesh)
+    experiment = Experiment.build(settings, jax.devices()[:1])
 
     @jax.jit
     def run(state, frozen, images):
         def one(state, image):
-            return step(state, frozen, {"image": image, "weight": np.ones(len(image), np.float32)})
+            return experiment.train_step(state, frozen, {"image": image, "weight": np.ones(len(image), np.float32)})
 
         return jax.lax.scan(one, state, images)[1]["loss"]
 
-    return np.asarray(run(state, frozen, images))
+    return np.asarray(run(experiment.init_state(), experiment.frozen, images))
 
 
 def read(settings: config.Settings) -> np.ndarray:
@@ -73,7 +61,7 @@ def read(settings: config.Settings) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", nargs="+", default=["float32", "bfloat16", "int8", "bfloat16,int8"])
+    parser.add_argument("--variants", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
     images = read(settings_of("float32", args.steps))

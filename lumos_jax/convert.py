@@ -27,15 +27,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos_jax import config, data, encoders
+from lumos_jax import cli, config, data, encoders
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import whitening
 from lumos_jax.train import finetune
-from lumos_jax.weights import diffusers_names, files, frozen_files, imports, model_card, releases, torch_writer
+from lumos_jax.weights import diffusers_names, files, frozen_files, imports, model_card, releases, torch_files
 from lumos_jax.weights import rules as name_rules
 
-USER_ERROR = 2
 PRIOR_FORMATS = ("official", "safetensors", "diffusers")
 ENCODER = "encoder"
 WHITENED_AT_ONCE = 256  # pictures
@@ -123,7 +122,7 @@ def export(args: argparse.Namespace) -> str:
             {"format": "pt", releases.SETTINGS_KEY: json.dumps(config_io.to_dict(settings))},
         )
         if args.format == "official":
-            torch_writer.save(folder / f"{name}.pth", {"state_dict": state})
+            torch_files.save(folder / f"{name}.pth", {"state_dict": state})
         elif args.format == "safetensors":
             files.save_safetensors(state, folder / f"{name}.safetensors", metadata)
         else:
@@ -177,7 +176,7 @@ def _whitening(settings: config.Settings, vit: Any, params: Any, pictures: int) 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m lumos_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -227,15 +226,10 @@ def run(args: argparse.Namespace) -> Any:
     return import_prior(args) if args.kind in releases.RELEASES else import_frozen(args)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Converts as the command line says; returns the exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        print(run(args))
-    except (ValueError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    return 0
+def main(arguments: list[str] | None = None) -> int:
+    """Convert as the command line says; return the exit code."""
+    args = _parser().parse_args(arguments)
+    return cli.call(lambda: print(run(args)), CheckpointError)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import time
 from concurrent import futures
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: the targets' devices are compiled for only
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
-from lumos_jax import config
-from lumos_jax.cluster import processes
+from lumos_jax import cli, config
 from lumos_jax.config import io as config_io
 from lumos_jax.planning import advice, ahead, parse_target, report, search
 from lumos_jax.planning.chips import Target
@@ -42,16 +40,15 @@ _SAMPLER = flags.DEFINE_bool("sampler", True, "Whether to compile the sampler as
 _SEARCH = flags.DEFINE_bool("search", False, "Whether to look for better settings; takes minutes.")
 _OUT = flags.DEFINE_string("out", None, "--search: the config file to write; default: plan_CHIP_SHAPE.py, here.")
 
-USER_ERROR, DOES_NOT_FIT = 2, 3
+DOES_NOT_FIT = 3
 UNOPENED = "not opened by plan"  # in place of config.data.path, where the config leaves it to the command line
 
 
-def main(argv: list[str]) -> None:
-    """Plans as the flags say. Exits with DOES_NOT_FIT if something does not, and --search found nothing that does."""
-    if len(argv) > 1:
-        raise app.UsageError(f"what is {argv[1]!r}? Fields are set as --config.group.field=value")
+def main(arguments: list[str]) -> int:
+    """Plan as the flags say. Returns DOES_NOT_FIT if something does not, and --search found nothing that does."""
     logging.set_verbosity(logging.ERROR)
-    try:
+    with cli.errors():
+        cli.refuse_arguments(arguments)
         given = _CONFIG.value
         given.data.path = given.data.path or UNOPENED
         settings = config_io.resolve(given)
@@ -59,11 +56,7 @@ def main(argv: list[str]) -> None:
         if _OUT.value and not (_SEARCH.value and len(targets) == 1 and _OUT.value.endswith(".py")):
             raise ValueError(f"--out={_OUT.value} names a .py file, and goes with --search and one --target")
         fits = [_plan(settings, target, ahead.devices_of(target)) for target in targets]
-    except ValueError as error:
-        logging.debug("planning failed", exc_info=error)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    sys.exit(0 if all(fits) else DOES_NOT_FIT)
+    return 0 if all(fits) else DOES_NOT_FIT
 
 
 def _variants(settings: config.Settings) -> list[bool]:
@@ -123,6 +116,4 @@ def _search(settings: config.Settings, target: Target, devices, cached: bool) ->
 
 
 if __name__ == "__main__":
-    processes.answer_help(__doc__)
-    flags.mark_flags_as_required(["config", "target"])
-    app.run(main)
+    cli.run(main, __doc__, required=("config", "target"))

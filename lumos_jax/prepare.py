@@ -14,10 +14,10 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
-from lumos_jax.cluster import peers, processes
+from lumos_jax import cli, cluster, fileio
 from lumos_jax.config import io as config_io
 from lumos_jax.data import TooManyCorruptRecords
 
@@ -35,7 +35,6 @@ _DTYPE = flags.DEFINE_string(
     "dtype", "float16", "How latents and features are stored: float16 | bfloat16 | float32 (twice the size)."
 )
 
-FAILED, USER_ERROR, STOPPED = 1, 2, 130
 _COMMANDS = ("cache",)
 
 
@@ -44,38 +43,30 @@ def _cache() -> None:
         if flag.value is None:
             raise ValueError(f"--{name} is needed, as in: prepare cache --config=configs/i2i.py:desk --out=DIR")
     settings = config_io.resolve(_CONFIG.value)
-    processes.join(settings.train)
+    out = fileio.local_directory("--out", _OUT.value)
+    cluster.join()
     from lumos_jax.preparation import cache  # after jax.distributed, which must come before any computation
 
     size = settings.train.batch_size if _BATCH_SIZE.value is None else _BATCH_SIZE.value
     options = cache.Options(_SHARD_RECORDS.value, size, _DTYPE.value)
-    made = cache.write(settings, _OUT.value, options, lambda line: print(line, file=sys.stderr, flush=True))
+    made = cache.write(settings, str(out), options, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"{made.records:,} records, {made.undecodable} of them undecodable")
-    print(f"train on it with --config.data.source=cached --config.data.path={_OUT.value}")
+    print(f"train on it with --config.data.source=cached --config.data.path={out}")
 
 
-def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
-    with processes.ending_together():
-        try:
-            if argv[1:] != ["cache"]:
-                raise ValueError(
-                    f"say what to prepare, {' or '.join(_COMMANDS)}, not {' '.join(argv[1:]) or 'nothing'}"
-                )
+def main(arguments: list[str]) -> None:
+    """Prepare as the command line says."""
+    try:
+        with cli.errors(TooManyCorruptRecords):
+            if arguments[1:] != ["cache"]:
+                given = " ".join(arguments[1:]) or "nothing"
+                raise ValueError(f"name what to prepare, {' or '.join(_COMMANDS)}, not {given}")
             _cache()
-        except ValueError as error:
-            logging.debug("preparing failed", exc_info=error)
-            print(f"error: {error}", file=sys.stderr)
-            processes.give_up(USER_ERROR, str(error))
-        except (TooManyCorruptRecords, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            processes.give_up(FAILED, str(error))
-        except KeyboardInterrupt:
-            print("stopped; the same command continues after the last whole shard", file=sys.stderr)
-            processes.give_up(STOPPED, "interrupted")
-        peers.leave()
+    except SystemExit as stop:
+        if stop.code == cli.STOPPED["SIGINT"]:
+            print("the same command continues after the last whole shard", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":
-    processes.answer_help(__doc__)
-    app.run(main)
+    cli.run(main, __doc__)

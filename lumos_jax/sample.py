@@ -31,14 +31,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config, data, tasks
+from lumos_jax import cli, config, data, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.config import io as config_io
 from lumos_jax.tasks import pictures, sampling
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.sharding import of_the_task
 
-USER_ERROR = 2
 HELD_OUT = "held-out:"
 # Flags that say what to draw; which of them are needed, the task knows.
 CONDITIONS = ("images", "prompts", "classes", "size", "frames", "fps", "motion", "azimuths", "elevation")
@@ -180,7 +179,7 @@ def _held_out(settings: config.Data, name: str) -> np.ndarray:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m lumos_jax.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -253,16 +252,10 @@ def run(args: argparse.Namespace) -> Sequence[str]:
     return prior.task.save(batch, sources, drawn, args.out)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Draws as the command line says; returns the exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        files = run(args)
-    except (ValueError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    print(*files, sep="\n")
-    return 0
+def main(arguments: list[str] | None = None) -> int:
+    """Draw as the command line says; return the exit code."""
+    args = _parser().parse_args(arguments)
+    return cli.call(lambda: print(*run(args), sep="\n"), CheckpointError)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ os.environ["XLA_FLAGS"] = (
 )
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # configs/ is no part of the package
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["LUMOS_JAX_WEIGHTS_CACHE"] = ""  # tests leave nothing in home directories
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax

@@ -79,9 +79,7 @@ def keep_what_all_compile():
 
 
 def serve():
-    from absl import app
-
-    from lumos_jax import main
+    from lumos_jax import cli, main
     from lumos_jax.train import loop  # noqa: F401 (what main imports later)
 
     keep_what_all_compile()
@@ -109,7 +107,7 @@ def serve():
             os.dup2(file, 2)
             os.close(0)
             sys.argv = ["lumos_jax.main", *asked["arguments"]]  # config_flags reads them there
-            app.run(main.main)
+            cli.run(main.main, main.__doc__, required=("config", "workdir"))
         running[pid] = pathlib.Path(asked["output"])
         signal.signal(signal.SIGCHLD, ended)
         ended()

@@ -2,20 +2,19 @@
 
 import json
 import random
-import resource
 import shutil
 import time
 
 import numpy as np
 import pytest
 
-from tests import forks, running
+from tests import forks
 from tests.ports import free_port
 
 LONG = 900  # seconds, on a busy machine
 FIELDS = (
     "train.steps=24", "optimizer.decay=constant", "checkpoint.every=2", "log.every=1", "eval.every=0", "log.tensorboard=False",
-    "train.compilation_cache=", "train.silence_seconds=20", "train.meeting_seconds=120",
+    "train.compilation_cache=",
 )  # fmt: skip
 
 
@@ -68,8 +67,7 @@ def undisturbed(start, tmp_path_factory):
 
 
 def test_killed_five_times_and_nothing_is_lost(undisturbed, start, tmp_path):
-    """Either process, at seeded moments: as steps or saves are under way. The other one ends and says who. In the end a write
-    fails on its way, which both do again."""
+    """Either process, at seeded moments: as steps or saves are under way. The other one ends within a minute."""
     chance = random.Random(5)
     for kill in range(5):
         processes = start(tmp_path, 2)
@@ -83,16 +81,9 @@ def test_killed_five_times_and_nothing_is_lost(undisturbed, start, tmp_path):
         processes[victim].kill()
         code = processes[1 - victim].wait(60)
         output = processes[1 - victim].output()
-        assert code == 1, output
-        assert output.splitlines()[-1].startswith(f"error: process {victim} ("), output
-        assert "Traceback" not in output
-    processes = start(tmp_path, 2)
-    limits = resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-    running.wait_for(lambda: "Trying again in 1 s" in processes[0].output(), processes[0], LONG)  # arrays are larger
-    resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, limits)
-    output = ends(processes)[0]
+        assert code not in (0, 2), output  # launchers start it again
+    output = ends(start(tmp_path, 2))[0]
     assert "continues at step" in output
-    assert output.count("Trying again") == 1
     assert losses(tmp_path) == losses(undisturbed)
     assert sorted(losses(tmp_path)) == list(range(1, 25))
     last = lines(tmp_path)[-1]
@@ -140,12 +131,3 @@ def test_where_no_checkpoint_is_good_nothing_starts_from_scratch(undisturbed, st
     (output,) = ends(start(tmp_path / "run", 1), code=1)
     assert "none of the 3 checkpoint(s)" in output.splitlines()[-1]
     assert sorted(int(path.name) for path in checkpoints.iterdir()) == [20, 22, 24]
-
-
-def test_who_is_missing_is_named(start, tmp_path):
-    processes = start(tmp_path, 2, "train.meeting_seconds=8")
-    processes[1].kill()
-    assert processes[0].wait(LONG) == 2
-    output = processes[0].output()
-    assert "process 1 is missing" in output
-    assert "Traceback" not in output

@@ -153,7 +153,7 @@ def test_help_is_an_answer_and_no_error(process_environment, program):
 
 
 def test_unknown_fields_are_refused(command, tmp_path):
-    output = finish(start(command(tmp_path, "train.stepz=4")), code=1)
+    output = finish(start(command(tmp_path, "train.stepz=4")), code=2)
     assert "stepz" in output
 
 

@@ -9,7 +9,6 @@ too, by which damage is found that storage does not report; a damaged checkpoint
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import logging
 import os
@@ -25,39 +24,32 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from lumos_jax import config
 from lumos_jax.checkpoints.digest import digest
-from lumos_jax.cluster import peers
 
 DIRECTORY = "checkpoints"
 DAMAGED = "damaged"  # beside it: what could not be restored
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
-class _TracebackFilter(logging.Filter):
-    """Drops the tracebacks of Orbax's threads and tasks: the error itself is raised, as CheckpointError, and told once."""
+def quiet_logs() -> None:
+    """Silence what Orbax and TensorStore log about failed writes: the error itself is raised, as CheckpointError."""
+    shown = sys.excepthook
 
-    def filter(self, record: logging.LogRecord) -> bool:
+    def hook(kind, error, trace) -> None:
+        if "Event loop is closed" not in str(error):  # TensorStore's writers, as the process ends
+            shown(kind, error, trace)
+
+    def has_news(record: logging.LogRecord) -> bool:
+        if "read_only=True" in record.getMessage() or "read only=" in record.getMessage():
+            return False  # a manager that only reads says so each time
         if not record.exc_info or record.exc_info[2] is None:
             return True
-        if "Event loop is closed" in str(record.exc_info[1]):  # its writers, told of the end after it
+        if "Event loop is closed" in str(record.exc_info[1]):
             return False
         return not any("orbax" in frame.filename for frame in traceback.extract_tb(record.exc_info[2]))
 
-
-def _not_about_reading(record: logging.LogRecord) -> bool:
-    """Drops Orbax's warnings that a manager opened to read only reads."""
-    return "read_only=True" not in record.getMessage() and "read only=" not in record.getMessage()
-
-
-def _not_of_writers(kind, error, trace, shown=sys.excepthook) -> None:
-    """Drops what TensorStore's writers print when they are told of the end after it, which no log goes through."""
-    if "Event loop is closed" not in str(error):
-        shown(kind, error, trace)
-
-
-sys.excepthook = _not_of_writers
-logging.getLogger("absl").addFilter(_not_about_reading)
-for _name in ("absl", "asyncio", "concurrent.futures"):
-    logging.getLogger(_name).addFilter(_TracebackFilter())
+    sys.excepthook = hook
+    for name in ("absl", "asyncio", "concurrent.futures"):
+        logging.getLogger(name).addFilter(has_news)
 
 
 def _short(error: BaseException) -> str:
@@ -68,32 +60,6 @@ def _short(error: BaseException) -> str:
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which, why, and what is still good."""
-
-
-class _Elsewhere(RuntimeError):
-    """Another process could not write its part."""
-
-
-class _Meeting:
-    """Orbax's barriers among several processes' background threads, each in the order of its own writing.
-
-    A thread whose write failed goes on to a later barrier than the others are at, where it would wait for them, and they for
-    it, for twenty minutes. Here all learn at once that they are not at the same one, and the write ends as failed in all.
-    """
-
-    def __init__(self, number: int):
-        """`number`: the same in all processes, and another one for each manager."""
-        self.number, self.count, self.broken = number, 0, False
-
-    def __call__(self, *, key: str, timeout_ms: int) -> None:
-        if not self.broken:
-            self.count += 1
-            self.broken = not peers.barrier(f"checkpoints {self.number}, {self.count}", key, timeout_ms / 1000)
-        if self.broken:
-            raise _Elsewhere("another process could not write its part; see its log")
-
-
-_numbers = itertools.count()
 
 
 class Checkpoints:
@@ -113,19 +79,12 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True, **common
             )
         self._options = options
-        self._meeting: _Meeting | None = None
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        options = self._options
-        if peers.several() and not options.read_only:
-            self._meeting = _Meeting(next(_numbers))
-            options = dataclasses.replace(
-                options, async_options=ocp.options.AsyncOptions(barrier_sync_fn=self._meeting)
-            )
         return ocp.CheckpointManager(
             self.directory,
-            options=options,
+            options=self._options,
             item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
         )
 
@@ -147,6 +106,7 @@ class Checkpoints:
         """
         meta = {**meta, "digest": digest(state)}
         try:
+            self._probe()
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
@@ -166,29 +126,24 @@ class Checkpoints:
 
     def check(self) -> bool:
         """Whether all that was saved is on disk. Raises CheckpointError if a write under way has failed."""
-        if self._meeting is not None and self._meeting.broken:
-            self.wait()
         try:
             self._manager.check_for_errors()
         except (OSError, ValueError, RuntimeError) as error:
             raise self.failed(error) from error
         return not self._manager.is_saving_in_progress()
 
-    def probe(self) -> None:
-        """Raises CheckpointError unless a file can be written beside the checkpoints."""
+    def _probe(self) -> None:
+        """Write a small file beside the checkpoints: where that fails, so would Orbax's threads, some only after minutes."""
         path = self.directory / f".probe.{jax.process_index()}"
-        try:
-            with open(path, "wb") as file:
-                path.unlink()  # nothing is left of it, whatever comes
-                file.write(bytes(4096))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise self.failed(error) from error
+        with open(path, "wb") as file:
+            path.unlink()  # nothing is left of it, whatever comes
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
 
-    def forget_failure(self) -> None:
-        """After a write that failed: opens the directory anew, as Orbax keeps some failures. Raises as `save`."""
-        with contextlib.suppress(OSError, ValueError, RuntimeError):  # told before
+    def reopen(self) -> None:
+        """Open the directory anew after a write that failed, as Orbax keeps some failures. Raises as `save`."""
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # reported before
             self._manager.close()
         try:
             self._manager = self._open()
@@ -268,8 +223,6 @@ class Checkpoints:
 
     def failed(self, error: BaseException, what: str = "a checkpoint") -> CheckpointError:
         """The error to raise where `what` could not be written: why, what is left, and what to do."""
-        while isinstance(error, _Elsewhere) and error.__context__ is not None:
-            error = error.__context__  # why this process came late to the meeting
         try:
             good = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
         except OSError:  # the storage that fails

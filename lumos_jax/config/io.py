@@ -6,14 +6,13 @@ import dataclasses
 import difflib
 import json
 import os
-import pathlib
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from lumos_jax import config
+from lumos_jax import config, fileio
 from lumos_jax.config import fields as config_fields
 from lumos_jax.config import migration
 
@@ -56,10 +55,7 @@ def save(settings: config.Settings, path) -> None:
 
 def save_json(tree: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Writes an object as JSON; through a temporary name, so that half a file is never taken for a whole one."""
-    path = pathlib.Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    fileio.write_whole(path, json.dumps(tree, indent=2) + "\n")
 
 
 def load(path) -> config.Settings:
@@ -92,8 +88,8 @@ _FREE_FIELDS = frozenset(
         "data.path", "data.workers", "data.threads", "data.max_corrupt_rate", "data.bucket_index",
         "data.tar_index",
         "init_from", "optimizer.ema_memory",
-        "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.meeting_seconds",
-        "train.silence_seconds", "train.watchdog_minutes", "train.profile_at", "train.compilation_cache",
+        "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.watchdog_minutes", "train.profile_at",
+        "train.compilation_cache",
     }
 )  # fmt: skip
 

@@ -38,14 +38,11 @@ _DELETED = {
 
 # Fields that are gone and did not change what is learned, or follow from others.
 _DROPPED = frozenset(
-    {
-        "data.prefetch",
-        "diffusion.learned_variance",
-        "train.nonfinite_limit",
-        "train.profile_steps",
-        "checkpoint.retries",
-    }
-)
+    (
+        "data.prefetch", "diffusion.learned_variance", "train.nonfinite_limit", "train.profile_steps", "train.meeting_seconds",
+        "train.silence_seconds", "checkpoint.retries",
+    )
+)  # fmt: skip
 
 # Today's name -> old value -> new value.
 _VALUES = {

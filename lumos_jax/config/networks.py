@@ -151,7 +151,6 @@ class Model:
         Literal["none", "dots", "mlp", "full"],
         "what the backward pass recomputes: nothing; dots: all but matmuls; mlp: all but the MLPs' matmuls; everything",
     ] = "none"
-    mlp_products: ClassVar[str] = "none"
     scan_unroll: Annotated[
         int, at_least(0), "blocks per iteration of the layer scan; 0: 12 on a CPU (faster steps), 1 elsewhere"
     ] = 0

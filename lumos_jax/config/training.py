@@ -30,7 +30,8 @@ class Optimizer:
     accumulate: Annotated[int, at_least(1), "gradient accumulation: micro-batches per step"] = 1
     ema_decay: Annotated[float, between(0, 1), "of the EMA of the weights"] = 0.9999
     ema_dtype: Annotated[
-        Dtype, "the EMA between steps; bfloat16 halves its memory, rounded stochastically (lumos_jax/train/storage.py)"
+        Dtype,
+        "the EMA between steps; bfloat16 halves its memory, rounded stochastically (lumos_jax/train/state_dtype.py)",
     ] = "float32"
     moments_dtype: Annotated[Dtype, "AdamW's two moments and Muon's momentum between steps, likewise"] = "float32"
     ema_memory: Annotated[Literal["device", "host"], "host: EMA in host memory, copied every step"] = "device"
@@ -71,12 +72,6 @@ class Train:
     steps: Annotated[int, at_least(1), "of the run"] = 400_000
     batch_size: Annotated[int, at_least(1), "global"] = 256
     seed: Annotated[int, "of initialization, noise, timesteps and dropout"] = 0
-    meeting_seconds: Annotated[
-        float, at_least(1), "that several processes wait for each other, at the start and at barriers"
-    ] = 600.0
-    silence_seconds: Annotated[
-        float, at_least(3), "without an answer of its machine, after which a process is lost and the others end"
-    ] = 30.0
     watchdog_minutes: Annotated[
         float, at_least(0), "without a finished step, after which the stacks of all threads are printed; 0: never"
     ] = 30.0
@@ -110,7 +105,6 @@ class Checkpoint:
     every: Annotated[int, at_least(1), "steps"] = 5000
     keep: Annotated[int, at_least(1), "newest checkpoints kept"] = 3
     keep_every: Annotated[int, at_least(0), "steps whose checkpoints are kept for ever; 0: none"] = 0
-    retries: ClassVar[int] = 4
     allow_change: Annotated[
         tuple[str, ...], 'fields that may differ from the checkpoint\'s, as ("train.batch_size",)'
     ] = ()

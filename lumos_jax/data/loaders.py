@@ -11,7 +11,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from lumos_jax import config, patience
+from lumos_jax import config, fileio
 from lumos_jax.data import aspect, cached, captions, workers
 from lumos_jax.data.decode import UndecodableImage, decode_cover, decode_square, fit_square
 from lumos_jax.data.sources import Source, printable
@@ -50,7 +50,7 @@ class RecordLoader(BatchLoader):
         batch = new_batch(element, self.row_of(element))
         for row, (position, record) in enumerate(element):
             try:
-                loaded = patience.patiently(functools.partial(self.load, position, record))
+                loaded = fileio.with_retries(functools.partial(self.load, position, record))
             except (UndecodableImage, OSError) as error:
                 reject(batch, row, f"{self.source.describe(record)}: {str(error)[:_REASON_LENGTH]}")
                 continue
@@ -189,7 +189,7 @@ class CachedLoader(BatchLoader):
         batch = new_batch(element, self.row())
         for row, (position, number) in enumerate(element):
             try:
-                loaded, problem = patience.patiently(functools.partial(self.load, position, number))
+                loaded, problem = fileio.with_retries(functools.partial(self.load, position, number))
             except (ValueError, OSError) as error:
                 reject(batch, row, f"{self.source.describe(number)}: {str(error)[:_REASON_LENGTH]}")
                 continue

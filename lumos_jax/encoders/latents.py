@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lumos_jax import config
 from lumos_jax.encoders import architectures
 from lumos_jax.encoders import autoencoder as kl
-from lumos_jax.weights import files, names, weights_cache
+from lumos_jax.weights import files, frozen_files, names
 from lumos_jax.weights import rules as name_rules
 from lumos_jax.weights.placement import Placement, Take
 
@@ -124,12 +124,12 @@ def load_kl(weights: str, take: Take | None = None) -> tuple[kl.KlShape, Any]:
     """
     path = files.locate(weights, "config.autoencoder.weights")
 
-    def convert(take):
+    def convert():
         state, told = files.read(path, "diffusion_pytorch_model")
         shape = kl.KlShape() if told is None else kl_shape_of(told, weights)
         return shape, *convert_kl(state, shape, weights, take)
 
-    shape, flat = weights_cache.load(path, "autoencoder", kl.KlShape, convert, take)
+    shape, flat = frozen_files.load_any(path, "autoencoder", kl.KlShape, convert, take)
     return shape, name_rules.unflatten(flat)
 
 

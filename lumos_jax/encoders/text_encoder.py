@@ -17,7 +17,7 @@ from lumos_jax.encoders import architectures
 from lumos_jax.encoders.clip_text import ACTIVATIONS, LEGACY_EOS, ClipText
 from lumos_jax.encoders.t5 import T5Encoder
 from lumos_jax.encoders.vit import SIZES
-from lumos_jax.weights import files, text_names, weights_cache
+from lumos_jax.weights import files, frozen_files, text_names
 from lumos_jax.weights import rules as name_rules
 from lumos_jax.weights.placement import Placement, Take, gather_of
 
@@ -150,8 +150,8 @@ def load_clip_text(weights: str, take: Take | None = None) -> tuple[ClipText, An
 
 def _load(weights: str, kind: str, network_class, convert, take: Take | None) -> tuple[Any, Any]:
     path = files.locate(weights, "config.encoder.weights")
-    network, flat = weights_cache.load(
-        path, kind, network_class, lambda take: convert(*files.read(path, "model"), weights, take), take
+    network, flat = frozen_files.load_any(
+        path, kind, network_class, lambda: convert(*files.read(path, "model"), weights, take), take
     )
     return network, name_rules.unflatten(flat)
 

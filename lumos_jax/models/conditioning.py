@@ -27,7 +27,8 @@ PARTS = ("tokens", "vector", "latent")  # of a Condition, that a task may drop o
 class Condition:
     """Every part is optional; a task fills those that it has.
 
-    tokens: (B, L, C), seen through cross-attention. A network with a camera takes (B, L, C + camera) until `DiT.lift`.
+    tokens: (B, L, C), seen through cross-attention. With a camera (B, L, C + camera) until
+      `Network.project_camera`.
     token_mask: (B, L) bool, True for tokens that are seen; None for all.
     vector: (B, V), embedded and added to the timestep embedding; see VECTOR_KINDS.
     latent: (B, [F,] h, w, c), concatenated to the noisy latent on channels.
@@ -130,6 +131,15 @@ class TokenEmbedder(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         hidden = nn.gelu(Dense(self.width, (None, "embed"), small, name="fc1")(tokens), approximate=True)
         return Dense(self.width, ("embed", None), small, name="fc2")(hidden)
+
+
+def vector_embedder(kind: str, dim: int, width: int) -> nn.Module:
+    """The embedder of Condition.vector: kind is one of VECTOR_KINDS; dim is V, or the number of classes."""
+    if kind == "linear":
+        return Dense(width, (None, "embed"))
+    if kind == "size":
+        return SizeEmbedder(width)
+    return NumbersEmbedder(width) if kind == "numbers" else ClassEmbedder(dim, width)
 
 
 def null_table(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -1,7 +1,7 @@
-"""The small layers that the transformer is made of: dense, layer norm, modulation, embedders, patches and positions.
+"""The small layers of the transformer: matmul, dense, layer norm, modulation, sinusoids, patches and positions.
 
-Parameters are float32 and annotated with logical axis names (flax boxes, which `DiT.init` takes off again); what is
-computed from them is in the dtype of the input. Axis letters: B batch, N tokens, D width, h w c latent, p patch side.
+Parameters are float32 and carry logical axis names (Flax boxes, which `Network.init` unboxes). Results have the dtype of the
+input. Axis letters: B batch, N tokens, D width, E output features, h w c latent, p patch side.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax.models import quantized
+from lumos_jax.models import cpu
 
 EPSILON = 1e-6  # of every layer norm
 FREQUENCY_DIM = 256  # of the timestep's sinusoid
@@ -28,22 +28,13 @@ small = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def matmul(x: jax.Array, kernel: jax.Array, out_dtype: Any, rounded: str = "none") -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: jax.Array, kernel: jax.Array, out_dtype: Any) -> jax.Array:
     """(..., D) @ (D, E) -> (..., E), computed in the dtype of x, accumulated in float32, returned in `out_dtype`.
 
-    Where `rounded` is one of quantized.TYPES, operands are rounded to it first.
-
-    The gradient is written by hand so that the kernel's is accumulated and returned in the kernel's own dtype, float32
-    for float32 parameters, while the residual is that parameter and not its bfloat16 copy; and because of what
-    `_kernel_gradient` says about CPUs.
+    The gradient is written by hand, so that the kernel's is accumulated and returned in the kernel's own dtype (float32),
+    and the residual is the kernel itself and not its bfloat16 copy.
     """
-    return _product(x, kernel, out_dtype, rounded)
-
-
-def _product(x, kernel, out_dtype, rounded):
-    if rounded in quantized.TYPES:
-        return quantized.product(x, kernel, rounded, out_dtype)
     return _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), out_dtype)
 
 
@@ -51,36 +42,24 @@ def _dot(a, b, a_dims, b_dims, dtype):
     return jax.lax.dot_general(a, b, ((a_dims, b_dims), ((), ())), preferred_element_type=dtype)
 
 
-def _matmul_forward(x, kernel, out_dtype, rounded):
-    # Not `matmul` itself, in which remat policies would not see the product that they may keep.
-    return _product(x, kernel, out_dtype, rounded), (x, kernel)
+def _matmul_forward(x, kernel, out_dtype):
+    # Calling `matmul` here would hide the dot from remat policies, which decide whether to save it.
+    return _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), out_dtype), (x, kernel)
 
 
-def _matmul_backward(out_dtype, _, residuals, grad):
+def _matmul_backward(_, residuals, grad):
     x, kernel = residuals
     grad = grad.astype(x.dtype)
     grad_x = _dot(grad, kernel.astype(x.dtype), (x.ndim - 1,), (1,), x.dtype)
-    default = functools.partial(_kernel_gradient, dtype=kernel.dtype)
-    cpu = functools.partial(_kernel_gradient_cpu, dtype=kernel.dtype)
-    return grad_x, jax.lax.platform_dependent(x, grad, cpu=cpu, default=default)
 
+    def default(x, grad):
+        rows = tuple(range(x.ndim - 1))
+        return _dot(x, grad, rows, rows, kernel.dtype)
 
-def _kernel_gradient(x, grad, dtype):
-    """x^T grad over all rows: (..., D), (..., E) -> (D, E)."""
-    leading = tuple(range(x.ndim - 1))
-    return _dot(x, grad, leading, leading, dtype)
+    def on_cpu(x, grad):
+        return cpu.kernel_gradient(x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1]), kernel.dtype)
 
-
-def _kernel_gradient_cpu(x, grad, dtype):
-    """As `_kernel_gradient`, for XLA's CPU matmul, which wants its left operand row-major.
-
-    Left alone, XLA always writes out x^T, and computes x again element by element, in that strided order, when it comes
-    from an activation. Here the narrower of the two operands is transposed instead, and after it is in memory.
-    """
-    x, grad = jax.lax.optimization_barrier((x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])))
-    if x.shape[1] <= grad.shape[1]:
-        return _dot(jax.lax.optimization_barrier(x.T), grad, (1,), (0,), dtype)
-    return jax.lax.optimization_barrier(_dot(jax.lax.optimization_barrier(grad.T), x, (1,), (0,), dtype)).T
+    return grad_x, jax.lax.platform_dependent(x, grad, cpu=on_cpu, default=default)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -100,14 +79,14 @@ def _gelu_backward(x, grad):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, out_dtype: Any = None, rounded: str = "none") -> jax.Array:
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, out_dtype: Any = None) -> jax.Array:
     """x @ kernel + bias, as `matmul`; `out_dtype` defaults to the dtype of x."""
     out_dtype = out_dtype or x.dtype
-    return matmul(x, kernel, out_dtype, rounded) + jnp.expand_dims(bias.astype(out_dtype), range(x.ndim - 1))
+    return matmul(x, kernel, out_dtype) + jnp.expand_dims(bias.astype(out_dtype), range(x.ndim - 1))
 
 
 def reshaped(initializer: Initializer, fan_in: int, fan_out: int) -> Initializer:
-    """An initialiser of a (fan_in, fan_out) matrix for a parameter stored with more dims, as (D, 3, H, K)."""
+    """An initializer of a (fan_in, fan_out) matrix for a parameter stored with more dims, as (D, 3, H, K)."""
 
     def init(key, shape, dtype=jnp.float32):
         return initializer(key, (fan_in, fan_out), dtype).reshape(shape)
@@ -116,8 +95,8 @@ def reshaped(initializer: Initializer, fan_in: int, fan_out: int) -> Initializer
 
 
 def parameter(module: nn.Module, name: str, init: Initializer, axes: Sequence[str | None], shape: Sequence[int]):
-    """A float32 parameter that carries logical axis names."""
-    return module.param(name, nn.with_partitioning(init, tuple(axes)), tuple(shape), jnp.float32)
+    """A float32 parameter with a logical axis name, or None, per dim."""
+    return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.float32)
 
 
 class Dense(nn.Module):
@@ -127,19 +106,18 @@ class Dense(nn.Module):
     axes: tuple[str | None, str | None]
     kernel_init: Initializer = xavier
     out_dtype: Any = None
-    rounded: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = parameter(self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features))
-        bias = parameter(self, "bias", zeros, self.axes[1:], (self.features,))
-        return dense(x, kernel, bias, self.out_dtype, self.rounded)
+        kernel_DE = parameter(self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features))
+        bias_E = parameter(self, "bias", zeros, self.axes[1:], (self.features,))
+        return dense(x, kernel_DE, bias_E, self.out_dtype)
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
     """Layer norm over the last dim, without affine parameters, in float32 whatever the input's dtype.
 
-    The variance is E x^2 - (E x)^2, so that both sums are taken in one pass over x.
+    The variance is E x^2 - (E x)^2, so that one pass over x gives both sums.
     """
     x = x.astype(jnp.float32)
     mean = x.mean(axis=-1, keepdims=True)
@@ -147,41 +125,41 @@ def layer_norm(x: jax.Array) -> jax.Array:
     return (x - mean) * jax.lax.rsqrt(variance + EPSILON)
 
 
-def modulated_norm(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """LN(x) (1 + scale) + shift in float32, returned in the dtype of x. x: (B, N, D); shift, scale: (B, D) float32."""
-    return (layer_norm(x) * (1.0 + scale[:, None]) + shift[:, None]).astype(x.dtype)
+def modulated_norm(x_BND: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
+    """LN(x) (1 + scale) + shift in float32, returned in the dtype of x; shift and scale are float32."""
+    return (layer_norm(x_BND) * (1.0 + scale_BD[:, None]) + shift_BD[:, None]).astype(x_BND.dtype)
 
 
-def sinusoid(t: jax.Array, dim: int = FREQUENCY_DIM) -> jax.Array:
+def sinusoid(t_B: jax.Array, dim: int = FREQUENCY_DIM) -> jax.Array:
     """(B,) -> (B, dim) float32: [cos, sin] of t times geometric frequencies from 1 to 1 / MAX_PERIOD."""
     half = dim // 2
-    # The exponents are rounded to float32 first, as in the networks that are imported: at t near 1000 it shows in 1e-5.
+    # Exponents rounded to float32 first, as in the reference networks: at t near 1000 it makes a difference of 1e-5.
     exponents = np.float32(-math.log(MAX_PERIOD)) * np.arange(half, dtype=np.float32) / np.float32(half)
     frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
-    angles = t.astype(jnp.float32)[:, None] * frequencies[None]
+    angles = t_B.astype(jnp.float32)[:, None] * frequencies[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def patchify(x: jax.Array, patch: int) -> jax.Array:
+def patchify(x_Bhwc: jax.Array, patch: int) -> jax.Array:
     """(B, h, w, c) -> (B, N, p p c), tokens row by row, features in the order (row, column, channel)."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
+    b, h, w, c = x_Bhwc.shape
+    x = x_Bhwc.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, (h // patch) * (w // patch), patch * patch * c)
 
 
-def unpatchify(x: jax.Array, patch: int, grid: tuple[int, int]) -> jax.Array:
+def unpatchify(x_BNP: jax.Array, patch: int, grid: tuple[int, int]) -> jax.Array:
     """The inverse of `patchify`: (B, N, p p c) -> (B, h, w, c) for a grid of (h / p, w / p) tokens."""
-    b, _, features = x.shape
+    b, _, features = x_BNP.shape
     rows, columns = grid
-    x = x.reshape(b, rows, columns, patch, patch, features // patch**2).transpose(0, 1, 3, 2, 4, 5)
+    x = x_BNP.reshape(b, rows, columns, patch, patch, features // patch**2).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, rows * patch, columns * patch, features // patch**2)
 
 
 def positions(grid: tuple[int, int], base: tuple[int, int], scale: float, width: int) -> jax.Array:
-    """Fixed 2-D sin-cos positions (N, D) float32 of a grid of tokens; first half of the dims for x, second for y.
+    """Fixed 2-D sin-cos positions (N, D) float32 of a grid of tokens: the first half of the dims for x, the second for y.
 
-    Positions along a side count `arange(grid) / (grid / base) / scale`: a grid larger than `base` is squeezed into the
-    same range. Each half is [sin, cos], of unit amplitude. [PixArt]
+    Along a side they are `arange(grid) / (grid / base) / scale`: a grid larger than `base` spans the same range. Each half is
+    [sin, cos], of unit amplitude. [PixArt]
     """
 
     def one_side(count, count_base):
@@ -190,7 +168,7 @@ def positions(grid: tuple[int, int], base: tuple[int, int], scale: float, width:
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
     rows, columns = grid
-    # Only the two sides are constants of the program; the (N, D) table is broadcast from them on the device.
+    # Only the two sides are constants of the program; the device broadcasts them to the (N, D) table.
     x = jnp.broadcast_to(one_side(columns, base[1])[None], (rows, columns, width // 2))
     y = jnp.broadcast_to(one_side(rows, base[0])[:, None], (rows, columns, width // 2))
     return jnp.concatenate([x, y], axis=-1).reshape(rows * columns, width)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from lumos_jax import config, data, tasks
 from lumos_jax.planning import flops
 from lumos_jax.tasks import sampling
-from lumos_jax.train import rngs, sharding, storage
+from lumos_jax.train import rngs, sharding, spread, state_dtype
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
 
@@ -92,9 +92,7 @@ class Job:
     def model_flops(self) -> tuple[float, float]:
         """FLOPs of one step of the global batch: of the network that trains, forward and backward; of the frozen ones."""
         # Traced for one device, where no shard is cut out of a layer.
-        task = dataclasses.replace(self.task, dit=dataclasses.replace(self.task.dit, spread=None)) if hasattr(
-            self.task, "dit"
-        ) else self.task  # fmt: skip
+        task = spread.off_mesh(self.task)
         keys = functools.partial(rngs.streams, self.settings.train.seed, "train", 0)
         plain = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype))
         frozen, batch, params = plain(self.frozen), plain(dict(self.batch)), plain(self.state.params)
@@ -105,7 +103,7 @@ class Job:
 
         def losses(params, average, example):
             params, gather = plan.for_apply(params, None)
-            return task.losses(params, storage.in_float32(average), example, jnp.float32(1), gather)
+            return task.losses(params, state_dtype.to_float32(average), example, jnp.float32(1), gather)
 
         made = jax.eval_shape(example, frozen, batch)
         forward = flops.count(losses, params, plain(self.state.ema), made)
@@ -129,7 +127,7 @@ class Job:
 
 
 def _on_host(leaf: jax.ShapeDtypeStruct) -> bool:
-    return leaf.sharding.memory_kind == storage.MEMORY_KINDS["host"]
+    return leaf.sharding.memory_kind == state_dtype.MEMORY_KINDS["host"]
 
 
 def _bytes_per_chip(leaf: jax.ShapeDtypeStruct) -> int:

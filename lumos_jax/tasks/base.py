@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from lumos_jax.diffusion import Process
-from lumos_jax.models import Condition, DiT
+from lumos_jax.models import Condition, Network
 from lumos_jax.tasks.handoffs import Handoff
 
 
@@ -22,7 +22,7 @@ class Task(Protocol):
 
     Attributes:
       name: as in config.task.name.
-      network: what is trained: `init`, `trainable` and `logical_axes`, as of models.DiT.
+      network: what is trained: `init`, `trainable` and `logical_axes`, as of models.Network.
       identity: names and content hashes of the frozen networks; compared when a run is resumed.
       host: what is done to a batch where it is decoded, picklable; None for nothing.
     """
@@ -52,7 +52,7 @@ class Task(Protocol):
 
         Each row counts by its weight over `total`, that of the whole batch, so that micro-batches add up to the batch.
 
-        params: float32 parameters. average: their running average. gather: as for `models.DiT.apply`.
+        params: float32 parameters. average: their running average. gather: as for `models.Network.apply`.
         """
         ...
 
@@ -72,7 +72,7 @@ class DiffusionTask(Task, Protocol):
       ragged: what of `encode` a cache cuts to a record's own length -> the mask in the batch that tells it.
     """
 
-    dit: DiT
+    dit: Network
     process: Process
     latent_shape: tuple[int, ...]
     condition_dropout: float

@@ -12,7 +12,7 @@ import numpy as np
 
 from lumos_jax import config, diffusion, encoders, models
 from lumos_jax.encoders import Autoencoder, Placement
-from lumos_jax.models import Condition, DiT
+from lumos_jax.models import Condition, Network
 from lumos_jax.tasks import pictures
 from lumos_jax.tasks.handoffs import FROM_ADALN, Handoff
 from lumos_jax.tasks.objective import Example, loss_terms, make_example
@@ -28,7 +28,7 @@ class Denoising:
     A task overrides `prepare`, `condition`, and what differs of the rest.
     """
 
-    dit: DiT
+    dit: Network
     process: diffusion.Process
     encoder: Any
     autoencoder: Autoencoder

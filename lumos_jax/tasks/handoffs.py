@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from lumos_jax import config
-from lumos_jax.models import DiT
+from lumos_jax.models import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Handoff:
 FROM_ADALN = Handoff(new=("blocks/cross/*", "tokens/*", "null/tokens"), gone=("vector/*", "null/vector"))
 
 
-def check(dit: DiT, ours: config.Model, theirs: config.Model, paths: Collection[str]) -> None:
+def check(dit: Network, ours: config.Model, theirs: config.Model, paths: Collection[str]) -> None:
     """Checks what the names of parameters cannot say, or say obscurely.
 
     Args:

@@ -22,9 +22,9 @@ from lumos_jax import diffusion
 class Example:
     """One prepared batch: everything random about it is already drawn.
 
-    x0, noise: (B, [F,] h, w, c). t: (B,), as the process counts time. condition: the task's Condition, not lifted. drop: for
-    each name of models.PARTS, (B,) bool, the rows that lose that part of their condition. weight: (B,) float32, 0 for records
-    that could not be decoded.
+    x0, noise: (B, [F,] h, w, c). t: (B,), as the process counts time. condition: the task's Condition, before
+    `project_camera`. drop: for each name of models.PARTS, (B,) bool, the rows that lose that part of their condition. weight:
+    (B,) float32, 0 for records that could not be decoded.
     """
 
     x0: jax.Array
@@ -63,13 +63,13 @@ def loss_terms(task, params: Any, example: Example, gather: Callable | None = No
       task: see tasks.base.
       params: float32 parameters.
       example: as from `make_example`.
-      gather: as for `models.DiT.apply`.
+      gather: as for `models.Network.apply`.
       null: with the null condition that guidance uses, instead of the condition with what is dropped.
     """
     if null:
-        condition = task.dit.null_condition(params, task.dit.lift(params, example.condition))
+        condition = task.dit.null_condition(params, task.dit.project_camera(params, example.condition))
     else:
-        condition = task.dit.without(params, example.condition, example.drop)
+        condition = task.dit.drop_condition(params, example.condition, example.drop)
 
     def predict(x, network_time):
         return task.dit.apply(params, x, network_time, condition, gather=gather)

@@ -34,7 +34,7 @@ def options_of(settings: config.Eval) -> SamplingOptions:
 def draw(task, params: Any, frozen: Any, condition: Any, noise: jax.Array, key: jax.Array, options: SamplingOptions,
          gather: Callable | None = None) -> jax.Array:  # fmt: skip
     """Samples, one a row of `condition` and `noise` (B, *latent_shape) -> pixels uint8 (B, [F,] H, W, 3)."""
-    condition = task.dit.lift(params, condition)
+    condition = task.dit.project_camera(params, condition)
     null = task.dit.null_condition(params, condition)
 
     def predict(x, network_time, given):

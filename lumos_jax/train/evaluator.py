@@ -14,7 +14,7 @@ import numpy as np
 
 from lumos_jax import data, evaluation
 from lumos_jax.tasks import pictures, sampling
-from lumos_jax.train import rngs, sharding, storage
+from lumos_jax.train import rngs, sharding
 from lumos_jax.train.scoring import Scorer
 from lumos_jax.train.state import TrainState
 
@@ -80,7 +80,7 @@ class Denoised:
 
     def weights(self, state: TrainState) -> Any:
         """The network's EMA weights: frozen parameters as they are, adapters merged."""
-        average = storage.average(self.run.settings.optimizer, state.ema)
+        average = self.run.experiment.ema(state)
         return self.run.plan.averaged(state.params, average)
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
@@ -128,7 +128,7 @@ class Neighbours:
         return evaluation.neighbour_accuracy(features[:bank], features[bank:], self.truth, bank)
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
-        scores = self._scores(self._features(storage.average(self.run.settings.optimizer, state.ema)))
+        scores = self._scores(self._features(self.run.experiment.ema(state)))
         values = {f"neighbour_{name}": score for name, score in scores.items()}
         values |= {f"random_neighbour_{name}": score for name, score in self.of_chance.items()}
         if not scores:
@@ -140,7 +140,7 @@ class Neighbours:
 
     def sheet(self, state: TrainState) -> np.ndarray:
         """Rows of (held-out picture | nearest in the bank | second ...)."""
-        average, bank = storage.average(self.run.settings.optimizer, state.ema), self.run.settings.eval.knn_bank_size
+        average, bank = self.run.experiment.ema(state), self.run.settings.eval.knn_bank_size
         features = self._features(average)
         rows, columns = self.run.settings.eval.rows, self.run.settings.eval.samples
         nearest = evaluation.nearest(features[:bank], features[bank : bank + rows], columns)

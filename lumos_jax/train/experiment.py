@@ -16,10 +16,9 @@ import jax
 import numpy as np
 
 from lumos_jax import config, tasks
-from lumos_jax.cluster import peers
-from lumos_jax.train import finetune, sharding, spread, storage
+from lumos_jax.train import finetune, sharding, spread, state_dtype
 from lumos_jax.train.optimizer import make_optimizer
-from lumos_jax.train.state import TrainState, make_state
+from lumos_jax.train.state import TrainState, make_state, with_shardings
 from lumos_jax.train.step import make_train_step
 
 
@@ -73,7 +72,7 @@ class Experiment:
         placement = sharding.Frozen(mesh, shapes_only=abstract)
         task, frozen = tasks.make_task(dataclasses.replace(settings, model=model), placement)
         if not abstract and len({device.process_index for device in mesh.devices.flat}) > 1:
-            peers.barrier("the first exchange")  # some backends do not wait long for each other
+            sharding.barrier("the first collective")
             sharding.check_agreement(task.identity)
         task = spread.on_mesh(task, mesh)
         plan = finetune.make_plan(settings.finetune, task.network)
@@ -84,28 +83,38 @@ class Experiment:
         """The same run on cached features: without the frozen parameters that only encode records."""
         return dataclasses.replace(self, frozen=self.task.without_encoders(self.frozen))
 
+    def _make_state(self, params: Any = None) -> TrainState:
+        return make_state(self.settings, self.task.network, self.plan, self.optimizer, params)
+
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
-        return make_state(self.settings, self.task.network, self.optimizer, self.mesh, abstract_only=True)[0]
+        shapes = jax.eval_shape(self._make_state)
+        return with_shardings(self.settings.optimizer, self.task.network, self.plan, self.mesh, shapes)
 
     def init_state(self, params: Any = None) -> TrainState:
-        """The first state on the mesh: from the seed, or from the network's parameters of a hand-off with fresh adapters."""
-        return make_state(self.settings, self.task.network, self.optimizer, self.mesh, params=params)[1]
+        """The first state on the mesh: from the seed, or from a hand-off's parameters of the network, with fresh adapters."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        init = jax.jit(self._make_state, out_shardings=shardings)
+        return init() if params is None else init(params)
 
     @functools.cached_property
     def train_step(self) -> Callable:
         """The jitted step: (state, frozen, batch) -> (state, metrics). Donates the state. See step.make_train_step."""
-        return make_train_step(self.settings, self.task, self.optimizer, self.mesh)
+        return make_train_step(self.settings, self.task, self.plan, self.optimizer, self.mesh)
 
     @property
     def gather(self) -> Callable | None:
         """Gathers one layer's weights inside the scanned body; None without an fsdp axis. Argument of `task.dit.apply`."""
         return sharding.make_gather(self.mesh, self.settings.model.dtype)
 
+    def ema(self, state: TrainState) -> Any:
+        """The EMA of what trains, float32, on the device."""
+        return state_dtype.to_float32(state_dtype.ema_to_device(self.settings.optimizer, state.ema))
+
     def ema_weights(self, state: TrainState) -> Any:
         """The network's weights to evaluate and sample with: EMA of what trains, the rest as it is, adapters merged."""
-        return self.plan.averaged(state.params, storage.average(self.settings.optimizer, state.ema))
+        return self.plan.averaged(state.params, self.ema(state))
 
     def local_rows(self, batch_size: int) -> list[int]:
         """The rows of a global batch that this process's devices hold, ascending."""

@@ -59,7 +59,7 @@ class Plan:
         return tuple(unflatten({n: leaf for n, leaf in flat.items() if self.trains(n) == on}) for on in (True, False))
 
     def trainable(self, dit) -> Any:
-        """A tree of bool like what trains: False for null tables, as `DiT.trainable`."""
+        """A tree of bool like what trains: False for null tables, as `Network.trainable`."""
         tree = dit.trainable()
         if self.adapted:
             tree |= {LORA: unflatten({f"{path}/{half}": True for path in self.adapted for half in "ab"})}
@@ -77,7 +77,7 @@ class Plan:
         return {**params, LORA: unflatten(pairs)}
 
     def logical_axes(self, dit) -> dict[str, Any]:
-        """As `DiT.logical_axes`, adapters included."""
+        """As `Network.logical_axes`, adapters included."""
         axes = dit.logical_axes()
         pairs = {
             path: lora.pair_axes(path, functools.reduce(operator.getitem, path.split("/"), axes))
@@ -86,7 +86,7 @@ class Plan:
         return axes | ({LORA: unflatten(pairs)} if pairs else {})
 
     def for_apply(self, params: Mapping[str, Any], gather: Callable | None) -> tuple[Any, Callable | None]:
-        """(params, gather) for `DiT.apply`, which then adds the adapters of one layer at a time."""
+        """(params, gather) for `Network.apply`, which then adds the adapters of one layer at a time."""
         if not self.adapted:
             return params, gather
 

@@ -10,15 +10,14 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from lumos_jax import config, data, patience, tasks
+from lumos_jax import config, data, fileio, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
-from lumos_jax.cluster import peers
 from lumos_jax.config import io as config_io
 from lumos_jax.preparation import cache
 from lumos_jax.tasks import pictures
@@ -30,7 +29,7 @@ from lumos_jax.train.saving import Saver
 from lumos_jax.train.stop import StopRequest
 from lumos_jax.train.watchdog import Watchdog
 
-FAILED = peers.FAILED
+FAILED = 1
 STOPPED = {"SIGINT": 130, "SIGTERM": 143}  # as a shell reports them
 
 
@@ -83,9 +82,10 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
         cache.check(settings, experiment.task)
         experiment = experiment.without_encoders()
     fingerprints = {"data": source.fingerprint(), **experiment.task.identity}
-    path = pathlib.Path(workdir).expanduser().absolute()
+    path = fileio.local_directory("--workdir", workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        _lock(path)
         checkpoints = Checkpoints(path, settings.checkpoint)
     except OSError as error:
         raise ValueError(f"--workdir={workdir} cannot be used: {error}") from error
@@ -97,6 +97,18 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
         config_io.save(settings, path / "config.json")
         _introduce(run)
     return run
+
+
+def _lock(path: pathlib.Path) -> None:
+    """Process 0 locks the run's directory. Raises ValueError in every process where another run holds it."""
+    problem = None
+    if jax.process_index() == 0:
+        try:
+            fileio.lock(path / "lock")
+        except ValueError as error:
+            problem = error
+    if not sharding.all_agree(problem is None):
+        raise problem or ValueError(f"{path} is in use by another run")
 
 
 def _introduce(run: Run) -> None:
@@ -172,9 +184,7 @@ def train(run: Run) -> int:
         meta = {"settings": config_io.to_dict(settings), "fingerprints": dict(run.fingerprints), "memory": kept}
         return step, vars(state), meta
 
-    saver = Saver(
-        run.checkpoints, capture, lambda text: report.say(f"step {step}: {text}"), settings.checkpoint.retries
-    )
+    saver = Saver(run.checkpoints, capture, lambda text: report.say(f"step {step}: {text}"))
     saver.saved = step or None
 
     def save(whole: bool = False) -> None:
@@ -207,7 +217,7 @@ def train(run: Run) -> int:
     code, failure = 0, None
     try:
         with StopRequest() as stop, guard:
-            peers.barrier("the first step")
+            sharding.barrier("the first step")
             ledger.lose("restore", run.restore_seconds)
             ledger.lose("startup", time.time() - ledger.started - run.restore_seconds)
             if step == 0:
@@ -227,11 +237,11 @@ def train(run: Run) -> int:
                     jax.block_until_ready(values)
                     ledger.lose("compile", time.time() - before)
                 settle()
-                guard.alive(step)
+                guard.alive()
                 step += 1
                 watch.steps += 1
                 pending = (step, values)
-                saver.check(together=step % settings.log.every == 0)
+                saver.check()
                 if profiling and step == settings.train.profile_at + settings.train.profile_steps:
                     settle()
                     jax.profiler.stop_trace()
@@ -245,7 +255,7 @@ def train(run: Run) -> int:
                     report.progress(step, values)
                 if settings.eval.every and (step % settings.eval.every == 0 or step == steps):
                     evaluate(with_sheet=True)
-                    guard.alive(step)
+                    guard.alive()
                 if step % settings.checkpoint.every == 0 or step == steps:
                     save()
                 if step < steps and stop.after(step):
@@ -254,31 +264,18 @@ def train(run: Run) -> int:
                     code = STOPPED.get(stop.name, FAILED)
                     break
             save(whole=True)
-    except (FloatingPointError, CheckpointError, data.TooManyCorruptRecords, OSError) as error:
-        peers.await_verdict(error)  # ends the process if another one is gone, as its reason may well be
-        failure, code = error, FAILED
-    except Exception as error:
-        peers.await_verdict(error)
-        raise
+    except Exception as error:  # noqa: BLE001 (reported or raised below)
+        failure = error
     finally:
+        closing = [batches.close, report.close, ledger.write]
         if profiling:
-            jax.profiler.stop_trace()
-        batches.close()
-        closing = [report.close, ledger.write]
-        if not peers.several() or code != FAILED:  # a write that others have left would be waited for in vain
+            closing.insert(0, jax.profiler.stop_trace)
+        if failure is None or jax.process_count() == 1:  # else a write would wait for processes that have left it
             closing.append(run.checkpoints.close)
-        for close in closing:
-            try:
-                close()
-            except OSError as error:  # the same full disk, often: what failed first is told
-                failure, code = failure or error, FAILED
-    if isinstance(failure, OSError) and failure.errno in patience.LASTING:
-        failure = run.checkpoints.failed(failure, "metrics or pictures beside the checkpoints")
-    if failure is not None:  # last of all, below whatever threads that were closed had to say
-        common = isinstance(failure, FloatingPointError)  # the loss is the same in all processes
-        if first or not common:
-            print(f"error: {failure}", file=sys.stderr, flush=True)
-        peers.fail(str(failure))
+        failure = _close(closing, failure)
+    if failure is not None:  # reported last of all, below what threads that were closed had to say
+        _report(failure, run, first)
+        return FAILED
     if code == 0 and first:
         if settings.eval.every:
             print(f"samples     {run.workdir / 'samples'}")
@@ -287,3 +284,23 @@ def train(run: Run) -> int:
         print(f"checkpoint  {run.checkpoints.directory / str(step)}")
         print(f"goodput     {ledger.told()}")
     return code
+
+
+def _close(closing: Sequence[Callable[[], None]], failure: Exception | None) -> Exception | None:
+    """Calls all; returns the failure before, or else the first of these: a full disk fails them all."""
+    for close in closing:
+        try:
+            close()
+        except Exception as error:  # noqa: BLE001 (returned)
+            failure = failure or error
+    return failure
+
+
+def _report(failure: Exception, run: Run, first: bool) -> None:
+    """One line about a failure that was to be expected; raises any other."""
+    if isinstance(failure, OSError) and fileio.is_permanent(failure):
+        failure = run.checkpoints.failed(failure, "metrics or pictures beside the checkpoints")
+    if not isinstance(failure, (FloatingPointError, CheckpointError, data.TooManyCorruptRecords, OSError)):
+        raise failure
+    if first or not isinstance(failure, FloatingPointError):  # the loss is the same in all processes
+        print(f"error: {failure}", file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lumos_jax import patience
+from lumos_jax import fileio
 from lumos_jax.train import goodput
 from lumos_jax.train.tensorboard import EventWriter
 
@@ -144,10 +144,10 @@ class Reporter:
             return
         values = {name: float(value) if isinstance(value, np.floating) else value for name, value in values.items()}
         self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        patience.patiently(self.file.flush)  # what is not written stays in its buffer
+        fileio.with_retries(self.file.flush)  # what is not written stays in its buffer
         if self.events is not None:
             self.events.write_scalars(step, values)
-            patience.patiently(self.events.flush)
+            fileio.with_retries(self.events.flush)
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
         """The progress line: loss, images/s and time left."""

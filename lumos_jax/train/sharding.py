@@ -1,6 +1,6 @@
 """All sharding on one screen: the mesh, the table of rules, and how batches and parameters are laid out.
 
-Parameters carry logical axis names (`DiT.logical_axes`); RULES says which mesh axis each may be split over. Gradients,
+Parameters carry logical axis names (`Network.logical_axes`); RULES says which mesh axis each may be split over. Gradients,
 optimiser state and EMA follow the parameters. Batches are split over (data, fsdp), the frames of clips over context: all but
 attention over frames works on each device's own, for which the frames of a place are brought together and the places split
 instead. Under FSDP each layer's weights are gathered inside the scanned body, after the cast to the compute dtype: left to the
@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -94,11 +95,10 @@ def constrain(mesh: jax.sharding.Mesh, batch: Any) -> Any:
 def check_frames(mesh: jax.sharding.Mesh, data: config.Data) -> None:
     """Raises ValueError unless a clip's frames split evenly over the mesh axis `context`."""
     ways = mesh.shape["context"]
-    if ways > 1 and (data.sample_type != "clip" or data.frames % ways):
-        held = f"{data.frames} frames" if data.sample_type == "clip" else "no frames"
+    if ways > 1 and data.frames % ways:
         raise ValueError(
-            f"config.mesh.context={ways} splits the frames of clips evenly, and config.data.sample_type="
-            f"{data.sample_type} has {held}"
+            f"config.mesh.context={ways} splits the frames of clips evenly, and config.data.sample_type={data.sample_type} has "
+            f"{data.frames} frames"
         )
 
 
@@ -198,6 +198,11 @@ def check_agreement(identity: Mapping[str, str]) -> None:
             f"the processes loaded different frozen networks; process {jax.process_index()} has {dict(identity)}: give all of "
             "them the same files"
         )
+
+
+def barrier(name: str, seconds: int = 600) -> None:
+    """Wait for all processes, which use each name once. JAX's coordination service waits where collectives would time out."""
+    ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * seconds)
 
 
 def all_agree(well: bool) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
+from lumos_jax.models import Network
 from lumos_jax.train.sharding import AXES, BATCH, param_shardings
 
 ROWS = ("data", "fsdp")
@@ -27,29 +28,32 @@ LANES = 128  # of a TPU's registers and memory tiles
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
-    """models.dit.Spread on a mesh."""
+class ShardedForward(Network):
+    """A network whose forward pass is split over the devices of a mesh; all else is as the network's."""
 
     mesh: jax.sharding.Mesh
 
-    def run(
-        self, apply: Callable, axes: Any, dtype: str, params: Any, given: tuple, gather: Callable | None
+    def apply(
+        self, params: Any, x: jax.Array, t: jax.Array, condition: Any, *, gather: Callable | None = None
     ) -> jax.Array:
-        x, ways = given[0], self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        """As `Network.apply`, of all rows and frames."""
+        forward, given = super().apply, (x, t, condition)
+        axes, ways = self.logical_axes(), self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         plain = jax.tree.structure(params) == jax.tree.structure(axes, is_leaf=lambda a: isinstance(a, tuple))
         even = x.shape[0] % ways == 0 and self.mesh.shape["context"] == 1
         if plain and even and self.mesh.shape["tensor"] == 1:
-            return self._by_rows(apply, axes, dtype, params, given)
+            return self._by_rows(forward, axes, params, given)
+        forward = functools.partial(forward, gather=gather, over_frames=self.over_frames)
         if x.ndim == 5 and self.mesh.shape["context"] > 1:
-            return self._by_frames(functools.partial(apply, gather=gather), params, given)
-        return apply(params, *given, gather=gather, hardware="cuda" if even and self.hardware == "cuda" else "")
+            return self._by_frames(forward, params, given)
+        return forward(params, *given, hardware="cuda" if even and self.hardware == "cuda" else "")
 
     @property
     def hardware(self) -> str:
         """As of models.attention.kernel_for."""
         return hardware_of(self.mesh.devices.flat[0])
 
-    def _by_rows(self, apply: Callable, axes: Any, dtype: str, params: Any, given: tuple) -> jax.Array:
+    def _by_rows(self, forward: Callable, axes: Any, params: Any, given: tuple) -> jax.Array:
         specs = jax.tree.map(lambda layout: layout.spec, param_shardings(self.mesh, params, axes))
         # Only the blocks' kernels come as shards: other layers, and vectors of all layers, are few and whole on every chip.
         kernels = jax.tree.map(lambda a, spec: spec if a.ndim > 2 else P(), params["blocks"], specs["blocks"])
@@ -59,7 +63,7 @@ class Spread:
 
         def whole(layer):
             return jax.tree.map(
-                lambda a, dim: a.astype(dtype) if dim < 0 else _gather(a.astype(dtype), dim), layer, dims
+                lambda a, dim: a.astype(self.dtype) if dim < 0 else _gather(a.astype(self.dtype), dim), layer, dims
             )
 
         def own(params, *given):
@@ -68,19 +72,19 @@ class Spread:
                 lambda a, spec: jax.lax.pcast(a, tuple(n for n in ROWS if n not in spec), to="varying"), params, specs
             )
             fsdp = self.mesh.shape["fsdp"] > 1
-            return apply(params, *given, gather=whole if fsdp else None, hardware=self.hardware)
+            return forward(params, *given, gather=whole if fsdp else None, hardware=self.hardware)
 
         rows = jax.tree.map(lambda _: BATCH, given)
         return jax.shard_map(own, mesh=self.mesh, in_specs=(specs, *rows), out_specs=BATCH)(params, *given)
 
-    def _by_frames(self, apply: Callable, params: Any, given: tuple) -> jax.Array:
+    def _by_frames(self, forward: Callable, params: Any, given: tuple) -> jax.Array:
         def spec(a):
             return P(None, "context") if a.ndim == 5 else P()
 
         def own(params, *given):
             # As in `_by_rows`.
             params = jax.tree.map(lambda a: jax.lax.pcast(a, "context", to="varying"), params)
-            return apply(
+            return forward(
                 params, *jax.tree.map(lambda a: a if a.ndim == 5 else jax.lax.pcast(a, "context", to="varying"), given)
             )
 
@@ -125,7 +129,15 @@ def hardware_of(device: Any) -> str:
 
 
 def on_mesh(task: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The task, its network told how it is spread; the same task where one device for which there are no kernels has it all."""
+    """The task with a sharded forward pass of its network; the same task for one device that has no attention kernel."""
     if not hasattr(task, "dit") or (mesh.size == 1 and not hardware_of(mesh.devices.flat[0])):
         return task
-    return dataclasses.replace(task, dit=dataclasses.replace(task.dit, spread=Spread(mesh)))
+    return dataclasses.replace(task, dit=ShardedForward(**vars(task.dit), mesh=mesh))
+
+
+def off_mesh(task: Any) -> Any:
+    """The task with the plain forward pass of its network, on one device."""
+    if not isinstance(getattr(task, "dit", None), ShardedForward):
+        return task
+    fields = {name: value for name, value in vars(task.dit).items() if name != "mesh"}
+    return dataclasses.replace(task, dit=Network(**fields))

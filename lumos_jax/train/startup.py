@@ -155,7 +155,7 @@ def _hand_off(experiment: Experiment, workdir: pathlib.Path, fingerprints) -> St
         "origin": origin,
         "reinitialise": (f"{finetune.LORA}/*", *named["reinitialise"]),
         "drop": named["drop"],
-        "adapt": {path: functools.partial(dit.widened, path) for path in named["widen"]},
+        "adapt": {path: functools.partial(dit.widen_input, path) for path in named["widen"]},
     }
     if source is not None:
         # Judged by shapes first, so that weights that do not fit are refused before gigabytes are read.

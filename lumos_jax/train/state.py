@@ -1,4 +1,4 @@
-"""TrainState: all that a training run changes, and how it is laid out on a mesh."""
+"""TrainState: everything that training changes, its first value and its layout on a mesh."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ import jax.numpy as jnp
 import optax
 
 from lumos_jax import config
-from lumos_jax.train import finetune, rngs, sharding, storage
+from lumos_jax.train import finetune, rngs, sharding, state_dtype
 from lumos_jax.weights.rules import flatten
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: int32, how many steps have been taken. params: float32, adapters included. ema: of what trains, as `Plan.split`
-    gives it. opt_state: optax's, of the same. How these two are kept: see `storage`."""
+    """The state between two steps.
+
+    Attributes:
+      step: int32, how many steps have been taken.
+      params: float32 parameters of the network, adapters included.
+      ema: of the parameters that train (see finetune.Plan.split), in the dtype and memory of `state_dtype`.
+      opt_state: optax's, of the parameters that train, in the dtypes of `state_dtype`.
+    """
 
     step: jax.Array
     params: Any
@@ -27,62 +33,39 @@ class TrainState:
     opt_state: Any
 
 
-def state_shardings(settings: config.Optimizer, mesh: jax.sharding.Mesh, shapes: TrainState, plan: finetune.Plan, dit):
-    """TrainState of NamedSharding: EMA and optimiser state are split like the parameters, counters replicated."""
-    params = sharding.param_shardings(mesh, shapes.params, plan.logical_axes(dit))
-    trained, _ = plan.split(params)
-    everywhere = sharding.replicated(mesh)
-    by_path = flatten(trained)
-
-    def of_leaf(path: tuple, _) -> jax.sharding.NamedSharding:
-        """An array of an optimiser is a parameter's where the keys that end its path are that parameter's."""
-        names = [*itertools.takewhile(lambda key: isinstance(key, jax.tree_util.DictKey), reversed(path))]
-        return by_path.get(jax.tree_util.keystr(tuple(names[::-1]), simple=True, separator="/"), everywhere)
-
-    opt_state = jax.tree_util.tree_map_with_path(of_leaf, shapes.opt_state)
-    return TrainState(everywhere, params, storage.layout(settings, trained), opt_state)
-
-
-def _from_params(
-    settings: config.Optimizer, params: Any, plan: finetune.Plan, dit, optimizer: optax.GradientTransformation
+def make_state(
+    settings: config.Settings, network, plan: finetune.Plan, optimizer: optax.GradientTransformation, params: Any = None
 ) -> TrainState:
+    """The first state; traceable.
+
+    Args:
+      settings: for train.seed and optimizer.
+      network: models.Network, or any with its `init` and `trainable`.
+      plan: what trains.
+      optimizer: as `make_optimizer` builds it.
+      params: the network's parameters to start from, without adapters; None initializes them from the seed.
+    """
+    seed = settings.train.seed
+    params = plan.with_adapters(network.init(rngs.key(seed, "init")) if params is None else params, seed)
     trained, _ = plan.split(params)
-    # A copy, so that the donated state never holds one buffer twice.
-    ema = storage.first_average(settings, trained, plan.trainable(dit))
-    opt_state = storage.first_moments(settings, optimizer.init(trained))
+    ema = state_dtype.init_ema(settings.optimizer, trained, plan.trainable(network))
+    opt_state = state_dtype.cast_moments(settings.optimizer, optimizer.init(trained))
     return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state)
 
 
-def make_state(
-    settings: config.Settings, dit, optimizer, mesh, params: Any = None, abstract_only: bool = False
-) -> tuple[TrainState, TrainState | None]:
-    """The abstract state (ShapeDtypeStructs with shardings) and the first state on the mesh.
+def with_shardings(
+    settings: config.Optimizer, network, plan: finetune.Plan, mesh: jax.sharding.Mesh, shapes: TrainState
+) -> TrainState:
+    """ShapeDtypeStructs with shardings: EMA and optimizer state are split like the parameters, counters replicated."""
+    params = sharding.param_shardings(mesh, shapes.params, plan.logical_axes(network))
+    trained, _ = plan.split(params)
+    replicated, by_path = sharding.replicated(mesh), flatten(trained)
 
-    Args:
-      settings: for train.seed, finetune and optimizer.
-      dit: the model; its `init` gives the parameters.
-      optimizer: as `make_optimizer` builds it.
-      mesh: where the state lives.
-      params: the network's parameters to start from (a hand-off); None initialises from the seed. Adapters start fresh.
-      abstract_only: build no arrays.
+    def of_leaf(path: tuple, _) -> jax.sharding.NamedSharding:
+        """An array of the optimizer belongs to the parameter whose keys end its path."""
+        names = [*itertools.takewhile(lambda key: isinstance(key, jax.tree_util.DictKey), reversed(path))]
+        return by_path.get(jax.tree_util.keystr(tuple(names[::-1]), simple=True, separator="/"), replicated)
 
-    Returns:
-      (abstract, state): `abstract` is what a checkpoint is restored into; `state` is None if `abstract_only`.
-    """
-
-    plan, seed = finetune.make_plan(settings.finetune, dit), settings.train.seed
-
-    def begin(network):
-        return _from_params(settings.optimizer, plan.with_adapters(network, seed), plan, dit, optimizer)
-
-    def init():
-        return begin(dit.init(rngs.key(seed, "init")))
-
-    shapes = jax.eval_shape(init)
-    layout = state_shardings(settings.optimizer, mesh, shapes, plan, dit)
-    abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, layout)
-    if abstract_only:
-        return abstract, None
-    if params is None:
-        return abstract, jax.jit(init, out_shardings=layout)()
-    return abstract, jax.jit(begin, out_shardings=layout)(params)
+    opt_state = jax.tree_util.tree_map_with_path(of_leaf, shapes.opt_state)
+    shardings = TrainState(replicated, params, state_dtype.ema_shardings(settings, trained), opt_state)
+    return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)

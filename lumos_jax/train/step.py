@@ -1,7 +1,7 @@
-"""One training step: prepare, corrupt, predict, differentiate, update, average.
+"""One training step: batch -> example -> loss and gradient -> update -> EMA, as one compiled program.
 
-The step is one compiled program. A step whose loss or gradient is not finite changes nothing but the step counter, so
-that the state stays good whatever one batch or one overflow does; the loop counts such steps and says so.
+A step whose loss or gradient is not finite changes nothing but the step counter, so that one bad batch or overflow cannot
+damage the state; the loop counts and reports such steps.
 """
 
 from __future__ import annotations
@@ -14,74 +14,77 @@ import jax.numpy as jnp
 import optax
 
 from lumos_jax import config
-from lumos_jax.train import finetune, rngs, sharding, storage
+from lumos_jax.train import finetune, rngs, sharding, state_dtype
 from lumos_jax.train.state import TrainState
 
 
-def next_average(average: Any, params: Any, decay: float) -> Any:
-    """decay * average + (1 - decay) * params, written as a step towards the parameter: where the two are equal (the null table)
-    the average stays exact."""
-    return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), average, params)
+def update_ema(ema: Any, params: Any, decay: float) -> Any:
+    """decay * ema + (1 - decay) * params, as a step towards the parameter: where the two are equal (the null table) it is
+    exact."""
+    return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
 
 
-def make_train_step(settings: config.Settings, task, optimizer, mesh) -> Callable:
-    """The jitted step: (state, frozen, batch) -> (state, metrics); the state's buffers are donated.
+def make_train_step(settings: config.Settings, task, plan: finetune.Plan, optimizer, mesh) -> Callable:
+    """The jitted step: (state, frozen, batch) -> (state, metrics). Donates the state's buffers.
 
-    `metrics` are replicated float32: the task's sums (see tasks.base.Task.losses), and the scalars grad_norm and finite (1
-    or 0).
+    `metrics` are replicated float32: the task's sums (see tasks.base.Task.losses), `grad_norm`, and `finite` (1 or 0).
     """
     gather = sharding.make_gather(mesh, settings.model.dtype)
-    plan = finetune.make_plan(settings.finetune, task.network)
-    micro = settings.optimizer.accumulate
     decay, seed = settings.optimizer.ema_decay, settings.train.seed
 
-    def total_loss(trained, rest, average, example, total_weight):
-        params, prepare = plan.for_apply(finetune.join(trained, rest), gather)
+    def loss(trained, rest, ema, example, total_weight):
+        params, gather_layer = plan.for_apply(finetune.join(trained, rest), gather)
         # Divided by the whole batch's weight, so that micro-batches add up to the large batch exactly.
-        sums = task.losses(params, average, example, total_weight, prepare)
+        sums = task.losses(params, ema, example, total_weight, gather_layer)
         return sums["loss"], sums
 
-    differentiate = jax.grad(total_loss, has_aux=True)
-
-    def gradients(trained, rest, average, example):
-        total_weight = jnp.maximum(example.weight.sum(), 1.0)
-        if micro == 1:
-            return differentiate(trained, rest, average, example, total_weight)
-
-        # Micro-batch j takes the rows r with r % micro == j: every device keeps the rows it has.
-        def split(x):
-            return jnp.moveaxis(x.reshape(x.shape[0] // micro, micro, *x.shape[1:]), 1, 0)
-
-        def body(carry, part):
-            part = sharding.constrain(mesh, part)
-            return jax.tree.map(jnp.add, carry, differentiate(trained, rest, average, part, total_weight)), None
-
-        parts = jax.tree.map(split, example)
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(differentiate, trained, rest, average, first, total_weight)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(body, zeros, parts)[0]
+    differentiate = jax.grad(loss, has_aux=True)
+    if settings.optimizer.accumulate > 1:
+        differentiate = _accumulated(differentiate, settings.optimizer.accumulate, mesh)
 
     def step(state: TrainState, frozen: Any, batch: Mapping[str, jax.Array]):
-        keys = rngs.streams(seed, "train", state.step)
-        example = task.example(frozen, batch, keys)
+        # Everything random about the batch is drawn here, so that micro-batches and meshes see the same numbers.
+        example = task.example(frozen, batch, rngs.streams(seed, "train", state.step))
         example = sharding.constrain(mesh, example)
+
+        # Gradients, optimizer and EMA see only the parameters that train.
         trained, rest = plan.split(state.params)
-        kept = storage.on_device(settings.optimizer, state.ema)
-        average = storage.in_float32(kept)
-        grads, sums = gradients(trained, rest, average, example)
+        stored_ema = state_dtype.ema_to_device(settings.optimizer, state.ema)
+        ema = state_dtype.to_float32(stored_ema)
+        grads, sums = differentiate(trained, rest, ema, example, jnp.maximum(example.weight.sum(), 1.0))
+        updates, opt_state = optimizer.update(grads, state_dtype.to_float32(state.opt_state), trained)
+        moved, metrics = task.settle(optax.apply_updates(trained, updates), sums)
+        ema = state_dtype.to_state_dtype(update_ema(ema, moved, decay), stored_ema, seed, "ema", state.step)
+        opt_state = state_dtype.to_state_dtype(opt_state, state.opt_state, seed, "optimizer", state.step)
+
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-        updates, opt_state = optimizer.update(grads, storage.in_float32(state.opt_state), trained)
-        moved, metrics = task.settle(optax.apply_updates(trained, updates), sums)
-        ema = storage.as_kept(next_average(average, moved, decay), kept, seed, "ema", state.step)
-        opt_state = storage.as_kept(opt_state, state.opt_state, seed, "optimizer", state.step)
-        new = (moved, ema, opt_state)
-        old = (trained, kept, state.opt_state)
+        new, old = (moved, ema, opt_state), (trained, stored_ema, state.opt_state)
         moved, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         metrics |= {"grad_norm": norm, "finite": finite.astype(jnp.float32)}
-        ema = storage.put_back(settings.optimizer, ema)
+        ema = state_dtype.ema_to_its_memory(settings.optimizer, ema)
         return TrainState(state.step + 1, finetune.join(moved, rest), ema, opt_state), metrics
 
-    # The state keeps the layout it came with; metrics are whole everywhere, so that any process can read them.
+    # The state keeps its layout; metrics are replicated, so that any process can read them.
     return jax.jit(step, donate_argnums=0, out_shardings=(None, sharding.replicated(mesh)))
+
+
+def _accumulated(differentiate: Callable, parts: int, mesh: jax.sharding.Mesh) -> Callable:
+    """`differentiate` summed over micro-batches, one after the other. Part j takes the rows r with r % parts == j: every device
+    keeps the rows that it has."""
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+    def gradients(trained, rest, ema, example, total_weight):
+        def body(carry, part):
+            part = sharding.constrain(mesh, part)
+            return jax.tree.map(jnp.add, carry, differentiate(trained, rest, ema, part, total_weight)), None
+
+        micro_batches = jax.tree.map(split, example)
+        first = jax.tree.map(lambda x: x[0], micro_batches)
+        shapes = jax.eval_shape(differentiate, trained, rest, ema, first, total_weight)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(body, zeros, micro_batches)[0]
+
+    return gradients

@@ -1,53 +1,28 @@
-"""The watchdog: a run that hangs says so, and where every thread of every process stands."""
+"""The watchdog: a process that hangs prints where each of its threads stands."""
 
 from __future__ import annotations
 
 import faulthandler
 import sys
-import threading
-import time
-
-import jax
 
 
 class Watchdog:
-    """Context manager; `alive` is to be called as steps finish.
+    """Context manager. Without a call of `alive` for `minutes` the stacks of all threads go to stderr, again and again.
 
-    When that has not happened for `minutes`, each process that waits writes one line and the stacks of all its threads to its
-    stderr, and again after as long. The run goes on: whoever watches it decides. 0 minutes: no watchdog.
+    The run goes on: whoever watches it decides. 0 minutes: no watchdog.
     """
 
     def __init__(self, minutes: float):
         self.seconds = 60 * minutes
-        self.step, self.since = 0, time.monotonic()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def alive(self, step: int) -> None:
-        self.step, self.since = step, time.monotonic()
+    def alive(self) -> None:
+        """Starts the time anew."""
+        if self.seconds:
+            faulthandler.dump_traceback_later(self.seconds, repeat=True, file=sys.__stderr__)
 
     def __enter__(self):
-        self.alive(self.step)
-        if self.seconds:
-            self._thread.start()
+        self.alive()
         return self
 
     def __exit__(self, *_):
-        self._ended.set()
-        if self.seconds:
-            self._thread.join()
-
-    def _watch(self) -> None:
-        barked = self.since
-        while not self._ended.wait(min(self.seconds / 4, 5.0)):
-            barked = max(barked, self.since)
-            if time.monotonic() - barked < self.seconds:
-                continue
-            barked = time.monotonic()
-            print(
-                f"watchdog: process {jax.process_index()} has finished no step for {(barked - self.since) / 60:.3g} minutes, "
-                f"since step {self.step}; its threads stand here (config.train.watchdog_minutes):",
-                file=sys.stderr,
-                flush=True,
-            )
-            faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+        faulthandler.cancel_dump_traceback_later()

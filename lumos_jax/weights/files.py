@@ -6,7 +6,6 @@ Where a directory or a hub repository has safetensors, these are taken and PyTor
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import pathlib
@@ -26,7 +25,6 @@ from safetensors.numpy import save_file
 from lumos_jax.weights import torch_files
 
 _TORCH = (".pth", ".pt", ".bin", ".tar", ".ckpt")
-_AVERAGES = ("ema", "model_ema", "state_dict_ema")  # keys of training checkpoints
 _WANTED = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _WANTED_ELSE = tuple(
     stem + end for stem in ("pytorch_model", "diffusion_pytorch_model") for end in ("*.bin", ".bin.index.json")
@@ -71,6 +69,13 @@ def read(
     Raises:
       ValueError: nothing readable there, a damaged file, or one that `torch_files` refuses.
     """
+    try:
+        return _read(path, stem, shapes_only)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _read(path: pathlib.Path, stem: str, shapes_only: bool):
     if path.is_dir():
         return _read_directory(path, stem, shapes_only)
     if path.suffix == ".safetensors":
@@ -108,26 +113,12 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is damaged, cut short or no .npz of plain arrays: {error}") from error
 
 
-def is_slow(path: pathlib.Path) -> bool:
-    """Whether `read` finds files there that take longer than safetensors: PyTorch's and .npz."""
-    if path.is_dir():
-        return not any(path.glob("*.safetensors"))
-    return path.suffix in (".npz", *_TORCH)
-
-
 def _shapes_if(shapes_only: bool, state: dict[str, np.ndarray]) -> dict[str, Any]:
     return {name: value.shape for name, value in state.items()} if shapes_only else state
 
 
 def _read_torch(path: pathlib.Path, shapes_only: bool) -> dict[str, Any]:
     return _shapes_if(shapes_only, torch_files.load(path))  # views of the mapped file: shapes alone cost nothing
-
-
-def _read_torch_prior(path: pathlib.Path, shapes_only: bool) -> dict[str, Any]:
-    """As `_read_torch`; of a training checkpoint the running average, which is what priors draw with."""
-    tree = torch_files.load_tree(path)
-    average = next((key for key in _AVERAGES if isinstance(tree, dict) and isinstance(tree.get(key), dict)), None)
-    return _shapes_if(shapes_only, torch_files.state_dict(tree, path, average))
 
 
 def _read_directory(path: pathlib.Path, stem: str, shapes_only: bool):
@@ -179,46 +170,11 @@ class Lazy:
 
 
 def save_safetensors(state: Mapping[str, np.ndarray], path: pathlib.Path, metadata: Mapping[str, str]) -> None:
-    """Writes arrays by name, and what the file says about itself."""
+    """Writes arrays by name, and what the file says about itself; readable as the umask says (the library's mode is 0600)."""
+    path.touch()
+    mode = path.stat().st_mode
     save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, path, dict(metadata))
-
-
-_DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16",
-    "int8": "I8", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
-
-
-class Writer:
-    """A safetensors file of arrays that come one by one: the library's own writer wants them all at once.
-
-    The header stands first and tells where everything is, so room is left for it; spaces fill what it does not need.
-    """
-
-    ROOM = 2**18  # bytes
-
-    def __init__(self, path: pathlib.Path):
-        self._file, self._told, self._end = path.open("wb"), {}, 0
-        self._file.seek(self.ROOM)
-
-    def add(self, name: str, array: np.ndarray) -> None:
-        array = np.ascontiguousarray(array)
-        places = [self._end, self._end + array.nbytes]
-        self._told[name] = {"dtype": _DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": places}
-        self._file.write(array.reshape(-1).view(np.uint8))
-        self._end += array.nbytes
-
-    def close(self) -> None:
-        header = json.dumps(self._told).encode().ljust(self.ROOM - 8)
-        assert len(header) == self.ROOM - 8, "too many arrays"
-        self._file.seek(0)
-        self._file.write((self.ROOM - 8).to_bytes(8, "little") + header)
-        self._file.close()
-
-    def abandon(self) -> None:
-        """Closes a file that may not be whole, and that nobody will read."""
-        with contextlib.suppress(OSError):  # of a full disk, when what is buffered is written
-            self._file.close()
+    path.chmod(mode)
 
 
 def read_release(
@@ -246,8 +202,9 @@ def read_release(
         (path,) = found
     beside = path.with_name("config.json")
     described = _json(beside) if beside.exists() else None
-    if path.suffix in _TORCH:
-        return _read_torch_prior(path, shapes_only), {}, described
+    if path.suffix in _TORCH:  # of a training checkpoint the EMA, which is what priors sample with
+        state = torch_files.load(path, prefer=torch_files.EMA_KEYS)
+        return _shapes_if(shapes_only, state), {}, described
     state, _ = read(path, "", shapes_only)
     if path.suffix != ".safetensors":
         return state, {}, described

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -65,3 +66,15 @@ def load(
     return network_class(**fields), {
         name: np.asarray(value) if take is None else take(name, np.asarray(value)) for name, value in state.items()
     }
+
+
+def load_any(
+    path: pathlib.Path, kind: str, network_class: Callable, convert: Callable, take: Callable | None
+) -> tuple[Any, dict[str, Any]]:
+    """(network, {path: array}) of such a folder, or else of what `convert` makes of weights under anyone's names."""
+    own = load(path, kind, network_class, take)
+    if own is not None:
+        return own
+    network, flat, account = convert()
+    logging.getLogger(__name__).info("%s\n%s", path, account.table())
+    return network, flat

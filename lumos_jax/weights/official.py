@@ -15,8 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos_jax.models import layers
-from lumos_jax.models.dit import DiT
+from lumos_jax.models import Network, layers
 from lumos_jax.weights import rules as name_rules
 from lumos_jax.weights.rules import Account, Rule
 
@@ -69,7 +68,7 @@ RCG_RULES: Sequence[Rule] = [
 ]
 
 
-def _shapes(dit: DiT) -> dict[str, tuple[int, ...]]:
+def _shapes(dit: Network) -> dict[str, tuple[int, ...]]:
     shapes = name_rules.flatten(jax.eval_shape(dit.init, jax.random.key(0)))
     return {path: tuple(leaf.shape) for path, leaf in shapes.items()}
 
@@ -86,7 +85,7 @@ def _merged(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def from_official(
-    state: Mapping[str, Any], dit: DiT, *, origin: str, rules: Sequence[Rule] = RULES
+    state: Mapping[str, Any], dit: Network, *, origin: str, rules: Sequence[Rule] = RULES
 ) -> tuple[dict[str, Any], Account]:
     """The official state dict as this network's parameters, with an account of every name.
 
@@ -106,7 +105,7 @@ def from_official(
     return name_rules.unflatten(params), account
 
 
-def from_pixart(state: Mapping[str, Any], dit: DiT, *, origin: str) -> tuple[dict[str, Any], Account]:
+def from_pixart(state: Mapping[str, Any], dit: Network, *, origin: str) -> tuple[dict[str, Any], Account]:
     """PixArt-alpha's state dict as this network's parameters, without loss; arguments and errors as `from_official`.
 
     PixArt shares one SiLU -> Linear(D, 6 D) among its blocks and adds a table (6, D) of each block's own: the same as a
@@ -133,7 +132,7 @@ def from_pixart(state: Mapping[str, Any], dit: DiT, *, origin: str) -> tuple[dic
     return from_official(renamed, dit, origin=origin)
 
 
-def to_official(params: Mapping[str, Any], dit: DiT) -> dict[str, np.ndarray]:
+def to_official(params: Mapping[str, Any], dit: Network) -> dict[str, np.ndarray]:
     """This network's parameters under the official names, bit for bit, and the recomputed `pos_embed`.
 
     Raises:
@@ -158,7 +157,7 @@ def to_official(params: Mapping[str, Any], dit: DiT) -> dict[str, np.ndarray]:
     return {"pos_embed": np.asarray(table)[None], **name_rules.export(flat, RULES, like)}
 
 
-def _disk_shape(rule: Rule, shape: tuple[int, ...], dit: DiT) -> tuple[int, ...]:
+def _disk_shape(rule: Rule, shape: tuple[int, ...], dit: Network) -> tuple[int, ...]:
     if rule.transform == "patch":
         features, width = shape
         return width, features // dit.patch_size**2, dit.patch_size, dit.patch_size

@@ -23,7 +23,7 @@ from typing import Any
 
 from lumos_jax import config, models
 from lumos_jax.config import io as config_io
-from lumos_jax.models import DiT, sizes
+from lumos_jax.models import Network, sizes
 from lumos_jax.weights import diffusers_names, files, official
 
 SETTINGS_KEY = "lumos_jax"  # of a safetensors file's metadata: the settings of the run that wrote it
@@ -93,7 +93,7 @@ class Prior:
     """An imported prior: settings to sample or train with, the network, its parameters (or shapes) and their account."""
 
     settings: config.Settings
-    dit: DiT
+    dit: Network
     params: Any
     account: Any
 

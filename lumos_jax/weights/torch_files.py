@@ -1,8 +1,9 @@
-"""PyTorch files (.pth, .pt, .bin, .ckpt) -> NumPy arrays, without PyTorch and without running anything that a file asks for.
+"""PyTorch files (.pth, .pt, .bin, .ckpt) in torch.save's zip layout, read and written without PyTorch.
 
-`torch.save` writes a pickle that describes the tensors, beside the raw bytes of their storages, in one of two layouts: a zip
-archive (since 1.6), or several pickles in a row followed by the storages (before). `torch_pickle` reads the pickle to records;
-here the records are checked against the file's real size and turned into read-only views of the mapped file.
+Such a file is a zip archive of `data.pkl`, a pickle that describes nested dicts of tensors, and the raw bytes of their
+storages. A pickle is a program that may call whatever it names. The reader here looks names up in one closed table of its own
+objects and refuses every other name, so nothing that a file asks for is ever run. Tensors become read-only views of the mapped
+file, checked against its size. Files from before PyTorch 1.6, which are no zip archives, are refused.
 """
 
 from __future__ import annotations
@@ -12,181 +13,227 @@ import logging
 import math
 import mmap
 import pathlib
+import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from lumos_jax.weights.torch_pickle import DTYPES, NotRead, NotReadArray, Refused, Storage, Tensor, unpickle
+EMA_KEYS = ("ema", "model_ema", "state_dict_ema", "ema_state_dict")
+STATE_DICT_KEYS = (
+    "state_dict", "model", "model_state_dict", "module", "teacher", "target_network", "params", *EMA_KEYS,
+)  # fmt: skip
 
-USUAL_KEYS = ("state_dict", "model", "module", "ema", "state_dict_ema", "teacher", "target_network", "params")
+_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_STORAGES: Mapping[str, np.dtype] = {
+    "FloatStorage": np.dtype("<f4"), "DoubleStorage": np.dtype("<f8"), "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype("<i8"), "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"), "CharStorage": np.dtype("i1"), "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"), "UntypedStorage": np.dtype("u1"),
+}  # fmt: skip
 
-_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+
+class _Refused(ValueError):
+    """Why a file is refused, without its path."""
+
+
+class _Stateless:
+    """Ignores the attributes that a pickle's BUILD would set."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        pass
+
+
+class Ignored(_Stateless):
+    """Stands for a value that weights do not need: training arguments, devices, NumPy scalars and arrays."""
+
+    __slots__ = ()
+
+    def __new__(cls, *args, **named):
+        return super().__new__(cls)
+
+
+class _Dict(_Stateless, dict):
+    """An OrderedDict's or defaultdict's contents."""
+
+    __slots__ = ()
+
+
+class _Function(_Stateless):
+    """A function of ours as a pickle sees it: it can only be called."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable):
+        self._call = call
+
+    def __call__(self, *args):
+        return self._call(*args)
+
+
+# What training checkpoints hold beside their weights. Protocol 2 names sets and such by their Python 2 module.
+_IGNORED = (
+    ("argparse", "Namespace"), ("types", "SimpleNamespace"), ("collections", "Counter"),
+    ("datetime", "datetime"), ("datetime", "timedelta"), ("numpy", "dtype"), ("numpy", "ndarray"), ("_codecs", "encode"),
+    *(("pathlib", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath")), ("pathlib._local", "PosixPath"),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    *(("torch", name) for name in (
+        "device", "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")),
+    *((module, name) for module in ("builtins", "__builtin__") for name in (
+        "set", "frozenset", "list", "dict", "tuple", "int", "float", "str", "bytearray", "complex", "slice", "range")),
+)  # fmt: skip
+_GLOBALS: Mapping[tuple[str, str], Any] = {
+    **dict.fromkeys(_IGNORED, Ignored),
+    ("collections", "OrderedDict"): _Dict,
+    ("collections", "defaultdict"): _Function(lambda *factory: _Dict()),
+    ("torch", "Size"): _Function(lambda numbers=(): tuple(numbers)),
+    ("torch._utils", "_rebuild_parameter"): _Function(lambda tensor, *_: tensor),
+    ("torch.storage", "UntypedStorage"): "UntypedStorage",
+    **{("torch", name): name for name in _STORAGES},
+}
+
+
+class _Unpickler(pickle._Unpickler):  # the one in Python: its memo is a dict, so no opcode can ask for gigabytes
+    def __init__(self, archive: _Archive):
+        super().__init__(io.BytesIO(archive.view("data.pkl")), encoding="utf-8", errors="surrogateescape")
+        self._archive = archive
+
+    def find_class(self, module, name):
+        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
+            return _Function(self._rebuild_tensor)
+        if (module, name) not in _GLOBALS:
+            raise _Refused(
+                f"it asks for {f'{module}.{name}'!r}, which weights do not need; it was not looked up and nothing was run. "
+                "If you trust the file, load it with PyTorch and save the state dict alone: "
+                "torch.save(model.state_dict(), 'weights.pth')"
+            )
+        return _GLOBALS[module, name]
+
+    def persistent_load(self, pid):
+        if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
+            raise _Refused("it refers to something other than a storage; save the state dict alone")
+        dtype, data, count = _STORAGES[pid[1]], self._archive.view(f"data/{pid[2]}"), pid[4]
+        if count * dtype.itemsize > len(data):
+            raise _Refused(f"storage {pid[2]!r} claims {count * dtype.itemsize} bytes but has {len(data)}")
+        return data, dtype
+
+    def _rebuild_tensor(self, storage, offset, shape, strides, *more):
+        """`more`: requires_grad, hooks and, since 2.0, flags of lazily conjugated or negated tensors."""
+        if len(more) > 2 and more[2]:
+            raise _Refused("a tensor is stored negated or conjugated; call resolve_neg() and resolve_conj() first")
+        data, dtype = storage
+        if math.prod(shape) * dtype.itemsize > self._archive.size:  # strides of zero repeat a few bytes
+            raise _Refused("a tensor claims more bytes than the file has")
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        strides = [stride * dtype.itemsize if n > 1 else 0 for n, stride in zip(shape, strides, strict=True)]
+        array = np.ndarray(shape, dtype, data, offset * dtype.itemsize, strides)  # checks that it lies within `data`
+        return array if array.flags.aligned else array.copy()
+
+
+class _Archive:
+    """The entries of a mapped zip archive, below its one root folder; none of them is compressed."""
+
+    def __init__(self, path: pathlib.Path):
+        with path.open("rb") as file:
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.size = len(self._data)
+        if self._data[: len(_LEGACY_MAGIC)] == _LEGACY_MAGIC:
+            raise _Refused(
+                "it is in the format from before PyTorch 1.6. Save it again with a current PyTorch: "
+                f"torch.save(torch.load({path.name!r}, map_location='cpu', weights_only=True), 'new.pth')"
+            )
+        if self._data[:2] != b"PK":
+            raise _Refused("it is no file of torch.save, which are zip archives")
+        with zipfile.ZipFile(self._data) as archive:
+            self._entries = {info.filename: info for info in archive.infolist()}
+        roots = [match[1] for name in self._entries if (match := re.fullmatch(r"([^/]+)/data\.pkl", name))]
+        if len(roots) != 1:
+            raise _Refused(f"it is no file of torch.save: {len(roots)} of its entries are called <root>/data.pkl")
+        self._root = roots[0]
+        if any(name.startswith((f"{self._root}/constants.pkl", f"{self._root}/code/")) for name in self._entries):
+            raise _Refused(
+                "it is a TorchScript archive, which holds a program; save the state dict alone: "
+                "torch.save(torch.jit.load(...).state_dict(), 'weights.pth')"
+            )
+        if f"{self._root}/byteorder" in self._entries and self.view("byteorder") != b"little":
+            raise _Refused("its byte order is not little-endian")
+
+    def view(self, name: str) -> memoryview:
+        """The bytes of an entry, where they lie in the file."""
+        info = self._entries.get(f"{self._root}/{name}")
+        if info is None:
+            raise _Refused(f"its entry {name!r} is missing")
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise _Refused(f"its entry {name!r} is compressed or encrypted, which torch.save never does")
+        header = self._data[info.header_offset : info.header_offset + 30]
+        if header[:4] != b"PK\x03\x04":
+            raise _Refused(f"its entry {name!r} is not where the archive says")
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))  # behind the name and extra fields
+        if start + info.file_size > self.size:
+            raise _Refused(f"its entry {name!r} claims more bytes than the file has")
+        return memoryview(self._data)[start : start + info.file_size]
 
 
 def load_tree(path: str | pathlib.Path) -> Any:
-    """Everything a file holds: nested dicts, lists, tuples, numbers, strings, and arrays in place of tensors.
-
-    Arrays are read-only views of the mapped file, copied only where the file does not align them; dtypes are PyTorch's, with
-    ml_dtypes.bfloat16. Other values are `NotRead`.
+    """Returns all a file holds: nested dicts, lists, numbers, strings, read-only arrays for tensors, `Ignored` for the rest.
 
     Raises:
-      ValueError: the file asks for code, is no PyTorch file, is damaged or cut short, or is a TorchScript archive.
+      ValueError: the file asks for code, is no zip file of torch.save, or is damaged.
     """
     path = pathlib.Path(path)
-    if not path.is_file() or not path.stat().st_size:
-        raise ValueError(f"{path} is {'empty' if path.is_file() else 'no file'}")
-    with path.open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    tree, places = _read_zip(data, path) if data[:2] == b"PK" else _read_legacy(data, path)
     try:
-        return _plain(tree, lambda tensor: _array(tensor, data, places), {})
-    except RecursionError:
-        raise ValueError(f"{path} is refused: it is nested too deeply for weights") from None
-    except Refused as refused:
+        return _Unpickler(_Archive(path)).load()
+    except _Refused as refused:
         raise ValueError(f"{path} is refused: {refused}") from None
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # zipfile and pickle raise whatever they like on damaged bytes
+        raise ValueError(f"{path} is damaged or cut short ({type(error).__name__}: {str(error)[:200]})") from error
 
 
-def _read_zip(data: mmap.mmap, path: pathlib.Path):
-    """-> tree, {storage key: (first byte, bytes)}"""
-    try:
-        with zipfile.ZipFile(data) as archive:
-            entries = {info.filename: info for info in archive.infolist()}
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError, struct.error) as error:
+def load(path: str | pathlib.Path, prefer: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Returns a file's state dict: name -> read-only array. Arguments and errors as for `load_tree` and `state_dict`."""
+    return state_dict(load_tree(path), path, prefer)
+
+
+def state_dict(tree: Any, path: str | pathlib.Path, prefer: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Finds the state dict in what a file holds; a log line says what was left.
+
+    Args:
+      tree: from `load_tree`.
+      path: for messages.
+      prefer: keys to take if they are there; else the only one of STATE_DICT_KEYS that holds tensors, or the top level.
+
+    Raises:
+      ValueError: there are no tensors, or several state dicts; lists what there is.
+    """
+    named = {key: _tensors(tree[key]) for key in STATE_DICT_KEYS if isinstance(tree, dict) and _tensors(tree.get(key))}
+    key = next((key for key in (*prefer, *named) if key in named), None)
+    if len(named) > 1 and key not in prefer:
         raise ValueError(
-            f"{path} is damaged or cut short: as a zip archive it has no readable end ({error})"
-        ) from error
-    roots = [match[1] for name in entries if (match := re.fullmatch(r"([^/]+)/data\.pkl", name))]
-    if len(roots) != 1:
+            f"{path} holds several state dicts, {_listing({key: tree[key] for key in named})}; keep one in a file of its own: "
+            f"numpy.savez('weights.npz', **lumos_jax.weights.torch_files.load_tree({str(path)!r})[{next(iter(named))!r}])"
+        )
+    found = _tensors(tree) if key is None else named[key]
+    if not found:
         raise ValueError(
-            f"{path} is a zip archive, but none of torch.save: {len(roots)} entries are called <root>/data.pkl"
+            f"{path} has no tensors at its top level or under {', '.join(STATE_DICT_KEYS)}; it holds {_listing(tree)}"
         )
-    root = roots[0]
-    if any(name == f"{root}/constants.pkl" or name.startswith(f"{root}/code/") for name in entries):
-        raise ValueError(
-            f"{path} is a TorchScript archive, which holds a program; save the state dict alone: "
-            "torch.save(torch.jit.load(...).state_dict(), 'weights.pth')"
-        )
-
-    places = {name: _place(info, data, path) for name, info in entries.items() if not info.is_dir()}
-
-    def read(name: str) -> bytes:
-        start, size = places[name]
-        return data[start : start + size]
-
-    order = read(f"{root}/byteorder") if f"{root}/byteorder" in places else b"little"
-    if order != b"little":
-        raise ValueError(f"{path} has byte order {order[:20]!r}; only little-endian files are read")
-    tree, _ = unpickle(io.BytesIO(read(f"{root}/data.pkl")), path)
-    folder = f"{root}/data/"
-    return tree, {name.removeprefix(folder): place for name, place in places.items() if name.startswith(folder)}
-
-
-def _place(info: zipfile.ZipInfo, data: mmap.mmap, path: pathlib.Path) -> tuple[int, int]:
-    """First byte and number of bytes of an entry that lies in the archive as it is."""
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
-        raise ValueError(f"{path}: entry {info.filename!r} is compressed or encrypted, which torch.save never does")
-    header = data[info.header_offset : info.header_offset + 30] if info.header_offset >= 0 else b""
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise ValueError(f"{path} is damaged: entry {info.filename!r} is not where the archive says")
-    start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
-    if start + info.file_size > len(data):
-        raise ValueError(
-            f"{path} is damaged: entry {info.filename!r} claims {info.file_size} bytes, more than there are"
-        )
-    return start, info.file_size
-
-
-def _read_legacy(data: mmap.mmap, path: pathlib.Path):
-    """-> tree, {storage key: (first byte, bytes)}"""
-    magic, _ = unpickle(data, path)
-    if type(magic) is not int or magic != _MAGIC:
-        raise ValueError(f"{path} is no file of torch.save: it starts with another pickle than PyTorch's magic number")
-    protocol, _ = unpickle(data, path)
-    if type(protocol) is not int or protocol != _PROTOCOL:
-        raise ValueError(f"{path} is not of PyTorch's protocol {_PROTOCOL}, the only one that is read")
-    system, _ = unpickle(data, path)
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise ValueError(f"{path} is not little-endian, or does not say so; only little-endian files are read")
-    tree, counts = unpickle(data, path)
-    keys, _ = unpickle(data, path)
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise ValueError(f"{path} is damaged: it has no list of its storages")
-    places = {}
-    for key in keys:
-        header = data.read(8)
-        kind, expected = counts.get(key, (None, None))
-        count = int.from_bytes(header, "little", signed=True)
-        if len(header) < 8 or count != expected:
-            raise ValueError(f"{path} is damaged or cut short: storage {key!r} has {count} elements, not {expected}")
-        start, size = data.tell(), count * DTYPES[kind].itemsize
-        if start + size > len(data):
-            raise ValueError(f"{path} is cut short: storage {key!r} has {len(data) - start} of {size} bytes")
-        places[key] = start, size
-        data.seek(start + size)
-    return tree, places
-
-
-def _array(tensor: Tensor, data: mmap.mmap, places: Mapping[str, tuple[int, int]]) -> np.ndarray:
-    """A tensor's record -> a view of the file, after proving that every element lies in the tensor's storage."""
-    storage, dtype = tensor.storage, DTYPES[tensor.storage.kind]
-    if storage.key not in places:
-        raise Refused(f"storage {storage.key!r} is missing from the file")
-    start, size = places[storage.key]
-    if (storage.first + storage.count) * dtype.itemsize > size:
-        raise Refused(
-            f"storage {storage.key!r} claims {(storage.first + storage.count) * dtype.itemsize} bytes but has {size}"
-        )
-    count = math.prod(tensor.shape)
-    last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
-    # Overlapping strides let a few bytes pose as any number of elements.
-    if (count and last >= storage.count) or count * dtype.itemsize > len(data):
-        raise Refused(
-            f"a tensor of shape {tensor.shape}, strides {tensor.strides} and offset {tensor.offset} reaches beyond the "
-            f"{storage.count} elements of storage {storage.key!r}"
-        )
-    try:
-        if not count:
-            return np.empty(tensor.shape, dtype)
-        # A stride along an axis of length one is never used and may be anything, even more than NumPy can hold.
-        strides = [
-            stride * dtype.itemsize if n > 1 else 0 for n, stride in zip(tensor.shape, tensor.strides, strict=True)
-        ]
-        first = start + (storage.first + tensor.offset) * dtype.itemsize
-        array = np.ndarray(tensor.shape, dtype, data, first, strides)
-    except (ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise Refused(f"a tensor of shape {tensor.shape} cannot be read: {error}") from error
-    return array if array.flags.aligned else array.copy()
-
-
-def _plain(value: Any, array: Callable[[Tensor], np.ndarray], done: dict[int, Any]) -> Any:
-    """What came out of the pickle, with real arrays and plain dicts; parts that are shared stay shared."""
-    if id(value) in done:
-        if done[id(value)] is done:
-            raise Refused("a part of it contains itself")
-        return done[id(value)]
-    done[id(value)] = done  # being made
-    if isinstance(value, Tensor):
-        plain = array(value)
-    elif isinstance(value, Storage):
-        plain = array(Tensor(value, 0, (value.count,), (1,)))
-    elif isinstance(value, dict):
-        plain = {key: _plain(part, array, done) for key, part in value.items()}
-    elif type(value) in (list, tuple):
-        plain = type(value)(_plain(part, array, done) for part in value)
-    elif isinstance(value, str | bytes | int | float | bool | None):
-        plain = value
-    else:
-        plain = value if isinstance(value, NotRead) else NotRead()
-    done[id(value)] = plain
-    return plain
+    if left := {name: part for name, part in tree.items() if name != key and name not in found}:
+        where = "the top level" if key is None else repr(key)
+        logging.getLogger(__name__).info("%s: took %d tensors of %s; left %s", path, len(found), where, _listing(left))
+    return found
 
 
 def _tensors(value: Any) -> dict[str, np.ndarray]:
-    """The named arrays of a mapping; none of anything else."""
     if not isinstance(value, dict):
         return {}
     return {name: part for name, part in value.items() if isinstance(name, str) and isinstance(part, np.ndarray)}
@@ -195,62 +242,59 @@ def _tensors(value: Any) -> dict[str, np.ndarray]:
 def _listing(tree: Any) -> str:
     if not isinstance(tree, dict):
         return f"a {type(tree).__name__}"
-    names = [name for name in tree if isinstance(name, str)]
-    lines = [
-        f"{name!r} ({len(_tensors(tree[name]))} tensors)" if _tensors(tree[name]) else repr(name) for name in names
-    ]
-    return ", ".join(lines[:20] + ["..."] * (len(lines) > 20)) or "nothing that has a name"
+    sizes = {name: len(_tensors(part)) for name, part in tree.items() if isinstance(name, str)}
+    parts = [repr(name) + (f" ({size} tensors)" if size else "") for name, size in sizes.items()]
+    return ", ".join(parts[:20] + ["..."] * (len(parts) > 20)) or "nothing that has a name"
 
 
-def state_dict(tree: Any, path: str | pathlib.Path, key: str | None = None) -> dict[str, np.ndarray]:
-    """The state dict among what a file holds: name -> array.
+# Writing. The pickle is written opcode by opcode (protocol 2), since it names functions that need not exist here.
 
-    Args:
-      tree: of `load_tree`.
-      path: for messages.
-      key: take what lies under this key; None takes the only one of `USUAL_KEYS` that holds tensors, or else the top level.
+_WRITTEN = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage", "int64": "LongStorage"}
+
+
+def save(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
+    """Writes nested dicts of float32, float16, bfloat16 or int64 arrays, for `torch.load(path, weights_only=True)`.
 
     Raises:
-      ValueError: no such key, no tensors, or several keys to choose from; lists what there is.
+      ValueError: another dtype, or another kind of value.
     """
-    if key is not None:
-        found = _tensors(tree.get(key)) if isinstance(tree, dict) else {}
-        if not found:
-            raise ValueError(f"{path} has no tensors under key={key!r}; it holds {_listing(tree)}")
-        return _reported(found, tree, path, key)
-    usual = [k for k in USUAL_KEYS if isinstance(tree, dict) and _tensors(tree.get(k))]
-    if len(usual) > 1:
-        raise ValueError(
-            f"{path} holds several state dicts, {_listing({k: tree[k] for k in usual})}; keep one in a file of its own: "
-            f"numpy.savez('weights.npz', **lumos_jax.encoders.torch_files.load({str(path)!r}, key={usual[0]!r}))"
+    arrays: list[np.ndarray] = []
+    pickled = b"\x80\x02" + _pickled(tree, arrays) + pickle.STOP
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/byteorder", "little")
+        for key, array in enumerate(arrays):
+            with archive.open(f"archive/data/{key}", "w", force_zip64=True) as file:
+                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        archive.writestr("archive/version", "3\n")
+
+
+def _pickled(value: Any, arrays: list[np.ndarray]) -> bytes:
+    """Opcodes that make `value`, where bytes are opcodes already. Its arrays are appended to `arrays`."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return pickle.BINUNICODE + struct.pack("<I", len(value.encode())) + value.encode()
+    if isinstance(value, int):
+        return (
+            pickle.BININT + struct.pack("<i", value) if value < 2**31 else pickle.LONG1 + struct.pack("<Bq", 8, value)
         )
-    if usual:
-        return _reported(_tensors(tree[usual[0]]), tree, path, usual[0])
-    if not _tensors(tree):
-        raise ValueError(
-            f"{path} has no tensors at its top level or under {', '.join(USUAL_KEYS)}; it holds {_listing(tree)}"
-        )
-    return _reported(_tensors(tree), tree, path, None)
+    if isinstance(value, tuple):
+        return pickle.MARK + b"".join(_pickled(part, arrays) for part in value) + pickle.TUPLE
+    if isinstance(value, Mapping):
+        items = b"".join(_pickled(key, arrays) + _pickled(part, arrays) for key, part in value.items())
+        return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
+    if not isinstance(value, np.ndarray) or value.dtype.name not in _WRITTEN:
+        what = value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__
+        raise ValueError(f"a PyTorch file is written of {', '.join(_WRITTEN)} arrays and dicts, not of {what}")
+    storage = ("storage", _global("torch", _WRITTEN[value.dtype.name]), str(len(arrays)), "cpu", value.size)
+    arrays.append(value)
+    strides = np.cumprod((1, *value.shape[:0:-1]), dtype=int)[::-1].tolist() if value.ndim else ()
+    hooks = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    stored = _pickled(storage, arrays) + pickle.BINPERSID
+    arguments = _pickled((stored, 0, value.shape, tuple(strides), pickle.NEWFALSE, hooks), arrays)
+    return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
 
 
-def _reported(found: dict[str, np.ndarray], tree: dict, path: str | pathlib.Path, key: str | None):
-    """The tensors that were found, after refusing to leave out arrays that may belong to them, and telling what is left."""
-    arrays = [
-        repr(name) for name, part in (tree if key is None else tree[key]).items() if isinstance(part, NotReadArray)
-    ]
-    if arrays:
-        named = ", ".join(arrays[:5] + ["..."] * (len(arrays) > 5))
-        raise ValueError(
-            f"{path} holds NumPy arrays among its tensors ({named}), and of PyTorch's files only tensors are read: save all of "
-            "the state dict as tensors, or all of it with numpy.savez"
-        )
-    left = {name: part for name, part in tree.items() if name not in found and name != key}
-    if key is not None or left:
-        where = "the top level" if key is None else repr(key)
-        logging.getLogger(__name__).info("%s: took %d tensors of %s; left %s", path, len(found), where, _listing(left))
-    return found
-
-
-def load(path: str | pathlib.Path, key: str | None = None) -> dict[str, np.ndarray]:
-    """A file's state dict: name -> read-only array. Arguments and errors as in `load_tree` and `state_dict`."""
-    return state_dict(load_tree(path), path, key)
+def _global(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from lumos_jax.encoders.vit import Vit
-from lumos_jax.weights import files, names, weights_cache
+from lumos_jax.weights import files, frozen_files, names
 from lumos_jax.weights import rules as name_rules
 from lumos_jax.weights.placement import Take
 
@@ -38,10 +38,10 @@ def load_vit(weights: str, heads: int = 0, take: Take | None = None) -> tuple[Vi
     """
     path = SHIPPED if weights == "scenes" else files.locate(weights, "config.encoder.weights")
 
-    def convert(take):
+    def convert():
         return convert_vit(*files.read(path, "model"), heads, weights, take)
 
-    vit, params = weights_cache.load(path, "image-encoder", Vit, convert, take, heads)
+    vit, params = frozen_files.load_any(path, "image-encoder", Vit, convert, take)
     return vit, name_rules.unflatten(params)
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from lumos_jax import config
 from lumos_jax.models import Condition, layers, make_dit
-from lumos_jax.models.dit import Block
+from lumos_jax.models.blocks import Block
+from lumos_jax.models.dit import DiT
 from lumos_jax.planning import flops
 
 TINY = config.Model(size="custom", width=32, depth=3, heads=2, patch_size=2, dtype="float32", scan_unroll=1)
@@ -109,14 +110,17 @@ def test_initial_values_follow_the_recipe():
 
 
 def test_scan_gives_what_a_loop_over_blocks_gives():
+    def run_blocks(model, *inputs):
+        return model.blocks(*inputs)
+
     dit = tiny()
     params = make_params(dit)
     x, s, y = normal(0, BATCH, 16, 32), normal(1, BATCH, 32), normal(2, BATCH, TOKENS, 32)
     scanned, unrolled = (
-        jax.jit(lambda params, d=d: d._run_blocks(params, x, s, y, None, 0, None))(params["blocks"])
+        jax.jit(lambda params, d=d: DiT(d).apply({"params": params}, x, s, y, None, 0, method=run_blocks)[0])(params)
         for d in (dit, dataclasses.replace(dit, unroll=3))
     )
-    block = jax.jit(lambda layer, x: Block(dit.heads, dit.mlp_hidden).apply({"params": layer}, x, s, y, None))
+    block = jax.jit(lambda layer, x: Block(dit.heads, dit.mlp_hidden).apply({"params": layer}, x, s, y, None, 0)[0])
     for i in range(dit.depth):
         x = block(jax.tree.map(lambda p, i=i: p[i], params["blocks"]), x)
     np.testing.assert_allclose(scanned, x, atol=1e-5)

@@ -88,11 +88,14 @@ def test_running_out_of_memory_is_an_answer_with_what_to_try(planned):
     assert advice.suggest(f, jax.devices())[0].startswith("--config.mesh.fsdp=4 splits")
 
 
+def job_of(planned, settings):
+    experiment = dataclasses.replace(planned.job.experiment, settings=settings)
+    return dataclasses.replace(planned.job, experiment=experiment)
+
+
 def variant(planned, batch, cycles, memory, fits=True):
     s = planned.job.settings
-    job = dataclasses.replace(
-        planned.job, settings=dataclasses.replace(s, train=dataclasses.replace(s.train, batch_size=batch))
-    )
+    job = job_of(planned, dataclasses.replace(s, train=dataclasses.replace(s.train, batch_size=batch)))
     program = Program(cycles, {}, {}) if fits else None
     return dataclasses.replace(planned, job=job, step=Compiled(Memory(memory, 0, 0, 0, 0), program, ""))
 
@@ -116,7 +119,7 @@ def test_what_a_search_tries_and_that_its_winner_is_a_config(planned, tmp_path, 
         """Of the policies, mlp is fastest; none does not fit, nor does a doubled batch."""
         s = settings
         tried.append((s.mesh.fsdp, s.train.batch_size, s.optimizer.accumulate, s.model.remat, s.model.dtype))
-        job = dataclasses.replace(planned.job, settings=settings)
+        job = job_of(planned, settings)
         cycles = {"dots": 1200, "mlp": 1000, "full": 1500}.get(s.model.remat) if s.train.batch_size == 16 else None
         program = cycles and Program(cycles * (1 + s.optimizer.accumulate), {}, {})
         return dataclasses.replace(planned, job=job, step=Compiled(Memory(2**20, 0, 0, 0, 0), program, ""))

@@ -69,7 +69,7 @@ def test_a_prior_handed_off_draws_every_frame_as_before(made, fresh):
         unflatten(fresh),
         origin="prior",
         reinitialise=rules["reinitialise"],
-        adapt={"patch/kernel": lambda kernel: task.dit.widened("patch/kernel", kernel)},
+        adapt={"patch/kernel": lambda kernel: task.dit.widen_input("patch/kernel", kernel)},
     )
     x, t = normal(0, 2, FRAMES, SIDE, SIDE, 3), jnp.asarray([3.0, 700.0])
     tokens = normal(1, 2, *task.dit.token_shape)

@@ -20,9 +20,9 @@ from lumos_jax.data import cameras
 from lumos_jax.models import Condition
 from lumos_jax.scenes import render as scene_render
 from lumos_jax.scenes import scene as scenes
-from lumos_jax.train import loop, scoring, sharding, startup
-from lumos_jax.train.optimizer import make_optimizer
+from lumos_jax.train import loop, scoring, startup
 from lumos_jax.weights.rules import flatten
+from tests import stepping
 
 
 def settings_with(of=nvs, **changes):
@@ -88,7 +88,7 @@ def test_one_number_decides_what_drops():
 def test_what_drops_is_zero_and_the_camera_stays_until_guidance_takes_it(condition):
     task, _, params = made()
     drop = {"tokens": np.array([0, 1, 1, 0], bool), "latent": np.array([0, 0, 1, 1], bool), "vector": np.zeros(4, bool)}
-    given = task.dit.without(params, condition, drop)
+    given = task.dit.drop_condition(params, condition, drop)
     kernel, bias = (params["camera"]["project"][name] for name in ("kernel", "bias"))
     tokens = np.asarray(condition.tokens)
     turn = np.asarray(params["camera"]["turn"]).reshape(4, 32, 32)  # a matrix a number of the camera
@@ -96,7 +96,7 @@ def test_what_drops_is_zero_and_the_camera_stays_until_guidance_takes_it(conditi
     whole, camera = tokens @ kernel + bias + turned, tokens[..., 32:] @ kernel[32:] + bias
     np.testing.assert_allclose(given.tokens, np.where(drop["tokens"][:, None, None], camera, whole), atol=1e-5)
     assert [bool(np.any(row)) for row in given.latent] == [True, True, False, False]
-    null = task.dit.null_condition(params, task.dit.lift(params, condition))
+    null = task.dit.null_condition(params, task.dit.project_camera(params, condition))
     assert null.tokens.shape == (4, 5, 32)
     assert not np.any(null.tokens)
     assert not np.any(null.latent)
@@ -129,10 +129,8 @@ def test_the_hand_off_accounts_for_all_and_changes_nothing(prior, condition, tmp
     workdir, before, theirs = prior
     settings = dataclasses.replace(settings_with(), init_from=str(workdir))
     task = made()[0]
-    mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, task.dit.trainable())
     checkpoints = Checkpoints(tmp_path, settings.checkpoint)
-    start = startup.start(settings, tmp_path, checkpoints, task, optimizer, mesh, dict(task.identity))
+    start = startup.start(stepping.build(settings, 1), tmp_path, checkpoints, dict(task.identity))
     checkpoints.close()
     account = json.loads((tmp_path / "handoff.json").read_text())
     assert {name.split("/")[0] for name in account["reinitialised"]} == {"camera", "vector"}
@@ -143,7 +141,7 @@ def test_the_hand_off_accounts_for_all_and_changes_nothing(prior, condition, tmp
     np.testing.assert_array_equal(ours["tokens"]["fc1"]["kernel"], theirs["tokens"]["fc1"]["kernel"])
 
     x, t = jax.random.normal(jax.random.key(0), (4, 16, 16, 3)), jnp.array([3.0, 200.0, 500.0, 900.0])
-    new = jax.jit(task.dit.apply)(ours, x, t, task.dit.lift(ours, condition))
+    new = jax.jit(task.dit.apply)(ours, x, t, task.dit.project_camera(ours, condition))
     old = jax.jit(before.dit.apply)(theirs, x, t, Condition(tokens=condition.tokens[..., :32]))
     assert np.abs(old).max() > 0.1
     np.testing.assert_allclose(new, old, atol=1e-5)

@@ -67,7 +67,7 @@ def test_classes_reach_the_embedding_and_another_class_is_another_condition():
     np.testing.assert_array_equal(condition.vector[:, 0], [0, 1, 2, 3])
     np.testing.assert_array_equal(task.shuffled(condition).vector[:, 0], [3, 0, 1, 2])
     assert jax.eval_shape(task.dit.init, jax.random.key(0))["vector"]["table"].shape == (41, 16)
-    dropped = task.dit.without({}, condition, {n: label > 1 for n in ("tokens", "vector", "latent")})
+    dropped = task.dit.drop_condition({}, condition, {n: label > 1 for n in ("tokens", "vector", "latent")})
     np.testing.assert_array_equal(dropped.vector[:, 0], [0, 1, 40, 40])
     np.testing.assert_array_equal(task.request({"classes": [3, 7]}, None)["label"], [3, 7])
     with pytest.raises(ValueError, match="0 to 39"):

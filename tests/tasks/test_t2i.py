@@ -16,11 +16,10 @@ from lumos_jax import config, data, tasks
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
 from lumos_jax.tasks import handoffs, objective
-from lumos_jax.train import finetune, rngs, sharding, startup
-from lumos_jax.train.optimizer import make_optimizer
+from lumos_jax.train import rngs, startup
 from lumos_jax.train.sharding import of_the_task
-from lumos_jax.train.state import make_state
 from lumos_jax.weights.rules import flatten
+from tests import stepping
 
 
 def settings_with(make=t2i, **groups):
@@ -104,9 +103,7 @@ def prior(workdir, make=i2i, **groups):
     """A checkpoint of a run whose weights are noise, and those weights (the EMA)."""
     settings = settings_with(make, **groups)
     task, _ = tasks.make_task(settings)
-    mesh = sharding.make_mesh(config.Mesh(data=1), jax.devices()[:1])
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, task.dit.trainable())
-    _, state = make_state(settings, task.dit, optimizer, mesh)
+    state = stepping.build(settings, 1).init_state()
     ema = jax.tree.map(lambda a: a + 0.5, state.ema)
     checkpoints = Checkpoints(workdir, config.Checkpoint())
     meta = {"settings": config_io.to_dict(settings), "fingerprints": dict(task.identity), "memory": {}}
@@ -117,11 +114,8 @@ def prior(workdir, make=i2i, **groups):
 
 def hand_over(settings, workdir):
     task, _ = tasks.make_task(settings)
-    mesh = sharding.make_mesh(config.Mesh(data=1), jax.devices()[:1])
-    plan = finetune.make_plan(settings.finetune, task.network)
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.network))
     checkpoints = Checkpoints(workdir, config.Checkpoint())
-    start = startup.start(settings, workdir, checkpoints, task, optimizer, mesh, dict(task.identity))
+    start = startup.start(stepping.build(settings, 1), workdir, checkpoints, dict(task.identity))
     checkpoints.close()
     return flatten(jax.tree.map(np.asarray, start.state.params)), task
 
@@ -168,7 +162,7 @@ def test_dropped_captions_are_the_null_condition_and_the_others_stay():
     batch = of_the_task(host_batch()) | {"weight": np.ones(8, np.float32)}
     example = jax.jit(lambda frozen, batch: objective.make_example(task, frozen, batch, keys))(frozen, batch)
     drop = {name: jnp.arange(8) % 2 == 0 for name in example.drop}
-    lost = task.dit.without(busy_params(), example.condition, drop)
+    lost = task.dit.drop_condition(busy_params(), example.condition, drop)
     assert np.array_equal(lost.tokens[2], busy_params()["null"]["tokens"])
     assert np.array_equal(lost.tokens[1], example.condition.tokens[1])
     assert np.array_equal(lost.token_mask, batch["token_mask"])

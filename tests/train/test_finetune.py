@@ -9,16 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from configs import i2i
-from lumos_jax import config, data, tasks
+from lumos_jax import config, data
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
 from lumos_jax.tasks import objective
-from lumos_jax.train import finetune, lora, rngs, sharding, startup
-from lumos_jax.train.optimizer import make_optimizer
-from lumos_jax.train.state import TrainState, make_state
-from lumos_jax.train.step import make_train_step
+from lumos_jax.train import finetune, lora, rngs, startup
+from lumos_jax.train.state import TrainState
 from lumos_jax.weights.rules import flatten
+from tests import stepping
 
 STEPS = 4
 PART = {"trainable": ("final/*", "blocks/attn/qkv_*")}
@@ -26,25 +24,22 @@ ADAPTERS = {"trainable": ("final/*",), "lora_rank": 4, "lora_alpha": 8.0}
 
 
 def settings_with(**groups):
-    settings = config_io.resolve(i2i.get_config("test"))
     # A large, constant rate, so that a few steps move what is to move.
     groups["optimizer"] = {"decay": "constant", "warmup_steps": 0, "weight_decay": 0.1} | groups.get("optimizer", {})
-    for group, fields in groups.items():
-        settings = dataclasses.replace(settings, **{group: dataclasses.replace(getattr(settings, group), **fields)})
-    config.validate(settings)
-    return settings
+    return stepping.settings_with(**groups)
 
 
 @functools.cache
-def make_task():
-    return tasks.make_task(settings_with())
+def made():
+    """A whole network that trains: its task and frozen networks."""
+    return stepping.build(settings_with(), 1)
 
 
 @functools.cache
 @jax.jit
 def pretrained():
     """A network without the zeros of initialisation, which would stop gradients."""
-    dit = make_task()[0].dit
+    dit = made().task.dit
     leaves, tree = jax.tree.flatten(dit.init(rngs.key(0, "init")))
     noise = [0.1 * jax.random.normal(rngs.key(1, str(i)), leaf.shape) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(tree, [leaf + extra for leaf, extra in zip(leaves, noise, strict=True)])
@@ -64,22 +59,16 @@ class Trainer:
     """A network that is tuned as the settings say, from `pretrained`."""
 
     def __init__(self, settings, devices=1):
-        self.settings = settings
-        self.mesh = sharding.make_mesh(settings.mesh, jax.devices()[:devices])
-        self.task, frozen = make_task()
-        self.plan = finetune.make_plan(settings.finetune, self.task.dit)
-        self.optimizer = make_optimizer(settings.optimizer, settings.train.steps, self.plan.trainable(self.task.dit))
-        self.abstract, self.first = make_state(settings, self.task.dit, self.optimizer, self.mesh, params=pretrained())
+        self.experiment = stepping.build(settings, devices)
+        self.settings, self.plan = settings, self.experiment.plan
+        self.first = self.experiment.init_state(pretrained())
         self.first_params = jax.tree.map(np.asarray, self.first.params)
-        self.step = make_train_step(settings, self.task, self.optimizer, self.mesh)
-        self.frozen = jax.device_put(frozen, sharding.replicated(self.mesh))
 
     def run(self, state, steps):
         losses = []
         for number in steps:
-            host = {name: host_batches()[number][name] for name in ("image", "weight")}
-            batch = sharding.global_batch(self.mesh, host, range(16), 16)
-            state, metrics = self.step(state, self.frozen, batch)
+            batch = self.experiment.device_batch(host_batches()[number], 16)
+            state, metrics = self.experiment.train_step(state, self.experiment.frozen, batch)
             losses.append(float(metrics["loss"]))
         return state, losses
 
@@ -158,14 +147,14 @@ def test_shapes_of_adapters(tuned):
 
 @functools.cache
 def example():
-    task, frozen = make_task()
+    task, frozen = made().task, made().frozen
     batch = {name: host_batches()[0][name] for name in ("image", "weight")}
     return jax.jit(lambda batch: objective.make_example(task, frozen, batch, rngs.streams(0, "train", 0)))(batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _output_and_loss(plan, params, example):
-    task = make_task()[0]
+    task = made().task
     params, gather = plan.for_apply(params, None) if "lora" in params else (params, None)
     output = task.dit.apply(params, example.x0, example.t.astype(jnp.float32), example.condition, gather=gather)
     return output, objective.loss_terms(task, params, example, gather)["loss"]
@@ -245,7 +234,7 @@ def test_shards_and_micro_batches_agree_with_one_device(tuned):
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tuned):
     trainer, end, losses, workdir = tuned
     checkpoints = Checkpoints(workdir)
-    middle = TrainState(**checkpoints.restore(2, vars(trainer.abstract)))
+    middle = TrainState(**checkpoints.restore(2, vars(trainer.experiment.abstract_state)))
     checkpoints.close()
     state, again = trainer.run(middle, range(2, STEPS))
     assert again == losses[2:]
@@ -254,12 +243,8 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(tuned):
 
 
 def start(settings, workdir):
-    mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
-    task, _ = make_task()
-    plan = finetune.make_plan(settings.finetune, task.dit)
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.dit))
     checkpoints = Checkpoints(workdir, settings.checkpoint)
-    begun = startup.start(settings, workdir, checkpoints, task, optimizer, mesh, {})
+    begun = startup.start(stepping.build(settings, 1), workdir, checkpoints, {})
     checkpoints.close()
     return begun
 
@@ -305,7 +290,7 @@ def test_another_plan_on_resume_is_refused(tuned):
 )  # fmt: skip
 def test_plans_that_cannot_be_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        finetune.make_plan(settings_with(finetune=fields).finetune, make_task()[0].dit)
+        finetune.make_plan(settings_with(finetune=fields).finetune, made().task.dit)
 
 
 def test_what_trains_cannot_change_within_a_run():

@@ -7,12 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import i2i
-from lumos_jax import tasks
 from lumos_jax.config import io as config_io
-from lumos_jax.train import finetune, rngs, sharding
-from lumos_jax.train.optimizer import make_optimizer
-from lumos_jax.train.state import make_state
-from lumos_jax.train.step import make_train_step
+from lumos_jax.train import rngs
+from tests import stepping
 
 WIDTH, BATCH, STEPS = 32, 8, 24
 
@@ -45,25 +42,19 @@ def sensitive(params):
 
 def losses(dtype):
     """Of a run in that compute dtype; data, first weights and keys are the same."""
-    settings = settings_of(dtype)
-    mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
-    task, frozen = tasks.make_task(settings)
-    plan = finetune.make_plan(settings.finetune, task.dit)
-    optimizer = make_optimizer(settings.optimizer, STEPS, plan.trainable(task.dit))
-    params = sensitive(task.dit.init(rngs.key(0, "init")))
-    _, state = make_state(settings, task.dit, optimizer, mesh, params=params)
-    step = make_train_step(settings, task, optimizer, mesh)
+    experiment = stepping.build(settings_of(dtype), 1)
+    state = experiment.init_state(sensitive(experiment.task.dit.init(rngs.key(0, "init"))))
     images = np.random.default_rng(0).integers(0, 256, (STEPS, BATCH, 16, 16, 3), np.uint8)
 
     # XLA would else keep bfloat16 in float32 where it is at hand, and hide what this test is about.
     @functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
     def run(state, frozen, images):
         def one(state, image):
-            return step(state, frozen, {"image": image, "weight": jnp.ones(BATCH)})
+            return experiment.train_step(state, frozen, {"image": image, "weight": jnp.ones(BATCH)})
 
         return jax.lax.scan(one, state, images)[1]["loss"]
 
-    return np.asarray(run(state, frozen, images))
+    return np.asarray(run(state, experiment.frozen, images))
 
 
 def test_losses_in_bfloat16_track_float32():

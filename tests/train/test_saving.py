@@ -1,5 +1,6 @@
 """Checkpoints on storage that fails or damages, the account of lost time, and the watchdog."""
 
+import sys
 import time
 
 import jax
@@ -44,7 +45,7 @@ def test_digests_know_every_bit_and_no_mesh():
 
 def test_a_write_that_fails_is_tried_again_with_the_state_of_then(tmp_path, monkeypatch):
     """The directory is away for a while, as a file system is that was unmounted."""
-    monkeypatch.setattr("lumos_jax.patience.waits", lambda tries: [0.01] * tries)
+    monkeypatch.setattr("lumos_jax.fileio.delays", lambda: [0.01] * 4)
     checkpoints, said = Checkpoints(tmp_path, config.Checkpoint()), []
     away = tmp_path / "away"
     now = {"step": 1}
@@ -56,7 +57,7 @@ def test_a_write_that_fails_is_tried_again_with_the_state_of_then(tmp_path, monk
             away.rename(tmp_path / "checkpoints")
             now["step"] = 2
 
-    saver = Saver(checkpoints, lambda: (now["step"], jax.device_put(state(now["step"])), META), say, retries=4)
+    saver = Saver(checkpoints, lambda: (now["step"], jax.device_put(state(now["step"])), META), say)
     (tmp_path / "checkpoints").rename(away)
     (tmp_path / "checkpoints").touch()
     saver.save()
@@ -76,9 +77,9 @@ def test_a_write_that_fails_is_tried_again_with_the_state_of_then(tmp_path, monk
 
 
 def test_retries_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("lumos_jax.patience.waits", lambda tries: [0.01] * tries)
+    monkeypatch.setattr("lumos_jax.fileio.delays", lambda: [0.01] * 4)
     checkpoints, said = Checkpoints(tmp_path, config.Checkpoint()), []
-    saver = Saver(checkpoints, lambda: (1, jax.device_put(state()), META), said.append, retries=2)
+    saver = Saver(checkpoints, lambda: (1, jax.device_put(state()), META), said.append)
     (tmp_path / "checkpoints").rmdir()
     (tmp_path / "checkpoints").touch()
 
@@ -88,7 +89,7 @@ def test_retries_end(tmp_path, monkeypatch):
 
     with pytest.raises(CheckpointError):
         write()
-    assert len(said) == 2
+    assert len(said) == 4
 
 
 def test_lost_time_is_booked_over_restarts(tmp_path):
@@ -111,14 +112,16 @@ def test_lost_time_is_booked_over_restarts(tmp_path):
     assert "37.5% of 40 s in steps; lost to startup 10.0 s, restore 5.0 s" in second.told()
 
 
-def test_the_watchdog_barks_when_no_step_ends(capfd):
+def test_the_watchdog_prints_stacks_when_no_step_ends(capfd, monkeypatch):
+    monkeypatch.setattr("sys.__stderr__", sys.stderr)  # pytest has another
     with Watchdog(minutes=0.2 / 60) as guard:
-        guard.alive(41)
-        time.sleep(0.6)
-    told = capfd.readouterr().err
-    assert "process 0 has finished no step" in told
-    assert "since step 41" in told
-    assert "test_the_watchdog_barks" in told  # where the main thread stands
-    with Watchdog(minutes=5 / 60) as guard:
-        guard.alive(1)
+        guard.alive()
+        time.sleep(0.5)
+    printed = capfd.readouterr().err
+    assert printed.count("Timeout") == 2
+    assert "test_the_watchdog_prints_stacks" in printed  # where the main thread stands
+    with Watchdog(minutes=0.2 / 60) as guard:
+        for _ in range(4):
+            time.sleep(0.1)
+            guard.alive()
     assert capfd.readouterr().err == ""

@@ -3,7 +3,6 @@
 cuDNN runs on GPUs alone; here XLA's form of the same function stands in for it, with the same arguments.
 """
 
-import dataclasses
 import functools
 import importlib.util
 import types
@@ -95,7 +94,7 @@ def test_spread_over_gpus_it_gives_the_same(network, asked, mesh, queries):
     dit, params, given, alone = network
     settings = config.Mesh(**mesh)
     mesh = sharding.make_mesh(settings, jax.devices()[: settings.data * settings.fsdp])
-    there = passes(dataclasses.replace(dit, spread=spread.Spread(mesh)), params, given)
+    there = passes(spread.ShardedForward(**vars(dit), mesh=mesh), params, given)
     assert asked[:1] == queries
     for ours, theirs in zip(there, alone, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(np.abs(theirs).max()))

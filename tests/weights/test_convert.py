@@ -16,7 +16,7 @@ from lumos_jax import config, convert, encoders
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
 from lumos_jax.train import finetune, loop
-from lumos_jax.weights import diffusers_names, frozen_files, imports, releases, torch_files, torch_writer
+from lumos_jax.weights import diffusers_names, frozen_files, imports, releases, torch_files
 
 KINDS = {
     "lumos_i2i_xl_2_256": ("lumos-i2i", 822_006_176 + 768),
@@ -178,7 +178,7 @@ def test_moco_v3(goldens, tmp_path):
     state = {f"module.base_encoder.{name}": value for name, value in (backbone | head).items()}
     state |= {f"module.momentum_encoder.{name}": np.asarray(value + 1) for name, value in (backbone | head).items()}
     state["module.predictor.0.weight"] = normal(4, 16)
-    torch_writer.save(tmp_path / "moco.pth", {"state_dict": state})
+    torch_files.save(tmp_path / "moco.pth", {"state_dict": state})
 
     made = imports.read("image-encoder", str(tmp_path / "moco.pth"), heads=4)
     assert (made.network.head, made.network.head_dims, made.network.position_offset) == ("mlp", (40, 40, 16), 0.0)
@@ -299,22 +299,6 @@ def test_a_taken_directory_and_a_missing_one_are_refused(trained, tmp_path, caps
     for kind in ("t5", "clip-text", "lumos-i2i"):
         assert convert.main(["import", f"--kind={kind}", f"--source={tmp_path / 'a.json'}", "--dry-run"]) == 2
         assert "a.json holds a list, not names" in capsys.readouterr().err
-
-
-def test_the_writer_takes_what_pytorch_has(tmp_path):
-    tree = {
-        "a": {"b": np.arange(6, dtype=np.float32).reshape(2, 3).T},
-        "n": np.array(3, np.int64),
-        "e": np.zeros((0, 2), np.float32),
-    }
-    torch_writer.save(tmp_path / "x.pth", tree)
-    back = torch_files.load_tree(tmp_path / "x.pth")
-    assert back["a"]["b"].dtype == np.float32
-    for name, value in (("n", tree["n"]), ("e", tree["e"])):
-        np.testing.assert_array_equal(back[name], value)
-    np.testing.assert_array_equal(back["a"]["b"], tree["a"]["b"])
-    with pytest.raises(ValueError, match="not of complex64"):
-        torch_writer.save(tmp_path / "y.pth", {"a": np.zeros(1, np.complex64)})
 
 
 def test_help_and_metadata(trained, tmp_path):

@@ -12,7 +12,7 @@ from scipy import special
 
 from lumos_jax import convert
 from lumos_jax.models import Condition
-from lumos_jax.weights import releases, torch_writer
+from lumos_jax.weights import releases, torch_files
 
 WIDTH, DEPTH, HEADS, PATCH, CHANNELS, GRID, CLASSES, FEATURES = 32, 2, 2, 4, 3, 4, 5, 6
 
@@ -106,7 +106,7 @@ def test_output_agrees_with_the_equations(kind, tmp_path):
     # As a training run saves it: the running average is what counts.
     other = {name: value + 1 for name, value in state.items()}
     tree = {"model": other, {"dit": "ema", "rcg": "model_ema"}[kind]: state, "epoch": np.array(3)}
-    torch_writer.save(tmp_path / "prior.pt", tree)
+    torch_files.save(tmp_path / "prior.pt", tree)
     prior = releases.load(str(tmp_path / "prior.pt"), "--source", kind=kind, heads=HEADS)
     assert list(prior.account.dropped) == ["pos_embed"] + ["y_embedder.embedding_table.weight"] * (kind == "rcg")
     dit = prior.dit.__class__(**vars(prior.dit) | {"dtype": "float32"})

@@ -1,0 +1,142 @@
+"""Shared entry of the command-line programs: flags, --help, one line an error, and exit codes.
+
+0 done; 1 failed, and the same command may succeed; 2 a user's mistake, which launchers do not retry; 130 and 143 after SIGINT
+and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+import jax
+from absl import flags, logging
+
+from lumos_jax import cluster
+
+FAILED, USER_ERROR = 1, 2
+STOPPED = {"SIGINT": 130, "SIGTERM": 143}  # as a shell reports them
+# How errors of JAX's runtime begin, ValueErrors among them, as where another process is gone.
+_RUNTIME = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|FAILED_PRECONDITION): ")
+
+
+@contextlib.contextmanager
+def errors(*failures: type[Exception]) -> Iterator[None]:
+    """Turn exceptions into one line on stderr and SystemExit: ValueError with code 2, OSError and `failures` with code 1."""
+    try:
+        yield
+    except ValueError as error:
+        if jax.distributed.is_initialized() and _RUNTIME.search(str(error)):
+            raise
+        logging.debug("user error", exc_info=error)
+        _stop(error, USER_ERROR)
+    except (OSError, *failures) as error:
+        logging.debug("failed", exc_info=error)
+        _stop(error, FAILED)
+    except KeyboardInterrupt:
+        _stop("interrupted", STOPPED["SIGINT"])
+
+
+def call(action: Callable[[], int | None], *failures: type[Exception]) -> int:
+    """The exit code of `action`: what it returns, or that of `errors`."""
+    try:
+        with errors(*failures):
+            return action() or 0
+    except SystemExit as stop:
+        return stop.code
+
+
+def _stop(error: BaseException | str, code: int) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def run(main: Callable[[list[str]], int | None], text: str, *, required: Sequence[str] = ()) -> NoReturn:
+    """Parse the absl flags, call `main` with what is left, and exit with the code that it returns or raises.
+
+    Args:
+      main: takes positional arguments, the program's name first.
+      text: for --help, which also lists the program's own flags.
+      required: flags that must be given.
+    """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        own = flags.FLAGS.module_help(sys.modules["__main__"]).strip()
+        print(f"{text.strip()}\n\nflags (of jax.distributed: --coordinator, --processes, --process):\n{own}")
+        sys.exit(0)
+    arguments = _parse(required)
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    code = FAILED
+    try:
+        code = main(arguments) or 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    except KeyboardInterrupt:  # a second one, while the first is waiting for a step
+        code = STOPPED["SIGINT"]
+    except Exception as error:  # noqa: BLE001 (reported with its traceback)
+        _report_fault(error)
+    # After a failure wait neither for other processes nor for threads whose write failed, which would print tracebacks.
+    if code == FAILED or (code == USER_ERROR and jax.distributed.is_initialized()):
+        cluster.end(code)
+    sys.exit(code)
+
+
+def _report_fault(error: Exception) -> None:
+    """The traceback of an error that nobody expected, or one line where JAX lost another process."""
+    text = str(error).strip().splitlines() or [""]
+    if jax.distributed.is_initialized() and _RUNTIME.search(text[0]):
+        print(f"error: another process is gone, or this one cannot reach it: {text[0]}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
+
+
+def _parse(required: Sequence[str]) -> list[str]:
+    """The positional arguments; ends the program where flags or the config file are wrong."""
+    logging.set_verbosity(logging.FATAL)  # what is wrong is reported below
+    try:
+        arguments = flags.FLAGS(sys.argv)
+        given = {name: flags.FLAGS[name].value for name in required}
+        if given.get("config") is not None:
+            given["config"].to_dict()  # where a file that cannot be read raises OSError
+    except Exception as error:  # noqa: BLE001 (config files run code of their own)
+        logging.debug("parsing failed", exc_info=error)
+        _stop(_describe(error), USER_ERROR)
+    missing = [f"--{name}" for name, value in given.items() if value in (None, [])]
+    if missing:
+        _stop(f"missing {' and '.join(missing)}; see --help", USER_ERROR)
+    return arguments
+
+
+def _describe(error: Exception) -> str:
+    """One line about an error of parsing flags or running a config file."""
+    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()] or [""]
+    if isinstance(error, OSError):
+        return f"--config: {lines[-1]}"
+    if isinstance(error, flags.Error):  # raised in a config file, with its traceback, or by absl
+        return f"{lines[0].removesuffix(' Error whilst parsing config file:')} {lines[-1]}" if lines[1:] else lines[0]
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in own if "-packages" not in frame.filename]
+    if isinstance(error, (AttributeError, KeyError)) and not own:  # ml_collections: a field that does not exist
+        name = lines[0].strip("'\\\"")
+        where = next((word for word in sys.argv if f".{name}" in word), name)
+        return f"unknown field {name} in {where}. {' '.join(lines[1:])}".strip("\"' ")
+    place = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
+    return f"--config: {place}{type(error).__name__}: {' '.join(lines)}"
+
+
+def refuse_arguments(arguments: Sequence[str]) -> None:
+    """Raise ValueError if there are positional arguments."""
+    if len(arguments) > 1:
+        raise ValueError(f"unexpected argument {arguments[1]!r}; fields are set as --config.group.field=value")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        _stop(f"{message}; see {self.prog} --help", USER_ERROR)

@@ -1,0 +1,108 @@
+"""Files on storage that may fail: retries of transient errors, files written whole, and the lock of a run's directory."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import pathlib
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+RETRIES = 4
+# Errors of network file systems that time out, restart or lose their handles. A missing file is not better for waiting.
+_TRANSIENT = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "EINTR", "ECONNRESET", "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH",
+        "ENETDOWN", "ENETUNREACH", "EREMOTEIO", "ENOTCONN", "EPIPE",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+_PERMANENT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+_QUOTED = tuple(os.strerror(number) for number in _PERMANENT)  # in errors of libraries, which have no errno
+
+
+def delays(retries: int = RETRIES) -> list[float]:
+    """Seconds before each retry: 1, 2, 4 ... up to a minute."""
+    return [min(2.0**i, 60.0) for i in range(retries)]
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether a write that failed so would fail again: a full disk, a missing permission."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _PERMANENT
+    return any(reason in str(error) for reason in _QUOTED)
+
+
+def with_retries(call: Callable[[], T], retries: int = RETRIES - 1) -> T:
+    """Return what `call` returns; a transient OSError is retried and raised after the last try."""
+    for delay in delays(retries):
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in _TRANSIENT:
+                raise
+            time.sleep(delay)
+    return call()
+
+
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a file under a temporary name, sync it and rename it, so that a crash leaves the old file or the new one."""
+    path = pathlib.Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def local_directory(flag: str, value: str) -> pathlib.Path:
+    """The absolute path that a flag names. Raises ValueError for URLs and for characters that globs would expand."""
+    if re.match(r"\w+://", value):
+        raise ValueError(
+            f"{flag}={value} must be a directory of this machine: mount the bucket (gcsfuse, s3fs) and give its path there"
+        )
+    if not value.strip() or set(value) & set("*?[]{}") or not value.isprintable():
+        raise ValueError(f"{flag}={value!r} must be a path without * ? [ ] {{ }} or control characters")
+    return pathlib.Path(value).expanduser().absolute()
+
+
+_LEASE = 100.0  # seconds; NFS servers free the locks of a machine that is lost after about 90
+_held: list[Any] = []  # lock files, open as long as this process lives
+
+
+def lock(path: pathlib.Path) -> None:
+    """Take a file as this process's own until it ends, however it ends: the kernel frees the lock, or the file server does.
+
+    POSIX record locks also hold between machines of a shared file system, and child processes do not inherit them.
+
+    Raises:
+      ValueError: another process holds it.
+    """
+    file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (see _held)
+    _held.append(file)
+    host, until = socket.gethostname(), time.monotonic() + _LEASE
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                print(f"warning: {path.parent} has no file locks ({error}): start no second run in it", file=sys.stderr)
+                return
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        if holder.endswith(f" on {host}") or time.monotonic() > until:
+            raise ValueError(f"{path.parent} is in use by another run ({holder}): stop it, or take another directory")
+        time.sleep(1.0)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {host}\n")
+    file.flush()

@@ -1,0 +1,276 @@
+"""The diffusion transformer as pure functions of its parameters: what the rest of the code sees, without Flax."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lumos_jax import config
+from lumos_jax.models import conditioning, cpu, sizes
+from lumos_jax.models.conditioning import Condition
+from lumos_jax.models.dit import REMAT_POLICIES, DiT, DiTConfig
+
+
+class Network(DiTConfig):
+    """The network that its fields describe; hashable. See `make_dit`.
+
+    Parameters are a nested dict of float32 arrays. Its paths are the on-disk contract: those of the modules of `DiT`, with the
+    blocks' stacked on a leading axis of length `depth`, and the null condition's tables under "null".
+    """
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """Parameters from a key."""
+        return nn.meta.unbox(self._boxed_init(key))
+
+    def _boxed_init(self, key: jax.Array) -> dict[str, Any]:
+        """Parameters in Flax boxes that carry the logical axis names.
+
+        Each module is initialized by a key of its own name, so that adding one leaves the values of the others as they were.
+        """
+
+        def key_of(name):
+            return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+        def init(name, *inputs):
+            module, _ = getattr(model, name).unbind()
+            return module.init(key_of(name), *inputs)["params"]
+
+        model = DiT(self).bind({})
+        channels = self.latent_shape[-1] + self.concat_channels
+        row, token = jnp.zeros((1, self.width)), jnp.zeros((1, 1, self.width))
+        params = {
+            "patch": init("patch", jnp.zeros((1, 1, self.patch_size**2 * channels))),
+            "time": init("time", jnp.zeros((1,))),
+            "final": init("final", token, row),
+            "blocks": init("blocks", token, row, token if self.token_shape else None, None, 1),
+        }
+        null = {}
+        if self.token_shape:
+            params["tokens"] = init("tokens", jnp.zeros((1, 1, self.token_shape[1])))
+            if self.camera_dim:
+                params["camera"] = init("camera", jnp.zeros((1, 1, self.token_shape[1] + self.camera_dim)))
+            else:
+                null["tokens"] = conditioning.null_table(key_of("null tokens"), self.token_shape)
+        if self.vector_dim:
+            params["vector"] = init("vector", jnp.zeros((1, self._vector_features)))
+            if self.vector_kind == "linear":
+                null["vector"] = conditioning.null_table(key_of("null vector"), (self.vector_dim,))
+        return params | ({"null": null} if null else {})
+
+    def logical_axes(self) -> dict[str, Any]:
+        """A tree like the parameters, of one tuple per parameter with a logical axis name (or None) per dim."""
+
+        def is_box(leaf):
+            return isinstance(leaf, nn.meta.AxisMetadata)
+
+        shapes = jax.eval_shape(self._boxed_init, jax.random.key(0))
+        return jax.tree.map(
+            lambda leaf: tuple(leaf.names) if is_box(leaf) else (None,) * leaf.ndim, shapes, is_leaf=is_box
+        )
+
+    def trainable(self) -> dict[str, Any]:
+        """A tree like the parameters, of bool: False for the null table of tokens."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree_util.tree_map_with_path(lambda path, _: [k.key for k in path] != ["null", "tokens"], shapes)
+
+    def apply(
+        self,
+        params: dict[str, Any],
+        x: jax.Array,
+        t: jax.Array,
+        condition: Condition,
+        *,
+        gather: Callable[[Any], Any] | None = None,
+        over_frames: Callable[[Callable, jax.Array], jax.Array] | None = None,
+        hardware: str = "",
+    ) -> jax.Array:
+        """The network's output for noisy latents.
+
+        Args:
+          params: as from `init`.
+          x: (B, h, w, c), or (B, F, h, w, c) for a network that is temporal; h and w are any multiples of the patch size.
+          t: (B,) network time in [0, 1000).
+          condition: after `project_camera`; tokens are needed if and only if the network has them, latent likewise; an absent
+            vector adds nothing.
+          gather: called inside the scanned body on one layer of `params["blocks"]`; returns that block's parameters. It
+            gathers shards, adds adapters, or both.
+          over_frames: where several devices hold a clip's frames: called with attend and h (B, F, N, D) of the device's own
+            frames; returns attend(h) of all of them, of the own frames. `attend` treats each position (N) by itself.
+          hardware: which attention kernel may be used; see attention.kernel_for.
+
+        Returns:
+          (B, [F,] h, w, out_channels) float32.
+
+        Raises:
+          ValueError: shapes that do not fit the network.
+        """
+        self._check(x, condition)
+        return DiT(self, gather, over_frames, hardware).apply({"params": params}, x, t, condition)
+
+    def project_camera(self, params: dict[str, Any], condition: Condition) -> Condition:
+        """Projects the camera numbers at the end of the tokens' features into them: tokens (B, L, C), as `apply` takes them.
+        The identity for networks without a camera."""
+        if not self.camera_dim:
+            return condition
+        tokens = DiT(self).apply({"params": params}, condition.tokens, method=DiT.project_camera)
+        return dataclasses.replace(condition, tokens=tokens)
+
+    def null_condition(self, params: dict[str, Any], condition: Condition) -> Condition:
+        """The null condition, for as many rows, after `project_camera`: null tables (zeros for a network with a camera), zero
+        latents; token mask, sizes and numbers are kept. Gradients do not reach the table of tokens."""
+
+        def table(values, like):
+            if values.shape != like.shape[1:]:
+                raise ValueError(f"condition has shape {like.shape} where the network's is (B, *{values.shape})")
+            return jnp.broadcast_to(values, like.shape).astype(like.dtype)
+
+        tokens, vector, latent = condition.tokens, condition.vector, condition.latent
+        if tokens is not None:
+            if self.camera_dim:
+                tokens = jnp.zeros((*tokens.shape[:2], self.token_shape[1]), tokens.dtype)
+            else:
+                tokens = table(jax.lax.stop_gradient(params["null"]["tokens"]), tokens)
+        if vector is not None and self.vector_kind == "linear":
+            vector = table(params["null"]["vector"], vector)
+        elif vector is not None and self.vector_kind == "class":
+            vector = jnp.full_like(vector, self.vector_dim)
+        latent = None if latent is None else jnp.zeros_like(latent)
+        return Condition(tokens, condition.token_mask, vector, latent)
+
+    def drop_condition(self, params: dict[str, Any], condition: Condition, drop: Mapping[str, jax.Array]) -> Condition:
+        """Replaces parts of some rows by those of the null condition, then projects the camera.
+
+        Args:
+          params: as from `init`.
+          condition: as a task makes it, before `project_camera`.
+          drop: for each name of conditioning.PARTS, (B,) bool, the rows that lose it. Of a network with a camera the
+            features are zeroed and the camera is kept, as Zero-1-to-3 trains.
+        """
+        null = self.null_condition(params, condition)
+        if self.camera_dim:
+            camera = condition.tokens[..., self.token_shape[1] :]
+            null = dataclasses.replace(null, tokens=jnp.concatenate([null.tokens, camera], axis=-1))
+
+        def choose(name):
+            yes, no = getattr(null, name), getattr(condition, name)
+            if no is None:
+                return None
+            return jnp.where(drop[name].reshape(-1, *[1] * (no.ndim - 1)), yes, no)
+
+        parts = {name: choose(name) for name in conditioning.PARTS}
+        return self.project_camera(params, dataclasses.replace(condition, **parts))
+
+    def widen_input(self, path: str, array: jax.Array) -> jax.Array:
+        """Adds input channels to a parameter of a network that has fewer: they start at zero, so that nothing changes at
+        first. Only "patch/kernel" has input channels."""
+        assert path == "patch/kernel", path
+        pixels, channels = self.patch_size**2, self.latent_shape[-1] + self.concat_channels
+        kernel = array.reshape(pixels, -1, array.shape[-1])
+        kernel = jnp.pad(kernel, ((0, 0), (0, channels - kernel.shape[1]), (0, 0)))
+        return kernel.reshape(-1, array.shape[-1])
+
+    @property
+    def _vector_features(self) -> int:
+        """Numbers in a row of Condition.vector."""
+        return 1 if self.vector_kind == "class" else self.vector_dim
+
+    def _check(self, x: jax.Array, condition: Condition) -> None:
+        if x.ndim != 4 + (x.ndim == 5 and self.temporal):
+            raise ValueError(
+                f"latents of shape {x.shape}: this network takes (B, h, w, c)" + (" or (B, F, h, w, c)" * self.temporal)
+            )
+        h, w, c = x.shape[-3:]
+        if h % self.patch_size or w % self.patch_size or c != self.latent_shape[2]:
+            raise ValueError(
+                f"latents of shape {x.shape}: sides must be multiples of the patch size {self.patch_size}, "
+                f"channels {self.latent_shape[2]}"
+            )
+        shapes = {
+            name: None if (part := getattr(condition, name)) is None else part.shape for name in conditioning.PARTS
+        }
+        tokens, vector, latent = (shapes[name] for name in ("tokens", "vector", "latent"))
+        if (tokens is None) != (self.token_shape is None) or (tokens and tokens[2] != self.token_shape[1]):
+            raise ValueError(
+                f"condition.tokens has shape {tokens}; the network was made for token_shape={self.token_shape}"
+            )
+        if vector and vector[1] != self._vector_features:
+            raise ValueError(
+                f"condition.vector has shape {vector}; the network's vector_dim={self.vector_dim} ({self.vector_kind})"
+            )
+        if (latent[-1] if latent else 0) != self.concat_channels or (latent and latent[:-1] != x.shape[:-1]):
+            raise ValueError(
+                f"condition.latent has shape {latent}; the network concatenates {self.concat_channels} channels to {x.shape}"
+            )
+
+
+def make_dit(
+    model: config.Model,
+    *,
+    latent_shape: tuple[int, int, int],
+    out_channels: int,
+    token_shape: tuple[int, int] | None,
+    vector_dim: int = 0,
+    vector_kind: str = "linear",
+    concat_channels: int = 0,
+    camera_dim: int = 0,
+    camera_turns: bool = False,
+    temporal: bool = False,
+    final: str = "table",
+) -> Network:
+    """The network that config.model describes.
+
+    Args:
+      model: config.model.
+      latent_shape: (h, w, c) of the latents it is trained on, of one frame.
+      out_channels: c of its output, 2 c for a learned variance.
+      token_shape: (L, C) of the condition tokens, or None for no cross-attention.
+      vector_dim: V of the vector added to the timestep embedding, 0 for none.
+      vector_kind: what it is, one of conditioning.VECTOR_KINDS.
+      concat_channels: channels of the latent that is concatenated to the input, 0 for none.
+      camera_dim: numbers about the camera at the end of each token's features, which `project_camera` projects into them.
+      camera_turns: whether their products with the features are projected too; see conditioning.CameraProjection.
+      temporal: whether blocks attend over frames too.
+      final: source of the final layer's modulation, one of blocks.FINALS, if config.model.final leaves it to the task ("auto").
+
+    Raises:
+      ValueError: an unknown size or remat policy, latents that do not divide into patches.
+    """
+    size = sizes.make_size(model)
+    if model.remat not in REMAT_POLICIES:
+        raise ValueError(f"config.model.remat={model.remat!r} is not one of {', '.join(REMAT_POLICIES)}")
+    h, w, _ = latent_shape
+    if h % model.patch_size or w % model.patch_size:
+        raise ValueError(
+            f"latents of {h}x{w} do not divide into patches of config.model.patch_size={model.patch_size}; "
+            "change it, or config.data.image_size"
+        )
+    grid = (h // model.patch_size, w // model.patch_size)
+    return Network(
+        width=size.width,
+        depth=size.depth,
+        heads=size.heads,
+        mlp_hidden=int(size.width * model.mlp_ratio),
+        patch_size=model.patch_size,
+        latent_shape=tuple(latent_shape),
+        out_channels=out_channels,
+        token_shape=None if token_shape is None else tuple(token_shape),
+        vector_dim=3 if vector_kind == "size" else vector_dim,
+        vector_kind=vector_kind,
+        concat_channels=concat_channels,
+        camera_dim=camera_dim,
+        camera_turns=camera_turns,
+        temporal=temporal,
+        final=final if model.final == "auto" else model.final,
+        activation=model.activation,
+        position_base=(model.position_base,) * 2 if model.position_base else grid,
+        position_scale=model.position_scale,
+        dtype=model.dtype,
+        remat=model.remat,
+        unroll=min(size.depth, model.scan_unroll or (cpu.SCAN_UNROLL if jax.default_backend() == "cpu" else 1)),
+    )
