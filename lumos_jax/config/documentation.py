@@ -14,9 +14,9 @@ def text() -> str:
     """Markdown: each group with its fields, their defaults, what is allowed, and their meaning."""
     count = len(list(leaves(config.Settings)))
     head = (
-        "# Settings\n\n"
-        f"All {count} settings of a run, written by `python -m lumos_jax.config`. A file in configs/ sets some of them, as "
-        "`config.train.steps = 40`;\nthe command line any of them, as `--config.train.steps=40`.\n"
+        f"# Settings\n\nAll {count} settings of a run, written by `python -m lumos_jax.config.documentation`.\n"
+        "A file in configs/ sets some of them, as `config.train.steps = 40`; the command line any of them, as "
+        "`--config.train.steps=40`.\n"
     )
     return head + "".join(_group(config.Settings(), "config"))
 
@@ -38,3 +38,7 @@ def _allowed(field: Field) -> str:
         return ", ".join(f"`{choice}`" for choice in field.choices)
     kind = field.type.__name__ if isinstance(field.type, type) else str(field.type).replace("typing.", "")
     return ", ".join([kind.replace("collections.abc.", "").replace("|", "\\|"), *(rule.text for rule in field.rules)])
+
+
+if __name__ == "__main__":
+    print(text(), end="")

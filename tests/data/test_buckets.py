@@ -207,7 +207,7 @@ def test_sizes_come_from_headers_once(tmp_path, monkeypatch):
         ({"crop": "random"}, "crop=center, and not with a cache"),
         ({"source": "cached", "path": "x"}, "not with a cache"),
         ({"buckets": False}, "need config.data.buckets=True"),
-        ({"bucket_step": 5}, "multiples of 5 px"),
+        ({"bucket_step": 5}, "no multiple of bucket_step=5"),
     ],
 )
 def test_impossible_settings_are_refused(fields, message):
