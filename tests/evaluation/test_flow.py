@@ -60,5 +60,5 @@ def test_what_is_no_flow_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="no pixel counts"):
         flow.end_point_error(np.zeros((8, 8, 2)), np.zeros((8, 8, 2)), np.zeros((8, 8)))
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install opencv-python-headless"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[video\]'"):
         flow.optical_flow(np.zeros((2, 8, 8, 3), np.uint8))

@@ -174,7 +174,7 @@ def test_requests_and_files(made, tmp_path):
     assert [path.rsplit("/", 1)[-1] for path in files] == ["clip_1.5.gif", "clip_1.5.mp4"]
     from PIL import Image
 
-    with Image.open(files[1]) as gif:
+    with Image.open(files[0]) as gif:
         assert gif.n_frames == FRAMES
         side = 128 + 16
         assert gif.size == (4 * side + 16, 2 * side + 16)
