@@ -37,7 +37,7 @@ class AdaLn(denoising.Denoising):
         return self.latents(frozen, batch, key), self.condition(frozen, batch)
 
     def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        if self.autoencoder.shape is None:
+        if self.autoencoder.network is None:
             return {"image": batch["image"]}
         return {"latent": self.autoencoder.moments(frozen["autoencoder"], batch["image"])}
 

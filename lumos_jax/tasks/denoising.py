@@ -98,7 +98,7 @@ class Denoising:
 
     def encode_pictures(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """`encode`'s part of the autoencoder."""
-        if self.autoencoder.shape is None:
+        if self.autoencoder.network is None:
             return {"image": batch["image"]}
         return {"latent": self.autoencoder.moments(frozen["autoencoder"], batch["image"])}
 

@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 
 from lumos_jax import config, encoders
-from lumos_jax.encoders import SelfDistilled
 from lumos_jax.models import layers
 from lumos_jax.tasks import crops
+from lumos_jax.tasks.dino_network import SelfDistilled
 from lumos_jax.tasks.handoffs import Handoff
 
 GLOBAL = 2  # crops that the teacher sees
@@ -77,7 +77,7 @@ class SelfDistillation:
             draws = jax.random.split(jax.random.fold_in(keys["views"], number), 3)
             crop = crops.random_crop(draws[0], image, side, scale)
             crop = crops.mirror(draws[1], crop) if s.mirror else crop
-            return encoders.normalise(crops.jitter(draws[2], crop, s.jitter), encoders.IMAGENET_STATISTICS)
+            return encoders.normalize(crops.jitter(draws[2], crop, s.jitter), encoders.IMAGENET_STATISTICS)
 
         whole = [view(number, self.side, s.global_scale) for number in range(GLOBAL)]
         local = [view(GLOBAL + number, s.local_side, s.local_scale) for number in range(s.local_crops)]

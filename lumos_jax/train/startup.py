@@ -21,11 +21,10 @@ from lumos_jax import config
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.checkpoints.manager import DIRECTORY
 from lumos_jax.config import io as config_io
-from lumos_jax.tasks import handoffs
+from lumos_jax.tasks import handoffs, releases
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
-from lumos_jax.weights import releases
 from lumos_jax.weights.rules import flatten, unflatten
 
 

@@ -13,9 +13,8 @@ from configs.ablations import class_conditional, rcg, unconditional
 from lumos_jax import encoders, sample
 from lumos_jax.config import io as config_io
 from lumos_jax.models import Condition
-from lumos_jax.tasks import make_task
+from lumos_jax.tasks import make_task, releases
 from lumos_jax.train import loop
-from lumos_jax.weights import releases
 from tests.weights import test_official_dit as released
 
 
