@@ -33,7 +33,17 @@ ALLOWED = {
     "tasks": {"encoders", "models", "diffusion", "data", "weights"},
     "evaluation": {"tasks", "diffusion", "models", "encoders", "scenes"},
     "checkpoints": {"weights"},
-    "train": {"data", "tasks", "models", "diffusion", "checkpoints", "evaluation", "weights", "preparation"},
+    "train": {
+        "data",
+        "tasks",
+        "encoders",
+        "models",
+        "diffusion",
+        "checkpoints",
+        "evaluation",
+        "weights",
+        "preparation",
+    },
     "planning": {"data", "tasks", "train"},
     "preparation": {"data", "tasks", "train"},
 }
