@@ -28,7 +28,7 @@ ROWS = ("data", "fsdp")
 LANES = 128  # of a TPU's registers and memory tiles
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardedForward(Network):
     """A network whose forward pass is split over the devices of a mesh; the rest is the network's."""
 
