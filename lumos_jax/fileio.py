@@ -65,14 +65,19 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def local_directory(flag: str, value: str) -> pathlib.Path:
-    """The absolute path that a flag names. Raises ValueError for URLs and for characters that globs would expand."""
-    if re.match(r"\w+://", value):
+    """The absolute path that a flag names.
+
+    Raises:
+      ValueError: a URL, or a name that Orbax or TensorStore would take for a pattern, an escape or a URL.
+    """
+    if re.match(r"\w+:/", value):
         raise ValueError(
             f"{flag}={value} must be a directory of this machine: mount the bucket (gcsfuse, s3fs) and give its path there"
         )
-    if not value.strip() or set(value) & set("*?[]{}") or not value.isprintable():
-        raise ValueError(f"{flag}={value!r} must be a path without * ? [ ] {{ }} or control characters")
-    return pathlib.Path(value).expanduser().absolute()
+    path = pathlib.Path(value).expanduser().absolute()
+    if not value.strip() or set(str(path)) & set("*?[]\\") or ":/" in f"{path}/" or not str(path).isprintable():
+        raise ValueError(f"{flag}={value!r} must be a path without * ? [ ] \\ :/ or control characters, and is {path}")
+    return path
 
 
 _LEASE = 100.0  # seconds; NFS servers free the locks of a machine that is lost after about 90

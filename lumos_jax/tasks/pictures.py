@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from lumos_jax import fileio
 
 _FONT_SIZE, _LINE, _TITLE_LINES = 13, 16, 3  # pixels, pixels, lines
 
@@ -60,6 +63,6 @@ def save_png(picture: np.ndarray, path: str | os.PathLike) -> None:
     """Writes (H, W, 3) uint8; through a temporary name, so that a reader never sees half a file."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(picture).save(partial, format="PNG")
-    partial.replace(path)
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, format="PNG")
+    fileio.write_whole(path, content.getvalue())
