@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from lumos_jax import config, data, tasks
 from lumos_jax.config import rules as config_rules
 from lumos_jax.planning import flops
-from lumos_jax.tasks import sampling
-from lumos_jax.train import rngs, sharding, spread, state_dtype
+from lumos_jax.tasks.sampling import options_of
+from lumos_jax.train import rngs, sharded_forward, sharding, state_dtype
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
 
@@ -74,16 +74,15 @@ class Job:
 
     def lower_sampler(self) -> Any | None:
         """The sheet of samples that a run draws as it trains, traced for the mesh; None for a task that draws nothing."""
-        if not hasattr(self.task, "dit"):
+        sampling = self.task.sampling
+        if sampling is None:
             return None
         settings, everywhere = self.settings.eval, sharding.replicated(self.mesh)
         gather = self.experiment.gather
         keys = (rngs.key(0, "sheet/noise"), rngs.key(0, "sheet/sampler"))
 
         def draw(params, frozen, batch):
-            return sampling.draw_for_batch(
-                self.task, params, frozen, batch, keys, settings.samples, sampling.options_of(settings), gather
-            )
+            return sampling.generate_batch(params, frozen, batch, keys, settings.samples, options_of(settings), gather)
 
         shown = {name: _shape((settings.rows, *a.shape[1:]), a.dtype, everywhere) for name, a in self.batch.items()}
         del shown["weight"]
@@ -93,7 +92,7 @@ class Job:
     def model_flops(self) -> tuple[float, float]:
         """FLOPs of one step of the global batch: of the network that trains, forward and backward; of the frozen ones."""
         # Traced for one device, where no shard is cut out of a layer.
-        task = spread.off_mesh(self.task)
+        task = sharded_forward.unshard(self.task)
         keys = functools.partial(rngs.streams, self.settings.train.seed, "train", 0)
         plain = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype))
         frozen, batch, params = plain(self.frozen), plain(dict(self.batch)), plain(self.state.params)
@@ -180,8 +179,8 @@ def _rows(settings: config.Settings, task: Any, frozen: Any, cached: bool) -> di
     weight = {"weight": jax.ShapeDtypeStruct((), jnp.float32)}
     if not cached:
         return rows | weight
-    if not hasattr(task, "encode"):
-        raise ValueError(f"config.task.name={settings.task.name} has no frozen encoders, and so nothing to cache")
+    if task.uncacheable:
+        raise ValueError(task.uncacheable)
     one = {name: jax.ShapeDtypeStruct((1, *row.shape), row.dtype) for name, row in rows.items()}
     plain = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), frozen)
     made = jax.eval_shape(task.encode, plain, one)

@@ -106,10 +106,8 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
     source = data.make_source(settings.data)
     experiment = Experiment.build(settings, devices, training=False)
     task, frozen, mesh = experiment.task, experiment.frozen, experiment.mesh
-    if not hasattr(task, "encode"):
-        raise ValueError(
-            f"config.task.name={settings.task.name} trains on no frozen features: there is nothing to cache"
-        )
+    if task.uncacheable:
+        raise ValueError(task.uncacheable)
     plan = networks(settings, task) | {"data.fingerprint": source.fingerprint(), "data.source": settings.data.source}
     plan |= {f"data.{name}": getattr(settings.data, name) for name in _SOURCE_FIELDS.get(settings.data.source, ())}
     plan |= {f"cache.{name}": value for name, value in dataclasses.asdict(options).items()}
@@ -251,7 +249,7 @@ def _write_shards(settings, source, task, frozen, mesh, options: Options, shards
     def start(host):
         # Filled up with zeros, which are black pictures and words without weight: one compiled shape.
         whole = {}
-        for name, array in sharding.of_the_task(host).items():
+        for name, array in sharding.device_arrays(host).items():
             whole[name] = np.zeros((options.batch_size, *array.shape[1:]), array.dtype)
             whole[name][: len(array)] = array
         on_mesh = sharding.global_batch(mesh, whole, range(options.batch_size), options.batch_size)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from lumos_jax import config, tasks
-from lumos_jax.train import finetune, sharding, spread, state_dtype
+from lumos_jax.train import finetune, sharded_forward, sharding, state_dtype
 from lumos_jax.train.optimizer import make_optimizer
 from lumos_jax.train.state import TrainState, make_state, with_shardings
 from lumos_jax.train.step import make_train_step
@@ -74,7 +74,7 @@ class Experiment:
         if not abstract and len({device.process_index for device in mesh.devices.flat}) > 1:
             sharding.barrier("the first collective")
             sharding.check_agreement(task.identity)
-        task = spread.on_mesh(task, mesh)
+        task = sharded_forward.shard(task, mesh)
         plan = finetune.make_plan(settings.finetune, task.network)
         optimizer = make_optimizer(settings.optimizer, settings.train.steps, plan.trainable(task.network))
         return cls(settings, mesh, task, frozen, plan, optimizer)
@@ -122,7 +122,7 @@ class Experiment:
 
     def device_batch(self, host: Mapping[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
         """A global batch on the mesh, from a host batch of this process's rows."""
-        arrays = sharding.of_the_task(host) | {"weight": host["weight"]}
+        arrays = sharding.device_arrays(host) | {"weight": host["weight"]}
         return sharding.global_batch(self.mesh, arrays, self.local_rows(batch_size), batch_size)
 
 

@@ -126,17 +126,15 @@ class Ledger:
         )
 
 
-_compilations = 0
+class CompilationCounter:
+    """Counts what this process compiles or reads from the compilation cache, until it is closed."""
 
+    def __init__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-def _count(event: str, _seconds: float, **_: Any) -> None:
-    global _compilations
-    _compilations += event == "/jax/core/compile/backend_compile_duration"
+    def _listen(self, event: str, _seconds: float, **_: Any) -> None:
+        self.count += event == "/jax/core/compile/backend_compile_duration"
 
-
-jax.monitoring.register_event_duration_secs_listener(_count)
-
-
-def compilations() -> int:
-    """How often this process has compiled something, or read it from the cache of compilations."""
-    return _compilations
+    def close(self) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)

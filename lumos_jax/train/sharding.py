@@ -1,11 +1,11 @@
 """All sharding on one screen: the mesh, the table of rules, and how batches and parameters are laid out.
 
 Parameters carry logical axis names (`Network.logical_axes`); RULES says which mesh axis each may be split over. Gradients,
-optimiser state and EMA follow the parameters. Batches are split over (data, fsdp), the frames of clips over context: all but
-attention over frames works on each device's own, for which the frames of a place are brought together and the places split
-instead. Under FSDP each layer's weights are gathered inside the scanned body, after the cast to the compute dtype: left to the
-partitioner the same program becomes windowed collective matmuls, estimated 3.4 times slower on 16 v5e chips. Large parameters
-of frozen networks are split over all devices, whatever the mesh's axes are for, and gathered in the same way.
+optimizer state and EMA follow the parameters. Batches are split over (data, fsdp), the frames of clips over context: attention
+over frames exchanges them, so that a device has all frames of some positions. Under FSDP each layer's weights are gathered
+inside the scanned body, after the cast to the compute dtype: left to the partitioner the same program becomes windowed
+collective matmuls, estimated 3.4 times slower on 16 v5e chips. Large parameters of frozen networks are split over all devices,
+whatever the mesh's axes are for, and gathered in the same way.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from jax.sharding import PartitionSpec as P
 
 from lumos_jax import config
 
-AXES = ("data", "fsdp", "tensor", "context")
+AXES = ("data", "fsdp", "context")
 BATCH = P(("data", "fsdp"))
 
 # Logical axis -> mesh axis. Names that are absent here are replicated.
-RULES: Mapping[str, str] = {"embed": "fsdp", "mlp": "tensor", "heads": "tensor"}
+RULES: Mapping[str, str] = {"embed": "fsdp"}
 
 
 def make_mesh(settings: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh over all devices, with axes data, fsdp, tensor, context. Of several slices, each a group of chips with fast
-    links among them, `data` is split over slices first, so that only gradients go between them.
+    """The mesh of AXES over the devices, all of them by default. `data` is split over slices (groups of chips with fast links
+    among them) first, so that only gradients go between slices.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices, or `data` does not split over TPU slices.
@@ -58,9 +58,9 @@ def make_mesh(settings: config.Mesh, devices: Sequence[jax.Device] | None = None
 
 
 def over_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray | None:
-    """The devices as an array of these sizes, one slice after the other along its first dim; None where there is one slice.
+    """The devices as an array of these sizes, slice after slice along its first dim; None where there is one slice.
 
-    GPU hosts count as slices too; where `data` does not split over them, the other axes run across hosts, as wanted.
+    GPU hosts count as slices too; where `data` does not split over them, the other axes run across hosts, as configured.
 
     Raises:
       ValueError: as make_mesh.
@@ -75,7 +75,7 @@ def over_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray | No
             f"config.mesh.data={sizes[0]} does not split over {count} slices, and only data goes between them: use a "
             f"multiple of {count} and fewer on the other axes"
         )
-    return mesh_utils.create_hybrid_device_mesh((sizes[0] // count, *sizes[1:]), (count, 1, 1, 1), devices)
+    return mesh_utils.create_hybrid_device_mesh((sizes[0] // count, *sizes[1:]), (count, 1, 1), devices)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -83,12 +83,12 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def batch_layout(mesh: jax.sharding.Mesh, dims: int) -> NamedSharding:
-    """Of one array of a batch: those of five dims, (B, F, h, w, c), have frames."""
+    """Of one array of a batch. Those of five dims, (B, F, h, w, c), have frames, which are split too."""
     return NamedSharding(mesh, P(*BATCH, "context") if dims == 5 else BATCH)
 
 
 def constrain(mesh: jax.sharding.Mesh, batch: Any) -> Any:
-    """Inside a compiled function: a tree of arrays with leading batch dims, laid out as batches are."""
+    """Inside a compiled function: lays out a tree of arrays with leading batch dims as batches are."""
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, batch_layout(mesh, a.ndim)), batch)
 
 
@@ -133,42 +133,41 @@ def param_shardings(mesh: jax.sharding.Mesh, shapes: Any, logical_axes: Any) -> 
 
 
 def make_gather(mesh: jax.sharding.Mesh, dtype: str) -> Callable[[Any], Any] | None:
-    """What the scanned body does to one layer's weights: cast on the shard, then gather. None without an fsdp axis."""
+    """A function that casts one layer's shards and gathers them, inside the scanned body; None without an fsdp axis."""
     if mesh.shape["fsdp"] == 1:
         return None
     compute = jnp.dtype(dtype)
 
     def gather(block_params):
         cast = jax.tree.map(lambda p: p.astype(compute), block_params)
-        within = not jax.sharding.get_abstract_mesh().empty  # Spread.run, whose mesh has `context` taken out
+        within = not jax.sharding.get_abstract_mesh().empty  # of ShardedForward, whose shard_map has `context`
         return jax.lax.with_sharding_constraint(cast, P() if within else replicated(mesh))
 
     return gather
 
 
-# Arrays of frozen networks above this size are split: all large ones of T5-XXL, none of ViT-L or SD's autoencoder in bfloat16.
-SPLIT_ABOVE = 200 * 2**20  # bytes
+# Bytes above which arrays of frozen networks are split: the large ones of T5-XXL; none of ViT-L in bfloat16.
+SPLIT_ABOVE = 200 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """Places parameters of frozen networks on the mesh, one by one, as encoders.Placement describes it.
+    """Places the parameters of frozen networks on the mesh, one by one; see weights.placement.
 
-    An array above `split_above` bytes is split along its largest dim that divides, over as many of the mesh's devices as it can
-    be; the dim that counts layers stays whole, as the layers are scanned. Every process gives its own devices their parts.
+    An array above `split_above` bytes is split along its largest dim that divides, over as many devices as possible. The dim of
+    stacked layers stays whole, as the layers are scanned. Every process gives its own devices their parts.
     """
 
     mesh: jax.sharding.Mesh
     split_above: int = SPLIT_ABOVE
-    shapes_only: bool = False  # keeps shapes with their layouts: for a mesh that is not there
+    shapes_only: bool = False  # returns shapes with shardings, for a mesh that does not exist
 
     def __call__(self, path: str, array: np.ndarray | jax.ShapeDtypeStruct) -> jax.Array | jax.ShapeDtypeStruct:
+        size = math.prod(array.shape) * array.dtype.itemsize
+        layout = NamedSharding(self.mesh, self.spec(path, array.shape, size))
         if self.shapes_only:
-            size = math.prod(array.shape) * array.dtype.itemsize
-            layout = NamedSharding(self.mesh, self.spec(path, array.shape, size))
             return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=layout)
-        layout = NamedSharding(self.mesh, self.spec(path, array.shape, array.nbytes))
-        # Waits, so that the host may let go of the array before it reads the next one.
+        # Waits, so that the host can free the array before it reads the next one.
         return jax.block_until_ready(jax.make_array_from_callback(array.shape, layout, lambda index: array[index]))
 
     def spec(self, path: str, shape: Sequence[int], size: int) -> P:
@@ -206,7 +205,7 @@ def barrier(name: str, seconds: int = 600) -> None:
 
 
 def all_agree(well: bool) -> bool:
-    """Whether it is so in every process."""
+    """Whether it is true in every process."""
     if jax.process_count() == 1:
         return well
     return bool(multihost_utils.process_allgather(np.asarray(well)).all())
@@ -234,8 +233,8 @@ def global_batch(mesh: jax.sharding.Mesh, local: Mapping[str, np.ndarray], rows:
     return {name: build(array) for name, array in local.items()}
 
 
-def of_the_task(host: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of the records, as pictures or what a cache holds of them; not weights, numbers of records, and strings."""
+def device_arrays(host: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a host batch that tasks read on the device: without weights, record numbers and strings."""
     return {
         name: array for name, array in host.items() if name not in ("weight", "record") and array.dtype.kind not in "UO"
     }

@@ -58,13 +58,13 @@ def test_only_data_goes_between_slices():
     def slices_of(grid):
         return np.vectorize(lambda device: device.slice_index)(grid)
 
-    grid = sharding.over_slices((4, 2, 1, 1), devices(2, 4, "gpu"))
-    np.testing.assert_array_equal(slices_of(grid)[:, :, 0, 0], [[0, 0], [0, 0], [1, 1], [1, 1]])
+    grid = sharding.over_slices((4, 2, 1), devices(2, 4, "gpu"))
+    np.testing.assert_array_equal(slices_of(grid)[:, :, 0], [[0, 0], [0, 0], [1, 1], [1, 1]])
     assert sorted(device.id for device in grid.ravel()) == list(range(8))
-    assert sharding.over_slices((4, 2, 1, 1), devices(1, 8)) is None
-    assert sharding.over_slices((1, 8, 1, 1), devices(2, 4, "gpu")) is None  # hosts of GPUs: as the user says
+    assert sharding.over_slices((4, 2, 1), devices(1, 8)) is None
+    assert sharding.over_slices((1, 8, 1), devices(2, 4, "gpu")) is None  # hosts of GPUs: as the user says
     with pytest.raises(ValueError, match=r"config\.mesh\.data=1 does not split over 2 slices"):
-        sharding.over_slices((1, 8, 1, 1), devices(2, 4))
+        sharding.over_slices((1, 8, 1), devices(2, 4))
 
 
 if __name__ == "__main__":

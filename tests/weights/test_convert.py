@@ -15,8 +15,10 @@ from safetensors.numpy import load_file, save_file
 from lumos_jax import config, convert, encoders
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
+from lumos_jax.encoders import frozen
+from lumos_jax.tasks import releases
 from lumos_jax.train import finetune, loop
-from lumos_jax.weights import diffusers_names, frozen_files, imports, releases, torch_files
+from lumos_jax.weights import diffusers_names, torch_files
 
 KINDS = {
     "lumos_i2i_xl_2_256": ("lumos-i2i", 822_006_176 + 768),
@@ -129,32 +131,33 @@ def test_pixart_of_diffusers_names_is_the_official_one(goldens):
 
 
 @pytest.mark.parametrize(
-    ("kind", "golden", "load"),
+    ("kind", "golden"),
     [
-        ("image-encoder", "hf_dinov2", lambda path: encoders.image_encoder.load_vit(path)),
-        ("image-encoder", "hf_clip_vision", lambda path: encoders.image_encoder.load_vit(path)),
-        ("autoencoder", "diffusers_autoencoder_kl", lambda path: encoders.latents.load_kl(path)),
-        ("t5", "hf_t5_v1_1_encoder", lambda path: encoders.text_encoder.load_t5(path)),
-        ("clip-text", "hf_clip_text", lambda path: encoders.text_encoder.load_clip_text(path)),
+        ("image-encoder", "hf_dinov2"),
+        ("image-encoder", "hf_clip_vision"),
+        ("autoencoder", "diffusers_autoencoder_kl"),
+        ("t5", "hf_t5_v1_1_encoder"),
+        ("clip-text", "hf_clip_text"),
     ],
 )
-def test_frozen_networks_load_the_same_from_their_own_form(goldens, tmp_path, kind, golden, load):
+def test_frozen_networks_load_the_same_from_their_own_form(goldens, tmp_path, kind, golden):
     out = tmp_path / "out"
     assert convert.main(["import", f"--kind={kind}", f"--source={goldens / golden}", f"--out={out}"]) == 0
-    network, params = load(str(out))
-    expected_network, expected = load(str(goldens / golden))
+    network, params, identity = frozen.load(kind, str(out))
+    expected_network, expected, released = frozen.load(kind, str(goldens / golden))
     assert network == expected_network
+    assert encoders.same_content(identity, released)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
     other = "t5" if kind != "t5" else "image-encoder"
     with pytest.raises(ValueError, match=f"holds a {kind}"):
-        frozen_files.load(out, other, dict)
+        frozen.load(other, str(out))
 
 
 def test_a_single_file_of_hugging_face_names_tells_its_shape(goldens):
     for name in ("hf_vit_dino", "hf_dinov2", "hf_clip_vision"):
-        made = imports.read("image-encoder", str(goldens / name / "model.safetensors"), heads=4)
-        told = imports.read("image-encoder", str(goldens / name))
+        made = frozen.read("image-encoder", str(goldens / name / "model.safetensors"), heads=4)
+        told = frozen.read("image-encoder", str(goldens / name))
         assert made.network.heads == told.network.heads == 4
         assert set(made.params) == set(told.params)
 
@@ -180,11 +183,10 @@ def test_moco_v3(goldens, tmp_path):
     state["module.predictor.0.weight"] = normal(4, 16)
     torch_files.save(tmp_path / "moco.pth", {"state_dict": state})
 
-    made = imports.read("image-encoder", str(tmp_path / "moco.pth"), heads=4)
+    made = frozen.read("image-encoder", str(tmp_path / "moco.pth"), heads=4)
     assert (made.network.head, made.network.head_dims, made.network.position_offset) == ("mlp", (40, 40, 16), 0.0)
     assert (
-        sum(name.startswith(("momentum_encoder.", "predictor.")) for name in made.account.dropped)
-        == len(state) // 2 + 1
+        sum(name.startswith(("momentum_encoder.", "predictor.")) for name in made.report.dropped) == len(state) // 2 + 1
     )
     settings = config.Encoder(
         weights=str(tmp_path / "moco.pth"), heads=4, output="pooled", normalize="none", dtype="float32"

@@ -15,7 +15,7 @@ import pytest
 from lumos_jax import config
 from lumos_jax.models import Condition, attention, make_dit
 from lumos_jax.planning import ahead, parse_target
-from lumos_jax.train import sharding, spread
+from lumos_jax.train import sharded_forward, sharding
 
 ROWS = 4
 
@@ -32,7 +32,7 @@ ROWS = 4
     ],
 )
 def test_which_hardware_has_kernels(device, hardware):
-    assert spread.hardware_of(types.SimpleNamespace(**device)) == hardware
+    assert sharded_forward.hardware_of(types.SimpleNamespace(**device)) == hardware
 
 
 def test_which_form_of_attention_is_taken():
@@ -56,7 +56,7 @@ def asked(monkeypatch):
         return plain(q, k, v, implementation="xla")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
-    monkeypatch.setattr(spread, "hardware_of", lambda device: "cuda")
+    monkeypatch.setattr(sharded_forward, "hardware_of", lambda device: "cuda")
     monkeypatch.setattr(attention, "kernel_for", lambda hardware, *_: "cudnn" if hardware == "cuda" else "")
     return calls
 
@@ -94,7 +94,7 @@ def test_spread_over_gpus_it_gives_the_same(network, asked, mesh, queries):
     dit, params, given, alone = network
     settings = config.Mesh(**mesh)
     mesh = sharding.make_mesh(settings, jax.devices()[: settings.data * settings.fsdp])
-    there = passes(spread.ShardedForward(**vars(dit), mesh=mesh), params, given)
+    there = passes(sharded_forward.ShardedForward(**vars(dit), mesh=mesh), params, given)
     assert asked[:1] == queries
     for ours, theirs in zip(there, alone, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(np.abs(theirs).max()))

@@ -1,0 +1,130 @@
+"""What the loop observes while it trains: metrics of steps, where time goes, undecodable records, and the profiler.
+
+Metrics of a step are read while the next one runs, so that the device never waits for the host. What a resumed run needs to
+write the same numbers as an uninterrupted one is in `Telemetry.memory`, which is saved with every checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import numpy as np
+
+from lumos_jax import data
+from lumos_jax.train import goodput, metrics
+from lumos_jax.train.optimizer import make_schedule
+from lumos_jax.train.setup import Run
+
+
+class Telemetry:
+    """Of one run of the loop. Process 0 writes metrics and goodput; every process keeps the numbers."""
+
+    def __init__(self, run: Run):
+        settings, memory, start = run.settings, run.start.memory, run.start.step
+        first = jax.process_index() == 0
+        self.settings, self.profile_directory = settings, run.workdir / "profile"
+        self.report = metrics.Reporter(
+            run.workdir, total=settings.train.steps, start=start, tensorboard=settings.log.tensorboard, active=first
+        )
+        self.ledger = goodput.Ledger(run.workdir, start, active=first)
+        self.stopwatch = metrics.Stopwatch(self.ledger)
+        self.window = metrics.Window(memory.get("window"))
+        self.corrupt = data.CorruptMeter(settings.data.max_corrupt_rate, memory.get("corrupt"))
+        self.not_finite = memory.get("bad_in_a_row", 0)  # steps in a row up to now
+        self.learning_rate = make_schedule(settings.optimizer, settings.train.steps)
+        self._compilations = goodput.CompilationCounter()
+        self._pending: tuple[int, Mapping[str, jax.Array]] | None = (
+            None  # a step that the device may still be working on
+        )
+        self._profiling = False
+        self._dispatched = (0.0, 0)  # time and compilations before the step
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress line."""
+        self.report.say(text)
+
+    def part(self, name: str) -> AbstractContextManager:
+        """Books the time of a part of the loop: "data", "device", "evaluation" or "save"."""
+        return self.stopwatch.part(name)
+
+    def begin(self, restore_seconds: float) -> None:
+        """Called before the first step."""
+        self.ledger.lose("restore", restore_seconds)
+        self.ledger.lose("startup", time.time() - self.ledger.started - restore_seconds)
+
+    def before_step(self, step: int, host: Mapping[str, np.ndarray]) -> None:
+        """Takes note of the host batch of the step that follows `step`. Raises TooManyCorruptRecords."""
+        if step == self.settings.train.profile_at:
+            jax.profiler.start_trace(str(self.profile_directory))
+            self._profiling = True
+        for line in self.corrupt.add(host):
+            self.say(line)
+        self._dispatched = (time.time(), self._compilations.count)
+
+    def after_step(self, step: int, values: Mapping[str, jax.Array]) -> None:
+        """Takes the metrics of a step that was dispatched, and reads those of the step before it.
+
+        Raises:
+          FloatingPointError: config.train.nonfinite_limit steps in a row were not finite.
+        """
+        began, compilations = self._dispatched
+        if self._compilations.count > compilations:
+            jax.block_until_ready(values)
+            self.ledger.lose("compile", time.time() - began)
+        self.settle()
+        self._pending = (step, values)
+        self.stopwatch.steps += 1
+        profiled = self.settings.train.profile_steps
+        if self._profiling and step == self.settings.train.profile_at + profiled:
+            self.settle()
+            self._stop_profiler()
+            self.say(f"profiler trace of {profiled} steps in {self.profile_directory}")
+
+    def settle(self) -> None:
+        """Reads the metrics of the last step, which waits for the device. Raises FloatingPointError as `after_step`."""
+        if self._pending is None:
+            return
+        (step, values), self._pending = self._pending, None
+        with self.part("device"):
+            values = {name: np.asarray(value) for name, value in values.items()}
+        self.report.step(step)
+        if self.window.add(values):
+            self.not_finite = 0
+            return
+        self.not_finite += 1
+        limit = self.settings.train.nonfinite_limit
+        self.say(
+            f"step {step}: loss {float(values['loss'])}, gradient norm {float(values['grad_norm'])}: not finite, step "
+            f"skipped ({self.not_finite} in a row; {limit} stop the run)"
+        )
+        if self.not_finite >= limit:
+            raise FloatingPointError(
+                f"{self.not_finite} steps in a row up to step {step} had no finite loss and gradient; the checkpoints "
+                "are from before. Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or look at the data"
+            )
+
+    def log(self, step: int) -> None:
+        """Writes the averages since the last log and moves the progress line."""
+        self.settle()
+        speed = self.stopwatch.close(self.settings.train.batch_size)
+        values = self.window.close() | speed | self.corrupt.counts() | self.ledger.metrics()
+        values["learning_rate"] = float(self.learning_rate(step - 1))
+        self.report.write(step, values)
+        self.report.progress(step, values)
+
+    def memory(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: plain values."""
+        return {"window": self.window.state(), "corrupt": self.corrupt.state(), "bad_in_a_row": self.not_finite}
+
+    def _stop_profiler(self) -> None:
+        if self._profiling:
+            self._profiling = False
+            jax.profiler.stop_trace()
+
+    def closers(self) -> Sequence[Callable[[], None]]:
+        """To be called at the end, each whatever the others raise."""
+        return self._stop_profiler, self._compilations.close, self.report.close, self.ledger.write
