@@ -31,7 +31,7 @@ ALLOWED = {
     "models": set(),
     "diffusion": set(),
     "tasks": {"encoders", "models", "diffusion", "data", "weights"},
-    "evaluation": {"tasks", "diffusion", "models", "encoders", "scenes"},
+    "evaluation": {"scenes"},
     "checkpoints": {"weights"},
     "train": {
         "data",

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 
 from lumos_jax import config, data, tasks
 from lumos_jax.planning import flops
-from lumos_jax.tasks.sampling import options_of
 from lumos_jax.train import rngs, sharded_forward, sharding, state_dtype
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
@@ -81,7 +80,7 @@ class Job:
         keys = (rngs.key(0, "sheet/noise"), rngs.key(0, "sheet/sampler"))
 
         def draw(params, frozen, batch):
-            return sampling.generate_batch(params, frozen, batch, keys, settings.samples, options_of(settings), gather)
+            return sampling.generate_batch(params, frozen, batch, keys, settings.samples, settings, gather)
 
         shown = {name: _shape((settings.rows, *a.shape[1:]), a.dtype, everywhere) for name, a in self.batch.items()}
         del shown["weight"]
