@@ -147,8 +147,7 @@ def _hand_off(experiment: Experiment, workdir: pathlib.Path, fingerprints) -> St
         theirs, from_ = prior.params, prior.settings
     same = _same_condition(settings, from_, fingerprints.get("encoder"), identity)
     given_shapes = _shapes(theirs)
-    if hasattr(task, "dit"):
-        handoffs.check(dit, settings.model, from_.model, given_shapes)
+    task.check_prior(settings.model, from_.model, given_shapes)
     named = handoffs.rules(task.handoff(), _shapes(ours.params), given_shapes, same)
     rules = {
         "origin": origin,

@@ -53,7 +53,7 @@ def make_train_step(settings: config.Settings, task, plan: finetune.Plan, optimi
         ema = state_dtype.to_float32(stored_ema)
         grads, sums = differentiate(trained, rest, ema, example, jnp.maximum(example.weight.sum(), 1.0))
         updates, opt_state = optimizer.update(grads, state_dtype.to_float32(state.opt_state), trained)
-        moved, metrics = task.settle(optax.apply_updates(trained, updates), sums)
+        moved, metrics = task.post_update(optax.apply_updates(trained, updates), sums)
         ema = state_dtype.to_state_dtype(update_ema(ema, moved, decay), stored_ema, seed, "ema", state.step)
         opt_state = state_dtype.to_state_dtype(opt_state, state.opt_state, seed, "optimizer", state.step)
 

@@ -33,7 +33,7 @@ def test_corruption_loss_and_reverse_step(golden):
     t = jnp.asarray(golden["t"].astype(np.int32))
     x_t = diffusion.corrupt(PAPER, x0, noise, t)
     np.testing.assert_allclose(x_t, channels_last(golden["x_t"]), **CLOSE)
-    terms = diffusion.loss_terms(PAPER, lambda x, time: jnp.asarray(out), x0, t, noise)
+    terms = diffusion.loss_terms(PAPER, jnp.asarray(out), x_t, x0, t, noise)
     np.testing.assert_allclose(terms["mse"], golden["mse"], **CLOSE)
     np.testing.assert_allclose(terms["vlb"], golden["vb"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(terms["loss"], golden["loss"], rtol=1e-5, atol=1e-5)

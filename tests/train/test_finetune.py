@@ -12,7 +12,6 @@ import pytest
 from lumos_jax import config, data
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
-from lumos_jax.tasks import objective
 from lumos_jax.train import finetune, lora, rngs, startup
 from lumos_jax.train.state import TrainState
 from lumos_jax.weights.rules import flatten
@@ -153,7 +152,7 @@ def test_shapes_of_adapters(tuned):
 def example():
     task, frozen = made().task, made().frozen
     batch = {name: host_batches()[0][name] for name in ("image", "weight")}
-    return jax.jit(lambda batch: objective.make_example(task, frozen, batch, rngs.streams(0, "train", 0)))(batch)
+    return jax.jit(lambda batch: task.example(frozen, batch, rngs.streams(0, "train", 0)))(batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -161,7 +160,7 @@ def _output_and_loss(plan, params, example):
     task = made().task
     params, gather = plan.for_apply(params, None) if "lora" in params else (params, None)
     output = task.dit.apply(params, example.x0, example.t.astype(jnp.float32), example.condition, gather=gather)
-    return output, objective.loss_terms(task, params, example, gather)["loss"]
+    return output, task.loss_terms(params, example, gather)["loss"]
 
 
 def output_and_loss(plan, params):
