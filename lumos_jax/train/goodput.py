@@ -15,8 +15,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -60,20 +62,30 @@ class Ledger:
         self.lost = dict.fromkeys(CAUSES, 0.0)
         self.useful_at: dict[int, float] = {}  # step of a checkpoint -> useful seconds by then
         self._written = 0.0
-        try:
-            account = json.loads(self.path.read_text(encoding="utf-8")) if step else None
-        except (OSError, ValueError):  # missing or damaged: only a by-product
-            account = None
-        if account:
-            self._continue(account, step)
+        if account := self._read() if step else None:
+            self.began = account["began"]
+            self.lost |= account["lost"]
+            useful = account["until"] - self.began - sum(self.lost.values())
+            self.useful_at = {int(at): seconds for at, seconds in account["useful_at"].items() if int(at) <= step}
+            self.lost["redone"] += max(useful - self.useful_at.get(step, useful), 0.0)
+            self.lost["down"] += max(self.started - account["until"], 0.0)
 
-    def _continue(self, account: Mapping[str, Any], step: int) -> None:
-        self.began = account["began"]
-        self.lost |= account["lost"]
-        useful = account["until"] - self.began - sum(self.lost.values())
-        self.useful_at = {int(at): seconds for at, seconds in account["useful_at"].items() if int(at) <= step}
-        self.lost["redone"] += max(useful - self.useful_at.get(step, useful), 0.0)
-        self.lost["down"] += max(self.started - account["until"], 0.0)
+    def _read(self) -> Mapping[str, Any] | None:
+        """The account so far; None for a new run, and with a warning where the file is damaged."""
+        try:
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            numbers = [kept["began"], kept["until"], *kept["lost"].values(), *kept["useful_at"].values()]
+            if not set(kept["lost"]) <= set(CAUSES) or not all(
+                map(math.isfinite, [*numbers, *map(int, kept["useful_at"])])
+            ):
+                raise ValueError("other numbers than were written")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if self.active:
+                print(f"warning: {self.path} is damaged ({error}): goodput is counted from here on", file=sys.stderr)
+            return None
+        return kept
 
     def lose(self, cause: str, seconds: float) -> None:
         """Books seconds that were lost for steps."""
