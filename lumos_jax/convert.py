@@ -9,9 +9,9 @@ python -m lumos_jax.convert export --workdir=runs/xl --format=official --out=rel
 python -m lumos_jax.convert export --workdir=runs/dino --format=encoder --out=weights/mine
     the encoder of a self-distillation run, for config.encoder.weights, with what whitens its features
 
---source is a file (.safetensors, .npz, .pth, .bin), a directory, or a hub id. Every name is accounted for: loaded, dropped for
-a reason, or an error. --dry-run prints the account from the shapes alone, and writes nothing; it also takes a .json file that
-maps names to shapes.
+--source is a file (.safetensors, .npz, .pth, .bin), a directory, or a hub id. Every name is loaded, dropped for a reason, or an
+error. --dry-run prints the report from the shapes alone, and writes nothing; it also takes a .json file that maps names to
+shapes.
 """
 
 from __future__ import annotations
@@ -30,21 +30,23 @@ import numpy as np
 from lumos_jax import cli, config, data, encoders
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.config import io as config_io
-from lumos_jax.encoders import whitening
+from lumos_jax.encoders import frozen, whitening
+from lumos_jax.models import sizes
+from lumos_jax.tasks import releases
 from lumos_jax.train import finetune
-from lumos_jax.weights import diffusers_names, files, frozen_files, imports, model_card, releases, torch_files
-from lumos_jax.weights import rules as name_rules
+from lumos_jax.weights import diffusers_names, files, model_card, rules, torch_files
 
 PRIOR_FORMATS = ("official", "safetensors", "diffusers")
 ENCODER = "encoder"
-WHITENED_AT_ONCE = 256  # pictures
+WHITENING_BATCH = 256  # images
 
 
 def import_prior(args: argparse.Namespace) -> str:
-    """Writes a released prior as a run directory at step 0, and returns its account."""
+    """Writes a released prior as a run directory at step 0, and returns its report."""
     prior = releases.load(args.source, "--source", kind=args.kind, heads=args.heads, shapes_only=args.dry_run)
     if args.encoder:
-        prior = releases.with_encoder(prior, args.encoder)
+        encoder = dataclasses.replace(prior.settings.encoder, weights=args.encoder)
+        prior = dataclasses.replace(prior, settings=dataclasses.replace(prior.settings, encoder=encoder))
     elif releases.RELEASES[args.kind].unhosted and not args.dry_run:
         raise ValueError(
             f"--encoder is missing: a {args.kind} conditions on features of a network that is on no hub; give its file (as "
@@ -52,13 +54,13 @@ def import_prior(args: argparse.Namespace) -> str:
         )
     if not args.dry_run:
         _write(args.out, lambda folder: _write_run(folder, prior, args.source))
-    return prior.account.table()
+    return prior.report.table()
 
 
 def _write_run(folder: pathlib.Path, prior: releases.Prior, source: str) -> None:
     config_io.save(prior.settings, folder / "config.json")
-    account = {"source": source, "loaded": prior.account.loaded, "dropped": prior.account.dropped}
-    (folder / "handoff.json").write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
+    report = {"source": source, "loaded": prior.report.loaded, "dropped": prior.report.dropped}
+    (folder / "handoff.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     checkpoints = Checkpoints(folder, config.Checkpoint())
     meta = {"settings": config_io.to_dict(prior.settings), "fingerprints": {}, "imported": source, "memory": {}}
     checkpoints.save(0, {"params": prior.params}, meta)
@@ -67,11 +69,13 @@ def _write_run(folder: pathlib.Path, prior: releases.Prior, source: str) -> None
 
 
 def import_frozen(args: argparse.Namespace) -> str:
-    """Writes a frozen network as a directory of one safetensors file and its description; returns its account."""
-    made = imports.read(args.kind, args.source, heads=args.heads, shapes_only=args.dry_run)
+    """Writes a frozen network as a directory of one safetensors file and its description; returns its report."""
+    made = frozen.read(args.kind, args.source, field="--source", heads=args.heads, shapes_only=args.dry_run)
+    if made.report is None:
+        raise ValueError(f"--source={args.source} is what `convert import` made; a config can name it as it is")
     if not args.dry_run:
-        _write(args.out, lambda folder: frozen_files.save(folder, made, args.source))
-    return made.account.table()
+        _write(args.out, lambda folder: frozen.save(folder, made, args.source))
+    return made.report.table()
 
 
 def _new(out: str) -> pathlib.Path:
@@ -113,63 +117,66 @@ def export(args: argparse.Namespace) -> str:
         raise ValueError(f"--format={args.format} does not suit what {workdir} trained; it can be exported as {right}")
     if args.format == ENCODER:
         return _export_encoder(args, settings, params, meta, step)
-    state = releases.write(settings, params)
-    card = model_card.text(workdir, settings, meta, step, args.weights, args.format)
+    moved = {"encoder": args.encoder_weights, "autoencoder": args.autoencoder_weights}
+    settings = encoders.with_moved_weights(settings, meta["fingerprints"], **moved)
+    state, described = releases.write(settings, params), config_io.to_dict(settings)
+    card = model_card.make(workdir, described, meta, step, args.weights, args.format)
 
     def fill(folder: pathlib.Path) -> None:
-        name, metadata = (
-            f"lumos_{step}",
-            {"format": "pt", releases.SETTINGS_KEY: json.dumps(config_io.to_dict(settings))},
-        )
+        metadata = {"format": "pt", releases.SETTINGS_KEY: json.dumps(described)}
         if args.format == "official":
-            torch_files.save(folder / f"{name}.pth", {"state_dict": state})
+            torch_files.save(folder / f"lumos_{step}.pth", {"state_dict": state})
         elif args.format == "safetensors":
-            files.save_safetensors(state, folder / f"{name}.safetensors", metadata)
+            files.save_safetensors(state, folder / f"lumos_{step}.safetensors", metadata)
         else:
             inner = folder / "transformer"
             inner.mkdir()
-            files.save_safetensors(
-                diffusers_names.to_diffusers(state), inner / "diffusion_pytorch_model.safetensors", metadata
-            )
-            described = diffusers_names.config_json(settings.model, state)
-            (inner / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+            names = diffusers_names.to_diffusers(state)
+            files.save_safetensors(names, inner / "diffusion_pytorch_model.safetensors", metadata)
+            heads = sizes.make_size(settings.model).heads
+            network = diffusers_names.config_json(state, heads, settings.model.position_scale)
+            (inner / "config.json").write_text(json.dumps(network, indent=2) + "\n", encoding="utf-8")
         config_io.save(settings, folder / "config.json")
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        card.save(folder / "README.md")
 
     _write(args.out, fill)
-    count = sum(value.size for value in name_rules.flatten(params).values())
+    count = sum(value.size for value in rules.flatten(params).values())
     return f"{count:,} parameters ({args.weights}) of step {step} in {args.out}"
 
 
 def _export_encoder(args: argparse.Namespace, settings: config.Settings, params: Any, meta: Any, step: int) -> str:
+    if args.encoder_weights or args.autoencoder_weights:
+        raise ValueError("--encoder-weights and --autoencoder-weights are for runs with frozen networks")
     vit, params = encoders.vit_of(settings.encoder), params["vit"]
     if args.whiten:
         params = params | {"whitening": _whitening(settings, vit, params, args.whiten)}
         vit = dataclasses.replace(vit, whitened=True)
-    flat = {path: value.astype(args.dtype) for path, value in name_rules.flatten(params).items()}
-    made = frozen_files.Frozen("image-encoder", vit, flat)
-    card = model_card.text(pathlib.Path(args.workdir), settings, meta, step, args.weights, args.format)
+    flat = {path: value.astype(args.dtype) for path, value in rules.flatten(params).items()}
+    made = frozen.Imported("image-encoder", vit, flat, None)
+    card = model_card.make(
+        pathlib.Path(args.workdir), config_io.to_dict(settings), meta, step, args.weights, args.format
+    )
 
     def fill(folder: pathlib.Path) -> None:
-        frozen_files.save(folder, made, f"{args.weights} of step {step} of a lumos_jax run")
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        frozen.save(folder, made, f"{args.weights} of step {step} of a lumos_jax run")
+        card.save(folder / "README.md")
 
     _write(args.out, fill)
     return f"{sum(value.size for value in flat.values()):,} parameters ({args.weights}) of step {step} in {args.out}"
 
 
-def _whitening(settings: config.Settings, vit: Any, params: Any, pictures: int) -> Any:
-    """By so many records, spread over the source that the run was trained on."""
+def _whitening(settings: config.Settings, vit: Any, params: Any, images: int) -> Any:
+    """The statistics of so many records, spread over the source that the run was trained on."""
     source, told = data.make_source(settings.data), settings.encoder
-    records = np.linspace(0, len(source) - 1, min(pictures, len(source))).astype(int).tolist()
+    records = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
     encoder = encoders.ImageEncoder(
         vit, "all", "none", told.resize, told.interpolation, told.image_size, told.dtype, identity=""
     )
     apply = jax.jit(encoder.apply)
 
     def tokens():
-        for begin in range(0, len(records), WHITENED_AT_ONCE):
-            batch = data.read_batch(settings.data, source, records[begin : begin + WHITENED_AT_ONCE])
+        for begin in range(0, len(records), WHITENING_BATCH):
+            batch = data.read_batch(settings.data, source, records[begin : begin + WHITENING_BATCH])
             yield np.asarray(apply(params, batch["image"]))[batch["weight"] > 0]
 
     return whitening.fit(tokens())
@@ -183,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     add = verbs.add_parser(
         "import", help="released weights -> a run directory or a frozen network's directory"
     ).add_argument
-    add("--kind", required=True, choices=(*releases.RELEASES, *imports.KINDS), help="what the source holds")
+    add("--kind", required=True, choices=(*releases.RELEASES, *frozen.KINDS), help="what the source holds")
     add("--source", required=True, help="file, directory or hub id")
     add("--out", help="the directory to make")
     add("--heads", type=int, default=0, help="attention heads, where neither the file nor the size tells")
@@ -191,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         "--encoder",
         help="of a prior: weights of the frozen encoder that it conditions on, where they are not the usual ones",
     )
-    add("--dry-run", action="store_true", help="print the account from shapes alone, write nothing")
+    add("--dry-run", action="store_true", help="print the report from shapes alone, write nothing")
     add = verbs.add_parser("export", help="a run's weights -> files for others").add_argument
     add("--workdir", required=True, help="the run's directory")
     add("--out", required=True, help="the directory to make")
@@ -206,10 +213,12 @@ def _parser() -> argparse.ArgumentParser:
         "--whiten",
         type=int,
         default=2048,
-        metavar="PICTURES",
+        metavar="IMAGES",
         help="of format encoder: records of the run's data that config.encoder.normalize=white goes by (2048); 0: none",
     )
-    add("--weights", choices=("ema", "params"), default="ema", help="running average (default) or raw parameters")
+    add("--weights", choices=("ema", "params"), default="ema", help="the EMA (default) or the raw parameters")
+    add("--encoder-weights", metavar="PATH", help="where the run's frozen encoder is now, if its files have moved")
+    add("--autoencoder-weights", metavar="PATH", help="where its autoencoder is now")
     add("--checkpoint", type=int, metavar="STEP", help="default: the newest")
     return parser
 
@@ -218,7 +227,7 @@ def run(args: argparse.Namespace) -> Any:
     """Does what the command line says and returns what to print. Raises ValueError for a user's mistake."""
     dry = args.verb == "import" and args.dry_run
     if not dry and not args.out:
-        raise ValueError("--out is missing: the directory to make (or --dry-run, to see the account alone)")
+        raise ValueError("--out is missing: the directory to make (or --dry-run, to see the report alone)")
     if not dry:
         _new(args.out)  # before gigabytes are read
     if args.verb == "export":

@@ -1,5 +1,6 @@
 """How tests run programs of ours as users do, and look at what they left."""
 
+import argparse
 import json
 import pathlib
 import shutil
@@ -76,3 +77,10 @@ def pixels(path):
 def assert_same_bits(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert np.array_equal(np.asarray(x), np.asarray(y))
+
+
+def flags_of(sampling, *arguments):
+    """The flags that a task adds to `sample`, parsed."""
+    parser = argparse.ArgumentParser()
+    sampling.add_flags(parser)
+    return parser.parse_args(arguments)

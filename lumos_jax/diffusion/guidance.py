@@ -41,7 +41,7 @@ def guided(
     Returns:
       (x, network time) -> (B, h, w, c_out).
     """
-    if np.ndim(scale) == 0 and scale == 1.0:
+    if np.all(np.asarray(scale) == 1.0):
         return lambda x, time: predict(x, time, condition)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), condition, null)
 

@@ -8,8 +8,6 @@ min-SNR (Hang et al. 2023): min(SNR, gamma) on the x0 error, written for each pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -17,11 +15,9 @@ from lumos_jax.diffusion.process import (
     LOG_2,
     Process,
     coefficients,
-    corrupt,
     from_x0_noise,
     gather,
     model_log_variance,
-    network_time,
     posterior_mean,
     signal_to_noise,
     split_output,
@@ -31,32 +27,22 @@ from lumos_jax.diffusion.schedule import posterior
 
 
 def loss_terms(
-    process: Process, predict: Callable, x0: jax.Array, t: jax.Array, noise: jax.Array
+    process: Process, output: jax.Array, x_t: jax.Array, x0: jax.Array, t: jax.Array, noise: jax.Array
 ) -> dict[str, jax.Array]:
-    """Corrupts, predicts, compares.
+    """Compares a network's output with its target.
 
     Args:
       process: see `make_process`.
-      predict: (x_t (B, h, w, c), network time (B,)) -> (B, h, w, c_out).
-      x0, noise: (B, h, w, c). t: (B,) as `sample_timesteps` draws it.
+      output: (B, h, w, c_out), of x_t = `corrupt`(process, x0, noise, t) at `network_time`(process, t).
+      x_t, x0, noise: (B, h, w, c). t: (B,) as `sample_timesteps` gives it.
 
     Returns:
       float32 (B,) each: `loss`, `mse` and, for the hybrid loss, `vlb` (bits per dim).
     """
-    x0, noise = x0.astype(jnp.float32), noise.astype(jnp.float32)
-    x_t = corrupt(process, x0, noise, t)
-    output = predict(x_t, network_time(process, t)).astype(jnp.float32)
-    return compare(process, output, x_t, x0, t, noise)
-
-
-def compare(
-    process: Process, output: jax.Array, x_t: jax.Array, x0: jax.Array, t: jax.Array, noise: jax.Array
-) -> dict[str, jax.Array]:
-    """The losses of a network output (B, h, w, c_out); returns as `loss_terms`."""
-    prediction, logits = split_output(process, output)
+    prediction, logits = split_output(process, output.astype(jnp.float32))
     signal, sigma = coefficients(process, t, x0)
-    wanted = from_x0_noise(process.prediction, signal, sigma, x0, noise)
-    terms = {"mse": _mean(jnp.square(prediction - wanted))}
+    target = from_x0_noise(process.prediction, signal, sigma, x0, noise)
+    terms = {"mse": _mean(jnp.square(prediction - target))}
     terms["loss"] = terms["mse"] * min_snr_weight(process, t) if process.min_snr_gamma else terms["mse"]
     if process.loss == "hybrid":
         terms["vlb"] = variational_bound(process, jax.lax.stop_gradient(prediction), logits, x_t, x0, t)

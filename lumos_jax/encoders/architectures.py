@@ -1,24 +1,34 @@
-"""Shapes of networks whose weights are not at hand: enough to compile what will use them, ahead of time.
+"""Which network weights are for: by hub id, by config.json, or by the names and shapes of the arrays.
 
-Architectures are those that the config.json of each hub id says; weights of any other id, or a local path, are read.
+Each `recognize_...` takes a state dict (arrays, or shapes alone), its config.json if there is one, the number of heads if the
+user gave it, and what the weights are, for messages. It returns the network, the state dict under the names that the rules
+have, and the rules. All raise ValueError for another architecture.
 """
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
+import numpy as np
 
-from lumos_jax.encoders.autoencoder import KlShape
 from lumos_jax.encoders.clip_text import LEGACY_EOS, ClipText
+from lumos_jax.encoders.kl import KLAutoencoder
 from lumos_jax.encoders.t5 import T5Encoder
-from lumos_jax.encoders.vit import Vit
-from lumos_jax.weights import rules as name_rules
-from lumos_jax.weights.placement import Take
+from lumos_jax.encoders.vit import ACTIVATIONS, Vit
+from lumos_jax.weights import encoder_names as names
+from lumos_jax.weights.rules import Rule, parameter_shapes
 
-_T5 = {
+HEAD_DIM = 64  # of every original release's ViT but one: their files do not say how many heads there are
+MOCO_SMALL_HEADS = 12  # MoCo-v3's ViT-S has 12 heads of 32 (Chen et al. 2021)
+VIT_MODEL_TYPES = ("vit", "dinov2", "clip", "clip_vision_model")
+T5_MAX_DISTANCE = 128  # configs written before transformers 4.15 do not say it; it never was anything else
+
+# Networks of hub ids, for planning without their weights. Position offsets and the like, which cost nothing, are left at their
+# defaults. The weights of any other id are read.
+_T5_SIZES = {
     "small": (512, 8, 6, 64, 1024),
     "base": (768, 12, 12, 64, 2048),
     "large": (1024, 24, 16, 64, 2816),
@@ -26,32 +36,232 @@ _T5 = {
     "xxl": (4096, 24, 64, 64, 10240),
 }
 _T5_VOCABULARY = 32128
-_DINOV2 = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
-
-# Hub id -> network. Position offsets and the like, which cost nothing, are left at their defaults.
+_DINOV2_SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 KNOWN: Mapping[str, Any] = {
     "facebook/dino-vits16": Vit(384, 12, 6, 16, 224, eps=1e-12),
     "facebook/dino-vits8": Vit(384, 12, 6, 8, 224, eps=1e-12),
     "facebook/dino-vitb16": Vit(768, 12, 12, 16, 224, eps=1e-12),
     "facebook/dino-vitb8": Vit(768, 12, 12, 8, 224, eps=1e-12),
-    **{f"facebook/dinov2-{size}": Vit(*sides, 14, 518, layer_scale=True) for size, sides in _DINOV2.items()},
-    "stabilityai/sd-vae-ft-mse": KlShape(),
-    "stabilityai/sd-vae-ft-ema": KlShape(),
-    **{f"google/t5-v1_1-{size}": T5Encoder(*sides, _T5_VOCABULARY) for size, sides in _T5.items()},
-    **{f"google/flan-t5-{size}": T5Encoder(*sides, _T5_VOCABULARY) for size, sides in _T5.items()},
+    **{f"facebook/dinov2-{size}": Vit(*sides, 14, 518, layer_scale=True) for size, sides in _DINOV2_SIZES.items()},
+    "stabilityai/sd-vae-ft-mse": KLAutoencoder(),
+    "stabilityai/sd-vae-ft-ema": KLAutoencoder(),
+    **{f"google/t5-v1_1-{size}": T5Encoder(*sides, _T5_VOCABULARY) for size, sides in _T5_SIZES.items()},
+    **{f"google/flan-t5-{size}": T5Encoder(*sides, _T5_VOCABULARY) for size, sides in _T5_SIZES.items()},
     "openai/clip-vit-large-patch14": ClipText(768, 12, 12, 3072, 49408, 77, 768, LEGACY_EOS),
 }
 
+State = Mapping[str, Any]
+Shapes = Mapping[str, Sequence[int]]
+Recognized = tuple[Any, State, Sequence[Rule]]
 
-def known(weights: str, take: Take, network_class: Any) -> Any | None:
-    """The network that a hub id stands for, if shapes are all that is wanted and this list has it; else None."""
-    if not take.shapes_only or pathlib.Path(weights).expanduser().exists():
+
+class _Config(dict):
+    """A config.json that says what it lacks when asked."""
+
+    def __init__(self, values: Mapping[str, Any], origin: str):
+        super().__init__(values)
+        self.origin = origin
+
+    def __missing__(self, key: str):
+        raise ValueError(f"{self.origin}: config.json does not say {key}")
+
+
+def _config(described: Mapping[str, Any] | None, origin: str, types: Sequence[str], wanted: str) -> _Config:
+    if described is None:
+        raise ValueError(
+            f"{origin}: the shape of {wanted} is read from config.json; give the directory that holds both"
+        )
+    kind = described.get("model_type")
+    if kind not in types:
+        raise ValueError(f"{origin}: config.json says model_type={kind!r}; {wanted} has {' or '.join(types)}")
+    return _Config(described, origin)
+
+
+def _activation(name: str, origin: str) -> str:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"{origin}: config.json says hidden_act={name!r}; supported are {', '.join(ACTIVATIONS)}")
+    return name
+
+
+def _shapes(state: State) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(getattr(value, "shape", value)) for name, value in state.items()}
+
+
+def _depth(state: State, pattern: str) -> int:
+    """One more than the highest layer; `pattern` has one group, the layer's number."""
+    return 1 + max((int(found[1]) for name in state if (found := re.search(pattern, name))), default=-1)
+
+
+def recognize_vit(state: State, described: Mapping[str, Any] | None, heads: int, origin: str) -> Recognized:
+    shapes, table = _shapes(state), names.vit_rules(state)
+    if described is None and table is not names.OFFICIAL_VIT:
+        described = _vit_config(shapes, table, heads)
+    if described is not None:
+        return _vit_of_config(described, shapes, origin), state, table
+    return _vit_of_official_names(shapes, heads, origin), state, table
+
+
+def _vit_of_config(described: Mapping[str, Any], shapes: Shapes, origin: str) -> Vit:
+    described = _config(described, origin, VIT_MODEL_TYPES, "an image encoder")
+    kind = described["model_type"]
+    if described.get("use_swiglu_ffn"):
+        raise ValueError(f"{origin}: DINOv2 giant's gated MLP is not supported; DINOv2 small, base and large are")
+    described = _Config(described.get("vision_config", described), origin)
+    clip, dinov2 = kind.startswith("clip"), kind == "dinov2"
+    projection = shapes.get("visual_projection.weight")
+    # CLIP's and DINOv2's nested configs leave out what equals the class's own default.
+    width = described["hidden_size"] if dinov2 else described.get("hidden_size", 768)
+    return Vit(
+        width,
+        described.get("num_hidden_layers", 12),
+        described.get("num_attention_heads", 12),
+        described.get("patch_size", 32 if clip else 16),
+        described.get("image_size", 224),
+        described.get("layer_norm_eps", 1e-5 if clip else 1e-6 if dinov2 else 1e-12),
+        position_offset=0.0,
+        activation=_activation(described.get("hidden_act", "quick_gelu" if clip else "gelu"), origin),
+        layer_scale=dinov2,
+        input_norm=clip,
+        hidden=int(described.get("mlp_ratio", 4) * width) if dinov2 else described.get("intermediate_size", 0),
+        head="linear" if projection else "",
+        head_dims=(projection[0],) if projection else (),
+    )
+
+
+def _vit_config(shapes: Shapes, table: Sequence[Rule], heads: int) -> dict[str, Any]:
+    """What config.json would say, for arrays under Hugging Face's names without one."""
+    clip = table is names.HF_CLIP_VISION
+    patch, positions = (
+        ("vision_model.embeddings.patch_embedding", "vision_model.embeddings.position_embedding.weight")
+        if clip
+        else ("embeddings.patch_embeddings.projection", "embeddings.position_embeddings")
+    )
+    width, _, side, _ = shapes[f"{patch}.weight"]
+    grid = math.isqrt(shapes[positions][-2] - 1)
+    mlps = ("mlp.fc1.weight", "intermediate.dense.weight")
+    hidden = next(shape[0] for name, shape in shapes.items() if name.endswith(mlps))
+    return {
+        "model_type": "clip_vision_model" if clip else "dinov2" if table is names.HF_DINOV2 else "vit",
+        "hidden_size": width, "num_hidden_layers": _depth(shapes, r"\blayers?\.(\d+)\."), "patch_size": side,
+        "num_attention_heads": heads or max(width // HEAD_DIM, 1), "image_size": grid * side, "intermediate_size": hidden,
+        "mlp_ratio": hidden / width,
+    }  # fmt: skip
+
+
+def _vit_of_official_names(shapes: Shapes, heads: int, origin: str) -> Vit:
+    try:
+        width, _, patch, _ = shapes["patch_embed.proj.weight"]
+        side = math.isqrt(shapes["pos_embed"][1] - 1) * patch
+    except (KeyError, ValueError, IndexError):
+        raise ValueError(
+            f"{origin} has neither a config.json nor the original names of a ViT (patch_embed.proj.weight, pos_embed); it "
+            f"holds {', '.join(list(shapes)[:5])} ..."
+        ) from None
+    moco = "head.1.running_mean" in shapes
+    usual = MOCO_SMALL_HEADS if moco and width == 384 else max(width // HEAD_DIM, 1)
+    return Vit(
+        width,
+        _depth(shapes, r"^blocks\.(\d+)\."),
+        heads or usual,
+        patch,
+        side,
+        position_offset=0.0 if moco else 0.1,
+        layer_scale="blocks.0.ls1.gamma" in shapes,
+        hidden=shapes.get("blocks.0.mlp.fc1.weight", (0,))[0],
+        head="mlp" if moco else "",
+        head_dims=tuple(shapes[f"head.{place}.weight"][0] for place in (0, 3, 6)) if moco else (),
+    )
+
+
+def recognize_kl(state: State, described: Mapping[str, Any] | None, heads: int, origin: str) -> Recognized:
+    network = KLAutoencoder()
+    if described is not None:
+        found = described.get("_class_name")
+        if found != "AutoencoderKL" or set(described.get("down_block_types", ())) != {"DownEncoderBlock2D"}:
+            raise ValueError(f"{origin}: config.json describes a {found}, not Stable Diffusion's AutoencoderKL")
+        described = _Config(described, origin)
+        fields = ("layers_per_block", "norm_num_groups", "latent_channels")
+        network = KLAutoencoder(tuple(described["block_out_channels"]), *(described[field] for field in fields))
+    return network, names.modern_kl_names(state), names.kl_rules(parameter_shapes(network))
+
+
+def recognize_t5(state: State, described: Mapping[str, Any] | None, heads: int, origin: str) -> Recognized:
+    described = _config(
+        described or _t5_config(_shapes(state)), origin, ("t5", "mt5"), "an encoder of T5 v1.1 or Flan-T5"
+    )
+    activation = described.get("feed_forward_proj", "relu")
+    if activation != "gated-gelu":
+        raise ValueError(
+            f"{origin}: config.json says feed_forward_proj={activation!r}, as T5 v1.0 has it; only gated-gelu (T5 v1.1, "
+            "Flan-T5) is supported"
+        )
+    network = T5Encoder(
+        width=described["d_model"],
+        depth=described["num_layers"],
+        heads=described["num_heads"],
+        head_dim=described["d_kv"],
+        mlp_width=described["d_ff"],
+        vocabulary=described["vocab_size"],
+        buckets=described["relative_attention_num_buckets"],
+        max_distance=described.get("relative_attention_max_distance", T5_MAX_DISTANCE),
+        eps=described["layer_norm_epsilon"],
+    )
+    both = [state[name] for name in (names.SHARED, names.COPY) if name in state]
+    if len(both) == 2 and not np.array_equal(*both):
+        raise ValueError(f"{origin}: {names.SHARED} and {names.COPY} differ; in T5 they are one array")
+    return network, state, names.t5_rules(state)
+
+
+def _t5_config(shapes: Shapes) -> dict[str, Any] | None:
+    """T5's config.json from the shapes of its arrays, which tell all of it; None if these are no T5's arrays."""
+    first = "encoder.block.0.layer"
+    bias = shapes.get(f"{first}.0.SelfAttention.relative_attention_bias.weight")
+    gate = shapes.get(f"{first}.1.DenseReluDense.wi_0.weight")
+    if bias is None or gate is None:
         return None
-    network = KNOWN.get(weights)
-    return network if isinstance(network, network_class) else None
+    embedding = shapes.get(names.SHARED) or shapes[names.COPY]
+    inner = shapes[f"{first}.0.SelfAttention.q.weight"][0]
+    return {
+        "model_type": "t5", "feed_forward_proj": "gated-gelu", "d_model": embedding[1], "vocab_size": embedding[0],
+        "num_layers": _depth(shapes, r"^encoder\.block\.(\d+)\."), "num_heads": bias[1], "d_kv": inner // bias[1],
+        "d_ff": gate[0], "relative_attention_num_buckets": bias[0], "layer_norm_epsilon": 1e-6,
+    }  # fmt: skip
 
 
-def shapes(init: Callable[[jax.Array], Any], take: Take) -> Any:
-    """What `take` makes of the parameters' shapes; `init` makes the parameters of a key, and is not run."""
-    flat = name_rules.flatten(jax.eval_shape(init, jax.random.key(0)))
-    return name_rules.unflatten({path: take(path, leaf) for path, leaf in flat.items()})
+def recognize_clip_text(state: State, described: Mapping[str, Any] | None, heads: int, origin: str) -> Recognized:
+    state = names.with_text_prefix(state)
+    shapes = _shapes(state)
+    if described is None and not any(hasattr(value, "shape") for value in state.values()):
+        described = _clip_text_config(shapes)
+    described = _config(described, origin, ("clip_text_model", "clip"), "a CLIP text encoder")
+    if described["model_type"] == "clip":
+        described = _Config(described["text_config"], origin)
+    network = ClipText(
+        width=described["hidden_size"],
+        depth=described["num_hidden_layers"],
+        heads=described["num_attention_heads"],
+        mlp_width=described["intermediate_size"],
+        vocabulary=described["vocab_size"],
+        positions=described["max_position_embeddings"],
+        projection=shapes.get("text_projection.weight", (0,))[0],
+        eos=described["eos_token_id"],
+        activation=_activation(described["hidden_act"], origin),
+        eps=described["layer_norm_eps"],
+    )
+    return network, state, names.clip_rules(state)
+
+
+def _clip_text_config(shapes: Shapes) -> dict[str, Any] | None:
+    """Enough of CLIP's config.json to see the report of its names; the number of heads and the end-of-text id are guesses.
+    None if these are no CLIP text tower's arrays."""
+    tables = [f"text_model.embeddings.{name}_embedding.weight" for name in ("token", "position")]
+    mlp = "text_model.encoder.layers.0.mlp.fc1.weight"
+    if not {*tables, mlp} <= shapes.keys():
+        return None
+    (vocabulary, width), (positions, _) = (shapes[name] for name in tables)
+    return {
+        "model_type": "clip_text_model", "hidden_size": width, "num_attention_heads": max(width // 64, 1),
+        "num_hidden_layers": _depth(shapes, r"^text_model\.encoder\.layers\.(\d+)\."), "vocab_size": vocabulary,
+        "hidden_act": "quick_gelu", "eos_token_id": 2, "intermediate_size": shapes[mlp][0], "layer_norm_eps": 1e-5,
+        "max_position_embeddings": positions,
+    }  # fmt: skip

@@ -1,6 +1,6 @@
-"""Stable Diffusion's KL-autoencoder (Rombach et al. 2022), parameter names as diffusers has them.
+"""The frozen map between images and latents: the KL-autoencoder, or pixels as they are.
 
-Axes: B batch, H W pixels, h w latents. Group norm before each SiLU, eps 1e-6; downsampling pads right and below only.
+Axes: B batch, H W pixels, h w latents, c latent channels.
 """
 
 from __future__ import annotations
@@ -8,198 +8,101 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-EPS = 1e-6
-LOG_VARIANCE_RANGE = (-30.0, 20.0)
+from lumos_jax import config
+from lumos_jax.encoders import frozen
+from lumos_jax.encoders.kl import KLAutoencoder
+from lumos_jax.encoders.placement import Placement
 
 
 @dataclasses.dataclass(frozen=True)
-class KlShape:
-    """Shape of the network: width of each resolution, residual blocks per resolution, norm groups, latent channels."""
+class Autoencoder:
+    """Fields as in config.Autoencoder; `network` is None for the identity."""
 
-    channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers: int = 2
-    groups: int = 32
-    latent_channels: int = 4
+    kind: str
+    scaling_factor: float
+    posterior: str
+    tile: int
+    dtype: str
+    network: KLAutoencoder | None
+    identity: str
 
-    @property
-    def factor(self) -> int:
-        """Pixels per latent pixel."""
-        return 2 ** (len(self.channels) - 1)
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """(h, w, c) of a square image's latents.
 
+        Raises:
+          ValueError: the side does not divide.
+        """
+        if self.network is None:
+            return image_size, image_size, 3
+        if image_size % self.network.factor:
+            raise ValueError(
+                f"config.data.image_size={image_size} is not divisible by the autoencoder's {self.network.factor}"
+            )
+        side = image_size // self.network.factor
+        return side, side, self.network.latent_channels
 
-class _Resnet(nn.Module):
-    features: int
-    groups: int
+    def encode(self, params: Any, image: jax.Array, key: jax.Array) -> jax.Array:
+        """uint8 (B, H, W, 3) -> (B, h, w, c) float32, scaled; `key` draws the posterior sample."""
+        if self.network is None:
+            return _unit(image)
+        return self.draw(self.moments(params, image), key)
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        h = nn.silu(_norm(self.groups, "norm1", x))
-        h = _conv(self.features, "conv1", h)
-        h = nn.silu(_norm(self.groups, "norm2", h))
-        h = _conv(self.features, "conv2", h)
-        if x.shape[-1] != self.features:
-            x = nn.Conv(self.features, (1, 1), dtype=x.dtype, name="conv_shortcut")(x)
-        return x + h
+    def mode(self, params: Any, image: jax.Array) -> jax.Array:
+        """Pixels (B, H, W, 3), uint8 or float in 0..255, -> (B, h, w, c) float32, the posterior's mode, unscaled, as conditions
+        have it."""
+        if self.network is None:
+            return _unit(image)
+        return jnp.split(self.moments(params, image), 2, axis=-1)[0]
 
+    def moments(self, params: Any, image: jax.Array) -> jax.Array:
+        """Pixels in 0..255 (B, H, W, 3) -> mean and log variance of the posterior (B, h, w, 2 c) float32, unscaled; of `kl`."""
+        assert self.network is not None
+        both = self.network.moments(params, _unit(image).astype(self.dtype))
+        return jnp.concatenate(both, axis=-1).astype(jnp.float32)
 
-class _Attention(nn.Module):
-    """One head over all positions."""
+    def draw(self, moments: jax.Array, key: jax.Array) -> jax.Array:
+        """Moments (B, h, w, 2 c) of any floating dtype -> (B, h, w, c) float32, scaled; `key` as for `encode`."""
+        latent, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        if self.posterior == "sample":
+            latent = latent + jnp.exp(0.5 * log_variance) * jax.random.normal(key, latent.shape)
+        return latent * self.scaling_factor
 
-    groups: int
+    def mean(self, moments: jax.Array) -> jax.Array:
+        """The posterior's mean, scaled as `draw` does it."""
+        return jnp.split(moments.astype(jnp.float32), 2, axis=-1)[0] * self.scaling_factor
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        size, height, width, channels = x.shape
-        h = _norm(self.groups, "group_norm", x).reshape(size, height * width, channels)
-        q, k, v = (nn.Dense(channels, dtype=x.dtype, name=name)(h)[:, :, None] for name in ("to_q", "to_k", "to_v"))
-        h = jax.nn.dot_product_attention(q, k, v)[:, :, 0]
-        return x + nn.Dense(channels, dtype=x.dtype, name="to_out_0")(h).reshape(x.shape)
-
-
-def _norm(groups: int, name: str, x: jax.Array) -> jax.Array:
-    return nn.GroupNorm(groups, epsilon=EPS, dtype=x.dtype, name=name)(x)
-
-
-def _conv(features: int, name: str, x: jax.Array) -> jax.Array:
-    return nn.Conv(features, (3, 3), padding=1, dtype=x.dtype, name=name)(x)
-
-
-class _Mid(nn.Module):
-    groups: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = _Resnet(x.shape[-1], self.groups, name="resnets_0")(x)
-        x = _Attention(self.groups, name="attentions_0")(x)
-        return _Resnet(x.shape[-1], self.groups, name="resnets_1")(x)
-
-
-class _Down(nn.Module):
-    features: int
-    layers: int
-    groups: int
-    last: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for i in range(self.layers):
-            x = _Resnet(self.features, self.groups, name=f"resnets_{i}")(x)
-        if self.last:
-            return x
-        pad = ((0, 1), (0, 1))
-        return nn.Conv(self.features, (3, 3), 2, padding=pad, dtype=x.dtype, name="downsamplers_0_conv")(x)
+    def decode(self, params: Any, latent: jax.Array) -> jax.Array:
+        """(B, h, w, c) scaled -> pixels (B, H, W, 3) float32 in [-1, 1], clipped."""
+        if self.network is not None:
+            unscaled = (latent / self.scaling_factor).astype(self.dtype)
+            latent = self.network.decode(params, unscaled, self.tile)
+        return jnp.clip(latent.astype(jnp.float32), -1.0, 1.0)
 
 
-class _Up(nn.Module):
-    features: int
-    layers: int
-    groups: int
-    last: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for i in range(self.layers + 1):
-            x = _Resnet(self.features, self.groups, name=f"resnets_{i}")(x)
-        if self.last:
-            return x
-        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        return _conv(self.features, "upsamplers_0_conv", x)
+def _unit(image: jax.Array) -> jax.Array:
+    """0..255 -> [-1, 1], float32."""
+    return image.astype(jnp.float32) / 127.5 - 1.0
 
 
-class KlEncoder(nn.Module):
-    """(B, H, W, 3) in [-1, 1] -> moments (B, h, w, 2 c)."""
+def make_autoencoder(settings: config.Autoencoder, place: Placement | None = None) -> tuple[Autoencoder, Any]:
+    """The autoencoder that config.autoencoder names, and its parameters in the compute dtype.
 
-    shape: KlShape
+    Args:
+      settings: config.autoencoder.
+      place: as for `frozen.load`.
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        s = self.shape
-        x = _conv(s.channels[0], "conv_in", x)
-        for i, features in enumerate(s.channels):
-            x = _Down(features, s.layers, s.groups, i == len(s.channels) - 1, name=f"down_blocks_{i}")(x)
-        x = _Mid(s.groups, name="mid_block")(x)
-        x = nn.silu(_norm(s.groups, "conv_norm_out", x))
-        x = _conv(2 * s.latent_channels, "conv_out", x)
-        return nn.Conv(2 * s.latent_channels, (1, 1), dtype=x.dtype, name="quant_conv")(x)
-
-
-class KlDecoder(nn.Module):
-    """Unscaled latents (B, h, w, c) -> (B, H, W, 3), about [-1, 1]."""
-
-    shape: KlShape
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        s = self.shape
-        x = nn.Conv(s.latent_channels, (1, 1), dtype=x.dtype, name="post_quant_conv")(x)
-        x = _conv(s.channels[-1], "conv_in", x)
-        x = _Mid(s.groups, name="mid_block")(x)
-        for i, features in enumerate(reversed(s.channels)):
-            x = _Up(features, s.layers, s.groups, i == len(s.channels) - 1, name=f"up_blocks_{i}")(x)
-        x = nn.silu(_norm(s.groups, "conv_norm_out", x))
-        return _conv(3, "conv_out", x)
-
-
-def init(shape: KlShape, key: jax.Array) -> dict[str, Any]:
-    """Random float32 parameters {"encoder", "decoder"}."""
-    first, second = jax.random.split(key)
-    side = shape.factor
-    return {
-        "encoder": KlEncoder(shape).init(first, jnp.zeros((1, side, side, 3)))["params"],
-        "decoder": KlDecoder(shape).init(second, jnp.zeros((1, 1, 1, shape.latent_channels)))["params"],
-    }
-
-
-def moments(shape: KlShape, params: dict[str, Any], pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Pixels (B, H, W, 3) in [-1, 1] -> mean and log variance, each (B, h, w, c)."""
-    mean, log_variance = jnp.split(KlEncoder(shape).apply({"params": params["encoder"]}, pixels), 2, axis=-1)
-    return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
-
-
-def decode(shape: KlShape, params: dict[str, Any], latent: jax.Array, tile: int = 0) -> jax.Array:
-    """Unscaled latents (B, h, w, c) -> pixels (B, H, W, 3).
-
-    With `tile`, pictures larger than `tile` latent pixels a side are decoded in overlapping tiles, one at a time, that blend
-    over a quarter of their side: memory no longer grows with the picture. Norms and attention then see one tile only, so the
-    result is close to the whole decode, not equal.
+    Raises:
+      ValueError: weights that cannot be found, read or fitted.
     """
+    common = (settings.posterior, settings.tile, settings.dtype)
+    if settings.kind == "identity":
+        return Autoencoder("identity", 1.0, *common, None, "identity"), {}
 
-    def whole(x):
-        return KlDecoder(shape).apply({"params": params["decoder"]}, x)
+    def random():
+        return KLAutoencoder(settings.channels, settings.layers, settings.groups)
 
-    size, height, width, _ = latent.shape
-    if not tile or max(height, width) <= tile:
-        return whole(latent)
-    sides = (min(tile, height), min(tile, width))
-    starts = [(top, left) for top in _starts(height, sides[0]) for left in _starts(width, sides[1])]
-    tiles = jnp.stack([latent[:, y : y + sides[0], x : x + sides[1]] for y, x in starts])
-    decoded = jax.lax.map(whole, tiles)
-    f = shape.factor
-    window = jnp.asarray(np.outer(_ramp(sides[0] * f), _ramp(sides[1] * f)), decoded.dtype)[None, :, :, None]
-    total = jnp.zeros((size, height * f, width * f, 3), decoded.dtype)
-    weight = jnp.zeros((1, height * f, width * f, 1), decoded.dtype)
-    for i, (top, left) in enumerate(starts):
-        at = (slice(None), slice(top * f, (top + sides[0]) * f), slice(left * f, (left + sides[1]) * f))
-        total = total.at[at].add(decoded[i] * window)
-        weight = weight.at[at].add(window)
-    return total / weight
-
-
-def _starts(length: int, side: int) -> list[int]:
-    """First positions of tiles that overlap by at least a quarter and end at the border."""
-    if length <= side:
-        return [0]
-    count = -(-(length - side) // max(side - side // 4, 1)) + 1
-    return [round(i * (length - side) / (count - 1)) for i in range(count)]
-
-
-def _ramp(side: int) -> np.ndarray:
-    """Weights that fall linearly over the outer quarter of a tile, never to zero."""
-    edge = max(side // 4, 1)
-    distance = np.minimum(np.arange(side), np.arange(side)[::-1]) + 1
-    return np.minimum(distance / (edge + 1), 1.0)
+    made = frozen.load("autoencoder", settings.weights, random=random, dtype=settings.dtype, place=place)
+    return Autoencoder("kl", settings.scaling_factor, *common, made.network, made.identity), made.params

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lumos_jax.encoders.placement import whole
 from lumos_jax.encoders.vit import ACTIVATIONS
-from lumos_jax.weights.placement import whole
 
 # Configs written before transformers 4.31 all say 2, whatever the tokenizer; there the end of text is the largest id.
 LEGACY_EOS = 2

@@ -7,15 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lumos_jax import config
-from lumos_jax.encoders import architectures, whitening
+from lumos_jax.encoders import frozen, whitening
+from lumos_jax.encoders.placement import Placement, gather_of
 from lumos_jax.encoders.preprocess import CLIP_STATISTICS, IMAGENET_STATISTICS, preprocess
 from lumos_jax.encoders.vit import SIZES, Vit
-from lumos_jax.weights import rules as name_rules
-from lumos_jax.weights.placement import Placement, Take, gather_of
-from lumos_jax.weights.vit_files import load_vit
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -81,7 +78,7 @@ def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tup
 
     Args:
       encoder: config.encoder.
-      place: puts each array on devices as it is read; None keeps them on the host.
+      place: as for `frozen.load`.
 
     Raises:
       ValueError: an encoder of text; weights that cannot be found, read or fitted; sizes that do not divide.
@@ -90,14 +87,14 @@ def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tup
         raise ValueError(
             f"config.encoder.kind={encoder.kind!r} reads text, and this task conditions on images: set vit"
         )
-    take = Take(encoder.dtype, place)
-    if (vit := _unread(encoder, take)) is not None:
-        params = architectures.shapes(vit.init, take)
-    elif encoder.weights.startswith("random:"):
-        vit, params = _random(encoder)
-        params = name_rules.unflatten({path: take(path, a) for path, a in name_rules.flatten(params).items()})
-    else:
-        vit, params = load_vit(encoder.weights, encoder.heads, take)
+    vit, params, identity = frozen.load(
+        "image-encoder",
+        encoder.weights,
+        random=lambda: vit_of(encoder),
+        heads=encoder.heads,
+        dtype=encoder.dtype,
+        place=place,
+    )
     if encoder.output == "pooled" and not vit.head:
         raise ValueError(
             f"config.encoder.output=pooled needs a network with a projection head (CLIP, MoCo-v3), which {encoder.weights} "
@@ -122,7 +119,7 @@ def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tup
         encoder.interpolation,
         encoder.image_size,
         encoder.dtype,
-        take.identity(encoder.weights),
+        identity,
         place,
     )
     return made, params
@@ -141,16 +138,3 @@ def vit_of(encoder: config.Encoder) -> Vit:
     sizes = (encoder.width, encoder.depth, encoder.heads)
     width, depth, heads = sizes if encoder.size == "custom" else SIZES[encoder.size]
     return Vit(width, depth, heads, encoder.patch_size, encoder.image_size)
-
-
-def _unread(encoder: config.Encoder, take: Take) -> Vit | None:
-    """The network, where its parameters' shapes are all that is wanted and nothing need be read for them."""
-    if take.shapes_only and encoder.weights.startswith("random:"):
-        return vit_of(encoder)
-    return architectures.known(encoder.weights, take, Vit)
-
-
-def _random(encoder: config.Encoder) -> tuple[Vit, Any]:
-    vit = vit_of(encoder)
-    seed = int(encoder.weights.removeprefix("random:"))
-    return vit, jax.tree.map(np.asarray, jax.jit(vit.init)(jax.random.key(seed)))

@@ -1,4 +1,4 @@
-"""Image to encoder input, on the device, once: shorter side resized (antialiased), centre crop, mean and std."""
+"""Image to encoder input, on the device, once: shorter side resized (antialiased), center crop, mean and std."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _METHODS = {"bilinear": "linear", "bicubic": "cubic"}
 
 
 def preprocess(image: jax.Array, resize: int, crop: int, interpolation: str, statistics) -> jax.Array:
-    """uint8 (B, H, W, 3) -> float32 (B, crop, crop, 3), normalised.
+    """uint8 (B, H, W, 3) -> float32 (B, crop, crop, 3), normalized.
 
-    Agrees with Pillow's antialiased resize to one grey level (Pillow rounds between its two passes).
+    Agrees with Pillow's antialiased resize to one gray level (Pillow rounds between its two passes).
 
     Args:
       image: any size.
       resize: the shorter side afterwards, pixels.
-      crop: side of the centre crop, pixels.
+      crop: side of the center crop, pixels.
       interpolation: bilinear | bicubic.
       statistics: (mean, standard deviation) of the channels in [0, 1].
     """
@@ -34,10 +34,10 @@ def preprocess(image: jax.Array, resize: int, crop: int, interpolation: str, sta
             x = jnp.clip(jax.image.resize(x, shape, _METHODS[interpolation], antialias=True), 0, 255)
     top, left = round((height - crop) / 2), round((width - crop) / 2)
     x = x[:, top : top + crop, left : left + crop]
-    return normalise(x, statistics)
+    return normalize(x, statistics)
 
 
-def normalise(x: jax.Array, statistics) -> jax.Array:
+def normalize(x: jax.Array, statistics) -> jax.Array:
     """float32 (B, H, W, 3) in [0, 255] -> zero mean and unit deviation by `statistics`, as for `preprocess`."""
     mean, std = 255 * np.array(statistics, np.float32)
     return (x - mean[None, None, None]) / std[None, None, None]

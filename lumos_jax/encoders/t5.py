@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax.weights.placement import whole
+from lumos_jax.encoders.placement import whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,11 @@
     DINOv2 (Oquab et al. 2023)                             every branch times a learned scale
     CLIP (Radford et al. 2021)                             quick GELU, a norm before the blocks, tokens left unnormed at the end
 
-On top may sit the head that the network was trained with, seen through `project`: CLIP's linear one, MoCo-v3's projector.
+On top may sit the head that the network was trained with, applied by `project`:
+
+    linear   CLIP's projection: x W
+    mlp      MoCo-v3's projector: (Linear, batch norm, ReLU) twice, Linear, batch norm without scale, no biases; the batch norms
+             use the statistics that training left in the weights (RCG conditions on its 256 outputs)
 
 Axes: B batch, N tokens with [CLS] first, D width, H heads, K head dim. Layers are stacked and scanned.
 """
@@ -21,12 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax.encoders import projection
-from lumos_jax.weights.placement import whole
+from lumos_jax.encoders.placement import whole
 
 # name: (width, depth, heads)
 SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
 MLP_RATIO = 4
+BATCH_NORM_EPS = 1e-5
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -47,7 +51,7 @@ class Vit:
       hidden: width of the MLPs; 0 takes four times the width.
       head: "" | linear (CLIP) | mlp (MoCo-v3).
       head_dims: widths of the head's outputs, one a layer.
-      whitened: whether parameters hold what whitens tokens of the pictures that the network was trained on.
+      whitened: whether parameters hold what whitens tokens of the images that the network was trained on.
     """
 
     width: int
@@ -89,7 +93,7 @@ class Vit:
         if self.input_norm:
             params["input_norm"] = norm
         if self.head:
-            params["head"] = projection.init(self.head, jax.random.fold_in(key, 1), self.width, self.head_dims)
+            params["head"] = self._init_head(jax.random.fold_in(key, 1))
         if self.whitened:
             params["whitening"] = {"mean": jnp.zeros(self.width), "kernel": jnp.eye(self.width)}
         return params
@@ -139,7 +143,25 @@ class Vit:
         x = tokens[:, 0]
         if self.input_norm:
             x = self._norm(params["norm"], x)
-        return projection.apply(self.head, params["head"], x)
+        for number in range(len(self.head_dims)):
+            layer = {name: value.astype(x.dtype)[None] for name, value in params["head"][f"layer{number}"].items()}
+            x = x @ layer["kernel"][0]
+            if self.head == "mlp":
+                x = (x - layer["mean"]) * jax.lax.rsqrt(layer["variance"] + BATCH_NORM_EPS)
+                if "scale" in layer:
+                    x = jax.nn.relu(x * layer["scale"] + layer["bias"])
+        return x
+
+    def _init_head(self, key: jax.Array) -> dict[str, Any]:
+        head: dict[str, Any] = {}
+        for number, (inner, outer) in enumerate(zip((self.width, *self.head_dims), self.head_dims, strict=False)):
+            layer = {"kernel": jax.random.normal(jax.random.fold_in(key, number), (inner, outer)) * inner**-0.5}
+            if self.head == "mlp":
+                layer |= {"mean": jnp.zeros(outer), "variance": jnp.ones(outer)}
+                if number < len(self.head_dims) - 1:
+                    layer |= {"scale": jnp.ones(outer), "bias": jnp.zeros(outer)}
+            head[f"layer{number}"] = layer
+        return head
 
     def _norm(self, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
         return nn.LayerNorm(epsilon=self.eps, dtype=x.dtype).apply({"params": params}, x)
@@ -166,7 +188,7 @@ class _Block(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         size, tokens, width = x.shape
         dtype = x.dtype
-        # Two dims before every product with weights: the gradient of a three-dim one is slow on CPUs.
+        # Two dims before every matmul with weights: the gradient of a three-dim one is slow on CPUs.
         x = x.reshape(size * tokens, width)
         h = nn.LayerNorm(epsilon=self.eps, dtype=dtype, name="norm1")(x)
         qkv = nn.Dense(3 * width, dtype=dtype, name="qkv")(h)
@@ -187,7 +209,7 @@ class _Block(nn.Module):
 
 
 def bicubic_matrix(source: int, target: int, offset: float) -> np.ndarray:
-    """(target, source) float64 weights of cubic convolution with a = -0.75, half-pixel centres, borders repeated.
+    """(target, source) float64 weights of cubic convolution with a = -0.75, half-pixel centers, borders repeated.
 
     With an offset the scale is (target + offset) / source, as the official DINO passes it; without, target / source.
     """
@@ -201,8 +223,8 @@ def bicubic_matrix(source: int, target: int, offset: float) -> np.ndarray:
 
     weights = np.zeros((target, source))
     for row in range(target):
-        centre = (row + 0.5) / ((target + offset) / source) - 0.5
-        first = int(np.floor(centre)) - 1
+        center = (row + 0.5) / ((target + offset) / source) - 0.5
+        first = int(np.floor(center)) - 1
         for tap in range(first, first + 4):
-            weights[row, min(max(tap, 0), source - 1)] += kernel(centre - tap)
+            weights[row, min(max(tap, 0), source - 1)] += kernel(center - tap)
     return weights

@@ -1,9 +1,9 @@
 """Optical flow between consecutive frames, and how far it is from the true flow.
 
 Flow is Farneback's ("Two-Frame Motion Estimation Based on Polynomial Expansion", 2003) as OpenCV has it, with a window small
-enough for scenes of 32 to 64 pixels. A flow (H, W, 2) holds in pixels how far right (0) and down (1) what is at a pixel of one
-frame has moved in the next one. The end-point error is the length of the difference between two flows, averaged over pixels
-(Baker et al. 2011, "A Database and Evaluation Methodology for Optical Flow").
+enough for scenes of 32 to 64 pixels. A flow (H, W, 2) holds the displacement of each pixel from one frame to the next, right
+(0) and down (1), in pixels. The end-point error is the length of the difference between two flows, averaged over pixels (Baker
+et al. 2011, "A Database and Evaluation Methodology for Optical Flow").
 
 Axes: F frames, H height, W width.
 """
@@ -47,20 +47,20 @@ def optical_flow(frames: np.ndarray) -> np.ndarray:
         import cv2
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("optical flow needs OpenCV: pip install '.[video]'") from error
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    pairs = itertools.pairwise(grey)
+    gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    pairs = itertools.pairwise(gray)
     return np.stack([cv2.calcOpticalFlowFarneback(first, second, None, **_FARNEBACK) for first, second in pairs])
 
 
 def end_point_error(flow: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Mean distance in pixels between the ends of two flows.
+    """Mean length of the difference between two flows, in pixels.
 
     Args:
       flow, truth: (..., H, W, 2).
-      mask: (..., H, W) bool, the pixels that count; None: all.
+      mask: (..., H, W) bool, the pixels to average over; None: all.
 
     Raises:
-      ValueError: shapes that differ, or no pixel that counts.
+      ValueError: shapes that differ, or an empty mask.
     """
     flow, truth = np.asarray(flow, np.float64), np.asarray(truth, np.float64)
     if flow.shape != truth.shape or flow.shape[-1:] != (2,):
@@ -71,5 +71,5 @@ def end_point_error(flow: np.ndarray, truth: np.ndarray, mask: np.ndarray | None
             raise ValueError(f"mask {np.shape(mask)} does not cover a flow {flow.shape}")
         distance = distance[np.asarray(mask, bool)]
     if not distance.size:
-        raise ValueError("no pixel counts: the flow, or its mask, is empty")
+        raise ValueError("nothing to average over: the flow, or its mask, is empty")
     return float(distance.mean())

@@ -1,8 +1,8 @@
-"""The held-out denoising loss: with its own condition, with the null condition, and with another record's condition.
+"""The held-out denoising loss: with the record's own condition, with the null condition, and with another record's condition.
 
 The same records, noise and timesteps are used every time and for all three, so that the curves and the margins between them
-move for one reason only: what the network has learned. A margin above zero is the information that the condition gives; a loss
-with another's condition above the own one's, that it is this record's condition and not any that helps.
+change only because the network does. A higher loss under the null condition shows that the condition is used; a higher loss
+under a shuffled condition shows that it is used per example.
 """
 
 from __future__ import annotations
@@ -15,26 +15,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax.tasks import objective
-
 
 def make_held_out_step(task, streams: Callable[[int], Mapping[str, jax.Array]], gather=None, out_shardings=None):
     """The jitted (params, frozen, batch, index) -> float32 (4,): weight, summed loss, null loss and shuffled loss; of a task
     without any condition, whose three losses are one, (2,): weight and loss.
 
     Args:
-      task: see tasks.base.
-      streams: batch index (traced) -> the keys that `objective.make_example` draws from.
+      task: a tasks.denoising.Denoising.
+      streams: batch index (traced) -> keys as `task.example` takes them.
       gather: as for the train step.
-      out_shardings: where the sums live.
+      out_shardings: of the sums.
     """
 
     def step(params, frozen, batch, index):
-        example = objective.make_example(task, frozen, batch, streams(index))
+        example = task.example(frozen, batch, streams(index))
         example = dataclasses.replace(example, drop=jax.tree.map(jnp.zeros_like, example.drop))
 
-        def total(given, null=False):
-            return jnp.sum(objective.loss_terms(task, params, given, gather, null)["loss"] * example.weight)
+        def total(example, null=False):
+            return jnp.sum(task.loss_terms(params, example, gather, null)["loss"] * example.weight)
 
         sums = [example.weight.sum(), total(example)]
         if jax.tree.leaves(example.condition):
@@ -50,12 +48,12 @@ def held_out_loss(step: Callable, params: Any, frozen: Any, batches: Iterable[An
     conditioned) and `held_out_shuffled_margin` (shuffled minus conditioned); `held_out_loss` alone without a condition.
 
     Raises:
-      ValueError: not one record could be decoded.
+      ValueError: the weights of all batches are zero.
     """
     sums = sum(np.asarray(step(params, frozen, batch, index), np.float64) for index, batch in enumerate(batches))
     weight, *losses = sums
     if weight == 0:
-        raise ValueError("not one held-out record could be decoded: look at the corrupt records named in the log")
+        raise ValueError("every held-out record has weight 0")
     loss, *others = (value / weight for value in losses)
     if not others:
         return {"held_out_loss": loss}

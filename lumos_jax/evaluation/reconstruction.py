@@ -1,14 +1,14 @@
-"""How near pictures are to what they should show, pixel by pixel: PSNR and SSIM.
+"""Samples compared with known true images, pixel by pixel: PSNR and SSIM.
 
     PSNR = 10 log10(L^2 / mean((x - y)^2))                                                                           (1)
     SSIM = mean of (2 m_x m_y + C1) (2 s_xy + C2) / ((m_x^2 + m_y^2 + C1) (s_x^2 + s_y^2 + C2))                      (2)
 
 with L = 1 the range of values, C1 = (0.01 L)^2, C2 = (0.03 L)^2, and m, s^2, s_xy the means, variances and the covariance under
-a Gaussian window of 11 x 11 pixels and sigma 1.5, at the places where all of the window lies inside the picture. (2) is Wang et
-al. 2004, "Image quality assessment"; of a colour picture it is taken channel by channel and averaged, as scikit-image does with
+a Gaussian window of 11 x 11 pixels and sigma 1.5, at the positions where the whole window lies inside the image. (2) is Wang et
+al. 2004, "Image quality assessment"; for color images it is averaged over channels, as scikit-image does with
 gaussian_weights=True and use_sample_covariance=False. float64 throughout.
 
-Axes: B pictures, H height, W width, 3 colours.
+Axes: B images, F frames, H height, W width, 3 colors.
 """
 
 from __future__ import annotations
@@ -16,37 +16,40 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from lumos_jax.evaluation.flow import end_point_error, has_optical_flow, optical_flow
+
 WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
+EQUAL_PSNR = 100.0  # decibels, in place of infinity, which would spoil a mean
 
 
-def psnr(pictures: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture, (B,) float64 in decibels; infinite where picture and truth are equal.
+def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each image, (B,) float64 in decibels; infinite where it equals the truth.
 
     Args:
-      pictures, truth: (B, H, W, 3), each uint8, or floating in [0, 1].
+      images, truth: (B, H, W, 3), each uint8, or floating in [0, 1].
 
     Raises:
-      ValueError: shapes that differ or are no pictures, another dtype, values outside [0, 1].
+      ValueError: shapes that differ or are not images, another dtype, values outside [0, 1].
     """
-    x, y = _pair(pictures, truth)
+    x, y = _pair(images, truth)
     error = ((x - y) ** 2).mean((1, 2, 3))
     with np.errstate(divide="ignore"):
         return -10 * np.log10(error)
 
 
-def ssim(pictures: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Structural similarity of each picture, (B,) float64, at most 1.
+def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Structural similarity of each image, (B,) float64, at most 1.
 
     Args:
-      pictures, truth: (B, H, W, 3), each uint8, or floating in [0, 1]; at least 11 pixels a side.
+      images, truth: (B, H, W, 3), each uint8, or floating in [0, 1]; at least 11 pixels a side.
 
     Raises:
-      ValueError: as `psnr`; or pictures smaller than the window.
+      ValueError: as `psnr`; or images smaller than the window.
     """
-    x, y = _pair(pictures, truth)
+    x, y = _pair(images, truth)
     if min(x.shape[1:3]) < WINDOW:
-        raise ValueError(f"pictures of {x.shape[1]} x {x.shape[2]} pixels: SSIM needs {WINDOW} x {WINDOW} or more")
+        raise ValueError(f"images of {x.shape[1]} x {x.shape[2]} pixels: SSIM needs {WINDOW} x {WINDOW} or more")
     mean_x, mean_y = _blur(x), _blur(y)
     variance_x, variance_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
     covariance = _blur(x * y) - mean_x * mean_y
@@ -56,29 +59,50 @@ def ssim(pictures: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return (above / below).mean((1, 2, 3))
 
 
-def _pair(pictures: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if np.shape(pictures) != np.shape(truth) or np.ndim(truth) != 4 or np.shape(truth)[3] != 3:
-        raise ValueError(f"pictures {np.shape(pictures)} and truth {np.shape(truth)} must both be (B, H, W, 3)")
-    return _unit(pictures, "pictures"), _unit(truth, "truth")
+def reconstruction_scores(samples: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of each sample, (B,) each: `psnr` in decibels (100 where equal); `ssim`, of images of 11 pixels a side or more;
+    and of clips, over whose frames both are averaged, `flow_error`: the end-point error between the optical flows, in pixels.
+
+    samples, truth: uint8 (B, H, W, 3), or clips (B, F, H, W, 3).
+    """
+    rows, flat = len(samples), (-1, *samples.shape[-3:])
+
+    def of_rows(metric):
+        return metric(samples.reshape(flat), truth.reshape(flat)).reshape(rows, -1)
+
+    scores = {"psnr": np.minimum(of_rows(psnr), EQUAL_PSNR).mean(axis=1)}
+    if min(samples.shape[-3:-1]) >= WINDOW:
+        scores["ssim"] = of_rows(ssim).mean(axis=1)
+    if samples.ndim == 5 and has_optical_flow():
+        pairs = zip(samples, truth, strict=True)
+        flows = [(optical_flow(clip), optical_flow(true)) for clip, true in pairs]
+        scores["flow_error"] = np.array([end_point_error(*pair) for pair in flows])
+    return scores
 
 
-def _unit(pictures: np.ndarray, name: str) -> np.ndarray:
-    pictures = np.asarray(pictures)
-    if pictures.dtype == np.uint8:
-        return pictures / 255.0
-    if not np.issubdtype(pictures.dtype, np.floating):
-        raise ValueError(f"{name} are {pictures.dtype}: give uint8, or floating-point values in [0, 1]")
-    pictures = pictures.astype(np.float64)
-    if not ((pictures >= 0) & (pictures <= 1)).all():
-        low, high = pictures.min(), pictures.max()
+def _pair(images: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if np.shape(images) != np.shape(truth) or np.ndim(truth) != 4 or np.shape(truth)[3] != 3:
+        raise ValueError(f"images {np.shape(images)} and truth {np.shape(truth)} must both be (B, H, W, 3)")
+    return _unit(images, "images"), _unit(truth, "truth")
+
+
+def _unit(images: np.ndarray, name: str) -> np.ndarray:
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        return images / 255.0
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"{name} are {images.dtype}: give uint8, or floating-point values in [0, 1]")
+    images = images.astype(np.float64)
+    if not ((images >= 0) & (images <= 1)).all():
+        low, high = images.min(), images.max()
         raise ValueError(
             f"{name} have values from {low:.4g} to {high:.4g}: give uint8, or floating-point values in [0, 1]"
         )
-    return pictures
+    return images
 
 
-def _blur(pictures: np.ndarray) -> np.ndarray:
+def _blur(images: np.ndarray) -> np.ndarray:
     """Gaussian means (B, H - 10, W - 10, 3)."""
     radius = WINDOW // 2
-    means = ndimage.gaussian_filter(pictures, SIGMA, radius=radius, axes=(1, 2))
+    means = ndimage.gaussian_filter(images, SIGMA, radius=radius, axes=(1, 2))
     return means[:, radius:-radius, radius:-radius]

@@ -138,11 +138,10 @@ class CrossAttention(nn.Module):
     """x (B, N, D), y (B, L, D), mask (B, L) -> (B, N, D); for a single token (B, 1, D), to be broadcast.
 
     With one condition token the softmax is the constant 1 whatever the query, and whatever the mask, as rows whose tokens are
-    all masked average them. So the layer is two matmuls on that token. `fold=False` keeps the general path.
+    all masked average them. So the layer is two matmuls on that token.
     """
 
     heads: int
-    fold: bool = True
 
     @nn.compact
     def __call__(self, x_BND: jax.Array, y_BLD: jax.Array, mask_BL: jax.Array | None = None) -> jax.Array:
@@ -150,7 +149,7 @@ class CrossAttention(nn.Module):
         q_kernel, q_bias = _input_projection(self, "q", 1, width, self.heads)
         kv_kernel, kv_bias = _input_projection(self, "kv", 2, width, self.heads)
         output = _output_projection(self, zeros, width, self.heads)
-        if self.fold and y_BLD.shape[1] == 1:
+        if y_BLD.shape[1] == 1:
             v_B1D = dense(y_BLD, kv_kernel[:, 1].reshape(width, width), kv_bias[1].reshape(width))
             return dense(v_B1D, *output)
         (q_BNHK,) = _split_heads(x_BND, q_kernel, q_bias)

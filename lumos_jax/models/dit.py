@@ -62,35 +62,46 @@ REMAT_POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
-    """What a network is; hashable. `network.make_dit` makes it and describes the fields that it takes as they are.
+    """What a network is; hashable. `network.make_dit` fills it from config.model.
 
     Attributes:
-      position_base: grid of tokens whose positions are counted one by one; see layers.positions.
+      width, depth, heads, mlp_hidden: D, number of blocks, H, hidden features of an MLP.
+      latent_shape: (h, w, c) of the latents it is trained on, of one frame.
+      out_channels: c of its output, 2 c for a learned variance.
+      token_shape: (L, C) of the condition tokens; None for no cross-attention.
+      position_base: the grid of tokens whose positions are counted in ones; see layers.positions.
+      dtype: compute dtype.
       remat: one of REMAT_POLICIES.
       unroll: layers of the scan that are unrolled at once.
+      final: source of the final layer's modulation, one of blocks.FINALS.
+      vector_kind, vector_dim: how Condition.vector is embedded, one of conditioning.VECTOR_KINDS, and its V; 0 for none.
+      concat_channels: channels of the latent that is concatenated to the input; 0 for none.
+      camera_dim: camera numbers at the end of each token's features, which `project_camera` projects into them.
+      camera_turns: whether their products with the features are projected too; see conditioning.CameraProjection.
+      temporal: whether blocks also attend over frames.
     """
 
     width: int
     depth: int
     heads: int
     mlp_hidden: int
+    activation: str
     patch_size: int
     latent_shape: tuple[int, int, int]
     out_channels: int
     token_shape: tuple[int, int] | None
-    vector_dim: int
-    vector_kind: str
-    concat_channels: int
-    camera_dim: int
-    camera_turns: bool
-    temporal: bool
-    final: str
-    activation: str
     position_base: tuple[int, int]
     position_scale: float
     dtype: str
     remat: str
     unroll: int
+    final: str
+    vector_kind: str = "linear"
+    vector_dim: int = 0
+    concat_channels: int = 0
+    camera_dim: int = 0
+    camera_turns: bool = False
+    temporal: bool = False
 
 
 class DiT(nn.Module):

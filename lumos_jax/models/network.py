@@ -215,28 +215,16 @@ def make_dit(
     latent_shape: tuple[int, int, int],
     out_channels: int,
     token_shape: tuple[int, int] | None,
-    vector_dim: int = 0,
-    vector_kind: str = "linear",
-    concat_channels: int = 0,
-    camera_dim: int = 0,
-    camera_turns: bool = False,
-    temporal: bool = False,
     final: str = "table",
+    **parts: Any,
 ) -> Network:
     """The network that config.model describes.
 
     Args:
       model: config.model.
-      latent_shape: (h, w, c) of the latents it is trained on, of one frame.
-      out_channels: c of its output, 2 c for a learned variance.
-      token_shape: (L, C) of the condition tokens, or None for no cross-attention.
-      vector_dim: V of the vector added to the timestep embedding, 0 for none.
-      vector_kind: what it is, one of conditioning.VECTOR_KINDS.
-      concat_channels: channels of the latent that is concatenated to the input, 0 for none.
-      camera_dim: numbers about the camera at the end of each token's features, which `project_camera` projects into them.
-      camera_turns: whether their products with the features are projected too; see conditioning.CameraProjection.
-      temporal: whether blocks attend over frames too.
-      final: source of the final layer's modulation, one of blocks.FINALS, if config.model.final leaves it to the task ("auto").
+      latent_shape, out_channels, token_shape: see DiTConfig.
+      final: the same, unless config.model.final overrides the task's choice ("auto").
+      parts: what the task adds to the network: DiTConfig's fields that have defaults.
 
     Raises:
       ValueError: an unknown size or remat policy, latents that do not divide into patches.
@@ -244,33 +232,29 @@ def make_dit(
     size = sizes.make_size(model)
     if model.remat not in REMAT_POLICIES:
         raise ValueError(f"config.model.remat={model.remat!r} is not one of {', '.join(REMAT_POLICIES)}")
-    h, w, _ = latent_shape
-    if h % model.patch_size or w % model.patch_size:
+    grid = (latent_shape[0] // model.patch_size, latent_shape[1] // model.patch_size)
+    if tuple(latent_shape[:2]) != (grid[0] * model.patch_size, grid[1] * model.patch_size):
         raise ValueError(
-            f"latents of {h}x{w} do not divide into patches of config.model.patch_size={model.patch_size}; "
-            "change it, or config.data.image_size"
+            f"latents of {latent_shape[0]}x{latent_shape[1]} do not divide into patches of "
+            f"config.model.patch_size={model.patch_size}; change it, or config.data.image_size"
         )
-    grid = (h // model.patch_size, w // model.patch_size)
+    if parts.get("vector_kind") == "size":
+        parts["vector_dim"] = 3  # height, width and their ratio
     return Network(
         width=size.width,
         depth=size.depth,
         heads=size.heads,
         mlp_hidden=int(size.width * model.mlp_ratio),
+        activation=model.activation,
         patch_size=model.patch_size,
         latent_shape=tuple(latent_shape),
         out_channels=out_channels,
         token_shape=None if token_shape is None else tuple(token_shape),
-        vector_dim=3 if vector_kind == "size" else vector_dim,
-        vector_kind=vector_kind,
-        concat_channels=concat_channels,
-        camera_dim=camera_dim,
-        camera_turns=camera_turns,
-        temporal=temporal,
-        final=final if model.final == "auto" else model.final,
-        activation=model.activation,
         position_base=(model.position_base,) * 2 if model.position_base else grid,
         position_scale=model.position_scale,
         dtype=model.dtype,
         remat=model.remat,
         unroll=min(size.depth, model.scan_unroll or (cpu.SCAN_UNROLL if jax.default_backend() == "cpu" else 1)),
+        final=final if model.final == "auto" else model.final,
+        **parts,
     )

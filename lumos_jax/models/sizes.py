@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 from lumos_jax import config
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """width: D. depth: number of blocks. heads: H; the head dim is D / H."""
 
     width: int
@@ -16,12 +15,7 @@ class Size:
     heads: int
 
 
-SIZES = {
-    "S": Size(width=384, depth=12, heads=6),
-    "B": Size(width=768, depth=12, heads=12),
-    "L": Size(width=1024, depth=24, heads=16),
-    "XL": Size(width=1152, depth=28, heads=16),
-}
+SIZES = {"S": Size(384, 12, 6), "B": Size(768, 12, 12), "L": Size(1024, 24, 16), "XL": Size(1152, 28, 16)}
 
 
 def make_size(model: config.Model) -> Size:
@@ -30,13 +24,10 @@ def make_size(model: config.Model) -> Size:
     Raises:
       ValueError: unknown name, or a custom size that does not divide into heads and sin-cos positions.
     """
-    if model.size == "custom":
-        size = Size(model.width, model.depth, model.heads)
-    elif model.size in SIZES:
-        size = SIZES[model.size]
-    else:
+    if model.size != "custom" and model.size not in SIZES:
         raise ValueError(f"config.model.size={model.size!r} is not one of {', '.join(SIZES)}, custom")
-    if min(dataclasses.astuple(size)) < 1 or size.width % size.heads or size.width % 4:
+    size = SIZES.get(model.size) or Size(model.width, model.depth, model.heads)
+    if min(size) < 1 or size.width % size.heads or size.width % 4:
         raise ValueError(
             f"config.model: width={size.width}, depth={size.depth}, heads={size.heads} make no transformer: "
             "all are positive, and width is a multiple of heads and of 4 (sin-cos positions)"

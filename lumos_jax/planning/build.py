@@ -16,9 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lumos_jax import config, data, tasks
-from lumos_jax.config import rules as config_rules
 from lumos_jax.planning import flops
-from lumos_jax.tasks import sampling
 from lumos_jax.train import rngs, sharded_forward, sharding, state_dtype
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
@@ -74,16 +72,15 @@ class Job:
 
     def lower_sampler(self) -> Any | None:
         """The sheet of samples that a run draws as it trains, traced for the mesh; None for a task that draws nothing."""
-        if not hasattr(self.task, "dit"):
+        sampling = self.task.sampling
+        if sampling is None:
             return None
         settings, everywhere = self.settings.eval, sharding.replicated(self.mesh)
         gather = self.experiment.gather
         keys = (rngs.key(0, "sheet/noise"), rngs.key(0, "sheet/sampler"))
 
         def draw(params, frozen, batch):
-            return sampling.draw_for_batch(
-                self.task, params, frozen, batch, keys, settings.samples, sampling.options_of(settings), gather
-            )
+            return sampling.generate_batch(params, frozen, batch, keys, settings.samples, settings, gather)
 
         shown = {name: _shape((settings.rows, *a.shape[1:]), a.dtype, everywhere) for name, a in self.batch.items()}
         del shown["weight"]
@@ -155,7 +152,7 @@ def make_job(settings: config.Settings, devices: list[Any], cached: bool) -> Job
     Raises:
       ValueError: settings that do not fit the devices, or records that are not cached.
     """
-    config_rules.validate(settings)
+    config.validate(settings)
     experiment = Experiment.build(settings, devices, abstract=True)
     rows = _rows(settings, experiment.task, experiment.frozen, cached)
     if cached:
@@ -180,8 +177,8 @@ def _rows(settings: config.Settings, task: Any, frozen: Any, cached: bool) -> di
     weight = {"weight": jax.ShapeDtypeStruct((), jnp.float32)}
     if not cached:
         return rows | weight
-    if not hasattr(task, "encode"):
-        raise ValueError(f"config.task.name={settings.task.name} has no frozen encoders, and so nothing to cache")
+    if task.uncacheable:
+        raise ValueError(task.uncacheable)
     one = {name: jax.ShapeDtypeStruct((1, *row.shape), row.dtype) for name, row in rows.items()}
     plain = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), frozen)
     made = jax.eval_shape(task.encode, plain, one)

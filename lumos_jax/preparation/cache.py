@@ -108,10 +108,8 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
     source = data.make_source(settings.data)
     experiment = Experiment.build(settings, devices, training=False)
     task, frozen, mesh = experiment.task, experiment.frozen, experiment.mesh
-    if not hasattr(task, "encode"):
-        raise ValueError(
-            f"config.task.name={settings.task.name} trains on no frozen features: there is nothing to cache"
-        )
+    if task.uncacheable:
+        raise ValueError(task.uncacheable)
     plan = networks(settings, task) | {"data.fingerprint": source.fingerprint(), "data.source": settings.data.source}
     plan |= {f"data.{name}": getattr(settings.data, name) for name in _SOURCE_FIELDS.get(settings.data.source, ())}
     plan |= {f"cache.{name}": value for name, value in dataclasses.asdict(options).items()}

@@ -1,7 +1,12 @@
-"""Tasks by name. Only this folder and configs/ know task names."""
+"""Tasks by name: `config.task.name` is the name of a module of this package, or the import path of one outside ("mine.toy").
+
+A module with a task in it assigns the task's class to `TASK`; no list is kept. Only this package and configs/ know task names.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from typing import Any
 
 import jax
@@ -9,25 +14,30 @@ import jax
 from lumos_jax import config
 from lumos_jax.encoders import Placement
 from lumos_jax.tasks.base import Task
-from lumos_jax.tasks.class_conditional import make_class_conditional
-from lumos_jax.tasks.dino import make_dino
-from lumos_jax.tasks.i2i import make_i2i
-from lumos_jax.tasks.i2v import make_i2v
-from lumos_jax.tasks.nvs import make_nvs
-from lumos_jax.tasks.rcg import make_rcg
-from lumos_jax.tasks.t2i import make_t2i
-from lumos_jax.tasks.unconditional import make_unconditional
 
-_TASKS = {
-    "i2i": make_i2i,
-    "t2i": make_t2i,
-    "i2v": make_i2v,
-    "nvs": make_nvs,
-    "dino": make_dino,
-    "class_conditional": make_class_conditional,
-    "unconditional": make_unconditional,
-    "rcg": make_rcg,
-}
+
+def task_names() -> list[str]:
+    """The tasks of this package."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [name for name in modules if hasattr(importlib.import_module(f"{__name__}.{name}"), "TASK")]
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of the task that `config.task.name` names.
+
+    Raises:
+      ValueError: there is no such module, or no task in it.
+    """
+    path = name if "." in name else f"{__name__}.{name}"
+    try:
+        return importlib.import_module(path).TASK
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and not f"{path}.".startswith(f"{error.name}."):
+            raise  # something that the task's own module imports
+        raise ValueError(
+            f"config.task.name={name!r} is neither one of {', '.join(task_names())} nor the import path of a module that "
+            "defines TASK"
+        ) from error
 
 
 def make_task(settings: config.Settings, place: Placement | None = None) -> tuple[Task, Any]:
@@ -39,15 +49,13 @@ def make_task(settings: config.Settings, place: Placement | None = None) -> tupl
         If it wants shapes alone, nothing is read where they are known without.
 
     Raises:
-      ValueError: an unknown task, or weights that cannot be loaded.
+      ValueError: an unknown task, settings that do not fit it, or weights that cannot be loaded.
     """
-    if settings.task.name not in _TASKS:
-        raise ValueError(f"config.task.name={settings.task.name!r} is not one of {', '.join(_TASKS)}")
-    task, frozen = _TASKS[settings.task.name](settings, place)
+    task, frozen = task_class(settings.task.name).build(settings, place)
     assert place is None or all(
         isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)
-    ), "something was not placed"
+    ), "a parameter was not placed"
     return task, frozen
 
 
-__all__ = ["Task", "make_task"]
+__all__ = ["Task", "make_task", "task_class", "task_names"]

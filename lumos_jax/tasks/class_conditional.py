@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,42 +13,57 @@ import numpy as np
 
 from lumos_jax import config, encoders
 from lumos_jax.models import Condition
-from lumos_jax.tasks import adaln, requests
+from lumos_jax.tasks import denoising
+from lumos_jax.tasks.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassConditional(adaln.AdaLn):
-    """The task; see tasks.base for the interface. Batches have `label` int32 (B,)."""
+class ClassConditional(denoising.Denoising):
+    """The class, embedded, is added to the timestep embedding; batches hold `label` int32 (B,)."""
 
-    name: str = "class_conditional"
+    name: ClassVar[str] = "class_conditional"
 
-    def describe(self) -> dict[str, str]:
-        return {"latents": " x ".join(map(str, self.latent_shape)), "condition": f"{self.dit.vector_dim} classes"}
+    @classmethod
+    def build(
+        cls, settings: config.Settings, place: encoders.Placement | None
+    ) -> tuple[ClassConditional, dict[str, Any]]:
+        if settings.data.sample_type != "labeled":
+            raise ValueError(
+                f"config.data.sample_type={settings.data.sample_type} has no classes: set it to labeled, and "
+                "config.data.classes"
+            )
+        return denoising.make(
+            cls, settings, place, network={"vector_dim": settings.data.classes, "vector_kind": "class"}
+        )
+
+    @classmethod
+    def sampling_class(cls) -> type[ClassSampling]:
+        return ClassSampling
+
+    def describe_condition(self) -> str:
+        return f"{self.dit.vector_dim} classes"
 
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
-        return Condition(vector=batch["label"][:, None].astype(jnp.float32))  # whole numbers are exact up to 2^24
+        return Condition(vector=batch["label"][:, None].astype(jnp.float32))  # integers are exact up to 2^24
 
     def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return super().encode(frozen, batch) | {"label": batch["label"]}
 
-    def request(self, asked: Mapping[str, Any], load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        requests.check(asked, ("classes",))
-        label, count = np.array(asked["classes"], np.int32), self.dit.vector_dim
+
+class ClassSampling(Sampling):
+    """A row of samples a class."""
+
+    @classmethod
+    def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
+        parser.add_argument(
+            "--classes", nargs="+", type=int, required=True, metavar="N", help="classes to sample, by number from 0"
+        )
+
+    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+        label, count = np.array(args.classes, np.int32), self.task.dit.vector_dim
         if label.min() < 0 or label.max() >= count:
             raise ValueError(f"--classes {' '.join(map(str, label))}: this run's classes are 0 to {count - 1}")
         return {"label": label}
 
 
-def make_class_conditional(
-    settings: config.Settings, place: encoders.Placement | None = None
-) -> tuple[ClassConditional, dict[str, Any]]:
-    """The task and its frozen parameters; see tasks.make_task.
-
-    Raises:
-      ValueError: records without labels, or as `adaln.make`.
-    """
-    if settings.data.sample_type != "labeled":
-        raise ValueError(
-            f"config.data.sample_type={settings.data.sample_type} has no classes: set it to labeled, and config.data.classes"
-        )
-    return adaln.make(ClassConditional, settings, place, vector_dim=settings.data.classes, vector_kind="class")
+TASK = ClassConditional

@@ -1,33 +1,61 @@
-"""What all diffusion tasks have in common: a base class. See tasks.base for the interfaces."""
+"""What diffusion tasks share: the denoising objective, latents, condition dropout, and caching.
+
+    record -> (x0, Condition) -> x_t, target -> prediction -> loss per example
+
+Eq. (1) of the paper: E ||eps - eps_theta(x_t, t, c)||^2, with the parameterizations and weights of `diffusion`. Axes: B batch,
+F frames, h w c latent, L condition tokens, C their features.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lumos_jax import config, diffusion, encoders, models
 from lumos_jax.encoders import Autoencoder, Placement
 from lumos_jax.models import Condition, Network
-from lumos_jax.tasks import pictures
-from lumos_jax.tasks.handoffs import FROM_ADALN, Handoff
-from lumos_jax.tasks.objective import Example, loss_terms, make_example
-from lumos_jax.tasks.sampling import to_uint8
+from lumos_jax.tasks import handoffs
+from lumos_jax.tasks.base import Task
 
 QUARTILES = 4
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Denoising:
-    """Fields as of tasks.base.DiffusionTask; `encoder` is the frozen network that gives the condition's tokens.
+class Example:
+    """One batch with every random choice made.
 
-    A task overrides `prepare`, `condition`, and what differs of the rest.
+    x0, noise: (B, [F,] h, w, c). t: (B,), as the process counts time. condition: the task's Condition, its camera not
+    projected. drop: for each name of models.PARTS, (B,) bool, the rows that lose that part of their condition. weight: (B,)
+    float32, 0 for records that could not be decoded.
     """
 
+    x0: jax.Array
+    noise: jax.Array
+    t: jax.Array
+    condition: Condition
+    drop: Mapping[str, jax.Array]
+    weight: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoising(Task):
+    """Base class of diffusion tasks; a subclass defines `condition` and overrides what differs of the rest.
+
+    Attributes:
+      dit: the network.
+      process: the diffusion process.
+      encoder: the frozen network whose features are the condition; None for a task that conditions on no features.
+      autoencoder: the frozen map between pixels and latents.
+      latent_shape: ([F,] h, w, c) of x0.
+      condition_dropout: probability in [0, 1] of the null condition in training.
+    """
+
+    evaluator: ClassVar[str] = "denoising"
     dit: Network
     process: diffusion.Process
     encoder: Any
@@ -36,45 +64,71 @@ class Denoising:
     condition_dropout: float
 
     @property
-    def network(self):
+    def network(self) -> Network:
         return self.dit
 
     @property
     def identity(self) -> dict[str, str]:
-        return {"encoder": self.encoder.identity, "autoencoder": self.autoencoder.identity}
-
-    @property
-    def host(self) -> Callable | None:
-        """What the host does to a batch as it is read (captions -> token ids), in the threads or processes that decode: a
-        picklable function of a HostBatch; None for nothing."""
-        return None
+        networks = {"encoder": self.encoder, "autoencoder": self.autoencoder}
+        return {group: network.identity for group, network in networks.items() if network is not None}
 
     def describe(self) -> dict[str, str]:
-        return {
-            "latents": " x ".join(map(str, self.latent_shape)),
-            "condition": f"{self.encoder.output} tokens of {self.identity['encoder']}",
-        }
+        return {"latents": " x ".join(map(str, self.latent_shape)), "condition": self.describe_condition()}
 
-    def handoff(self) -> Handoff:
-        """How weights of another run or task become this one's first parameters; tasks add their own with `|`."""
-        return FROM_ADALN
+    def describe_condition(self) -> str:
+        return f"{self.encoder.output} tokens of {self.identity['encoder']}"
+
+    def handoff(self) -> handoffs.Handoff:
+        """Tasks add their own rules with `|`."""
+        return handoffs.FROM_ADALN if self.dit.token_shape else handoffs.TO_ADALN
+
+    def check_prior(self, ours: config.Model, theirs: config.Model, paths: Collection[str]) -> None:
+        handoffs.check(self.dit, ours, theirs, paths)
 
     # Training.
 
-    def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Example:
-        return make_example(self, frozen, batch, keys)
+    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+        """The condition of a batch of B records."""
+        raise NotImplementedError
 
-    def draw_drop(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
-        """Which rows lose which part of their condition: here all parts together."""
+    def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
+        """A batch -> x0 (B, [F,] h, w, c) float32 and its Condition; `key` samples the autoencoder's posterior."""
+        return self.latents(frozen, batch, key), self.condition(frozen, batch)
+
+    def dropout_masks(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
+        """For each name of models.PARTS, (size,) bool: the rows of a training batch that lose that part; here all together."""
         rows = jax.random.bernoulli(key, self.condition_dropout, (size,))
         return dict.fromkeys(models.PARTS, rows)
 
-    def losses(
-        self, params: Any, average: Any, example: Example, total: jax.Array, gather: Any
-    ) -> dict[str, jax.Array]:
+    def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Example:
+        x0, condition = self.prepare(frozen, batch, keys["posterior"])
+        return Example(
+            x0=jax.lax.stop_gradient(x0),
+            noise=jax.random.normal(keys["noise"], x0.shape, jnp.float32),
+            t=diffusion.sample_timesteps(self.process, keys["timestep"], x0.shape[:1]),
+            condition=jax.lax.stop_gradient(condition),
+            drop=self.dropout_masks(keys["dropout"], x0.shape[0]),
+            weight=batch["weight"],
+        )
+
+    def loss_terms(self, params: Any, example: Example, gather: Any = None, null: bool = False) -> dict[str, jax.Array]:
+        """Losses per example, each (B,) float32 and unweighted: `loss`, `mse` and, for the hybrid loss, `vlb`.
+
+        null: with the null condition of guidance, in place of the condition with its dropped parts.
+        """
+        if null:
+            condition = self.dit.null_condition(params, self.dit.project_camera(params, example.condition))
+        else:
+            condition = self.dit.drop_condition(params, example.condition, example.drop)
+        x_t = diffusion.corrupt(self.process, example.x0, example.noise, example.t)
+        time = diffusion.network_time(self.process, example.t)
+        output = self.dit.apply(params, x_t, time, condition, gather=gather)
+        return diffusion.loss_terms(self.process, output, x_t, example.x0, example.t, example.noise)
+
+    def losses(self, params: Any, ema: Any, example: Example, total: jax.Array, gather: Any) -> dict[str, jax.Array]:
         """`loss`, `mse`, `vlb` (hybrid loss only), and the weighted sums quartile_loss and quartile_weight (4,) by quartile of
         the timestep, which are not divided by `total`."""
-        terms = loss_terms(self, params, example, gather)
+        terms = self.loss_terms(params, example, gather)
         terms = {name: value * example.weight / total for name, value in terms.items()}
         quartile = jax.nn.one_hot(diffusion.timestep_quartile(self.process, example.t), QUARTILES)
         sums = {name: value.sum() for name, value in terms.items()}
@@ -82,74 +136,34 @@ class Denoising:
         sums["quartile_weight"] = example.weight @ quartile
         return sums
 
-    def settle(self, params: Any, sums: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
-        return params, sums
+    def shuffled(self, condition: Condition) -> Condition:
+        """Every row with the condition of the row before it, for the held-out loss."""
+        return jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), condition)
 
-    # Latents.
+    # Frozen networks.
 
     def latents(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
-        """x0 of a batch of pictures, uint8 `image` or cached `latent` moments; `key` draws the posterior."""
+        """x0 of uint8 `image` (B, H, W, 3) or of cached `latent` moments; `key` samples the posterior."""
         if "latent" in batch:
             return self.autoencoder.draw(batch["latent"], key)
         return self.autoencoder.encode(frozen["autoencoder"], batch["image"], key)
 
-    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return self.encode_pictures(frozen, batch) | {"feature": self.condition(frozen, batch).tokens}
+    def image_features(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """The encoder's features (B, L, C) float32 of `image`, or as a cache has them."""
+        if "feature" in batch:
+            return batch["feature"].astype(jnp.float32)
+        return self.encoder.apply(frozen["encoder"], batch["image"])
 
-    def encode_pictures(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """`encode`'s part of the autoencoder."""
-        if self.autoencoder.shape is None:
+    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The autoencoder's part; tasks add their condition's with `|`."""
+        if self.uncacheable:
+            raise ValueError(self.uncacheable)
+        if self.autoencoder.network is None:
             return {"image": batch["image"]}
         return {"latent": self.autoencoder.moments(frozen["autoencoder"], batch["image"])}
 
-    @property
-    def ragged(self) -> Mapping[str, str]:
-        """What of `encode` is cut to a record's own length in a cache -> the mask (B, L) in the batch that says where it is."""
-        return {}
-
     def without_encoders(self, frozen: Any) -> Any:
         return {"autoencoder": {name: part for name, part in frozen["autoencoder"].items() if name != "encoder"}}
-
-    def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
-        return self.autoencoder.decode(frozen["autoencoder"], latent)
-
-    # Judging and showing.
-
-    def shuffled(self, condition: Condition) -> Condition:
-        """Every row with the condition of the row before it: what the held-out loss must not take for its own."""
-        return jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), condition)
-
-    def guidance(self, scale: float) -> float | np.ndarray:
-        """The guidance scale, or scales that broadcast to (B, *latent_shape)."""
-        return scale
-
-    def source_pictures(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        if "image" in batch:
-            return batch["image"]
-        return to_uint8(self.decode(frozen, self.autoencoder.mean(batch["latent"])))
-
-    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray | None:
-        """What samples should show, pixel by pixel; None where many pictures would do."""
-        return None
-
-    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-        """Samples as people look at them: one picture (H, W, 3) uint8, here with rows (source | sample | sample ...).
-
-        Args:
-          host: the batch as it was read, R rows.
-          sources: what `source_pictures` made of it.
-          drawn: uint8 (R, n, *pixels), n samples a row.
-        """
-        return pictures.sheet(np.concatenate([sources[:, None], drawn], axis=1))
-
-    def for_request(self, asked: Mapping[str, Any]) -> Denoising:
-        """The task as it draws what was asked for; most draw what they trained on."""
-        return self
-
-    def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray, out: str) -> Sequence[str]:
-        """Writes what `lumos_jax.sample` drew; returns the files."""
-        pictures.save_png(self.sheet(host, sources, drawn), out)
-        return [out]
 
 
 def make(
@@ -171,9 +185,9 @@ def make(
       settings: of the run.
       place: as for `tasks.make_task`.
       encoder, encoder_params: as `encoders.make_encoder` gives them; None for a task that conditions on no features.
-      network: what `models.make_dit` is told besides; unless it says otherwise, the tokens are the encoder's.
+      network: further arguments of `models.make_dit`; by default its tokens are the encoder's, and there are none without one.
       concatenated: whether a latent is concatenated on channels.
-      frames: of a clip; 0 for pictures.
+      frames: of a clip; 0 for images.
       fields: of the class, where they are not as the settings have them.
 
     Raises:
@@ -182,14 +196,16 @@ def make(
     autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
     latent_shape = autoencoder.latent_shape(settings.data.image_size)
     process = diffusion.make_process(settings.diffusion)
-    told = {} if encoder is None else {"token_shape": (encoder.tokens, encoder.dim)}
+    arguments: dict[str, Any] = {"token_shape": None, "final": "adaln"}
+    if encoder is not None:
+        arguments = {"token_shape": (encoder.tokens, encoder.dim)}
     if concatenated:
-        told["concat_channels"] = latent_shape[-1]
+        arguments["concat_channels"] = latent_shape[-1]
     dit = models.make_dit(
         settings.model,
         latent_shape=latent_shape,
         out_channels=process.out_channels(latent_shape[-1]),
-        **(told | dict(network or {})),
+        **(arguments | dict(network or {})),
     )
     fields = {"condition_dropout": settings.task.condition_dropout} | fields
     shape = (frames, *latent_shape) if frames else latent_shape

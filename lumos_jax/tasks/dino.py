@@ -1,171 +1,188 @@
-"""Self-distillation without labels (DINO: Caron et al. 2021, arXiv 2104.14294): an encoder of one's own, from images alone.
+"""Self-distillation without labels (DINO: Caron et al. 2021, arXiv 2104.14294): an encoder trained on images alone.
 
-    teacher = running average of the student
+    teacher = EMA of the student
     p       = softmax((teacher(global crop) - centre) / teacher temperature)
     loss    = mean over pairs of different crops of  - p . log softmax(student(crop) / student temperature)
-    centre <- m centre + (1 - m) mean teacher output,  which keeps the teacher from giving the same answer to everything
+    centre <- m centre + (1 - m) mean teacher output,  which keeps the teacher from collapsing to one output
 
-With `balance` = sinkhorn the teacher's answers are instead made to use all prototypes equally within the batch (Caron et al.
-2020; DINOv2), which needs no centre; small batches and short runs then stay clear of few-cluster answers.
+With `balance` = sinkhorn the teacher's assignments are instead normalized so that the batch uses all prototypes equally (Caron
+et al. 2020; DINOv2), which needs no centre; small batches and short runs then do not collapse to a few clusters.
 
-With `mask_weight` the student does not see some patches of its global crops, and also tells what the teacher, who does, says
-of each of them (iBOT: Zhou et al. 2022): tokens then know their place and what is there, and not [CLS] alone what is shown.
+`mask_weight`: iBOT (Zhou et al. 2022), the student predicts the teacher's output at masked patches of its global crops, so that
+patch tokens, and not [CLS] alone, carry where and what they are.
 
-With `pixel_weight` a linear layer tells from each token the pixels of its patch, hidden or not (SimMIM: Xie et al. 2022, for
-the hidden ones), so that features keep what a prior needs to reproduce the picture.
+`pixel_weight`: a linear layer predicts from each token the pixels of its patch, masked or not (SimMIM: Xie et al. 2022, for
+masked ones), so that features keep what a prior needs to reproduce the image.
+
+Axes: B batch, G crops, S side, N patches, D width, K prototypes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lumos_jax import config, encoders
-from lumos_jax.encoders import SelfDistilled
 from lumos_jax.models import layers
-from lumos_jax.tasks import crops
-from lumos_jax.tasks.handoffs import Handoff
+from lumos_jax.tasks.base import Task
+from lumos_jax.tasks.dino_network import SelfDistilled
 
 GLOBAL = 2  # crops that the teacher sees
 SINKHORN_ROUNDS = 3
+LUMINANCE = (0.299, 0.587, 0.114)
+_LOG_RATIO = float(np.log(4 / 3))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Views:
-    """Crops of one batch: whole (B, 2, S, S, 3) and local (B, n, s, s, 3), normalised; weight (B,); and which patches of the
-    whole ones are hidden, (B, 2, N) bool or None."""
+class Crops:
+    """Crops of one batch, normalized: large (B, 2, S, S, 3) and local (B, n, s, s, 3); masked: (B, 2, N) bool, patches of the
+    large ones that the student does not see, or None; weight (B,)."""
 
-    whole: jax.Array
+    large: jax.Array
     local: jax.Array
-    hidden: jax.Array | None
+    masked: jax.Array | None
     weight: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfDistillation:
-    """The DINO task; see tasks.base.Task for the interface. Other fields as in config.Dino."""
+class SelfDistillation(Task):
+    """The DINO task; batches hold `image`.
 
+    side: of the global crops, pixels. settings: config.dino.
+    """
+
+    name: ClassVar[str] = "dino"
+    evaluator: ClassVar[str] = "neighbors"
+    uncacheable: ClassVar[str] = "config.task.name=dino trains on no frozen features: there is nothing to cache"
     network: SelfDistilled
     side: int
     settings: config.Dino
-    name: str = "dino"
 
-    @property
-    def host(self) -> None:
-        return None
-
-    def handoff(self) -> Handoff:
-        return Handoff()
-
-    @property
-    def identity(self) -> dict[str, str]:
-        return {}
+    @classmethod
+    def build(
+        cls, settings: config.Settings, place: encoders.Placement | None
+    ) -> tuple[SelfDistillation, dict[str, Any]]:
+        """Nothing is frozen. The ViT is the one that config.encoder describes for random weights."""
+        vit = encoders.vit_of(settings.encoder)
+        dino = settings.dino
+        if dino.local_side % vit.patch_size:
+            raise ValueError(
+                f"config.dino.local_side={dino.local_side} is not divisible by config.encoder.patch_size={vit.patch_size}"
+            )
+        masked = dino.mask_weight > 0 or dino.pixel_weight > 0
+        network = SelfDistilled(vit, dino.hidden, dino.bottleneck, dino.prototypes, masked, dino.pixel_weight > 0)
+        return cls(network, settings.encoder.image_size, dino), {}
 
     def describe(self) -> dict[str, str]:
         s = self.settings
         return {"crops": f"{GLOBAL} of {self.side} px, {s.local_crops} of {s.local_side} px, {s.prototypes} prototypes"}
 
-    def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Views:
+    def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Crops:
         s, image = self.settings, batch["image"]
 
-        def view(number: int, side: int, scale: tuple[float, float]) -> jax.Array:
-            draws = jax.random.split(jax.random.fold_in(keys["views"], number), 3)
-            crop = crops.random_crop(draws[0], image, side, scale)
-            crop = crops.mirror(draws[1], crop) if s.mirror else crop
-            return encoders.normalise(crops.jitter(draws[2], crop, s.jitter), encoders.IMAGENET_STATISTICS)
+        def crop(number: int, side: int, scale: tuple[float, float]) -> jax.Array:
+            box, flip, color = jax.random.split(jax.random.fold_in(keys["views"], number), 3)
+            crop = random_crop(box, image, side, scale)
+            crop = random_flip(flip, crop) if s.mirror else crop
+            return encoders.normalize(color_jitter(color, crop, s.jitter), encoders.IMAGENET_STATISTICS)
 
-        whole = [view(number, self.side, s.global_scale) for number in range(GLOBAL)]
-        local = [view(GLOBAL + number, s.local_side, s.local_scale) for number in range(s.local_crops)]
-        nothing = jnp.zeros((image.shape[0], 0, s.local_side, s.local_side, 3))
-        local = jnp.stack(local, 1) if local else nothing
-        return Views(jnp.stack(whole, 1), local, self._hidden(keys, image), batch["weight"])
+        large = [crop(number, self.side, s.global_scale) for number in range(GLOBAL)]
+        local = [crop(GLOBAL + number, s.local_side, s.local_scale) for number in range(s.local_crops)]
+        none = jnp.zeros((image.shape[0], 0, s.local_side, s.local_side, 3))
+        local = jnp.stack(local, 1) if local else none
+        return Crops(jnp.stack(large, 1), local, self._masks(keys, image.shape[0]), batch["weight"])
 
-    def _hidden(self, keys: Mapping[str, jax.Array], image: jax.Array) -> jax.Array | None:
+    def _masks(self, keys: Mapping[str, jax.Array], size: int) -> jax.Array | None:
         """Which patches of the global crops the student does not see, (B, GLOBAL, N) bool."""
         if not self.network.masked:
             return None
         share, each = jax.random.split(jax.random.fold_in(keys["views"], GLOBAL + self.settings.local_crops))
         low, high = self.settings.mask_share
         patches = (self.side // self.network.vit.patch_size) ** 2
-        share = jax.random.uniform(share, (image.shape[0], GLOBAL, 1), minval=low, maxval=high)
-        return jax.random.uniform(each, (image.shape[0], GLOBAL, patches)) < share
+        share = jax.random.uniform(share, (size, GLOBAL, 1), minval=low, maxval=high)
+        return jax.random.uniform(each, (size, GLOBAL, patches)) < share
 
-    def losses(self, params: Any, average: Any, example: Views, total: jax.Array, gather: Any) -> dict[str, jax.Array]:
-        """`loss`; `patch_loss` and `pixel_loss` where they count; `teacher_entropy` of one answer to a crop and
-        `prototype_entropy` of the batch's mean answer, in nats, which would be 0 if the teacher had collapsed; and the mean
-        outputs `centre` and `patch_centre` (K,), which `settle` takes."""
+    def losses(self, params: Any, ema: Any, example: Crops, total: jax.Array, gather: Any) -> dict[str, jax.Array]:
+        """`loss`; `patch_loss` and `pixel_loss` where their weights are set; `teacher_entropy` of the assignment of one crop
+        and `prototype_entropy` of the batch's mean assignment, in nats, which is 0 if the teacher has collapsed; and the mean
+        outputs `centre` and `patch_centre` (K,), which `post_update` takes."""
         s, size = self.settings, example.weight.shape[0]
         share = example.weight / total
 
-        def tokens(weights, views, hidden=None):
-            """(B views, 1 + N, D)."""
-            flat = views.reshape(-1, *views.shape[2:])
-            return self.network.tokens(weights, flat, None if hidden is None else hidden.reshape(-1, hidden.shape[-1]))
+        def tokens(weights, crops, masked=None):
+            """(B G, 1 + N, D)."""
+            flat = crops.reshape(-1, *crops.shape[2:])
+            return self.network.tokens(weights, flat, None if masked is None else masked.reshape(-1, masked.shape[-1]))
 
         def scores(weights, tokens):
-            """(B, views, 1 + N, K), or (B, views, 1, K) where patches are not asked."""
+            """(B, G, 1 + N, K), or (B, G, 1, K) without the loss of patches."""
             found = self.network.scores(weights, tokens if s.mask_weight else tokens[:, :1])
             return found.reshape(size, -1, *found.shape[1:])
 
-        def logs(tokens):
+        def log_probabilities(tokens):
             return jax.nn.log_softmax(scores(params, tokens) / s.student_temperature, axis=-1)
 
-        given = jax.lax.stop_gradient(scores(average, tokens(average, example.whole)))
-        answer = self._answers(given[:, :, 0], params["centre"], example.weight)
-        told = tokens(params, example.whole, example.hidden)
-        whole = logs(told)
-        seen = [whole[:, :, 0]] + ([logs(tokens(params, example.local)[:, :1])[:, :, 0]] if s.local_crops else [])
-        cross = -jnp.einsum("btk,bsk->bts", answer, jnp.concatenate(seen, axis=1))
-        others = 1 - jnp.eye(GLOBAL, cross.shape[2])
-        loss = ((cross * others[None]).sum(axis=(1, 2)) / others.sum() * share).sum()
-        mean = jnp.einsum("b,btk->k", share, answer) / GLOBAL
-        entropy = -(answer * jnp.log(answer + 1e-9)).sum(-1).mean(1)
+        # The teacher sees every patch, the student only those that are not masked.
+        teacher = jax.lax.stop_gradient(scores(ema, tokens(ema, example.large)))
+        assigned = self._assign(teacher[:, :, 0], params["centre"], example.weight)
+        student_tokens = tokens(params, example.large, example.masked)
+        student = log_probabilities(student_tokens)
+        crops = [student[:, :, 0]]
+        if s.local_crops:
+            crops.append(log_probabilities(tokens(params, example.local)[:, :1])[:, :, 0])
+        cross = -jnp.einsum("btk,bsk->bts", assigned, jnp.concatenate(crops, axis=1))
+        pairs = 1 - jnp.eye(GLOBAL, cross.shape[2])  # of different crops
+        loss = ((cross * pairs[None]).sum(axis=(1, 2)) / pairs.sum() * share).sum()
+        mean = jnp.einsum("b,btk->k", share, assigned) / GLOBAL
+        entropy = -(assigned * jnp.log(assigned + 1e-9)).sum(-1).mean(1)
         sums = {
             "loss": loss,
             "teacher_entropy": (entropy * share).sum(),
             "prototype_entropy": -(mean * jnp.log(mean + 1e-9)).sum(),
-            "centre": jnp.einsum("b,btk->k", share, given[:, :, 0]) / GLOBAL,
+            "centre": jnp.einsum("b,btk->k", share, teacher[:, :, 0]) / GLOBAL,
         }
         if s.mask_weight:
-            patches = given[:, :, 1:].reshape(size, -1, given.shape[-1])
-            wanted = self._answers(patches, params["patch_centre"], example.weight)
-            hidden = example.hidden.reshape(size, -1)
-            missed = -(wanted * whole[:, :, 1:].reshape(patches.shape)).sum(-1) * hidden
-            sums["patch_loss"] = (missed.sum(-1) / jnp.maximum(hidden.sum(-1), 1) * share).sum()
+            patches = teacher[:, :, 1:].reshape(size, -1, teacher.shape[-1])
+            assigned = self._assign(patches, params["patch_centre"], example.weight)
+            masked = example.masked.reshape(size, -1)
+            cross = -(assigned * student[:, :, 1:].reshape(patches.shape)).sum(-1) * masked
+            sums["patch_loss"] = (cross.sum(-1) / jnp.maximum(masked.sum(-1), 1) * share).sum()
             sums["loss"] += s.mask_weight * sums["patch_loss"]
             sums["patch_centre"] = jnp.einsum("b,btk->k", share, patches) / patches.shape[1]
         if s.pixel_weight:
-            pixels = layers.patchify(example.whole.reshape(-1, *example.whole.shape[2:]), self.network.vit.patch_size)
-            errors = jnp.square(self.network.told_pixels(params, told) - pixels)
+            pixels = layers.patchify(example.large.reshape(-1, *example.large.shape[2:]), self.network.vit.patch_size)
+            errors = jnp.square(self.network.told_pixels(params, student_tokens) - pixels)
             sums["pixel_loss"] = (errors.reshape(size, -1).mean(-1) * share).sum()
             sums["loss"] += s.pixel_weight * sums["pixel_loss"]
         return sums
 
-    def _answers(self, given: jax.Array, centre: jax.Array, weight: jax.Array) -> jax.Array:
-        """The teacher's answers to its outputs (B, G, K)."""
+    def _assign(self, output: jax.Array, centre: jax.Array, weight: jax.Array) -> jax.Array:
+        """The teacher's probabilities of prototypes from its outputs (B, G, K)."""
         if self.settings.balance == "sinkhorn":
-            return _balanced(given / self.settings.teacher_temperature, weight)
+            return _sinkhorn(output / self.settings.teacher_temperature, weight)
         centre = jax.lax.stop_gradient(centre)
-        return jax.nn.softmax((given - centre[None, None]) / self.settings.teacher_temperature, axis=-1)
+        return jax.nn.softmax((output - centre[None, None]) / self.settings.teacher_temperature, axis=-1)
 
-    def settle(self, params: Any, sums: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
+    def post_update(self, params: Any, sums: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
         m = self.settings.center_momentum
         centres = {name: m * params[name] + (1 - m) * sums[name] for name in ("centre", "patch_centre") if name in sums}
         return params | centres, {name: value for name, value in sums.items() if name not in centres}
 
     def features(self, params: Any, image: jax.Array) -> jax.Array:
-        """uint8 (B, H, W, 3) -> [CLS] (B, D) of the whole picture."""
+        """uint8 (B, H, W, 3) -> [CLS] (B, D) of the uncropped image."""
         pixels = encoders.preprocess(image, self.side, self.side, "bilinear", encoders.IMAGENET_STATISTICS)
         return self.network.vit.apply(params["vit"], pixels)[:, 0]
 
 
-def _balanced(logits: jax.Array, weight: jax.Array) -> jax.Array:
-    """Answers (B, G, K) that use every prototype equally over the batch (Sinkhorn-Knopp); rows of weight 0 do not count."""
+def _sinkhorn(logits: jax.Array, weight: jax.Array) -> jax.Array:
+    """Probabilities (B, G, K) that use every prototype equally over the batch (Sinkhorn-Knopp); rows of weight 0 do not
+    count."""
     size, views, prototypes = logits.shape
     share = jnp.repeat(weight, views)[:, None]
     plan = jnp.exp(logits - logits.max()).reshape(size * views, prototypes) * share
@@ -175,20 +192,49 @@ def _balanced(logits: jax.Array, weight: jax.Array) -> jax.Array:
     return plan.reshape(size, views, prototypes)
 
 
-def make_dino(
-    settings: config.Settings, place: encoders.Placement | None = None
-) -> tuple[SelfDistillation, dict[str, Any]]:
-    """The task; nothing is frozen. The ViT is the one that config.encoder describes for random weights.
+# Augmentations, on the device. What is sampled for a row does not depend on the other rows.
 
-    Raises:
-      ValueError: crops that do not divide into patches, or encoder settings that name weights.
+
+def random_crop(key: jax.Array, image: jax.Array, side: int, scale: tuple[float, float]) -> jax.Array:
+    """A random box of each image, resized: (B, H, W, 3) of any dtype -> float32 (B, side, side, 3), in the values of `image`.
+
+    scale: smallest and largest share of the image's area; width over height lies between 3/4 and 4/3.
     """
-    vit = encoders.vit_of(settings.encoder)
-    dino = settings.dino
-    if dino.local_side % vit.patch_size:
-        raise ValueError(
-            f"config.dino.local_side={dino.local_side} is not divisible by config.encoder.patch_size={vit.patch_size}"
-        )
-    masked = dino.mask_weight > 0 or dino.pixel_weight > 0
-    network = SelfDistilled(vit, dino.hidden, dino.bottleneck, dino.prototypes, masked, dino.pixel_weight > 0)
-    return SelfDistillation(network, settings.encoder.image_size, dino), {}
+    size, height, width, _ = image.shape
+    uniform = jax.random.uniform(key, (size, 4))
+    area = scale[0] + (scale[1] - scale[0]) * uniform[:, 0]
+    ratio = jnp.exp((2 * uniform[:, 1] - 1) * _LOG_RATIO)
+    high = jnp.minimum(jnp.sqrt(area / ratio), 1.0) * height
+    wide = jnp.minimum(jnp.sqrt(area * ratio), 1.0) * width
+    top, left = uniform[:, 2] * (height - high), uniform[:, 3] * (width - wide)
+
+    def one(image, top, left, high, wide):
+        factor = jnp.stack([side / high, side / wide])
+        shift = -jnp.stack([top, left]) * factor
+        return jax.image.scale_and_translate(image, (side, side, 3), (0, 1), factor, shift, "linear", antialias=True)
+
+    return jax.vmap(one)(image.astype(jnp.float32), top, left, high, wide)
+
+
+def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
+    """Images (B, S, S, 3), half of them mirrored left to right."""
+    mirrored = jax.random.bernoulli(key, 0.5, (image.shape[0], 1, 1, 1))
+    return jnp.where(mirrored, image[:, :, ::-1], image)
+
+
+def color_jitter(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
+    """Images (B, S, S, 3) float32 in [0, 255] with random brightness, contrast, saturation and color balance.
+
+    strength: factors lie within 1 - strength and 1 + strength; within half of that for each channel's own.
+    """
+    keys = jax.random.split(key)
+    size = image.shape[0]
+    factors = 1 + strength * jax.random.uniform(keys[0], (size, 3, 1, 1, 1), minval=-1.0)
+    balance = 1 + 0.5 * strength * jax.random.uniform(keys[1], (size, 1, 1, 3), minval=-1.0)
+    mean = image.mean(axis=(1, 2, 3), keepdims=True)
+    image = (image - mean) * factors[:, 0] + mean * factors[:, 1]
+    gray = (image * jnp.asarray(LUMINANCE)[None, None, None]).sum(axis=-1, keepdims=True)
+    return jnp.clip((gray + (image - gray) * factors[:, 2]) * balance, 0.0, 255.0)
+
+
+TASK = SelfDistillation

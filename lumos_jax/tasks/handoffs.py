@@ -1,7 +1,7 @@
 """How one task's weights become another's: the named rules of a hand-off (invariant 4).
 
-A task names what may differ between its network and the one that it starts from; `rules` settles the names for the two networks
-at hand. What is not named must be on both sides, in the same shape.
+A task names by patterns what may differ between its network and the one that it starts from; `rules` resolves the patterns for
+two networks. Every other parameter must be on both sides, in the same shape.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Handoff:
     """Patterns (fnmatch) over parameter paths.
 
     Attributes:
-      new: may be absent there; starts anew then.
-      gone: may be absent here; is dropped then.
-      refit: means something else there when the conditions are of other kinds; starts anew then, or if shapes differ.
-      widened: may have fewer inputs there; the new ones start at zero.
+      new: may be absent from the prior; is initialized then.
+      gone: may be absent from this network; is dropped then.
+      refit: depends on the kind of condition; is initialized if that differs, or if shapes differ.
+      widened: may have fewer inputs in the prior; the new ones start at zero.
     """
 
     new: tuple[str, ...] = ()
@@ -39,18 +39,20 @@ class Handoff:
 # From a prior without cross-attention, whose condition, if any, is added to the timestep embedding (DiT, RCG): it gains
 # cross-attention, whose output starts at zero, and loses its condition, whose null stays (see `null_embedding`).
 FROM_ADALN = Handoff(new=("blocks/cross/*", "tokens/*", "null/tokens"), gone=("vector/*", "null/vector"))
+# To such a prior: another condition is initialized anew, and cross-attention is dropped.
+TO_ADALN = Handoff(new=FROM_ADALN.gone, gone=(*FROM_ADALN.gone, *FROM_ADALN.new), refit=FROM_ADALN.gone)
 
 
 def check(dit: Network, ours: config.Model, theirs: config.Model, paths: Collection[str]) -> None:
-    """Checks what the names of parameters cannot say, or say obscurely.
+    """Checks what the names of parameters do not show.
 
     Args:
-      dit: the network that is to start.
-      ours, theirs: config.model of both.
-      paths: of the parameters that it starts from.
+      dit: the network to initialize.
+      ours, theirs: config.model of both runs.
+      paths: of the prior's parameters.
 
     Raises:
-      ValueError: their MLPs or final layers are others.
+      ValueError: their MLPs or final layers differ.
     """
     final = "adaln" if "final/modulation/kernel" in paths else "table"
     if final != dit.final:
@@ -66,8 +68,8 @@ def check(dit: Network, ours: config.Model, theirs: config.Model, paths: Collect
 def null_embedding(params: Mapping[str, Any], dropped: Collection[str]) -> Any | None:
     """What the null condition of a prior adds to the timestep embedding (D,), if the embedder of its condition is dropped.
 
-    Added to the bias that the embedding ends with, it makes the network at first the prior as it is under guidance's other
-    branch, rather than one without anything that its blocks have learned to see there.
+    Added to the last bias of the timestep MLP, it makes the network start as the prior under its null condition, which its
+    blocks have learned to see, and not as the prior without any.
     """
     if "vector/table" in dropped:
         return params["vector"]["table"][-1]

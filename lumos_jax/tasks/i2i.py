@@ -3,44 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax import config, encoders
 from lumos_jax.models import Condition
-from lumos_jax.tasks import denoising, requests
+from lumos_jax.tasks import denoising
+from lumos_jax.tasks.sampling import ImageSampling
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageToImage(denoising.Denoising):
-    """The I2I task; see tasks.base for the interface."""
+    """The I2I task; batches hold `image`, or `latent` and `feature` of a cache."""
 
-    name: str = "i2i"
+    name: ClassVar[str] = "i2i"
 
-    def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
-        return self.latents(frozen, batch, key), self.condition(frozen, batch)
+    @classmethod
+    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToImage, dict[str, Any]]:
+        return denoising.make(cls, settings, place, *encoders.make_encoder(settings.encoder, place))
+
+    @classmethod
+    def sampling_class(cls) -> type[ImageToImageSampling]:
+        return ImageToImageSampling
 
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
-        if "feature" in batch:
-            return Condition(tokens=batch["feature"].astype(jnp.float32))
-        return Condition(tokens=self.encoder.apply(frozen["encoder"], batch["image"]))
+        return Condition(tokens=self.image_features(frozen, batch))
+
+    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return super().encode(frozen, batch) | {"feature": self.image_features(frozen, batch)}
+
+
+class ImageToImageSampling(ImageSampling):
+    """Rows of an image and samples of its feature."""
 
     def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray | None:
-        """The picture itself: the prior reproduces it from its features. None where a cache keeps no pictures."""
+        """The image itself, which the prior reproduces from its features; None where a cache keeps no images."""
         return host.get("image")
 
-    def request(self, asked: Mapping[str, Any], load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        return {"image": requests.images(asked, load)}
 
-
-def make_i2i(settings: config.Settings, place: encoders.Placement | None = None) -> tuple[ImageToImage, dict[str, Any]]:
-    """The task and its frozen parameters {"encoder", "autoencoder"}, loaded as the settings name them; see tasks.make_task.
-
-    Raises:
-      ValueError: weights that cannot be found or do not fit; sizes that do not divide.
-    """
-    return denoising.make(ImageToImage, settings, place, *encoders.make_encoder(settings.encoder, place))
+TASK = ImageToImage

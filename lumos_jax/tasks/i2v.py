@@ -1,4 +1,4 @@
-"""Image to video: the frames that follow a picture (paper section 3.2, with the conditions of Stable Video Diffusion).
+"""Image to video: the frames that follow an image (paper section 3.2, with the conditions of Stable Video Diffusion).
 
     x0     = latents of F frames
     tokens = feature of the first frame
@@ -6,8 +6,8 @@
     vector = (frames a second, motion id, 1000 sigma)
 
 The network is the image prior with attention over frames, which starts as the identity: at first each frame is what the prior
-makes of it. A batch of pictures (B, h, w, c) passes that attention by, has no vector and zero latents: it is the I2I objective,
-unchanged, so that training on pictures in between keeps the prior and does not pull at the attention over frames.
+makes of it. A batch of images (B, h, w, c) skips that attention, has no vector and zero latents: it is the I2I objective,
+unchanged, so that training on images in between keeps the prior and has no gradient for the attention over frames.
 
 Dropout: tokens and latents each with task.condition_dropout, independently of each other, vectors never, as SVD's conditioner
 does it; its rates are not known.
@@ -15,10 +15,11 @@ does it; its rates are not known.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +27,13 @@ import numpy as np
 
 from lumos_jax import config, encoders
 from lumos_jax.models import Condition
-from lumos_jax.tasks import clips, denoising, pictures, requests
+from lumos_jax.tasks import denoising, media
 from lumos_jax.tasks.handoffs import Handoff
+from lumos_jax.tasks.sampling import Sampling, add_images
 
 MOTION_IDS = 256
 NUMBERS = 3  # of the vector
-_LEVEL = 1000.0  # sigma is embedded in thousandths: sinusoids tell whole numbers apart
+_LEVEL = 1000.0  # sigma is embedded in thousandths: sinusoids tell integers apart
 
 
 def _named(key: jax.Array, name: str) -> jax.Array:
@@ -41,14 +43,32 @@ def _named(key: jax.Array, name: str) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class ImageToVideo(denoising.Denoising):
-    """The I2V task; see tasks.base for the interface.
+    """The I2V task.
 
-    Batches of clips hold `frames` uint8 (B, F, H, W, 3), `fps` and `motion` (B,) float32; of pictures, `image`. For drawing
-    only the first of the frames counts.
+    Batches of clips hold `frames` uint8 (B, F, H, W, 3), `fps` and `motion` (B,) float32; of images, `image`.
     """
 
+    name: ClassVar[str] = "i2v"
+    uncacheable: ClassVar[str] = "config.data.sample_type=clip: clips are not cached; train on them as they are"
     video: config.Video
-    name: str = "i2v"
+
+    @classmethod
+    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToVideo, dict[str, Any]]:
+        if settings.data.sample_type != "clip":
+            raise ValueError(
+                f"config.data.sample_type={settings.data.sample_type!r}: this task trains on clips; set it to clip"
+            )
+        return denoising.make(
+            cls, settings, place, *encoders.make_encoder(settings.encoder, place),
+            network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
+            concatenated=True,
+            frames=settings.data.frames,
+            video=settings.video,
+        )  # fmt: skip
+
+    @classmethod
+    def sampling_class(cls) -> type[ClipSampling]:
+        return ClipSampling
 
     def handoff(self) -> Handoff:
         """From an image prior: attention over frames and the vector's embedder are new, the input has more channels."""
@@ -58,7 +78,7 @@ class ImageToVideo(denoising.Denoising):
             widened=("patch/kernel",),
         )
 
-    def draw_drop(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
+    def dropout_masks(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
         def rows(name):
             return jax.random.bernoulli(_named(key, name), self.condition_dropout, (size,))
 
@@ -67,23 +87,21 @@ class ImageToVideo(denoising.Denoising):
     def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
         if "image" in batch:
             x0 = self.latents(frozen, batch, key)
-            return x0, Condition(
-                tokens=self.encoder.apply(frozen["encoder"], batch["image"]), latent=jnp.zeros_like(x0)
-            )
+            return x0, Condition(tokens=self.image_features(frozen, batch), latent=jnp.zeros_like(x0))
         shape = batch["frames"].shape
         flat = self.latents(frozen, {"image": batch["frames"].reshape(-1, *shape[2:])}, key)
-        draw = jax.random.normal(_named(key, "augmentation level"), shape[:1])
-        sigma = jnp.exp(self.video.noise_log_mean + self.video.noise_log_std * draw)
-        condition = self._condition(frozen, batch, shape[1], sigma, _named(key, "augmentation"))
+        normal = jax.random.normal(_named(key, "augmentation level"), shape[:1])
+        sigma = jnp.exp(self.video.noise_log_mean + self.video.noise_log_std * normal)
+        condition = self.clip_condition(frozen, batch, shape[1], sigma, _named(key, "augmentation"))
         return flat.reshape(*shape[:2], *flat.shape[1:]), condition
 
-    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
-        # For drawing: the same little noise every time, so that a picture has one condition.
-        sigma = jnp.full(batch["frames"].shape[:1], self.video.noise_aug_strength)
-        return self._condition(frozen, batch, self.latent_shape[0], sigma, jax.random.key(0))
+    def clip_condition(
+        self, frozen: Any, batch: Mapping[str, jax.Array], frames: int, sigma: jax.Array, key: jax.Array
+    ) -> Condition:
+        """The condition of clips of so many frames; of the batch's frames only the first counts.
 
-    def _condition(self, frozen, batch, frames: int, sigma: jax.Array, key: jax.Array) -> Condition:
-        """sigma (B,): standard deviation of the noise, drawn from `key`, on the first frame that every frame sees."""
+        sigma: (B,) standard deviation of the noise, sampled with `key`, on the first frame that is concatenated to every frame.
+        """
         first = batch["frames"][:, 0]
         noise = sigma[:, None, None, None] * jax.random.normal(key, first.shape)
         latent = self.autoencoder.mode(frozen["autoencoder"], first.astype(jnp.float32) + 127.5 * noise)
@@ -94,78 +112,84 @@ class ImageToVideo(denoising.Denoising):
             latent=jnp.repeat(latent[:, None], frames, axis=1),
         )
 
-    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        raise ValueError("config.data.sample_type=clip: clips are not cached; train on them as they are")
-
-    def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
-        if latent.ndim == 4:
-            return super().decode(frozen, latent)
-        # Clip by clip: the decoder needs far more memory for a frame than the network.
-        return jax.lax.map(lambda frames: self.autoencoder.decode(frozen["autoencoder"], frames), latent)
-
     def shuffled(self, condition: Condition) -> Condition:
         """First frames exchanged; each clip keeps its own speed and motion."""
         return dataclasses.replace(super().shuffled(condition), vector=condition.vector)
 
-    def guidance(self, scale: float) -> np.ndarray:
-        """(1, F, 1, 1, 1): rising linearly over the frames, to `scale` at the last."""
-        scales = np.linspace(self.video.min_guidance_scale, scale, self.latent_shape[0], dtype=np.float32)
-        return scales.reshape(1, -1, 1, 1, 1)
 
-    def source_pictures(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        return batch["frames"]
+class ClipSampling(Sampling):
+    """Clips that begin with an image."""
 
-    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray:
-        """What the clip really shows; of moving solids, whose way the first frame does not tell, one of many ways."""
-        return host["frames"]
+    endings: ClassVar[tuple[str, ...]] = (".gif", ".mp4", ".png")  # any of them stands for both files
 
-    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-        """Frames side by side: a row of the true clip over a row for each sample."""
-        rows = np.concatenate([sources[:, None], drawn], axis=1)
-        return pictures.sheet(rows.reshape(-1, *rows.shape[2:]))
+    @classmethod
+    def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
+        add_images(parser)
+        add = parser.add_argument
+        add("--frames", type=int, metavar="N", help="frames of a clip; default: as in training")
+        add("--fps", type=float, help="frames a second; default: config.video.sample_fps")
+        add("--motion", type=int, metavar="ID", help="how much moves, 0 to 255; default: config.video.motion_bucket_id")
 
-    def request(self, asked: Mapping[str, Any], load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        requests.check(asked, ("images",), ("frames", "fps", "motion"))
-        fps, motion = asked.get("fps", self.video.sample_fps), asked.get("motion", self.video.motion_bucket_id)
-        if not 0 < fps <= 240 or not 0 <= motion < MOTION_IDS:
-            raise ValueError(
-                f"--fps={fps} must be above 0 and at most 240, --motion={motion} from 0 to {MOTION_IDS - 1}"
-            )
-        images = np.stack([load(path) for path in asked["images"]])
-        return {
-            "frames": images[:, None],
-            "fps": np.full(len(images), fps, np.float32),
-            "motion": np.full(len(images), (motion + 0.5) * self.video.motion_step, np.float32),
-        }
-
-    def for_request(self, asked: Mapping[str, Any]) -> ImageToVideo:
-        frames = asked.get("frames", self.latent_shape[0])
+    def with_flags(self, args: argparse.Namespace) -> Sampling:
+        frames = self.latent_shape[0] if args.frames is None else args.frames
         if frames < 1:
             raise ValueError(f"--frames={frames} must be at least 1")
         return dataclasses.replace(self, latent_shape=(frames, *self.latent_shape[1:]))
 
-    def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray, out: str) -> Sequence[str]:
-        """An MP4 and a GIF of that name: a row for each picture, which stands still beside its samples."""
-        still = np.broadcast_to(sources[:, None, :1], (len(drawn), 1, *drawn.shape[2:]))
-        grid = np.concatenate([still, drawn], axis=1)  # (R, 1 + n, F, H, W, 3)
-        frames = np.stack([pictures.sheet(grid[:, :, i]) for i in range(grid.shape[2])])
-        return clips.save(frames, out, float(host["fps"][0]))
+    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+        video = self.task.video
+        fps = video.sample_fps if args.fps is None else args.fps
+        motion = video.motion_bucket_id if args.motion is None else args.motion
+        if not 0 < fps <= 240 or not 0 <= motion < MOTION_IDS:
+            raise ValueError(
+                f"--fps={fps} must be above 0 and at most 240, --motion={motion} from 0 to {MOTION_IDS - 1}"
+            )
+        images = np.stack([load(path) for path in args.images])
+        return {
+            "frames": images[:, None],
+            "fps": np.full(len(images), fps, np.float32),
+            "motion": np.full(len(images), (motion + 0.5) * video.motion_step, np.float32),
+        }
 
+    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+        # The same noise on the first frame every time, so that an image has one condition.
+        sigma = jnp.full(batch["frames"].shape[:1], self.task.video.noise_aug_strength)
+        return self.task.clip_condition(frozen, batch, self.latent_shape[0], sigma, jax.random.key(0))
 
-def make_i2v(settings: config.Settings, place: encoders.Placement | None = None) -> tuple[ImageToVideo, dict[str, Any]]:
-    """The task and its frozen parameters {"encoder", "autoencoder"}, loaded as the settings name them; see tasks.make_task.
+    def guidance(self, scale: float) -> np.ndarray:
+        """(1, F, 1, 1, 1): rising linearly over the frames, to `scale` at the last."""
+        scales = np.linspace(self.task.video.min_guidance_scale, scale, self.latent_shape[0], dtype=np.float32)
+        return scales.reshape(1, -1, 1, 1, 1)
 
-    Raises:
-      ValueError: records that are no clips; weights that cannot be found or do not fit; sizes that do not divide.
-    """
-    if settings.data.sample_type != "clip":
-        raise ValueError(
-            f"config.data.sample_type={settings.data.sample_type!r}: this task trains on clips; set it to clip"
+    def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
+        # Clip by clip: the decoder needs far more memory for a frame than the network.
+        decode = super().decode
+        return (
+            decode(frozen, latent) if latent.ndim == 4 else jax.lax.map(lambda frames: decode(frozen, frames), latent)
         )
-    return denoising.make(
-        ImageToVideo, settings, place, *encoders.make_encoder(settings.encoder, place),
-        network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
-        concatenated=True,
-        frames=settings.data.frames,
-        video=settings.video,
-    )  # fmt: skip
+
+    def source_images(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        return batch["frames"]
+
+    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The true clip; where solids move, which the first frame does not show, one of many possible ones."""
+        return host["frames"]
+
+    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Frames side by side: a row of the true clip above a row for each sample."""
+        rows = np.concatenate([sources[:, None], samples], axis=1)
+        return media.image_grid(rows.reshape(-1, *rows.shape[2:]))
+
+    @classmethod
+    def files(cls, out: str) -> list[str]:
+        return media.clip_files(out)
+
+    def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray, out: str) -> list[str]:
+        """An MP4 and a GIF of that name: a row for each image, which stands still beside its samples."""
+        still = np.broadcast_to(sources[:, None, :1], (len(samples), 1, *samples.shape[2:]))
+        grid = np.concatenate([still, samples], axis=1)  # (R, 1 + n, F, H, W, 3)
+        frames = np.stack([media.image_grid(grid[:, :, i]) for i in range(grid.shape[2])])
+        return media.save_clip(frames, out, float(host["fps"][0]))
+
+
+TASK = ImageToVideo

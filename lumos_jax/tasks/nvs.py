@@ -1,4 +1,4 @@
-"""Novel view synthesis: one picture of an object, and how the camera moves -> the picture from there.
+"""Novel view synthesis: one image of an object, and how the camera moves -> the image from there.
 
 Zero-1-to-3's conditions (Liu et al. 2023) on the Lumos prior: every token of the frozen feature of the input view, with the
 four numbers of the relative camera beside it, goes through a projection that starts as the identity; the input view's latent,
@@ -6,16 +6,17 @@ the posterior's mode and unscaled, is concatenated on channels. So at the hand-o
 schedule stays the prior's, so that what it learned transfers [inferred].
 
 A small network does not find within minutes what to do with four numbers beside many features: with config.nvs.camera =
-turned they also turn each token, see models.conditioning.CameraProjection, and are embedded into the timestep embedding, in
-degrees, through a layer that starts at zero.
+bilinear they also multiply each token, see models.conditioning.CameraProjection, and are embedded into the timestep embedding,
+in degrees, through a layer that starts at zero.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,32 +24,57 @@ import numpy as np
 
 from lumos_jax import config, encoders
 from lumos_jax.models import Condition
-from lumos_jax.tasks import clips, denoising, pictures, requests
+from lumos_jax.tasks import denoising, media
 from lumos_jax.tasks.handoffs import Handoff
+from lumos_jax.tasks.sampling import Sampling, add_images
 
 CAMERA_DIM = 4  # polar angle, sine and cosine of the azimuth, radius: target minus input
-ORBIT = tuple(range(0, 360, 30))  # degrees, of `lumos_jax.sample` where nothing else is asked
+ORBIT = tuple(range(0, 360, 30))  # degrees
 
 
 @dataclasses.dataclass(frozen=True)
 class NovelView(denoising.Denoising):
-    """The NVS task; see tasks.base for the interface. Batches hold the target `image`, the `input` view and `camera` (B, 4).
+    """The NVS task; batches hold the target `image`, the `input` view and `camera` (B, 4).
 
     dropout: see config.Nvs.
     """
 
+    name: ClassVar[str] = "nvs"
+    uncacheable: ClassVar[str] = "novel views train on pairs that each epoch samples anew: there is nothing to cache"
     dropout: tuple[float, float, float]
-    name: str = "nvs"
+
+    @classmethod
+    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[NovelView, dict[str, Any]]:
+        if settings.data.sample_type != "views":
+            raise ValueError(
+                f"config.data.sample_type={settings.data.sample_type!r}: novel views train on pairs of views, set views"
+            )
+        if settings.task.condition_dropout != config.Task().condition_dropout:
+            raise ValueError(
+                "config.task.condition_dropout is not for novel views, whose parts drop as config.nvs.dropout says"
+            )
+        dropout, bilinear = settings.nvs.dropout, settings.nvs.camera == "bilinear"
+        return denoising.make(
+            cls, settings, place, *encoders.make_encoder(settings.encoder, place),
+            network={
+                "camera_dim": CAMERA_DIM,
+                "camera_turns": bilinear,
+                "vector_dim": CAMERA_DIM if bilinear else 0,
+                "vector_kind": "numbers",
+            },
+            concatenated=True,
+            condition_dropout=dropout[1] - dropout[0],  # of both parts
+            dropout=dropout,
+        )  # fmt: skip
+
+    @classmethod
+    def sampling_class(cls) -> type[OrbitSampling]:
+        return OrbitSampling
 
     def handoff(self) -> Handoff:
         return super().handoff() | Handoff(
             new=("camera/*", "vector/*"), gone=("null/tokens",), refit=("tokens/fc1/*",), widened=("patch/kernel",)
         )
-
-    # Training.
-
-    def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
-        return self.latents(frozen, batch, key), self.condition(frozen, batch)
 
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
         feature = self.encoder.apply(frozen["encoder"], batch["input"])
@@ -57,91 +83,76 @@ class NovelView(denoising.Denoising):
         vector = jnp.degrees(batch["camera"]) if self.dit.vector_dim else None
         return Condition(tokens=jnp.concatenate([feature, camera], axis=-1), vector=vector, latent=latent)
 
-    def draw_drop(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
+    def dropout_masks(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
         """One uniform number a row decides: the feature alone, both, or the latent alone. The camera stays."""
         u = jax.random.uniform(key, (size,))
         feature, both, latent = self.dropout
         return {"tokens": u < both, "vector": jnp.zeros(size, bool), "latent": (u >= feature) & (u < latent)}
 
-    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        raise ValueError("novel views train on pairs that each epoch draws anew: there is nothing to cache")
-
-    # Judging and showing.
-
     def shuffled(self, condition: Condition) -> Condition:
-        """Every row with the camera of the row before it: its picture stays."""
+        """Every row with the camera of the row before it and its own image."""
         camera = jnp.roll(condition.tokens[..., -CAMERA_DIM:], 1, axis=0)
         tokens = jnp.concatenate([condition.tokens[..., :-CAMERA_DIM], camera], axis=-1)
         vector = None if condition.vector is None else jnp.roll(condition.vector, 1, axis=0)
         return dataclasses.replace(condition, tokens=tokens, vector=vector)
 
-    def source_pictures(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        return batch["input"]
 
-    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray | None:
-        return host.get("image")
+class OrbitSampling(Sampling):
+    """Views of each image from cameras around it."""
 
-    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-        """Rows of (input | true view | sample ...)."""
-        return pictures.sheet(np.concatenate([sources[:, None], host["image"][:, None], drawn], axis=1))
+    @classmethod
+    def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
+        add_images(parser)
+        parser.add_argument(
+            "--azimuths", nargs="+", type=float, default=ORBIT, metavar="DEGREES",
+            help="how far the camera goes around the object, counter-clockwise from above (0 30 .. 330)",
+        )  # fmt: skip
+        parser.add_argument("--elevation", type=float, default=0.0, metavar="DEGREES", help="how far it rises (0)")
 
-    # Orbits.
-
-    def request(self, asked: Mapping[str, Any], load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        """One row a picture and azimuth; `record` numbers the pictures."""
-        requests.check(asked, ("images",), ("azimuths", "elevation"))
-        azimuths, elevation = asked.get("azimuths", ORBIT), asked.get("elevation", 0.0)
-        if not all(map(math.isfinite, azimuths)) or not -90 <= elevation <= 90:
+    def with_flags(self, args: argparse.Namespace) -> Sampling:
+        if not all(map(math.isfinite, args.azimuths)) or not -90 <= args.elevation <= 90:
             raise ValueError(
-                f"--azimuths {' '.join(map(str, azimuths))} --elevation {elevation}: both are degrees from the picture's "
-                "own camera, elevation from -90 to 90"
+                f"--azimuths {' '.join(map(str, args.azimuths))} --elevation {args.elevation}: both are degrees from the "
+                "image's own camera, elevation from -90 to 90"
             )
-        turns = np.radians(azimuths)
-        up = np.full_like(turns, -np.radians(elevation))  # the polar angle is counted from above
+        return self
+
+    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+        """One row an image and azimuth; `record` numbers the images, whose views start from the same noise."""
+        turns = np.radians(args.azimuths)
+        up = np.full_like(turns, -np.radians(args.elevation))  # the polar angle is counted from above
         camera = np.stack([up, np.sin(turns), np.cos(turns), np.zeros_like(turns)], axis=1).astype(np.float32)
-        views = np.stack([load(path) for path in asked["images"]])
+        views = np.stack([load(path) for path in args.images])
         return {
             "input": np.repeat(views, len(camera), axis=0),
             "camera": np.tile(camera, (len(views), 1)),
             "record": np.repeat(np.arange(len(views)), len(camera)),
         }
 
-    def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray, out: str) -> Sequence[str]:
-        """A PNG, one row a picture and sample (input | azimuth | azimuth ...), and a GIF and an MP4 of them turning."""
-        count = host["record"].max() + 1
-        views = drawn.reshape(count, -1, *drawn.shape[1:]).swapaxes(1, 2)  # (pictures, samples, azimuths, H, W, 3)
-        samples = views.shape[1]
-        rows = views.reshape(count * samples, *views.shape[2:])
-        first = np.repeat(sources[:: views.shape[2]], samples, axis=0)
-        pictures.save_png(pictures.sheet(np.concatenate([first[:, None], rows], axis=1)), out)
-        frames = np.stack([pictures.sheet(view) for view in views.transpose(2, 0, 1, 3, 4, 5)])
-        return [out, *clips.save(frames, out)]
+    def source_images(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        return batch["input"]
+
+    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        return host.get("image")
+
+    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Rows of (input | true view | sample ...)."""
+        return media.image_grid(np.concatenate([sources[:, None], host["image"][:, None], samples], axis=1))
+
+    @classmethod
+    def files(cls, out: str) -> list[str]:
+        return [out, *media.clip_files(out)]
+
+    def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray, out: str) -> list[str]:
+        """A PNG, one row an image and sample (input | azimuth | azimuth ...), and a GIF and an MP4 of them turning."""
+        images = host["record"].max() + 1
+        views = samples.reshape(images, -1, *samples.shape[1:]).swapaxes(1, 2)  # (images, samples, azimuths, H, W, 3)
+        count = views.shape[1]
+        rows = views.reshape(images * count, *views.shape[2:])
+        first = np.repeat(sources[:: views.shape[2]], count, axis=0)
+        media.save_png(media.image_grid(np.concatenate([first[:, None], rows], axis=1)), out)
+        frames = np.stack([media.image_grid(view) for view in views.transpose(2, 0, 1, 3, 4, 5)])
+        return [out, *media.save_clip(frames, out)]
 
 
-def make_nvs(settings: config.Settings, place: encoders.Placement | None = None) -> tuple[NovelView, dict[str, Any]]:
-    """The task and its frozen parameters {"encoder", "autoencoder"}, loaded as the settings name them; see tasks.make_task.
-
-    Raises:
-      ValueError: records that are no views; weights that cannot be found or do not fit; sizes that do not divide.
-    """
-    if settings.data.sample_type != "views":
-        raise ValueError(
-            f"config.data.sample_type={settings.data.sample_type!r}: novel views train on pairs of views, set views"
-        )
-    if settings.task.condition_dropout != config.Task().condition_dropout:
-        raise ValueError(
-            "config.task.condition_dropout is not for novel views, whose parts drop as config.nvs.dropout says"
-        )
-    dropout, turned = settings.nvs.dropout, settings.nvs.camera == "bilinear"
-    return denoising.make(
-        NovelView, settings, place, *encoders.make_encoder(settings.encoder, place),
-        network={
-            "camera_dim": CAMERA_DIM,
-            "camera_turns": turned,
-            "vector_dim": CAMERA_DIM if turned else 0,
-            "vector_kind": "numbers",
-        },
-        concatenated=True,
-        condition_dropout=dropout[1] - dropout[0],  # of both parts
-        dropout=dropout,
-    )  # fmt: skip
+TASK = NovelView

@@ -1,64 +1,205 @@
-"""Drawing pictures: condition -> guided sampler -> pixels, one compiled program per shape."""
+"""How a diffusion task samples: its command-line flags, condition, guidance and decoding, and how people look at the samples.
+
+condition -> guided sampler (one compiled program per shape) -> latents -> pixels -> a sheet, or files
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lumos_jax import config, diffusion
+from lumos_jax.models import Condition
+from lumos_jax.tasks import media
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingOptions:
-    """How to draw. Fields as in config.Eval; `lower_last` lowers the order of dpm++'s last step: auto | always."""
+class Sampling:
+    """Base class, frozen and hashable; a task's own class, in the task's file, overrides what differs.
 
-    sampler: str
-    steps: int
-    guidance: float
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_rescale: float = 0.0
-    lower_last: str = "auto"
+    Attributes:
+      task: the task, a denoising.Denoising.
+      latent_shape: ([F,] h, w, c) of the samples; the task's own, unless flags ask for another.
+      endings: file names that --out may have; the first is that of the default name.
+    """
+
+    endings: ClassVar[tuple[str, ...]] = (".png",)
+    task: Any
+    latent_shape: tuple[int, ...]
+
+    # The command line of `lumos_jax.sample`.
+
+    @classmethod
+    def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
+        """Adds the flags that say what to sample."""
+
+    def with_flags(self, args: argparse.Namespace) -> Sampling:
+        """As the flags ask for, such as another latent shape. Raises ValueError for values that are impossible."""
+        return self
+
+    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+        """The host batch that the flags describe, one row a condition.
+
+        Args:
+          args: the parsed flags.
+          load: path of an image -> (S, S, 3) uint8.
+
+        Raises:
+          ValueError: values that are impossible, images that cannot be read.
+        """
+        raise NotImplementedError
+
+    def run(self, sampler: Any, args: argparse.Namespace) -> list[str]:
+        """Samples as the flags say with a train.sampler.Sampler, and writes the files; returns their names."""
+        host = self.sample_inputs(args, sampler.load_image)
+        if self.task.host is not None:
+            host = self.task.host(host)
+        samples = sampler.samples(host, args.num)
+        return self.save(host, sampler.source_images(host), samples, args.out)
+
+    @classmethod
+    def files(cls, out: str) -> list[str]:
+        """The files that `save` writes for --out=`out`."""
+        return [out]
+
+    # Compiled.
+
+    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+        """The condition of each row of a batch, without randomness."""
+        return self.task.condition(frozen, batch)
+
+    def guidance(self, scale: float) -> float | np.ndarray:
+        """The guidance scale, or scales that broadcast to (B, *latent_shape)."""
+        return scale
+
+    def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
+        """(B, [F,] h, w, c) -> pixels (B, [F,] H, W, 3) float32 in [-1, 1]."""
+        return self.task.autoencoder.decode(frozen["autoencoder"], latent)
+
+    def source_images(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """The batch's images, uint8 (B, H, W, 3), to be shown: decoded from the latents' mean where there is no `image`, and
+        without pixels where there is neither."""
+        if "image" in batch:
+            return batch["image"]
+        if "latent" in batch:
+            return to_uint8(self.decode(frozen, self.task.autoencoder.mean(batch["latent"])))
+        return jnp.zeros((len(next(iter(batch.values()))), 0, 0, 3), jnp.uint8)
+
+    def generate(self, params: Any, frozen: Any, condition: Condition, noise: jax.Array, key: jax.Array,
+                 settings: config.Eval, gather: Callable | None = None, lower_last: str = "auto") -> jax.Array:  # fmt: skip
+        """One sample a row of `condition` and `noise` (B, *latent_shape): pixels uint8 (B, [F,] H, W, 3).
+
+        settings: sampler, steps and guidance. gather: as for `models.Network.apply`. lower_last: as of `diffusion.sample`.
+        """
+        task = self.task
+        condition = task.dit.project_camera(params, condition)
+
+        def predict(x, network_time, condition):
+            return task.dit.apply(params, x, network_time, condition, gather=gather)
+
+        denoise = diffusion.guided(
+            predict,
+            condition,
+            task.dit.null_condition(params, condition),
+            scale=self.guidance(settings.guidance),
+            interval=settings.guidance_interval,
+            rescale=settings.guidance_rescale,
+            process=task.process,
+        )
+        latent = diffusion.sample(
+            task.process, denoise, noise, key, sampler=settings.sampler, steps=settings.steps, lower_last=lower_last
+        )
+        return to_uint8(self.decode(frozen, latent))
+
+    def generate_batch(self, params: Any, frozen: Any, batch: Mapping[str, jax.Array], keys: tuple[jax.Array, jax.Array],
+                       count: int, settings: config.Eval, gather: Callable | None = None) -> jax.Array:  # fmt: skip
+        """`count` samples for each row of the batch: uint8 (B, count, [F,] H, W, 3). keys: (starting noise, sampler)."""
+        rows = next(iter(batch.values())).shape[0]
+        condition = repeat_rows(self.condition(frozen, batch), count)
+        noise = jax.random.normal(keys[0], (rows * count, *self.latent_shape), jnp.float32)
+        samples = self.generate(params, frozen, condition, noise, keys[1], settings, gather)
+        return samples.reshape(rows, count, *samples.shape[1:])
+
+    # Looking at samples. host: a batch as it was read, R rows; sources: its `source_images`; samples: uint8 (R, n, *pixels).
+
+    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """What a sample of each row should show, uint8 (R, [F,] H, W, 3); None where many images would do."""
+        return None
+
+    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """One image (H, W, 3) uint8 with rows (source, where there is one | sample | sample ...)."""
+        return media.image_grid(np.concatenate([sources[:, None], samples], axis=1) if sources.size else samples)
+
+    def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray, out: str) -> list[str]:
+        """Writes `files(out)` and returns their names."""
+        media.save_png(self.sheet(host, sources, samples), out)
+        return [out]
 
 
-def options_of(settings: config.Eval) -> SamplingOptions:
-    """The sampling options that config.eval names."""
-    return SamplingOptions(
-        settings.sampler, settings.steps, settings.guidance, settings.guidance_interval, settings.guidance_rescale
-    )
+def add_images(parser: argparse._ArgumentGroup) -> None:
+    """Adds the flag --images, which is required."""
+    parser.add_argument(
+        "--images", nargs="+", required=True, metavar="FILE",
+        help="images to condition on; held-out:N is the run's own held-out record N",
+    )  # fmt: skip
 
 
-def draw(task, params: Any, frozen: Any, condition: Any, noise: jax.Array, key: jax.Array, options: SamplingOptions,
-         gather: Callable | None = None) -> jax.Array:  # fmt: skip
-    """Samples, one a row of `condition` and `noise` (B, *latent_shape) -> pixels uint8 (B, [F,] H, W, 3)."""
-    condition = task.dit.project_camera(params, condition)
-    null = task.dit.null_condition(params, condition)
+class ImageSampling(Sampling):
+    """Of tasks that condition on features of images: a row of samples an image, or a path between two images' features."""
 
-    def predict(x, network_time, given):
-        return task.dit.apply(params, x, network_time, given, gather=gather)
+    @classmethod
+    def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
+        add_images(parser)
+        parser.add_argument(
+            "--interpolate", type=int, default=0, metavar="N", help="N samples on the path between exactly two images"
+        )
 
-    denoise = diffusion.guided(
-        predict,
-        condition,
-        null,
-        scale=task.guidance(options.guidance),
-        interval=options.guidance_interval,
-        rescale=options.guidance_rescale,
-        process=task.process,
-    )
-    latent = diffusion.sample(
-        task.process,
-        denoise,
-        noise,
-        key,
-        sampler=options.sampler,
-        steps=options.steps,
-        lower_last=options.lower_last,
-    )
-    return to_uint8(task.decode(frozen, latent))
+    def with_flags(self, args: argparse.Namespace) -> Sampling:
+        if args.interpolate and (len(args.images) != 2 or args.interpolate < 2):
+            raise ValueError(
+                f"--interpolate={args.interpolate} needs N >= 2 and exactly two --images, got {len(args.images)}"
+            )
+        return self
+
+    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+        return {"image": np.stack([load(path) for path in args.images])}
+
+    def run(self, sampler: Any, args: argparse.Namespace) -> list[str]:
+        """With --interpolate, one row (first image | samples | second image). The features are mixed linearly with weights 0,
+        1/n .. (n-1)/n and not normalized again, all samples start from the same noise, and the last step's order is always
+        lowered [official]."""
+        if not args.interpolate:
+            return super().run(sampler, args)
+        host = self.sample_inputs(args, sampler.load_image)
+        weights = jnp.arange(args.interpolate) / args.interpolate
+
+        def mix(a):
+            share = weights.reshape(-1, *[1] * (a.ndim - 1)).astype(a.dtype)
+            return a[:1] * (1 - share) + a[1:] * share
+
+        condition = jax.tree.map(mix, sampler.condition(host))
+        noise = sampler.noise((1, *self.latent_shape))
+        noise = jnp.broadcast_to(noise, (args.interpolate, *noise.shape[1:]))
+        samples = sampler.generate(condition, noise, lower_last="always")
+        ends = host["image"]
+        media.save_png(media.image_grid(np.concatenate([ends[:1], samples, ends[1:]])[None]), args.out)
+        return [args.out]
+
+
+def check_output(sampling: type[Sampling], out: str) -> None:
+    """Raises ValueError unless what --out=`out` names can be written; a missing folder is made."""
+    ending = pathlib.Path(out).suffix.lower()
+    if ending not in sampling.endings:
+        raise ValueError(f"--out={out}: the name must end in {' or '.join(sampling.endings)}")
+    for file in sampling.files(out):
+        media.check_writable(file, f"--out={out}")
 
 
 def to_uint8(pixels: jax.Array) -> jax.Array:
@@ -69,13 +210,3 @@ def to_uint8(pixels: jax.Array) -> jax.Array:
 def repeat_rows(condition: Any, count: int) -> Any:
     """Every row `count` times in a row: (B, ...) -> (B * count, ...)."""
     return jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), condition)
-
-
-def draw_for_batch(task, params: Any, frozen: Any, batch: Mapping[str, jax.Array], keys: tuple[jax.Array, jax.Array],
-                    count: int, options: SamplingOptions, gather: Callable | None = None) -> jax.Array:  # fmt: skip
-    """`count` samples for each row of the batch: uint8 (B, count, [F,] H, W, 3). keys: (starting noise, sampler)."""
-    rows = next(iter(batch.values())).shape[0]
-    condition = repeat_rows(task.condition(frozen, batch), count)
-    noise = jax.random.normal(keys[0], (rows * count, *task.latent_shape), jnp.float32)
-    pictures = draw(task, params, frozen, condition, noise, keys[1], options, gather)
-    return pictures.reshape(rows, count, *pictures.shape[1:])

@@ -2,63 +2,63 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from lumos_jax import config, encoders
 from lumos_jax.models import Condition
-from lumos_jax.tasks import adaln, pictures, requests
+from lumos_jax.tasks import denoising, media
+from lumos_jax.tasks.sampling import Sampling
 
 _COLUMNS = 8  # of a sheet
 
 
 @dataclasses.dataclass(frozen=True)
-class Unconditional(adaln.AdaLn):
-    """The task; see tasks.base for the interface."""
+class Unconditional(denoising.Denoising):
+    """The task without a condition; batches hold `image`, or `latent` of a cache."""
 
-    name: str = "unconditional"
+    name: ClassVar[str] = "unconditional"
 
-    def describe(self) -> dict[str, str]:
-        return {"latents": " x ".join(map(str, self.latent_shape)), "condition": "none"}
+    @classmethod
+    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[Unconditional, dict[str, Any]]:
+        for field, value, needed in (
+            ("task.condition_dropout", settings.task.condition_dropout, 0),
+            ("eval.guidance", settings.eval.guidance, 1),
+        ):
+            if value != needed:
+                raise ValueError(
+                    f"config.{field}={value}: there is no condition to drop or guide towards; set it to {needed}"
+                )
+        return denoising.make(cls, settings, place)
+
+    @classmethod
+    def sampling_class(cls) -> type[UnconditionalSampling]:
+        return UnconditionalSampling
+
+    def describe_condition(self) -> str:
+        return "none"
 
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
         return Condition()
 
-    def guidance(self, scale: float) -> float:
-        if scale != 1:
-            raise ValueError(f"guidance={scale}: there is no condition to guide towards; set it to 1")
-        return scale
 
-    def request(self, asked: Mapping[str, Any], load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        requests.check(asked, ())
+class UnconditionalSampling(Sampling):
+    """Samples of noise alone, row after row."""
+
+    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
         return {"row": np.zeros(1, np.int32)}
 
-    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-        """The samples alone, row after row: they have nothing to do with the batch's pictures."""
-        samples = drawn.reshape(-1, *drawn.shape[2:])
+    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """The samples alone: they have nothing to do with the batch's images."""
+        samples = samples.reshape(-1, *samples.shape[2:])
         columns = min(len(samples), _COLUMNS)
         white = np.full((-len(samples) % columns, *samples.shape[1:]), 255, np.uint8)
-        return pictures.sheet(np.concatenate([samples, white]).reshape(-1, columns, *samples.shape[1:]))
+        return media.image_grid(np.concatenate([samples, white]).reshape(-1, columns, *samples.shape[1:]))
 
 
-def make_unconditional(
-    settings: config.Settings, place: encoders.Placement | None = None
-) -> tuple[Unconditional, dict[str, Any]]:
-    """The task and its frozen parameters; see tasks.make_task.
-
-    Raises:
-      ValueError: settings that only a condition gives a meaning, or as `adaln.make`.
-    """
-    for field, value, needed in (
-        ("task.condition_dropout", settings.task.condition_dropout, 0),
-        ("eval.guidance", settings.eval.guidance, 1),
-    ):
-        if value != needed:
-            raise ValueError(
-                f"config.{field}={value}: there is no condition to drop or guide towards; set it to {needed}"
-            )
-    return adaln.make(Unconditional, settings, place)
+TASK = Unconditional

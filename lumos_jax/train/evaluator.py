@@ -1,20 +1,21 @@
-"""What a run looks at as it trains, on the same held-out records every time: numbers, a sentence about them, and a sheet.
+"""Evaluation during training, on the same held-out records every time: metrics, a sentence about them, and a sheet of images.
 
-A diffusion task is judged by its held-out loss, with its condition and with the null condition, and by samples; a task that
-learns features, by what the nearest neighbours of its features have in common.
+A diffusion task is measured by its held-out loss and by samples; a task that learns features, by the labels of the nearest
+neighbors of its features. A task names its evaluator in `Task.evaluator`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from lumos_jax import data, evaluation
-from lumos_jax.tasks import pictures, sampling
+from lumos_jax.tasks import media
 from lumos_jax.train import rngs, sharding
+from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.scoring import Scorer
 from lumos_jax.train.state import TrainState
 
@@ -25,122 +26,131 @@ class Evaluator(Protocol):
         ...
 
     def sheet(self, state: TrainState) -> np.ndarray:
-        """One picture (H, W, 3) uint8."""
+        """One image (H, W, 3) uint8."""
         ...
 
 
-def make_evaluator(experiment, source) -> Evaluator | None:
-    """The evaluator that suits the run's task; None if config.eval.every is 0."""
+def make_evaluator(experiment: Experiment, source: data.Source) -> Evaluator | None:
+    """The evaluator of the run's task; None if config.eval.every is 0.
+
+    Raises:
+      ValueError: not one held-out record can be decoded.
+    """
     if not experiment.settings.eval.every:
         return None
-    return Denoised(experiment, source) if hasattr(experiment.task, "dit") else Neighbours(experiment, source)
+    return EVALUATORS[experiment.task.evaluator](experiment, source)
 
 
-def to_mesh(mesh, host: Mapping[str, np.ndarray], rows, size: int):
-    """What the device needs of a host batch, on the device."""
-    return sharding.global_batch(mesh, sharding.device_arrays(host) | {"weight": host["weight"]}, rows, size)
-
-
-def _read_batches(run, source, ids: list[int]) -> list[Any]:
-    """These records, eval.batch_size at a time, on the mesh."""
-    size = run.settings.eval.batch_size
-    rows = sharding.local_rows(run.mesh, size)
-    batches = []
+def _read_batches(experiment: Experiment, source: data.Source, ids: Sequence[int]) -> list[Any]:
+    """These records, eval.batch_size at a time, on the mesh. Raises ValueError if not one can be decoded."""
+    settings = experiment.settings
+    size, batches, readable, problem = settings.eval.batch_size, [], False, ""
+    rows = experiment.local_rows(size)
     for first in range(0, len(ids), size):
-        local = data.read_batch(run.settings.data, source, [ids[first + row] for row in rows], run.task.host)
-        batches.append(to_mesh(run.mesh, local, rows, size))
+        local = data.read_batch(settings.data, source, [ids[first + row] for row in rows], experiment.task.host)
+        readable |= bool(local["weight"].any())
+        problem = problem or next(filter(None, map(str, local["problem"])), "")
+        batches.append(experiment.device_batch(local, size))
+    if sharding.all_agree(not readable):
+        raise ValueError(
+            f"none of the {len(ids)} held-out records of config.data.source={settings.data.source} can be decoded ({problem}): "
+            "repair the data, or set config.eval.every=0 to train without evaluation"
+        )
     return batches
 
 
-class Denoised:
-    """The held-out denoising loss and sheets of samples."""
+class DenoisingEvaluator:
+    """The held-out denoising loss, scores of samples, and sheets of samples."""
 
-    def __init__(self, run, source):
-        self.run, settings = run, run.settings
-        gather = sharding.make_gather(run.mesh, settings.model.dtype)
+    def __init__(self, experiment: Experiment, source: data.Source):
+        self.experiment, settings = experiment, experiment.settings
+        seed, gather = settings.train.seed, experiment.gather
+        self.sampling = experiment.task.sampling
         ids = data.holdout_records(settings.data, source)
-        self.batches = _read_batches(run, source, ids[: settings.eval.num_examples])
-        everywhere = sharding.replicated(run.mesh)
+        self.batches = _read_batches(experiment, source, ids[: settings.eval.num_examples])
+        replicated = sharding.replicated(experiment.mesh)
         self.loss_step = evaluation.make_held_out_step(
-            run.task, lambda index: rngs.streams(settings.train.seed, "eval", index), gather, everywhere
+            experiment.task, lambda index: rngs.streams(seed, "eval", index), gather, replicated
         )
-        self.host = data.read_batch(settings.data, source, ids[: settings.eval.rows], run.task.host)
+        self.host = data.read_batch(settings.data, source, ids[: settings.eval.rows], experiment.task.host)
         self.shown = sharding.device_arrays(self.host)
-        show = jax.jit(run.task.source_pictures, out_shardings=everywhere)
-        self.sources = np.asarray(show(run.frozen, self.shown))
-        keys = (rngs.key(settings.train.seed, "sheet/noise"), rngs.key(settings.train.seed, "sheet/sampler"))
-        options = sampling.options_of(settings.eval)
-        self.draw = jax.jit(
-            lambda params, frozen, batch: sampling.draw_for_batch(
-                run.task, params, frozen, batch, keys, settings.eval.samples, options, gather
-            ),
-            out_shardings=everywhere,
-        )
-        self.scorer = Scorer(run, source, gather) if settings.eval.num_scored else None
+        source_images = jax.jit(self.sampling.source_images, out_shardings=replicated)
+        self.sources = np.asarray(source_images(experiment.frozen, self.shown))
 
-    def weights(self, state: TrainState) -> Any:
-        """The network's EMA weights: frozen parameters as they are, adapters merged."""
-        average = self.run.ema(state)
-        return self.run.plan.averaged(state.params, average)
+        def generate(params, frozen, batch):
+            keys = (rngs.key(seed, "sheet/noise"), rngs.key(seed, "sheet/sampler"))
+            count = settings.eval.samples
+            return self.sampling.generate_batch(params, frozen, batch, keys, count, settings.eval, gather)
+
+        self.generate = jax.jit(generate, out_shardings=replicated)
+        self.scorer = Scorer(experiment, source) if settings.eval.num_scored else None
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
-        weights = self.weights(state)
-        values = evaluation.held_out_loss(self.loss_step, weights, self.run.frozen, self.batches)
-        told = f"held-out loss {values['held_out_loss']:.4f}"
+        params = self.experiment.ema_weights(state)
+        values = evaluation.held_out_loss(self.loss_step, params, self.experiment.frozen, self.batches)
+        summary = f"held-out loss {values['held_out_loss']:.4f}"
         if "held_out_margin" in values:  # there is a condition
-            told += (
+            summary += (
                 f", with the null condition {values['held_out_null_loss']:.4f}, margin {values['held_out_margin']:+.4f}; with "
                 f"another's condition {values['held_out_shuffled_loss']:.4f}, {values['held_out_shuffled_margin']:+.4f}"
             )
         if self.scorer is not None:
-            scores = self.scorer(weights)
+            scores = self.scorer(params)
             values |= scores
             named = ", ".join(f"{name.removeprefix('score_')} {value:.4g}" for name, value in scores.items())
-            told += f"; samples: {named or 'nothing is known to score them by'}"
-        return values, told
+            summary += f"; samples: {named or 'no ground truth to score them by'}"
+        return values, summary
 
     def sheet(self, state: TrainState) -> np.ndarray:
-        """Samples as the task shows them."""
-        drawn = np.asarray(self.draw(self.weights(state), self.run.frozen, self.shown))
-        return self.run.task.sheet(self.host, self.sources, drawn)
+        samples = self.generate(self.experiment.ema_weights(state), self.experiment.frozen, self.shown)
+        return self.sampling.sheet(self.host, self.sources, np.asarray(samples))
 
 
-class Neighbours:
-    """Held-out records by the nearest of `eval.knn_bank_size` others, in features of the trained and of a random network."""
+class NeighborEvaluator:
+    """Held-out records by the nearest of `eval.knn_bank_size` others, in features of the trained network and of a random one.
 
-    def __init__(self, run, source):
-        self.run, settings = run, run.settings
+    Its task has `features`(params, image uint8 (B, H, W, 3)) -> (B, D).
+    """
+
+    def __init__(self, experiment: Experiment, source: data.Source):
+        self.experiment, settings = experiment, experiment.settings
         ids = data.holdout_records(settings.data, source)[: settings.eval.knn_bank_size + settings.eval.num_examples]
-        self.images = data.read_batch(settings.data, source, ids)["image"]
-        self.batches = _read_batches(run, source, ids)
-        self.truth = data.truth_of(settings.data, source, ids)
-        self.features_of = jax.jit(run.task.features, out_shardings=sharding.replicated(run.mesh))
-        start = jax.jit(run.task.network.init)(rngs.key(settings.train.seed, "init"))
-        self.of_chance = self._scores(self._features(start))
+        self.batches = _read_batches(experiment, source, ids)
+        host = data.read_batch(settings.data, source, ids)
+        self.kept = np.flatnonzero(host["weight"])  # the records that could be decoded
+        self.bank = int((self.kept < settings.eval.knn_bank_size).sum())
+        self.images = host["image"][self.kept]
+        self.labels = {name: labels[self.kept] for name, labels in data.truth_of(settings.data, source, ids).items()}
+        task = experiment.task
+        self.features_of = jax.jit(task.features, out_shardings=sharding.replicated(experiment.mesh))
+        untrained = jax.jit(task.network.init)(rngs.key(settings.train.seed, "init"))
+        self.random_scores = self._scores(self._features(untrained))
 
     def _features(self, params: Any) -> np.ndarray:
-        return np.concatenate([np.asarray(self.features_of(params, batch["image"])) for batch in self.batches])
+        features = [np.asarray(self.features_of(params, batch["image"])) for batch in self.batches]
+        return np.concatenate(features)[self.kept]
 
     def _scores(self, features: np.ndarray) -> dict[str, float]:
-        bank = self.run.settings.eval.knn_bank_size
-        return evaluation.neighbour_accuracy(features[:bank], features[bank:], self.truth, bank)
+        return evaluation.neighbor_accuracy(features[: self.bank], features[self.bank :], self.labels)
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
-        scores = self._scores(self._features(self.run.ema(state)))
+        scores = self._scores(self._features(self.experiment.ema_weights(state)))
         values = {f"neighbour_{name}": score for name, score in scores.items()}
-        values |= {f"random_neighbour_{name}": score for name, score in self.of_chance.items()}
+        values |= {f"random_neighbour_{name}": score for name, score in self.random_scores.items()}
         if not scores:
-            return values, "this source does not know its ground truth: judge by the sheet of nearest neighbours"
-        told = ", ".join(
-            f"{name} {score:.1%} (random ViT {self.of_chance[name]:.1%})" for name, score in scores.items()
+            return values, "this source has no ground truth: look at the sheet of nearest neighbors"
+        summary = ", ".join(
+            f"{name} {score:.1%} (random ViT {self.random_scores[name]:.1%})" for name, score in scores.items()
         )
-        return values, f"nearest neighbours agree on {told}"
+        return values, f"nearest neighbors agree on {summary}"
 
     def sheet(self, state: TrainState) -> np.ndarray:
-        """Rows of (held-out picture | nearest in the bank | second ...)."""
-        average, bank = self.run.ema(state), self.run.settings.eval.knn_bank_size
-        features = self._features(average)
-        rows, columns = self.run.settings.eval.rows, self.run.settings.eval.samples
-        nearest = evaluation.nearest(features[:bank], features[bank : bank + rows], columns)
-        shown = np.concatenate([self.images[bank : bank + rows, None], self.images[:bank][nearest]], axis=1)
-        return pictures.sheet(shown)
+        """Rows of (held-out image | nearest in the bank | second ...)."""
+        features, bank = self._features(self.experiment.ema_weights(state)), self.bank
+        rows, columns = self.experiment.settings.eval.rows, self.experiment.settings.eval.samples
+        indices = evaluation.nearest(features[:bank], features[bank : bank + rows], columns)
+        shown = np.concatenate([self.images[bank : bank + rows, None], self.images[:bank][indices]], axis=1)
+        return media.image_grid(shown)
+
+
+EVALUATORS = {"denoising": DenoisingEvaluator, "neighbors": NeighborEvaluator}

@@ -14,7 +14,7 @@ import jax
 
 from lumos_jax import data, fileio
 from lumos_jax.checkpoints import CheckpointError
-from lumos_jax.tasks import pictures
+from lumos_jax.tasks import media
 from lumos_jax.train import metrics, sharding
 from lumos_jax.train.saving import Saver
 from lumos_jax.train.setup import Run, prepare
@@ -110,7 +110,7 @@ def _evaluate(run: Run, telemetry: Telemetry, step: int, state: TrainState, shee
             image = run.evaluator.sheet(state)
             telemetry.report.pictures(step, image)
             if jax.process_index() == 0:
-                pictures.save_png(image, run.workdir / "samples" / f"step_{step}.png")
+                media.save_png(image, run.workdir / "samples" / f"step_{step}.png")
 
 
 def _save(saver: Saver, telemetry: Telemetry, step: int, wait: bool = False) -> None:
@@ -154,4 +154,4 @@ def _conclude(run: Run, telemetry: Telemetry, step: int) -> None:
     if run.settings.log.tensorboard:
         print(f"tensorboard {run.workdir / metrics.TENSORBOARD}")
     print(f"checkpoint  {run.checkpoints.directory / str(step)}")
-    print(f"goodput     {telemetry.ledger.told()}")
+    print(f"goodput     {telemetry.ledger.summary()}")

@@ -10,7 +10,7 @@ import zlib
 
 import jax
 
-# What one training step draws; see tasks.objective for their use.
+# What one training step draws; see tasks.denoising for their use.
 STEP_STREAMS = ("posterior", "timestep", "noise", "dropout", "views")
 
 

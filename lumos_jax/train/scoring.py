@@ -1,8 +1,8 @@
-"""Samples of held-out records against what is known to be true of them: `score_*` in the metrics of a run.
+"""Scores of samples of held-out records against what is known to be true of them: `score_*` in the metrics of a run.
 
-One sample a record, from the same noise every time, so that the curve moves for one reason only: what the network has learned.
-Novel views and clips are compared with the true ones (PSNR, SSIM, optical flow); pictures of captions on the embedded scenes
-are read back and compared with what the caption says.
+One sample a record, from the same noise every time, so that the curve changes only because the network does. Images of
+features, novel views and clips are compared with the true ones (PSNR, SSIM, optical flow); images of captions of the embedded
+scenes are scored by the solids that are found in them.
 """
 
 from __future__ import annotations
@@ -14,77 +14,54 @@ import jax
 import numpy as np
 
 from lumos_jax import data, evaluation
-from lumos_jax.tasks import sampling
 from lumos_jax.train import rngs, sharding
-
-EQUAL_PSNR = 100.0  # decibels, where it would be infinite and spoil the mean
+from lumos_jax.train.experiment import Experiment
 
 
 class Scorer:
-    """Draws and scores the first `eval.num_scored` held-out records of a run (a train.loop.Run)."""
+    """Samples and scores the first `eval.num_scored` held-out records of a run."""
 
-    def __init__(self, run, source, gather):
-        self.run, self.source, settings = run, source, run.settings
+    def __init__(self, experiment: Experiment, source: data.Source):
+        self.experiment, self.source, settings = experiment, source, experiment.settings
+        self.sampling = experiment.task.sampling
         size = settings.eval.batch_size
         ids = data.holdout_records(settings.data, source)[: settings.eval.num_scored]
         # Every process reads all of them, to score the samples that all of them get.
         self.hosts = [
-            data.read_batch(settings.data, source, ids[first : first + size], run.task.host)
+            data.read_batch(settings.data, source, ids[first : first + size], experiment.task.host)
             for first in range(0, len(ids), size)
         ]
-        if not all(map(self._known, self.hosts)):
+        if not all(map(self._has_truth, self.hosts)):
             self.hosts = []
-        options = sampling.options_of(settings.eval)
 
-        def draw(params, frozen, batch, index):
+        def generate(params, frozen, batch, index):
             keys = tuple(rngs.key(settings.train.seed, f"scored/{name}", index) for name in ("noise", "sampler"))
-            return sampling.draw_for_batch(run.task, params, frozen, batch, keys, 1, options, gather)[:, 0]
+            return self.sampling.generate_batch(params, frozen, batch, keys, 1, settings.eval, experiment.gather)[:, 0]
 
-        self._draw = jax.jit(draw, out_shardings=sharding.replicated(run.mesh))
+        self._generate = jax.jit(generate, out_shardings=sharding.replicated(experiment.mesh))
 
     def __call__(self, params: Any) -> dict[str, float]:
-        """The scores of these weights, by name; empty where nothing is known to be true of the source's records."""
-        size = self.run.settings.eval.batch_size
-        rows = sharding.local_rows(self.run.mesh, size)
-        drawn = []
+        """Mean scores of these weights, by name; empty if the truth is not known."""
+        experiment, size = self.experiment, self.experiment.settings.eval.batch_size
+        rows = experiment.local_rows(size)
+        samples = []
         for index, host in enumerate(self.hosts):
             local = {name: array[rows] for name, array in sharding.device_arrays(host).items()}
-            batch = sharding.global_batch(self.run.mesh, local, rows, size)
-            drawn.append(np.asarray(self._draw(params, self.run.frozen, batch, index)))
-        sums: dict[str, list[float]] = {}
-        for host, pictures in zip(self.hosts, drawn, strict=True):
-            whole = host["weight"] > 0
-            for name, values in self._scores(host, pictures).items():
-                sums.setdefault(name, []).extend(values[whole])
-        return {f"score_{name}": float(np.mean(values)) for name, values in sums.items()}
+            batch = sharding.global_batch(experiment.mesh, local, rows, size)
+            samples.append(np.asarray(self._generate(params, experiment.frozen, batch, index)))
+        values: dict[str, list[float]] = {}
+        for host, images in zip(self.hosts, samples, strict=True):
+            for name, scores in self._scores(host, images).items():
+                values.setdefault(name, []).extend(scores[host["weight"] > 0])
+        return {f"score_{name}": float(np.mean(scores)) for name, scores in values.items() if scores}
 
-    def _known(self, host: Mapping[str, np.ndarray]) -> bool:
-        told = "caption" in host and self.run.settings.data.source == "scenes"
-        return told or self.run.task.truth(host) is not None
+    def _has_truth(self, host: Mapping[str, np.ndarray]) -> bool:
+        caption_of_scene = "caption" in host and self.experiment.settings.data.source == "scenes"
+        return caption_of_scene or self.sampling.truth(host) is not None
 
-    def _scores(self, host: Mapping[str, np.ndarray], drawn: np.ndarray) -> dict[str, np.ndarray]:
+    def _scores(self, host: Mapping[str, np.ndarray], samples: np.ndarray) -> dict[str, np.ndarray]:
         """A value a row."""
-        truth = self.run.task.truth(host)
+        truth = self.sampling.truth(host)
         if truth is not None:
-            return likeness(drawn, truth)
-        return evaluation.caption_agreement(drawn, data.scenes_of(self.source, host["record"]))
-
-
-def likeness(drawn: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """Pictures uint8 (R, H, W, 3) or clips (R, F, H, W, 3) against the true ones, a value a row: `psnr` in decibels (100 where
-    they are equal), `ssim` of pictures of 11 pixels a side or more; of clips, averaged over frames, and `flow_error`, how many
-    pixels the ends of the optical flows of both are apart.
-    """
-    rows, flat = len(drawn), (-1, *drawn.shape[-3:])
-
-    def by_row(measure):
-        return measure(drawn.reshape(flat), truth.reshape(flat)).reshape(rows, -1)
-
-    scores = {"psnr": np.minimum(by_row(evaluation.psnr), EQUAL_PSNR).mean(axis=1)}
-    if min(drawn.shape[-3:-1]) >= evaluation.SSIM_WINDOW:
-        scores["ssim"] = by_row(evaluation.ssim).mean(axis=1)
-    if drawn.ndim == 5 and evaluation.has_optical_flow():
-        pairs = zip(drawn, truth, strict=True)
-        flows = [(evaluation.optical_flow(clip), evaluation.optical_flow(true)) for clip, true in pairs]
-        scores["flow_error"] = np.array([evaluation.end_point_error(*pair) for pair in flows])
-    return scores
+            return evaluation.reconstruction_scores(samples, truth)
+        return evaluation.caption_agreement(samples, data.scenes_of(self.source, host["record"]))

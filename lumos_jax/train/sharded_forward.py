@@ -28,7 +28,7 @@ ROWS = ("data", "fsdp")
 LANES = 128  # of a TPU's registers and memory tiles
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardedForward(Network):
     """A network whose forward pass is split over the devices of a mesh; the rest is the network's."""
 
@@ -138,14 +138,14 @@ def hardware_of(device: Any) -> str:
 
 def shard(task: Any, mesh: jax.sharding.Mesh) -> Any:
     """The task with a sharded forward pass of its network; the same task for one device that has no attention kernel."""
-    if not hasattr(task, "dit") or (mesh.size == 1 and not hardware_of(mesh.devices.flat[0])):
+    if not isinstance(task.network, Network) or (mesh.size == 1 and not hardware_of(mesh.devices.flat[0])):
         return task
     return dataclasses.replace(task, dit=ShardedForward(**vars(task.dit), mesh=mesh))
 
 
 def unshard(task: Any) -> Any:
     """The task with the plain forward pass of its network, on one device."""
-    if not isinstance(getattr(task, "dit", None), ShardedForward):
+    if not isinstance(task.network, ShardedForward):
         return task
     fields = {name: value for name, value in vars(task.dit).items() if name != "mesh"}
     return dataclasses.replace(task, dit=Network(**fields))

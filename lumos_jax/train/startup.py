@@ -21,11 +21,10 @@ from lumos_jax import config
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.checkpoints.manager import DIRECTORY
 from lumos_jax.config import io as config_io
-from lumos_jax.tasks import handoffs
+from lumos_jax.tasks import handoffs, releases
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
-from lumos_jax.weights import releases
 from lumos_jax.weights.rules import flatten, unflatten
 
 
@@ -148,8 +147,7 @@ def _hand_off(experiment: Experiment, workdir: pathlib.Path, fingerprints) -> St
         theirs, from_ = prior.params, prior.settings
     same = _same_condition(settings, from_, fingerprints.get("encoder"), identity)
     given_shapes = _shapes(theirs)
-    if hasattr(task, "dit"):
-        handoffs.check(dit, settings.model, from_.model, given_shapes)
+    task.check_prior(settings.model, from_.model, given_shapes)
     named = handoffs.rules(task.handoff(), _shapes(ours.params), given_shapes, same)
     rules = {
         "origin": origin,

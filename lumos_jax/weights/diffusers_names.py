@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from lumos_jax import config
-from lumos_jax.models import sizes
-
 # official <-> diffusers, as patterns with the layer's number; a name stands for its weight and its bias.
 _MODULES = {
     "x_embedder.proj": "pos_embed.proj",
@@ -51,20 +48,20 @@ _FUSED = {
 CLASS = "LumosTransformer2DModel"
 
 
-def config_json(model: config.Model, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def config_json(state: Mapping[str, np.ndarray], heads: int, position_scale: float) -> dict[str, Any]:
     """What stands in `transformer/config.json` beside the weights `state` (official names)."""
-    size = sizes.make_size(model)
+    width, channels, patch_size, _ = state["x_embedder.proj.weight"].shape
     return {
         "_class_name": CLASS,
-        "num_attention_heads": size.heads,
-        "attention_head_dim": size.width // size.heads,
-        "num_layers": size.depth,
-        "patch_size": model.patch_size,
-        "sample_size": math.isqrt(state["pos_embed"].shape[1]) * model.patch_size,
-        "in_channels": state["x_embedder.proj.weight"].shape[1],
-        "out_channels": state["final_layer.linear.weight"].shape[0] // model.patch_size**2,
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "num_layers": sum(name.endswith(".attn.qkv.weight") for name in state),
+        "patch_size": patch_size,
+        "sample_size": math.isqrt(state["pos_embed"].shape[1]) * patch_size,
+        "in_channels": channels,
+        "out_channels": state["final_layer.linear.weight"].shape[0] // patch_size**2,
         "caption_channels": state["y_embedder.y_embedding"].shape[1],
-        "interpolation_scale": model.position_scale,
+        "interpolation_scale": position_scale,
         "norm_type": "ada_norm_zero",
         "norm_eps": 1e-6,
         "activation_fn": "gelu-approximate",

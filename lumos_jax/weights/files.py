@@ -1,7 +1,7 @@
-"""Weights as people have them: a directory, one file, or a hub id -> state dict and config.
+"""Weights as people have them: a directory, one file, or a hub id -> state dict and config.json.
 
-A file is .safetensors, .npz, or PyTorch's (.pth, .pt, .bin, .ckpt), which `torch_files` reads without running what is in it.
-Where a directory or a hub repository has safetensors, these are taken and PyTorch's files are neither fetched nor opened.
+A file is .safetensors, .npz, or PyTorch's (.pth, .pt, .bin, .tar, .ckpt; `torch_files`). Where a directory or a hub repository
+has safetensors, these are taken and PyTorch's files are neither fetched nor opened.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pathlib
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import huggingface_hub
@@ -25,9 +25,11 @@ from safetensors.numpy import save_file
 from lumos_jax.weights import torch_files
 
 _TORCH = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+_SUFFIXES = (".safetensors", ".npz", *_TORCH)
 _WANTED = ("config.json", "*.safetensors", "*.safetensors.index.json")
-_WANTED_ELSE = tuple(
-    stem + end for stem in ("pytorch_model", "diffusion_pytorch_model") for end in ("*.bin", ".bin.index.json")
+_WANTED_TORCH = (
+    "config.json",
+    *(stem + end for stem in ("pytorch_model", "diffusion_pytorch_model") for end in ("*.bin", ".bin.index.json")),
 )
 _WANTED_RELEASE = ("*.pth", "*.safetensors", "transformer/*.safetensors", "transformer/config.json")
 
@@ -41,13 +43,12 @@ def locate(weights: str, field: str, wanted: Sequence[str] = _WANTED) -> pathlib
     path = pathlib.Path(weights).expanduser()
     if path.exists():
         return path
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", weights) or path.suffix in (".safetensors", ".npz", ".pkl", *_TORCH):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", weights) or path.suffix in (".pkl", *_SUFFIXES):
         raise ValueError(f"{field}={weights!r}: no such file or directory")
     try:
         folder = pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=list(wanted)))
         if wanted is _WANTED and not any(folder.glob("*.safetensors")):
-            patterns = ["config.json", *_WANTED_ELSE]
-            folder = pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=patterns))
+            folder = pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=list(_WANTED_TORCH)))
         return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ValueError(
@@ -56,13 +57,11 @@ def locate(weights: str, field: str, wanted: Sequence[str] = _WANTED) -> pathlib
         ) from error
 
 
-def read(
-    path: pathlib.Path, stem: str, shapes_only: bool = False
-) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
-    """Reads a state dict, and the config.json beside it if `path` is a directory.
+def read(path: pathlib.Path, stem: str, shapes_only: bool = False) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Reads a state dict, and the config.json in the directory if `path` is one.
 
     Args:
-      path: directory, or a .safetensors, .npz, .pth, .pt, .bin or .ckpt file; with `shapes_only` also a .json of name -> shape.
+      path: directory, or a file with one of _SUFFIXES; with `shapes_only` also a .json of name -> shape.
       stem: the usual file name in a directory, without ending ("model", "diffusion_pytorch_model").
       shapes_only: read no arrays: name -> shape.
 
@@ -70,32 +69,62 @@ def read(
       ValueError: nothing readable there, a damaged file, or one that `torch_files` refuses.
     """
     try:
-        return _read(path, stem, shapes_only)
+        if not path.is_dir():
+            return _read_file(path, shapes_only), None
+        config_path = path / "config.json"
+        if not config_path.exists():
+            raise ValueError(f"{path} has no config.json, which says the network's shape")
+        return _read_directory(path, stem, shapes_only), read_json(config_path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _read(path: pathlib.Path, stem: str, shapes_only: bool):
-    if path.is_dir():
-        return _read_directory(path, stem, shapes_only)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, shapes_only), None
-    if path.suffix == ".npz":
-        return _shapes_if(shapes_only, _read_npz(path)), None
-    if path.suffix in _TORCH:
-        return _read_torch(path, shapes_only), None
+def _read_directory(path: pathlib.Path, stem: str, shapes_only: bool) -> dict[str, Any]:
+    torch_stem = stem if stem.endswith("pytorch_model") else f"pytorch_{stem}"
+    choices = (f"{stem}.safetensors", f"{torch_stem}.bin")
+    for name in choices:
+        if (path / name).exists():
+            return _read_file(path / name, shapes_only)
+        index = path / f"{name}.index.json"
+        if not index.exists():
+            continue
+        shard_of = read_json(index).get("weight_map")
+        if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
+            raise ValueError(f"{index} has no weight_map, which says the file of each array")
+        shards = sorted(set(shard_of.values()))
+        missing = [shard for shard in shards if not (path / shard).exists()]
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(missing)}, which {index.name} lists")
+        return {name: value for shard in shards for name, value in _read_file(path / shard, shapes_only).items()}
+    raise ValueError(f"{path} has none of {', '.join(f'{name}, {name}.index.json' for name in choices)}")
+
+
+def _read_file(path: pathlib.Path, shapes_only: bool, prefer: Sequence[str] = ()) -> dict[str, Any]:
+    """`prefer`: as for torch_files.load."""
     if path.suffix == ".json" and shapes_only:
         try:
-            return {name: tuple(map(int, shape)) for name, shape in _json(path).items()}, None
+            return {name: tuple(map(int, shape)) for name, shape in read_json(path).items()}
         except TypeError:
             raise ValueError(f"{path} does not map names to shapes, as lists of whole numbers") from None
-    raise ValueError(
-        f"{path}: weights are a directory or a .safetensors, .npz, {', '.join(_TORCH[:-1])} or {_TORCH[-1]} file, not "
-        f"{path.suffix or 'this'}"
-    )
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(
+            f"{path}: weights are a directory or a {', '.join(_SUFFIXES)} file, not {path.suffix or 'this'}"
+        )
+    if path.suffix == ".safetensors":
+        state = _read_safetensors(path)
+    elif path.suffix == ".npz":
+        state = _read_npz(path)
+    else:
+        state = torch_files.load(path, prefer)  # views of the mapped file: shapes alone cost nothing
+    return {name: tuple(value.shape) for name, value in state.items()} if shapes_only else state
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+      ValueError: it does not.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -113,48 +142,11 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is damaged, cut short or no .npz of plain arrays: {error}") from error
 
 
-def _shapes_if(shapes_only: bool, state: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {name: value.shape for name, value in state.items()} if shapes_only else state
-
-
-def _read_torch(path: pathlib.Path, shapes_only: bool) -> dict[str, Any]:
-    return _shapes_if(shapes_only, torch_files.load(path))  # views of the mapped file: shapes alone cost nothing
-
-
-def _read_directory(path: pathlib.Path, stem: str, shapes_only: bool):
-    config_path = path / "config.json"
-    if not config_path.exists():
-        raise ValueError(f"{path} has no config.json, which says the network's shape")
-    config = _json(config_path)
-    torch_stem = stem if stem.endswith("pytorch_model") else f"pytorch_{stem}"
-    choices = [(f"{stem}.safetensors", _read_safetensors), (f"{torch_stem}.bin", _read_torch)]
-    for name, read_file in choices:
-        if (path / name).exists():
-            return read_file(path / name, shapes_only), config
-        if (path / f"{name}.index.json").exists():
-            return _read_shards(path, path / f"{name}.index.json", read_file, shapes_only), config
-    raise ValueError(f"{path} has none of {', '.join(f'{name}, {name}.index.json' for name, _ in choices)}")
-
-
-def _read_shards(path: pathlib.Path, index: pathlib.Path, read_file: Callable, shapes_only: bool) -> dict[str, Any]:
-    told = _json(index).get("weight_map")
-    if not isinstance(told, dict) or not all(isinstance(shard, str) for shard in told.values()):
-        raise ValueError(f"{index} has no weight_map, which says the file of each array")
-    shards = sorted(set(told.values()))
-    missing = [shard for shard in shards if not (path / shard).exists()]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}, which {index.name} lists")
-    state: dict[str, Any] = {}
-    for shard in shards:
-        state.update(read_file(path / shard, shapes_only))
-    return state
-
-
-def _read_safetensors(path: pathlib.Path, shapes_only: bool = False) -> dict[str, Any]:
+def _read_safetensors(path: pathlib.Path) -> dict[str, Lazy]:
     try:
         file = safetensors.safe_open(path, "numpy")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        return shapes if shapes_only else {name: Lazy(file, name, shape) for name, shape in shapes.items()}
+        names = file.keys()
+        return {name: Lazy(file, name, tuple(file.get_slice(name).get_shape())) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
 
@@ -170,9 +162,9 @@ class Lazy:
 
 
 def save_safetensors(state: Mapping[str, np.ndarray], path: pathlib.Path, metadata: Mapping[str, str]) -> None:
-    """Writes arrays by name, and what the file says about itself; readable as the umask says (the library's mode is 0600)."""
+    """Writes arrays by name, and what the file says about itself."""
     path.touch()
-    mode = path.stat().st_mode
+    mode = path.stat().st_mode  # as the umask says; the library makes a new file that only its owner can read
     save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, path, dict(metadata))
     path.chmod(mode)
 
@@ -181,6 +173,8 @@ def read_release(
     source: str, field: str, shapes_only: bool = False
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, Any] | None]:
     """A state dict that is alone in its file or directory, what a safetensors file says about itself, and its config.json.
+
+    Of a PyTorch training checkpoint the EMA is taken, which is what priors sample with.
 
     Args:
       source: a file as `read` takes it, a directory that holds one (diffusers' `transformer/` is looked into), or a hub id.
@@ -193,44 +187,38 @@ def read_release(
     path = locate(source, field, _WANTED_RELEASE)
     if path.is_dir():
         folder = path / "transformer" if (path / "transformer").is_dir() else path
-        found = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".npz", *_TORCH))
+        found = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
         if len(found) != 1:
             raise ValueError(
                 f"{field}={source!r} holds {len(found)} files of weights ({', '.join(p.name for p in found[:5])}); name the "
                 "one to read"
             )
         (path,) = found
-    beside = path.with_name("config.json")
-    described = _json(beside) if beside.exists() else None
-    if path.suffix in _TORCH:  # of a training checkpoint the EMA, which is what priors sample with
-        state = torch_files.load(path, prefer=torch_files.EMA_KEYS)
-        return _shapes_if(shapes_only, state), {}, described
-    state, _ = read(path, "", shapes_only)
-    if path.suffix != ".safetensors":
-        return state, {}, described
-    with safetensors.safe_open(path, "numpy") as file:
-        return state, file.metadata() or {}, described
+    metadata, beside = {}, path.with_name("config.json")
+    try:
+        state = _read_file(path, shapes_only, torch_files.EMA_KEYS)
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, "numpy") as file:
+                metadata = file.metadata() or {}
+        return state, metadata, read_json(beside) if beside.exists() else None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def content_hash(flat: Mapping[str, np.ndarray]) -> str:
-    """A short hash of names, shapes and values: what makes two networks the same."""
-    digests = Digests()
-    for path, array in flat.items():
-        digests.add(path, array)
-    return digests.total()
+class ContentHash:
+    """A short hash of names, shapes and values, of arrays that come one by one in any order: what makes two networks the same.
 
-
-class Digests:
-    """`content_hash` of arrays that come one by one, in any order."""
+    Checkpoints hold it as the identity of their frozen networks, so it must never change.
+    """
 
     def __init__(self):
         self._each: dict[str, str] = {}
 
     def add(self, path: str, array: np.ndarray) -> None:
         array = np.ascontiguousarray(array)
-        digest = hashlib.blake2b(f"{path}{array.shape}{array.dtype}".encode(), digest_size=8)
-        digest.update(array.view(np.uint8).reshape(-1) if array.size else b"")
-        self._each[path] = digest.hexdigest()
+        one = hashlib.blake2b(f"{path}{array.shape}{array.dtype}".encode(), digest_size=8)
+        one.update(array.view(np.uint8).reshape(-1) if array.size else b"")
+        self._each[path] = one.hexdigest()
 
-    def total(self) -> str:
+    def hexdigest(self) -> str:
         return hashlib.blake2b(json.dumps(self._each, sort_keys=True).encode(), digest_size=8).hexdigest()

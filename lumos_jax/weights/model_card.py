@@ -7,8 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from lumos_jax import config
-from lumos_jax.config import io as config_io
+from huggingface_hub import ModelCard, ModelCardData
 
 _LOADING = {
     "official": '`torch.load("lumos_{step}.pth")["state_dict"]`, under the names of the official Lumos release.',
@@ -19,63 +18,50 @@ _LOADING = {
         "(`norm1.linear`), for which diffusers ships no class."
     ),
 }
+_WEIGHTS = {"ema": "exponential moving average of the parameters", "params": "raw parameters"}
+# Metrics of the machine, which say nothing about the weights.
+_OF_THE_MACHINE = ("images_per_second", "step_seconds", "data_wait_fraction", "device_wait_fraction", "host_fraction")
 
 
-def text(
-    workdir: pathlib.Path, settings: config.Settings, meta: Mapping[str, Any], step: int, weights: str, layout: str
-):
-    """The card as Markdown.
+def make(
+    workdir: pathlib.Path, settings: Mapping[str, Any], meta: Mapping[str, Any], step: int, weights: str, layout: str
+) -> ModelCard:
+    """Makes the card of a run's weights.
 
     Args:
       workdir: the run's directory; its metrics.jsonl gives the latest numbers up to `step`, if there is one.
-      settings: of the run.
+      settings: of the run, as its config.json has them.
       meta: of the checkpoint: fingerprints of data and frozen networks, or where imported weights came from.
       step: of the checkpoint.
       weights: "ema" or "params".
       layout: the export's format.
     """
-    kind = {"ema": "exponential moving average of the parameters", "params": "raw parameters"}[weights]
-    lines = [
-        "---",
-        "library_name: lumos_jax",
-        "tags: [diffusion, text-free]",
-        "---",
-        "",
-        "# An image encoder" if layout == "encoder" else "# A visual generative prior",
-        "",
-    ]
-    lines += [f"Trained with lumos_jax for {step:,} steps; {kind}.", "", _LOADING[layout].format(step=step), ""]
+    title = "An image encoder" if layout == "encoder" else "A visual generative prior"
+    data = ModelCardData(library_name="lumos_jax", tags=["diffusion", "text-free"])
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {title}"]
+    parts += [f"Trained with lumos_jax for {step:,} steps; {_WEIGHTS[weights]}.", _LOADING[layout].format(step=step)]
     if meta.get("imported"):
-        lines += [f"Imported from `{meta['imported']}`.", ""]
-    lines += ["## Data and frozen networks", "", "| what | fingerprint |", "| --- | --- |"]
-    lines += [f"| {name} | `{value}` |" for name, value in meta["fingerprints"].items()]
-    measured = _metrics(workdir / "metrics.jsonl", step)
-    if measured:
-        lines += ["", "## Metrics", "", "| metric | value | step |", "| --- | --- | --- |"]
-        lines += [f"| {name} | {value:.6g} | {at} |" for name, (value, at) in sorted(measured.items())]
-    settings_text = json.dumps(config_io.to_dict(settings), indent=2)
-    lines += ["", "## Settings", "", "```json", settings_text, "```", ""]
-    return "\n".join(lines)
+        parts.append(f"Imported from `{meta['imported']}`.")
+    fingerprints = ((name, f"`{value}`") for name, value in meta["fingerprints"].items())
+    parts += ["## Data and frozen networks", _table(("what", "fingerprint"), fingerprints)]
+    metrics = _metrics(workdir / "metrics.jsonl", step)
+    if metrics:
+        rows = ((name, f"{value:.6g}", at) for name, (value, at) in sorted(metrics.items()))
+        parts += ["## Metrics", _table(("metric", "value", "step"), rows)]
+    parts += ["## Settings", f"```json\n{json.dumps(settings, indent=2)}\n```"]
+    return ModelCard("\n\n".join(parts) + "\n")
 
 
-# Metrics of the machine, which say nothing about the weights.
-_OF_THE_MACHINE = ("images_per_second", "step_seconds", "data_wait_fraction", "device_wait_fraction", "host_fraction")
+def _table(header: tuple[str, ...], rows: Any) -> str:
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (header, ("---",) * len(header), *rows))
 
 
 def _metrics(path: pathlib.Path, step: int) -> dict[str, tuple[float, int]]:
     """The last value of every scalar logged up to `step`, with the step it is from."""
-    if not path.exists():
-        return {}
     latest = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         logged = json.loads(line)
         if logged["step"] <= step:
-            numbers = {
-                name: value for name, value in logged.items() if isinstance(value, int | float) and name != "step"
-            }
-            latest |= {name: (value, logged["step"]) for name, value in numbers.items()}
-    return {
-        name: value
-        for name, value in latest.items()
-        if name not in ("step", *_OF_THE_MACHINE) and not name.startswith("goodput")
-    }
+            latest |= {n: (value, logged["step"]) for n, value in logged.items() if isinstance(value, int | float)}
+    left_out = ("step", *_OF_THE_MACHINE)
+    return {name: found for name, found in latest.items() if name not in left_out and not name.startswith("goodput")}

@@ -12,12 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from lumos_jax.models import Network, layers
-from lumos_jax.weights import rules as name_rules
-from lumos_jax.weights.rules import Account, Rule
+from lumos_jax.weights.rules import ImportReport, Rule, convert, export, flatten, unflatten
 
 
 def _linear(name: str, kernel: str, bias: str) -> list[Rule]:
@@ -68,11 +65,6 @@ RCG_RULES: Sequence[Rule] = [
 ]
 
 
-def _shapes(dit: Network) -> dict[str, tuple[int, ...]]:
-    shapes = name_rules.flatten(jax.eval_shape(dit.init, jax.random.key(0)))
-    return {path: tuple(leaf.shape) for path, leaf in shapes.items()}
-
-
 def _merged(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape with heads merged: attention kernels (layers, in, out), biases (layers, out)."""
     if path.endswith("out_kernel"):
@@ -85,31 +77,31 @@ def _merged(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def from_official(
-    state: Mapping[str, Any], dit: Network, *, origin: str, rules: Sequence[Rule] = RULES
-) -> tuple[dict[str, Any], Account]:
-    """The official state dict as this network's parameters, with an account of every name.
+    state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], *, origin: str, rules: Sequence[Rule] = RULES
+) -> tuple[dict[str, Any], ImportReport]:
+    """The official state dict as a network's parameters, with a report of every name.
 
     Args:
       state: name -> numpy array, or name -> shape to check coverage without data.
-      dit: the network.
+      shapes: path -> shape of the network's parameters.
       origin: what the state dict is, for messages.
       rules: those of Lumos, DIT_RULES or RCG_RULES.
 
     Raises:
       ValueError: names or shapes of either side that no rule accounts for; lists them all.
     """
-    shapes = _shapes(dit)
     merged = {path: _merged(path, shape) for path, shape in shapes.items()}
-    flat, account = name_rules.convert(state, rules, merged, origin=origin)
-    params = {path: array.reshape(shapes[path]) for path, array in flat.items()}
-    return name_rules.unflatten(params), account
+    flat, report = convert(state, rules, merged, origin=origin)
+    return unflatten({path: array.reshape(shapes[path]) for path, array in flat.items()}), report
 
 
-def from_pixart(state: Mapping[str, Any], dit: Network, *, origin: str) -> tuple[dict[str, Any], Account]:
-    """PixArt-alpha's state dict as this network's parameters, without loss; arguments and errors as `from_official`.
+def from_pixart(
+    state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], *, origin: str
+) -> tuple[dict[str, Any], ImportReport]:
+    """PixArt-alpha's state dict as a network's parameters, without loss; arguments and errors as `from_official`.
 
     PixArt shares one SiLU -> Linear(D, 6 D) among its blocks and adds a table (6, D) of each block's own: the same as a
-    linear a block with the shared weight, and the shared bias plus the table. All else has the official names.
+    linear per block with the shared weight, and the shared bias plus the table. All else has the official names.
 
     Raises:
       ValueError: there is no shared linear, or as `from_official`.
@@ -129,36 +121,18 @@ def from_pixart(state: Mapping[str, Any], dit: Network, *, origin: str) -> tuple
             renamed[f"{modulation}.bias"] = np.asarray(bias) + np.asarray(value).reshape(-1) if has_data else bias
         elif name not in shared:
             renamed[name] = value
-    return from_official(renamed, dit, origin=origin)
+    return from_official(renamed, shapes, origin=origin)
 
 
-def to_official(params: Mapping[str, Any], dit: Network) -> dict[str, np.ndarray]:
-    """This network's parameters under the official names, bit for bit, and the recomputed `pos_embed`.
+def to_official(params: Mapping[str, Any], positions: np.ndarray, patch_size: int) -> dict[str, np.ndarray]:
+    """A network's parameters under the official names, bit for bit, and its fixed positions (N, D) as `pos_embed`.
 
     Raises:
       ValueError: the network has parts that the official release has not.
     """
-    merged = {path: _merged(path, shape) for path, shape in _shapes(dit).items()}
-    foreign = sorted(set(merged) - {rule.path for rule in RULES})
+    flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+    foreign = sorted(set(flat) - {rule.path for rule in RULES})
     if foreign:
         raise ValueError(f"the official Lumos network has no {', '.join(foreign)}; convert a network without them")
-    flat = {path: np.asarray(leaf).reshape(merged[path]) for path, leaf in name_rules.flatten(params).items()}
-    like: dict[str, tuple[int, ...]] = {}
-    for rule in RULES:
-        if rule.path not in merged:
-            continue
-        shape = merged[rule.path]
-        stacked = "{i}" in rule.name
-        disk = _disk_shape(rule, shape[1:] if stacked else shape, dit)
-        like |= {rule.name.format(i=i): disk for i in range(dit.depth)} if stacked else {rule.name: disk}
-    h, w, _ = dit.latent_shape
-    grid = (h // dit.patch_size, w // dit.patch_size)
-    table = layers.positions(grid, dit.position_base, dit.position_scale, dit.width)
-    return {"pos_embed": np.asarray(table)[None], **name_rules.export(flat, RULES, like)}
-
-
-def _disk_shape(rule: Rule, shape: tuple[int, ...], dit: Network) -> tuple[int, ...]:
-    if rule.transform == "patch":
-        features, width = shape
-        return width, features // dit.patch_size**2, dit.patch_size, dit.patch_size
-    return shape[::-1] if rule.transform == "linear" else shape
+    flat = {path: array.reshape(_merged(path, array.shape)) for path, array in flat.items()}
+    return {"pos_embed": np.asarray(positions)[None], **export(flat, RULES, patch_size)}

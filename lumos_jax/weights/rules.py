@@ -1,24 +1,37 @@
-"""Names on disk <-> parameter paths: one table of rules read both ways, with a full account.
+"""Names on disk -> parameter paths: one table of rules for a network, and a report of every name.
 
 A rule says that the array `name` of a state dict lands at `path` of a parameter tree, after a named transform. `{i}` stands
 for the layer's number: such arrays are stacked along a leading layers axis. `{rest}` stands for anything, in rules that drop.
 Several rules may share one path (q, k and v that become one fused kernel): their arrays are concatenated along `join`, in the
 order of the table.
 
-Every array of both sides is accounted for: loaded by a rule, or dropped by a named one; everything else is an error that lists
-both sides. All of it works on shapes alone, so a conversion can be proved at full size without allocating it. NumPy only.
+Every array of both sides is loaded by a rule or dropped by a named one; everything else is an error that lists both sides. All
+of it works on shapes alone, so a conversion can be checked at full size without allocating it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from flax import traverse_util
+
+MOST_PROBLEMS = 40  # listed in one error
+
+flatten = functools.partial(traverse_util.flatten_dict, sep="/")  # nested dicts -> {"a/b/c": leaf}
+unflatten = functools.partial(traverse_util.unflatten_dict, sep="/")
+
+
+def parameter_shapes(network: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of the parameters that `network.init(key)` would make; nothing is allocated."""
+    return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(network.init, jax.random.key(0))).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +41,9 @@ class Rule:
     Attributes:
       name: the array's name, with `{i}` for the layer, `{rest}` for anything.
       path: where it lands, as "blocks/attn/qkv/kernel"; "" drops it.
-      transform: "same", "linear" (out, in) -> (in, out), "conv" (out, in, h, w) -> (h, w, in, out), "patch" (out, in, h, w) ->
-        (h w in, out), "squeeze" (drops leading axes of length one), "conv1x1" (out, in, 1, 1) or (out, in) -> (in, out).
+      transform: a key of _TRANSFORMS.
       join: the axis of the transformed array along which rules of one path are concatenated.
-      why: for a dropped name, the reason that the account prints.
+      why: for a dropped name, the reason that the report prints.
     """
 
     name: str
@@ -40,82 +52,99 @@ class Rule:
     join: int | None = None
     why: str = ""
 
-
-def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while len(shape) > 1 and shape[0] == 1:
-        shape = shape[1:]
-    return shape
+    @functools.cached_property
+    def pattern(self) -> re.Pattern:
+        return re.compile(re.escape(self.name).replace(r"\{i\}", r"(\d+)").replace(r"\{rest\}", ".*"))
 
 
-def _permute(axes: Sequence[int]) -> Callable:
-    return lambda a: a.transpose(axes)
+def _squeeze(a: np.ndarray) -> np.ndarray:
+    while a.ndim > 1 and a.shape[0] == 1:
+        a = a[0]
+    return a
 
 
-def _patch(a):
+def _patch(a: np.ndarray) -> np.ndarray:
     out, inner, height, width = a.shape
     return a.transpose(2, 3, 1, 0).reshape(height * width * inner, out)
 
 
 _TRANSFORMS: Mapping[str, Callable] = {
     "same": lambda a: a,
-    "linear": _permute((1, 0)),
-    "conv": _permute((2, 3, 1, 0)),
-    "patch": _patch,
-    "squeeze": lambda a: a.reshape(_squeeze(a.shape)),
-    "conv1x1": lambda a: a.reshape(a.shape[:2]).transpose(1, 0),
+    "linear": lambda a: a.transpose(1, 0),  # (out, in) -> (in, out)
+    "conv": lambda a: a.transpose(2, 3, 1, 0),  # (out, in, h, w) -> (h, w, in, out)
+    "patch": _patch,  # (out, in, h, w) -> (h w in, out)
+    "squeeze": _squeeze,  # drops leading axes of length one
 }
 
 
-def _inverse(transform: str, a: np.ndarray, like: tuple[int, ...]) -> np.ndarray:
-    """Undoes a transform; `like` is the shape on disk."""
-    if transform == "linear":
-        return a.transpose(1, 0)
-    if transform == "conv":
-        return a.transpose(3, 2, 0, 1)
+def _inverse(transform: str, a: np.ndarray, patch_size: int) -> np.ndarray:
     if transform == "patch":
-        out, inner, height, width = like
-        return a.reshape(height, width, inner, out).transpose(3, 2, 0, 1)
-    if transform == "conv1x1":
-        return a.transpose(1, 0).reshape(like)
-    return a.reshape(like)
+        a = a.reshape(patch_size, patch_size, -1, a.shape[-1]).transpose(3, 2, 0, 1)
+    elif transform == "linear":
+        a = a.transpose(1, 0)
+    else:
+        assert transform == "same", transform
+    return np.ascontiguousarray(a)
 
 
 @dataclasses.dataclass(frozen=True)
-class Account:
+class ImportReport:
     """What became of every array: names loaded, names dropped with the reason, and parameter counts."""
 
     loaded: Mapping[str, str]  # name on disk -> path
     dropped: Mapping[str, str]  # name on disk -> why
     parameters: int
     dropped_parameters: int
+    prefix: str = ""  # that was stripped from the names on disk
 
     def table(self) -> str:
         """A few lines for people."""
         lines = [f"loaded  {len(self.loaded):>5} arrays {self.parameters:>13,} parameters"]
         lines.append(f"dropped {len(self.dropped):>5} arrays {self.dropped_parameters:>13,} parameters")
         lines += [f"  {name}: {why}" for name, why in self.dropped.items()]
+        lines += [f"stripped the prefix {self.prefix!r} from the names"] if self.prefix else []
         return "\n".join(lines)
 
 
-class _Shape:
-    """Enough of an array to go through a transform by shape alone, by way of a zero-stride view."""
+# Prefixes that wrappers put before a network's names -> names that stand beside it without: of DistributedDataParallel,
+# torch.compile, Lightning modules and EMA wrappers; of DINO's and MoCo-v3's training; of Hugging Face's classifiers.
+WRAPPERS: Mapping[str, tuple[str, ...]] = {
+    "module.": ("n_averaged",),
+    "_orig_mod.": (),
+    "model.": (),
+    "ema.": (),
+    "ema_model.": (),
+    "backbone.": ("head.",),
+    "base_encoder.": ("momentum_encoder.", "predictor."),
+    "vit.": ("classifier.",),
+    "dinov2.": ("classifier.",),
+}
 
-    def __new__(cls, shape):
-        return np.broadcast_to(np.zeros((), np.int8), shape)
 
+def strip_wrappers(state: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], str]:
+    """The state dict without the prefixes of wrappers, and what was stripped from the names.
 
-def _match(rules: Sequence[Rule], name: str) -> tuple[Rule, int | None] | None:
-    for rule in rules:
-        pattern = re.escape(rule.name).replace(r"\{i\}", r"(\d+)").replace(r"\{rest\}", ".*")
-        found = re.fullmatch(pattern, name)
-        if found:
-            return rule, int(found.group(1)) if found.groups() else None
-    return None
-
-
-def _nearest(name: str, names) -> str:
-    near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.5)
-    return f" (near: {', '.join(near)})" if near else ""
+    Raises:
+      ValueError: some names have a prefix and others do not, or two names would become one.
+    """
+    stripped, state = "", dict(state)
+    while True:
+        prefix = next((p for p in WRAPPERS if any(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            return state, stripped
+        have = [name for name in state if name.startswith(prefix)]
+        beside = [name for name in state if not name.startswith(prefix)]
+        lack = [name for name in beside if not name.startswith(WRAPPERS[prefix])]
+        if lack:
+            raise ValueError(
+                f"{origin} mixes names with and without {prefix!r}: {', '.join(have[:3])} ... but {', '.join(lack[:3])} ...; "
+                "keep those of one network"
+            )
+        twice = sorted({name.removeprefix(prefix) for name in have} & set(beside))
+        if twice:
+            raise ValueError(f"{origin} has {', '.join(twice[:3])} twice, with and without {prefix!r}")
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name != "n_averaged"}
+        stripped += prefix
 
 
 def convert(
@@ -125,182 +154,153 @@ def convert(
     *,
     origin: str,
     place: Callable[[str, np.ndarray], Any] | None = None,
-):
-    """State dict -> {path: array}, with an account.
+) -> tuple[dict[str, Any], ImportReport]:
+    """State dict -> {path: array}, with a report.
 
-    Everything is judged by shapes first; then the arrays of one path at a time are read, transformed, stacked and handed to
-    `place`, so that of values that read themselves when asked for (`encoders.files.Lazy`) only one path is ever held twice.
+    Everything is judged by shapes first. Then the arrays of one path at a time are read, transformed, stacked and handed to
+    `place`, so that of values that read themselves when asked for (`files.Lazy`) only one path is ever held twice.
 
     Args:
-      state: name -> array (or what NumPy makes one of, with a shape), or name -> shape (a sequence of ints) to prove a table
-        without data.
+      state: name -> array (or what NumPy makes one of, with a shape), or name -> shape to check a table without data.
       rules: the table; the first rule that fits a name counts.
       target: path -> shape of every parameter that the network has.
       origin: what the state dict is, for messages.
       place: (path, array) -> what is kept of it: in another dtype, say, or on devices. None keeps the arrays.
 
     Returns:
-      ({path: numpy array, or what `place` made of it, or zero-stride int8 views when given shapes}, Account)
+      ({path: numpy array, or what `place` made of it, or zero-stride int8 views when given shapes}, report)
 
     Raises:
       ValueError: names that no rule covers, parameters that nothing fills, shapes that differ: all of them, with near names.
     """
-    parts: dict[str, dict[tuple[int, int | None], np.ndarray]] = {}
-    sources: dict[str, dict[tuple[int, int | None], tuple[str, str]]] = {}  # the same with (name, transform)
+    shapes = {name: tuple(getattr(value, "shape", value)) for name, value in state.items()}
+    parts: dict[str, _Parts] = {path: _Parts(rules) for path in target}
     loaded, dropped, problems = {}, {}, []
-    order = {id(rule): number for number, rule in enumerate(rules)}
-    dropped_parameters = 0
-    for name, value in state.items():
-        array = _Shape(tuple(value.shape if hasattr(value, "shape") else value))
-        found = _match(rules, name)
-        if found is None:
+    for name, shape in shapes.items():
+        number, layer = _match(rules, name)
+        rule = None if number is None else rules[number]
+        if rule is None:
             known = [rule.name for rule in rules if rule.path in target or not rule.path]
-            problems.append(f"  {name} {tuple(array.shape)}: no rule{_nearest(re.sub('[0-9]+', '{i}', name), known)}")
-            continue
-        rule, layer = found
-        if not rule.path:
+            problems.append(f"{name} {shape}: no rule{_nearest(re.sub('[0-9]+', '{i}', name), known)}")
+        elif not rule.path:
             dropped[name] = rule.why
-            dropped_parameters += math.prod(array.shape)
-            continue
-        if rule.path not in target:
-            problems.append(f"  {name}: this network has no {rule.path}")
-            continue
-        try:
-            key = order[id(rule)], layer
-            parts.setdefault(rule.path, {})[key] = _TRANSFORMS[rule.transform](array)
-            sources.setdefault(rule.path, {})[key] = name, rule.transform
-        except ValueError:
-            problems.append(f"  {name}: shape {tuple(array.shape)} is not what rule {rule.transform!r} expects")
-            continue
-        loaded[name] = rule.path
-    params, count = {}, 0
+        elif rule.path not in target:
+            problems.append(f"{name}: this network has no {rule.path}")
+        else:
+            loaded[name] = rule.path
+            try:
+                there = _TRANSFORMS[rule.transform](_view(shape)).shape
+            except ValueError:
+                problems.append(f"{name}: shape {shape} is not what rule {rule.transform!r} expects")
+                continue
+            parts[rule.path][number, layer] = name, there
     for path, shape in target.items():
-        if path not in parts:
+        try:
+            found = parts[path].shape()
+            if found != tuple(shape):
+                problems.append(f"{path}: {found} there, {tuple(shape)} here")
+        except LookupError:
             wanted = [rule.name for rule in rules if rule.path == path]
             near = _nearest(wanted[0] if wanted else path, state)
-            problems.append(f"  {path} {tuple(shape)}: nothing fills it; expected {' or '.join(wanted)}{near}")
-            continue
-        try:
-            params[path] = _assemble(parts[path], rules)
+            problems.append(f"{path} {tuple(shape)}: nothing fills it; expected {' or '.join(wanted)}{near}")
         except ValueError as error:
-            problems.append(f"  {path}: {error}")
-            continue
-        count += math.prod(shape)
-        if params[path].shape != tuple(shape):
-            problems.append(f"  {path}: {params[path].shape} there, {tuple(shape)} here")
+            problems.append(f"{path}: {error}")
     if problems:
-        shown = "\n".join(problems[:40]) + (f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else "")
-        raise ValueError(f"the weights of {origin} do not fit this network:\n{shown}")
+        more = [f"... and {len(problems) - MOST_PROBLEMS} more"] if len(problems) > MOST_PROBLEMS else []
+        listed = "\n".join(f"  {problem}" for problem in problems[:MOST_PROBLEMS] + more)
+        raise ValueError(f"the weights of {origin} do not fit this network:\n{listed}")
     if all(hasattr(value, "shape") for value in state.values()):
-        for path in params:
-            array = _read(state, sources[path], rules, params[path].shape)
-            params[path] = array if place is None else place(path, array)
-    return params, Account(loaded, dropped, count, dropped_parameters)
+        place = place or (lambda path, array: array)
+        params = {path: place(path, parts[path].read(state, shape)) for path, shape in target.items()}
+    else:
+        params = {path: _view(shape) for path, shape in target.items()}
+    count, left = (sum(map(math.prod, some)) for some in (target.values(), (shapes[name] for name in dropped)))
+    return params, ImportReport(loaded, dropped, count, left)
 
 
-def _read(
-    state: Mapping[str, Any], sources: Mapping[tuple[int, int | None], tuple[str, str]], rules, shape
-) -> np.ndarray:
-    """The array of one path, whose parts `_assemble` has judged by shape; filled layer by layer, so that it is held once."""
-    numbers = sorted({rule for rule, _ in sources})
-    layers = sorted({layer for _, layer in sources if layer is not None})
+class _Parts(dict):
+    """Of one path: (number of the rule, layer or None) -> (name on disk, shape after the transform)."""
 
-    def joined(layer):
-        pieces = []
-        for number in numbers:
-            name, transform = sources[number, layer]
-            pieces.append(_TRANSFORMS[transform](np.asarray(state[name])))
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=rules[numbers[0]].join)
+    def __init__(self, rules: Sequence[Rule]):
+        super().__init__()
+        self._rules = rules
 
-    if not layers:
-        return joined(None)
-    array = np.empty(shape, joined(layers[0]).dtype)
-    for place, layer in enumerate(layers):
-        array[place] = joined(layer)
-    return array
+    def _numbers_and_layers(self) -> tuple[list[int], list[int]]:
+        return sorted({number for number, _ in self}), sorted({layer for _, layer in self if layer is not None})
+
+    def shape(self) -> tuple[int, ...]:
+        """The shape of all parts joined and stacked.
+
+        Raises:
+          LookupError: there are none.
+          ValueError: layers that are missing, incomplete or of several shapes.
+        """
+        numbers, layers = self._numbers_and_layers()
+        if layers != list(range(len(layers))):
+            raise ValueError(f"layers {layers} are not consecutive from 0")
+
+        def joined(layer: int | None) -> tuple[int, ...]:
+            missing = [self._rules[number].name for number in numbers if (number, layer) not in self]
+            if missing:
+                raise ValueError(f"layer {layer} lacks {', '.join(missing)}")
+            pieces = [list(self[number, layer][1]) for number in numbers]
+            if len(pieces) > 1:
+                join = self._rules[numbers[0]].join
+                pieces[0][join] = sum(piece[join] for piece in pieces)
+            return tuple(pieces[0])
+
+        if not self:
+            raise LookupError
+        if not layers:
+            return joined(None)
+        stack = {joined(layer) for layer in layers}
+        if len(stack) > 1:
+            raise ValueError("layers differ in shape")
+        return len(layers), *stack.pop()
+
+    def read(self, state: Mapping[str, Any], shape: Sequence[int]) -> np.ndarray:
+        """The array, filled layer by layer, so that it is held once."""
+        numbers, layers = self._numbers_and_layers()
+
+        def joined(layer: int | None) -> np.ndarray:
+            names = [(self[number, layer][0], self._rules[number]) for number in numbers]
+            pieces = [_TRANSFORMS[rule.transform](np.asarray(state[name])) for name, rule in names]
+            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=names[0][1].join)
+
+        if not layers:
+            return joined(None)
+        array = None
+        for layer in layers:
+            piece = joined(layer)
+            array = np.empty(shape, piece.dtype) if array is None else array
+            array[layer] = piece
+        return array
 
 
-def _assemble(parts: Mapping[tuple[int, int | None], np.ndarray], rules: Sequence[Rule]) -> np.ndarray:
-    """Joins the rules of one path and stacks its layers, by shape alone.
-
-    Raises:
-      ValueError: layers that are missing, incomplete or of several shapes.
-    """
-    numbers = sorted({rule for rule, _ in parts})
-    layers = sorted({layer for _, layer in parts if layer is not None})
-    if layers and layers != list(range(len(layers))):
-        raise ValueError(f"layers {layers} are not consecutive from 0")
-
-    def joined(layer):
-        missing = [rules[n].name for n in numbers if (n, layer) not in parts]
-        if missing:
-            raise ValueError(f"layer {layer} lacks {', '.join(missing)}")
-        pieces = [parts[n, layer] for n in numbers]
-        if len(pieces) == 1:
-            return pieces[0]
-        join = rules[numbers[0]].join
-        shape = list(pieces[0].shape)
-        shape[join] = sum(piece.shape[join] for piece in pieces)
-        return _Shape(tuple(shape))
-
-    if not layers:
-        return joined(None)
-    stack = [joined(layer) for layer in layers]
-    if len({array.shape for array in stack}) > 1:
-        raise ValueError("layers differ in shape")
-    return _Shape((len(stack), *stack[0].shape))
+def _view(shape: Sequence[int]) -> np.ndarray:
+    """Enough of an array to go through a transform by shape alone."""
+    return np.broadcast_to(np.int8(0), tuple(shape))
 
 
-def export(
-    params: Mapping[str, np.ndarray], rules: Sequence[Rule], like: Mapping[str, Sequence[int]]
-) -> dict[str, np.ndarray]:
-    """{path: array} -> state dict: the inverse of `convert`, bit for bit.
+def _match(rules: Sequence[Rule], name: str) -> tuple[int | None, int | None]:
+    """The number of the first rule that fits, and the layer that the name says."""
+    for number, rule in enumerate(rules):
+        if found := rule.pattern.fullmatch(name):
+            return number, int(found[1]) if found.groups() else None
+    return None, None
 
-    Args:
-      params: path -> array.
-      rules: the table that `convert` used.
-      like: name on disk -> shape of every array that the file is to hold, dropped ones left out.
 
-    Raises:
-      ValueError: a name that no rule covers.
-    """
+def _nearest(name: str, names) -> str:
+    near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.5)
+    return f" (near: {', '.join(near)})" if near else ""
+
+
+def export(params: Mapping[str, np.ndarray], rules: Sequence[Rule], patch_size: int) -> dict[str, np.ndarray]:
+    """{path: array} -> state dict, in the order of the table: the inverse of `convert` for rules without joins, bit for bit."""
     state = {}
-    starts: dict[tuple[str, int | None], int] = {}
-    for name, shape in sorted(like.items(), key=lambda item: _order(rules, item[0])):
-        found = _match(rules, name)
-        if found is None or not found[0].path:
-            raise ValueError(f"no rule writes {name}")
-        rule, layer = found
-        array = params[rule.path] if layer is None else params[rule.path][layer]
-        if rule.join is not None:
-            width = _TRANSFORMS[rule.transform](_Shape(tuple(shape))).shape[rule.join]
-            start = starts.get((rule.path, layer), 0)
-            starts[rule.path, layer] = start + width
-            array = np.take(array, range(start, start + width), axis=rule.join)
-        state[name] = np.ascontiguousarray(_inverse(rule.transform, np.asarray(array), tuple(shape)))
-    return {name: state[name] for name in like}
-
-
-def _order(rules: Sequence[Rule], name: str) -> int:
-    found = _match(rules, name)
-    return -1 if found is None else rules.index(found[0])
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> {"a/b/c": leaf}."""
-    flat = {}
-    for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {prefix + key: value})
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b/c": leaf} -> nested dicts."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *groups, leaf = path.split("/")
-        node = tree
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[leaf] = value
-    return tree
+    for rule in rules:
+        if rule.path not in params:
+            continue
+        layers = enumerate(params[rule.path]) if "{i}" in rule.name else [(None, params[rule.path])]
+        state |= {rule.name.format(i=i): _inverse(rule.transform, np.asarray(array), patch_size) for i, array in layers}
+    return state

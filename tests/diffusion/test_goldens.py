@@ -8,6 +8,7 @@ import pytest
 from lumos_jax import config, diffusion, models
 from lumos_jax.diffusion import loss, process, schedule
 from lumos_jax.weights.official import from_official
+from lumos_jax.weights.rules import parameter_shapes
 
 CLOSE = dict(rtol=0, atol=1e-5)
 PAPER = diffusion.make_process(config.Diffusion())
@@ -32,7 +33,7 @@ def test_corruption_loss_and_reverse_step(golden):
     t = jnp.asarray(golden["t"].astype(np.int32))
     x_t = diffusion.corrupt(PAPER, x0, noise, t)
     np.testing.assert_allclose(x_t, channels_last(golden["x_t"]), **CLOSE)
-    terms = diffusion.loss_terms(PAPER, lambda x, time: jnp.asarray(out), x0, t, noise)
+    terms = diffusion.loss_terms(PAPER, jnp.asarray(out), x_t, x0, t, noise)
     np.testing.assert_allclose(terms["mse"], golden["mse"], **CLOSE)
     np.testing.assert_allclose(terms["vlb"], golden["vb"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(terms["loss"], golden["loss"], rtol=1e-5, atol=1e-5)
@@ -55,7 +56,7 @@ def test_dpm_solver_with_the_reference_network(goldens, steps, name, lower_last)
     size = config.Model(size="custom", width=48, depth=2, heads=4, dtype="float32")
     dit = models.make_dit(size, latent_shape=(8, 8, 4), out_channels=8, token_shape=(1, 24))
     state = {key.removeprefix("param/"): network[key] for key in network if key.startswith("param/")}
-    params, _ = from_official(state, dit, origin="golden")
+    params, _ = from_official(state, parameter_shapes(dit), origin="golden")
 
     @jax.jit
     def draw(z, cond, null):

@@ -17,9 +17,7 @@ ALL = (*DISCRETE, ("flow", "flow"))
 
 
 def make(kind, prediction, **more):
-    return diffusion.make_process(
-        config.Diffusion(schedule=kind, prediction=prediction, learned_variance=False, loss="simple", **more)
-    )
+    return diffusion.make_process(config.Diffusion(schedule=kind, prediction=prediction, loss="simple", **more))
 
 
 def draw(process, size=6):
@@ -44,8 +42,9 @@ def test_loss_is_zero_for_the_target_and_its_distance_otherwise(kind, prediction
     process = make(kind, prediction)
     x0, noise, t = draw(process)
     wanted = diffusion.target(process, x0, noise, t)
-    perfect = diffusion.loss_terms(process, lambda x, time: wanted, x0, t, noise)
-    off = diffusion.loss_terms(process, lambda x, time: wanted + 0.5, x0, t, noise)
+    x_t = diffusion.corrupt(process, x0, noise, t)
+    perfect = diffusion.loss_terms(process, wanted, x_t, x0, t, noise)
+    off = diffusion.loss_terms(process, wanted + 0.5, x_t, x0, t, noise)
     np.testing.assert_allclose(perfect["loss"], 0.0, atol=1e-10)
     np.testing.assert_allclose(off["loss"], 0.25, rtol=1e-5)
 
@@ -60,7 +59,7 @@ def test_min_snr_weights_the_same_x0_error_alike(kind):
         x_t = diffusion.corrupt(process, x0, noise, t)
         wrong = x0 + 0.1
         output = p.from_x0_noise(prediction, signal, sigma, wrong, (x_t - signal * wrong) / sigma)
-        terms = diffusion.loss_terms(process, lambda x, time, output=output: output, x0, t, noise)
+        terms = diffusion.loss_terms(process, output, x_t, x0, t, noise)
         snr = p.signal_to_noise(process)[np.asarray(t)]
         np.testing.assert_allclose(terms["loss"], 0.01 * np.minimum(snr, 5.0), rtol=2e-3)
 

@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 
 from lumos_jax import config, encoders
-from lumos_jax.encoders import architectures
-from lumos_jax.weights.placement import Take
+from lumos_jax.encoders import frozen
 
 
 class Shapes:
@@ -48,7 +47,9 @@ def test_shapes_are_those_of_the_weights(tmp_path):
         encoders.make_encoder(config.Encoder(weights=str(tmp_path / "absent.safetensors")), Shapes())
 
 
-def test_only_a_network_of_the_right_kind_is_known():
-    take = Take("bfloat16", Shapes())
-    assert architectures.known("facebook/dino-vitb16", take, architectures.KlShape) is None
-    assert architectures.known("facebook/dino-vitb16", Take("bfloat16"), architectures.Vit) is None
+def test_only_a_network_of_the_right_kind_is_known(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for kind, place in (("autoencoder", Shapes()), ("image-encoder", None)):
+        with pytest.raises(ValueError, match="cannot be fetched"):
+            frozen.load(kind, "facebook/dino-vitb16", place=place)

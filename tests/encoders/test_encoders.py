@@ -12,11 +12,14 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from lumos_jax import config, encoders
-from lumos_jax.encoders import autoencoder as kl
-from lumos_jax.encoders import latents
+from lumos_jax.encoders import frozen
+from lumos_jax.encoders.kl import KLAutoencoder
 from lumos_jax.encoders.preprocess import IMAGENET_STATISTICS, preprocess
 from lumos_jax.weights import files
-from lumos_jax.weights.vit_files import load_vit
+
+
+def load_vit(weights, heads=0):
+    return frozen.load("image-encoder", weights, heads=heads)[:2]
 
 
 @pytest.fixture
@@ -83,8 +86,10 @@ def test_other_architectures_are_refused(vit_folder, goldens):
     (vit_folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match="model_type='bert'"):
         load_vit(str(vit_folder))
+    other = shutil.copytree(goldens / "diffusers_autoencoder_kl", vit_folder.parent / "kl")
+    (other / "config.json").write_text(json.dumps({"_class_name": "VQModel", "down_block_types": []}))
     with pytest.raises(ValueError, match="AutoencoderKL"):
-        latents.kl_shape_of({"_class_name": "VQModel", "down_block_types": []}, "x")
+        frozen.load("autoencoder", str(other))
 
 
 @pytest.mark.parametrize(
@@ -169,10 +174,10 @@ def test_encoder_sizes_that_do_not_divide(vit_folder):
 
 
 def test_tiled_decode_is_close_to_the_whole():
-    shape = kl.KlShape(channels=(8, 16), layers=1, groups=4)
-    params = kl.init(shape, jax.random.key(0))
+    network = KLAutoencoder(channels=(8, 16), layers=1, groups=4)
+    params = network.init(jax.random.key(0))
     smooth = jax.image.resize(jax.random.normal(jax.random.key(1), (1, 3, 4, 4)), (1, 20, 27, 4), "cubic")
-    decode = jax.jit(lambda x, tile: kl.decode(shape, params, x, tile), static_argnums=1)
+    decode = jax.jit(lambda x, tile: network.decode(params, x, tile), static_argnums=1)
     whole, tiled = np.asarray(decode(smooth, 0)), np.asarray(decode(smooth, 16))
     assert tiled.shape == whole.shape == (1, 40, 54, 3)
     # Group norms see one tile instead of the picture, which shifts the levels of a random network but not what is drawn.
@@ -186,13 +191,16 @@ def test_posterior_mode_sample_and_scale(goldens):
     autoencoder, params = encoders.make_autoencoder(small)
     assert autoencoder.latent_shape(32) == (16, 16, 4)
     image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    mean, log_variance = kl.moments(autoencoder.shape, params, jnp.asarray(image, jnp.float32) / 127.5 - 1)
+    mean, log_variance = autoencoder.network.moments(params, jnp.asarray(image, jnp.float32) / 127.5 - 1)
     np.testing.assert_allclose(
         autoencoder.encode(params, image, jax.random.key(0)), mean * 0.18215, rtol=1e-5, atol=1e-6
     )
     np.testing.assert_allclose(autoencoder.mode(params, image), mean, rtol=1e-5, atol=1e-6)  # unscaled
     drawing, _ = encoders.make_autoencoder(dataclasses.replace(small, posterior="sample"))
-    draws = np.stack([drawing.encode(params, image, jax.random.key(i)) for i in range(40)]) / 0.18215
+    moments = drawing.moments(params, image)
+    first = drawing.encode(params, image, jax.random.key(0))
+    np.testing.assert_array_equal(first, drawing.draw(moments, jax.random.key(0)))
+    draws = np.stack([drawing.draw(moments, jax.random.key(i)) for i in range(40)]) / 0.18215
     np.testing.assert_allclose(draws.std(0).mean(), np.exp(0.5 * log_variance).mean(), rtol=0.1)
     with pytest.raises(ValueError, match="not divisible"):
         autoencoder.latent_shape(33)

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumos_jax.encoders import autoencoder as kl
-from lumos_jax.encoders import latents
-from lumos_jax.weights.vit_files import convert_vit, load_vit
+from lumos_jax.encoders import frozen
 
 CLOSE = dict(rtol=0, atol=1e-5)
+
+
+def load_vit(weights, heads=0):
+    return frozen.load("image-encoder", weights, heads=heads)[:2]
 
 
 def channels_last(x):
@@ -59,51 +61,37 @@ def test_hugging_face_folders(goldens, name):
 
 
 def test_autoencoder(goldens):
-    shape, params = latents.load_kl(str(goldens / "diffusers_autoencoder_kl"))
+    network, params, _ = frozen.load("autoencoder", str(goldens / "diffusers_autoencoder_kl"))
     golden = np.load(goldens / "diffusers_autoencoder_kl" / "expected.npz")
-    mean, log_variance = jax.jit(lambda x: kl.moments(shape, params, x))(channels_last(golden["pixels"]))
+    mean, log_variance = jax.jit(lambda x: network.moments(params, x))(channels_last(golden["pixels"]))
     np.testing.assert_allclose(mean, channels_last(golden["latent_mean"]), **CLOSE)
     np.testing.assert_allclose(log_variance, channels_last(golden["latent_logvar"]), **CLOSE)
-    decoded = jax.jit(lambda x: kl.decode(shape, params, x))(channels_last(golden["latent_mean"]))
+    decoded = jax.jit(lambda x: network.decode(params, x))(channels_last(golden["latent_mean"]))
     np.testing.assert_allclose(decoded, channels_last(golden["decoded"]), **CLOSE)
 
 
 @pytest.mark.parametrize(
-    ("name", "told", "parameters", "dropped"),
+    ("name", "parameters", "dropped"),
     [
-        ("dino_vitb16_official", None, 85_798_656, set()),
-        ("hf_dino_vitb16", {"model_type": "vit"}, 85_798_656, {"pooler.dense.weight", "pooler.dense.bias"}),
-        (
-            "hf_dinov2_base",
-            {"model_type": "dinov2", "hidden_size": 768, "patch_size": 14, "image_size": 518},
-            86_579_712,
-            {"embeddings.mask_token"},
-        ),
-        (
-            "hf_clip_vit_large_patch14_vision",
-            {
-                "model_type": "clip_vision_model", "hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14,
-                "intermediate_size": 4096, "num_attention_heads": 16,
-            },
-            303_966_208,
-            set(),
-        ),
+        ("dino_vitb16_official", 85_798_656, set()),
+        ("hf_dino_vitb16", 85_798_656, {"pooler.dense.weight", "pooler.dense.bias"}),
+        ("hf_dinov2_base", 86_579_712, {"embeddings.mask_token"}),
+        ("hf_clip_vit_large_patch14_vision", 303_966_208, set()),
     ],
-)  # fmt: skip
-def test_full_size_vit_by_shape(goldens, name, told, parameters, dropped):
-    shapes = json.loads((goldens / "full_size_shapes" / f"{name}.json").read_text())
-    _, _, account = convert_vit(shapes, told, 0, name)
-    assert account.parameters == parameters
-    assert set(account.loaded) | set(account.dropped) == set(shapes)
-    assert set(account.dropped) == dropped
+)
+def test_full_size_vit_by_shape(goldens, name, parameters, dropped):
+    shapes = goldens / "full_size_shapes" / f"{name}.json"
+    report = frozen.read("image-encoder", str(shapes), shapes_only=True).report
+    assert report.parameters == parameters
+    assert set(report.loaded) | set(report.dropped) == set(json.loads(shapes.read_text()))
+    assert set(report.dropped) == dropped
 
 
-@pytest.mark.parametrize("old_names", [False, True])
-def test_full_size_autoencoder_by_shape(goldens, old_names):
+def test_full_size_autoencoder_by_shape_under_its_old_names(goldens, tmp_path):
     shapes = json.loads((goldens / "full_size_shapes" / "diffusers_sd_vae_ft_mse.json").read_text())
-    if old_names:
-        for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
-            shapes = {name.replace(f".{new}.", f".{old}."): shape for name, shape in shapes.items()}
-    _, account = latents.convert_kl(shapes, kl.KlShape(), "sd-vae")
-    assert account.parameters == 83_653_863
-    assert len(account.loaded) == len(shapes)
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        shapes = {name.replace(f".{new}.", f".{old}."): shape for name, shape in shapes.items()}
+    (tmp_path / "old.json").write_text(json.dumps(shapes))
+    report = frozen.read("autoencoder", str(tmp_path / "old.json"), shapes_only=True).report
+    assert report.parameters == 83_653_863
+    assert len(report.loaded) == len(shapes)

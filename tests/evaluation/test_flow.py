@@ -57,8 +57,8 @@ def test_what_is_no_flow_is_refused(monkeypatch):
         flow.end_point_error(np.zeros((8, 8, 2)), np.zeros((8, 9, 2)))
     with pytest.raises(ValueError, match="mask"):
         flow.end_point_error(np.zeros((8, 8, 2)), np.zeros((8, 8, 2)), np.zeros((1, 8)))
-    with pytest.raises(ValueError, match="no pixel counts"):
+    with pytest.raises(ValueError, match="nothing to average over"):
         flow.end_point_error(np.zeros((8, 8, 2)), np.zeros((8, 8, 2)), np.zeros((8, 8)))
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install opencv-python-headless"):
+    with pytest.raises(ModuleNotFoundError, match="needs OpenCV"):
         flow.optical_flow(np.zeros((2, 8, 8, 3), np.uint8))

@@ -14,21 +14,21 @@ def noise(seed, *shape):
 
 def test_psnr_of_known_errors():
     truth = np.full((2, 4, 5, 3), 100, np.uint8)
-    pictures = truth + np.array([51, 1], np.uint8)[:, None, None, None]  # a fifth of the range, and the least step
-    np.testing.assert_allclose(reconstruction.psnr(pictures, truth), [10 * math.log10(25), 20 * math.log10(255)])
+    images = truth + np.array([51, 1], np.uint8)[:, None, None, None]  # a fifth of the range, and the least step
+    np.testing.assert_allclose(reconstruction.psnr(images, truth), [10 * math.log10(25), 20 * math.log10(255)])
     half = truth.copy()
     half[0, :2] = 151  # the same error on half of the pixels: 3.01 dB more
     np.testing.assert_allclose(reconstruction.psnr(half, truth)[0], 10 * math.log10(50))
     assert reconstruction.psnr(truth, truth)[0] == math.inf
 
 
-def test_bytes_and_floats_are_the_same_pictures():
+def test_bytes_and_floats_are_the_same_images():
     a, b = ((noise(i, 2, 16, 16, 3) * 255).astype(np.uint8) for i in range(2))
     for metric in (reconstruction.psnr, reconstruction.ssim):
         np.testing.assert_allclose(metric(a, b / 255), metric(a, b), rtol=1e-12)
 
 
-def test_ssim_of_flat_pictures_is_the_luminance_term():
+def test_ssim_of_flat_images_is_the_luminance_term():
     a, b = np.full((1, 11, 13, 3), 0.2), np.full((1, 11, 13, 3), 0.7)
     expected = (2 * 0.2 * 0.7 + 1e-4) / (0.2**2 + 0.7**2 + 1e-4)
     np.testing.assert_allclose(reconstruction.ssim(a, b), [expected], rtol=1e-9)
@@ -59,10 +59,22 @@ def test_ssim_by_its_definition():
         (np.zeros((1, 16, 16, 3)), np.zeros((1, 16, 17, 3)), r"must both be \(B, H, W, 3\)"),
         (np.zeros((16, 16, 3)), np.zeros((16, 16, 3)), r"must both be \(B, H, W, 3\)"),
         (np.zeros((1, 16, 16, 3)), np.full((1, 16, 16, 3), -1.0), "truth have values from -1 to -1"),
-        (np.zeros((1, 16, 16, 3), np.int32), np.zeros((1, 16, 16, 3)), "pictures are int32"),
+        (np.zeros((1, 16, 16, 3), np.int32), np.zeros((1, 16, 16, 3)), "images are int32"),
         (np.zeros((1, 10, 16, 3)), np.zeros((1, 10, 16, 3)), "10 x 16 pixels: SSIM needs 11 x 11"),
     ],
 )
-def test_what_is_no_pair_of_pictures_is_refused(a, b, message):
+def test_what_is_no_pair_of_images_is_refused(a, b, message):
     with pytest.raises(ValueError, match=message):
         reconstruction.ssim(a, b)
+
+
+def test_scores_of_clips_are_averaged_over_frames():
+    truth = np.random.default_rng(0).integers(0, 200, (2, 3, 16, 16, 3)).astype(np.uint8)  # two clips of three frames
+    near = truth.copy()
+    near[1] += np.uint8(10)
+    scores = reconstruction.reconstruction_scores(near, truth)
+    np.testing.assert_allclose(scores["psnr"], [100, 20 * math.log10(25.5)], rtol=1e-6)
+    assert scores["ssim"][0] == 1
+    assert 0.9 < scores["ssim"][1] < 1
+    assert scores["flow_error"][0] == 0
+    assert set(reconstruction.reconstruction_scores(near[:, 0, :8], truth[:, 0, :8])) == {"psnr"}

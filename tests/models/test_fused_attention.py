@@ -8,7 +8,7 @@ from lumos_jax.models import attention, fused_attention
 
 
 def test_it_attends_as_the_plain_one_forward_and_backward(monkeypatch):
-    monkeypatch.setattr(fused_attention, "MOST_QUERIES", 128)
+    monkeypatch.setattr(fused_attention, "MAX_QUERIES", 128)
     tokens, heads = 256, 2  # two blocks of queries a head
     keys = jax.random.split(jax.random.key(0), 5)
     x = jax.random.normal(keys[0], (1, tokens, 16))

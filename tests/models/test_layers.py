@@ -78,22 +78,25 @@ def test_modulated_norm():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_single_token_cross_attention_folds_exactly(masked):
+    """The general path takes over from two tokens on, of which the second is masked, or both are and equal the first."""
     x, y = normal(0, 2, 6, 16), normal(1, 2, 1, 16)
-    mask = jnp.asarray([[True], [False]]) if masked else None
-    folded, general = CrossAttention(heads=2), CrossAttention(heads=2, fold=False)
-    params = nn.meta.unbox(general.init(jax.random.key(0), x, y, mask))
+    module = CrossAttention(heads=2)
+    params = nn.meta.unbox(module.init(jax.random.key(0), x, y))
     params = jax.tree.map(lambda p: p + 0.1 * normal(p.size, *p.shape), params)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
-        jnp.shape, nn.meta.unbox(folded.init(jax.random.key(0), x, y))
-    )
+    one = jnp.asarray([[True], [False]]) if masked else None
+    two = jnp.asarray([[True, False], [not masked, False]])
+    second = jnp.concatenate([100.0 * y[:1], y[1:] if masked else 100.0 * y[1:]])
 
-    def run(module, params):
-        return jnp.broadcast_to(module.apply(params, x, y, mask), x.shape)
+    def folded(params):
+        return jnp.broadcast_to(module.apply(params, x, y, one), x.shape)
 
-    assert folded.apply(params, x, y, mask).shape == (2, 1, 16)
-    np.testing.assert_allclose(run(folded, params), run(general, params), atol=1e-6)
+    def general(params):
+        return module.apply(params, x, jnp.concatenate([y, second], axis=1), two)
+
+    assert module.apply(params, x, y, one).shape == (2, 1, 16)
+    np.testing.assert_allclose(folded(params), general(params), atol=1e-6)
     weight = normal(5, 2, 6, 16)
-    left, right = (jax.jit(jax.grad(lambda p, m=m: (run(m, p) * weight).sum()))(params) for m in (folded, general))
+    left, right = (jax.jit(jax.grad(lambda p, f=f: (f(p) * weight).sum()))(params) for f in (folded, general))
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
 

@@ -123,7 +123,7 @@ def check_sheet(settings, online, on_a_cache):
     task, frozen = tasks.make_task(settings)
     source = data.make_source(settings.data)
     image = data.read_batch(settings.data, source, data.holdout_records(settings.data, source)[:1])["image"]
-    decoded = task.source_pictures(frozen, {"latent": task.autoencoder.moments(frozen["autoencoder"], image)})
+    decoded = task.sampling.source_images(frozen, {"latent": task.autoencoder.moments(frozen["autoencoder"], image)})
     shown = sheets[1][gap : gap + 128 : 8, gap : gap + 128 : 8]
     assert shown.std() > 1
     assert np.abs(shown - np.asarray(decoded)[0].astype(int)).max() <= 1

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 
 from configs import dino as dino_config
-from lumos_jax import convert, data, encoders, evaluation
+from lumos_jax import config, convert, data, encoders
 from lumos_jax.config import io as config_io
-from lumos_jax.config import rules as config_rules
-from lumos_jax.tasks import crops, make_task
-from lumos_jax.tasks.dino import Views
+from lumos_jax.tasks import dino, make_task
+from lumos_jax.tasks.dino import Crops
 from lumos_jax.train import loop, rngs
 
 
 def settings(**changes):
-    """configs/dino.py:test without hidden patches and pixels, unless told."""
+    """configs/dino.py:test without masked patches and pixels, unless told."""
     made = dino_config.test()
     made.dino.mask_weight = made.dino.pixel_weight = 0.0
     for name, value in changes.items():
@@ -31,35 +30,35 @@ def settings(**changes):
 def example():
     rng = np.random.default_rng(0)
     weight = np.array([1, 1, 0, 1], np.float32)
-    whole, local = (rng.normal(size=(4, 2, side, side, 3)).astype(np.float32) for side in (16, 8))
-    return Views(whole, local, rng.random((4, 2, 4)) < 0.4, weight)
+    large, local = (rng.normal(size=(4, 2, side, side, 3)).astype(np.float32) for side in (16, 8))
+    return Crops(large, local, rng.random((4, 2, 4)) < 0.4, weight)
 
 
 def test_a_crop_of_everything_is_the_image_and_small_ones_stay_inside():
     ramp = np.broadcast_to(np.linspace(10, 200, 16, dtype=np.float32)[None, :, None, None], (6, 16, 16, 3))
     key = jax.random.key(1)
-    wide = np.asarray(crops.random_crop(key, ramp, 16, (1.0, 1.0)))
+    wide = np.asarray(dino.random_crop(key, ramp, 16, (1.0, 1.0)))
     # Ratios other than one cut one side only, so that the columns of a vertical ramp stay constant.
     assert np.abs(wide - wide[:, :, :1]).max() < 1e-3
-    small = np.asarray(crops.random_crop(key, ramp, 8, (0.1, 0.3)))
+    small = np.asarray(dino.random_crop(key, ramp, 8, (0.1, 0.3)))
     assert small.min() >= 10 - 1e-3
     assert small.max() <= 200 + 1e-3
     spans = small[:, -1, 0, 0] - small[:, 0, 0, 0]
     assert (spans < 0.75 * 190).all()
     assert np.unique(spans.round(2)).size == 6
-    np.testing.assert_allclose(crops.random_crop(key, ramp[:3], 8, (0.1, 0.3)).shape, (3, 8, 8, 3))
+    np.testing.assert_allclose(dino.random_crop(key, ramp[:3], 8, (0.1, 0.3)).shape, (3, 8, 8, 3))
 
 
 def test_half_are_mirrored_and_jitter_of_no_strength_changes_nothing():
     image = np.random.default_rng(0).uniform(0, 255, (8, 6, 6, 3)).astype(np.float32)
-    out = np.asarray(crops.mirror(jax.random.key(0), image))
+    out = np.asarray(dino.random_flip(jax.random.key(0), image))
     same = np.array([np.allclose(a, b, atol=1e-3) for a, b in zip(out, image, strict=True)])
     mirrored = np.array([np.allclose(a, b[:, ::-1], atol=1e-3) for a, b in zip(out, image, strict=True)])
     assert (same ^ mirrored).all()
     assert same.any()
     assert mirrored.any()
-    np.testing.assert_allclose(crops.jitter(jax.random.key(0), image, 0.0), image, atol=1e-3)
-    assert np.abs(crops.jitter(jax.random.key(0), image, 0.4) - image).max() > 10
+    np.testing.assert_allclose(dino.color_jitter(jax.random.key(0), image, 0.0), image, atol=1e-3)
+    assert np.abs(dino.color_jitter(jax.random.key(0), image, 0.4) - image).max() > 10
 
 
 def softmax(x):
@@ -72,7 +71,7 @@ def softmax(x):
 )
 def test_loss_by_its_definition(example, balance, mask, pixel):
     task, _ = make_task(settings(dino__balance=balance, dino__mask_weight=mask, dino__pixel_weight=pixel))
-    example = example if mask else dataclasses.replace(example, hidden=None)
+    example = example if mask else dataclasses.replace(example, masked=None)
     centres = {"centre": jnp.linspace(-0.2, 0.3, 16), "patch_centre": jnp.linspace(0.4, -0.1, 16)}
     params = task.network.init(jax.random.key(0))
     params |= {name: centre for name, centre in centres.items() if name in params}
@@ -80,15 +79,15 @@ def test_loss_by_its_definition(example, balance, mask, pixel):
     total = jnp.float32(3)
     sums = jax.jit(lambda p, a, e: task.losses(p, a, e, total, None))(params, average, example)
 
-    def tokens(weights, views, hidden=None):
+    def tokens(weights, views, masked=None):
         """(B, views, 1 + N, D)."""
         each = range(views.shape[1])
-        masks = [None if hidden is None else hidden[:, i] for i in each]
+        masks = [None if masked is None else masked[:, i] for i in each]
         return np.stack([task.network.tokens(weights, views[:, i], masks[i]) for i in each], 1)
 
-    def scores(weights, views, hidden=None):
+    def scores(weights, views, masked=None):
         """(B, views, 1 + N, K)."""
-        found = tokens(weights, views, hidden)
+        found = tokens(weights, views, masked)
         each = [task.network.scores(weights, found[:, i]) for i in range(found.shape[1])]
         return np.stack(each, 1).astype(np.float64)
 
@@ -102,9 +101,9 @@ def test_loss_by_its_definition(example, balance, mask, pixel):
             plan = plan / np.maximum(plan.sum(1, keepdims=True), 1e-12)
         return plan.reshape(given.shape)
 
-    given = scores(average, example.whole)
+    given = scores(average, example.large)
     answer = answers(given[:, :, 0], centres["centre"])
-    whole = scores(params, example.whole, example.hidden)
+    whole = scores(params, example.large, example.masked)
     seen = np.concatenate([whole[:, :, 0], scores(params, example.local)[:, :, 0]], 1)
     logs = np.log(softmax(seen / task.settings.student_temperature))
     pairs = [(t, s) for t in range(2) for s in range(4) if t != s]
@@ -112,19 +111,19 @@ def test_loss_by_its_definition(example, balance, mask, pixel):
     if mask:
         patches = answers(given[:, :, 1:].reshape(4, 8, 16), centres["patch_centre"]).reshape(4, 2, 4, 16)
         missed = -(patches * np.log(softmax(whole[:, :, 1:] / task.settings.student_temperature))).sum(-1)
-        of_rows = np.array([row[hidden].mean() for row, hidden in zip(missed, example.hidden, strict=True)])
+        of_rows = np.array([row[hidden].mean() for row, hidden in zip(missed, example.masked, strict=True)])
         np.testing.assert_allclose(sums["patch_loss"], (of_rows * example.weight).sum() / 3, rtol=1e-4)
         rows = rows + mask * of_rows
     if pixel:  # patches are 8 x 8, row by row
-        parts = example.whole.reshape(4, 2, 2, 8, 2, 8, 3).transpose(0, 1, 2, 4, 3, 5, 6).reshape(4, 2, 4, 192)
+        parts = example.large.reshape(4, 2, 2, 8, 2, 8, 3).transpose(0, 1, 2, 4, 3, 5, 6).reshape(4, 2, 4, 192)
         layer = jax.tree.map(np.asarray, params["pixels"])
-        told = tokens(params, example.whole, example.hidden)[:, :, 1:] @ layer["kernel"] + layer["bias"]
+        told = tokens(params, example.large, example.masked)[:, :, 1:] @ layer["kernel"] + layer["bias"]
         of_rows = ((told - parts) ** 2).mean((1, 2, 3))
         np.testing.assert_allclose(sums["pixel_loss"], (of_rows * example.weight).sum() / 3, rtol=1e-4)
         rows = rows + pixel * of_rows
     np.testing.assert_allclose(sums["loss"], (rows * example.weight).sum() / 3, rtol=1e-4)
 
-    moved, metrics = task.settle(params, sums)
+    moved, metrics = task.post_update(params, sums)
     m = task.settings.center_momentum
     of_rows = {"centre": given[:, :, 0].mean(1), "patch_centre": given[:, :, 1:].mean((1, 2))}
     for name in ("centre", "patch_centre")[: 2 if mask else 1]:
@@ -134,10 +133,10 @@ def test_loss_by_its_definition(example, balance, mask, pixel):
     assert set(metrics) == {"loss", "teacher_entropy", "prototype_entropy"} | further
 
 
-def test_hidden_patches_do_not_reach_the_student(example):
+def test_masked_patches_do_not_reach_the_student(example):
     task, _ = make_task(settings(dino__mask_weight=1.0))
-    params, hidden = task.network.init(jax.random.key(0)), example.hidden[:, 0]
-    image = example.whole[:, 0]
+    params, hidden = task.network.init(jax.random.key(0)), example.masked[:, 0]
+    image = example.large[:, 0]
     shown = np.repeat(np.repeat(hidden.reshape(4, 2, 2), 8, 1), 8, 2)[..., None]  # patches are 8 px wide
     spoilt = np.where(shown, 100.0, image)
     tokens = jax.jit(task.network.tokens)
@@ -153,8 +152,8 @@ def test_rows_without_weight_and_the_teacher_have_no_gradient(example):
     def loss(params, average, example):
         return task.losses(params, average, example, jnp.float32(3), None)["loss"]
 
-    example = dataclasses.replace(example, hidden=None)
-    spoilt = dataclasses.replace(example, whole=example.whole + 5 * (1 - example.weight)[:, None, None, None, None])
+    example = dataclasses.replace(example, masked=None)
+    spoilt = dataclasses.replace(example, large=example.large + 5 * (1 - example.weight)[:, None, None, None, None])
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
     (first, teacher), (second, _) = gradient(params, average, example), gradient(params, average, spoilt)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
@@ -168,33 +167,25 @@ def test_views_follow_the_key_and_not_the_batch():
     task, _ = make_task(settings())
     image = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
     batch = {"image": image, "weight": np.ones(4, np.float32)}
-    assert task.example({}, batch, rngs.streams(0, "train", 1)).hidden is None
+    assert task.example({}, batch, rngs.streams(0, "train", 1)).masked is None
     task, _ = make_task(settings(dino__mask_weight=1.0, dino__mask_share=(0.5, 0.5)))
     draw = jax.jit(lambda batch, step: task.example({}, batch, rngs.streams(0, "train", step)))
     one, two = draw(batch, 1), draw(batch, 2)
-    assert one.whole.shape == (4, 2, 16, 16, 3)
+    assert one.large.shape == (4, 2, 16, 16, 3)
     assert one.local.shape == (4, 2, 8, 8, 3)
-    np.testing.assert_array_equal(one.whole, draw(batch, 1).whole)
-    np.testing.assert_array_equal(one.hidden, draw(batch, 1).hidden)
-    assert one.hidden.shape == (4, 2, 4)
-    assert 0.2 < np.mean(one.hidden) < 0.8
-    assert np.any(one.hidden != two.hidden)
-    assert np.abs(one.whole - two.whole).max() > 0.1
-    assert np.abs(one.whole[:, 0] - one.whole[:, 1]).max() > 0.1
+    np.testing.assert_array_equal(one.large, draw(batch, 1).large)
+    np.testing.assert_array_equal(one.masked, draw(batch, 1).masked)
+    assert one.masked.shape == (4, 2, 4)
+    assert 0.2 < np.mean(one.masked) < 0.8
+    assert np.any(one.masked != two.masked)
+    assert np.abs(one.large - two.large).max() > 0.1
+    assert np.abs(one.large[:, 0] - one.large[:, 1]).max() > 0.1
     plain, _ = make_task(settings(dino__mirror=False, dino__jitter=0.0, dino__global_scale=(1.0, 1.0)))
     ramp = dict(
         batch, image=np.broadcast_to(np.arange(0, 160, 10, dtype=np.uint8)[None, None, :, None], (4, 16, 16, 3))
     )
-    kept = np.asarray(plain.example({}, ramp, rngs.streams(0, "train", 1)).whole)
+    kept = np.asarray(plain.example({}, ramp, rngs.streams(0, "train", 1)).large)
     assert (kept[..., -1, 0] > kept[..., 0, 0]).all()  # left stays left
-
-
-def test_nearest_neighbours_vote():
-    bank = np.array([[1, 0], [2, 0.1], [0, 1], [0.1, 3], [-1, 0]], np.float32)
-    queries = np.array([[5, 0.2], [0, 2]], np.float32)
-    assert evaluation.nearest(bank, queries, 2).tolist() == [[1, 0], [2, 3]]
-    labels = np.array([4, 4, 7, 7, 0, 4, 2])
-    assert evaluation.neighbour_accuracy(bank, queries, {"kind": labels}, 5, k=2) == {"kind": 0.5}
 
 
 def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
@@ -220,7 +211,7 @@ def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
     assert convert.main(["export", f"--workdir={tmp_path / 'run'}", "--format=encoder", f"--out={out}"]) == 0
     wanted = dataclasses.replace(made.encoder, weights=str(out), output="all", size="B", width=0, depth=0, heads=0)
     wanted = dataclasses.replace(wanted, normalize="white")
-    config_rules.validate(dataclasses.replace(made, encoder=wanted))
+    config.validate(dataclasses.replace(made, encoder=wanted))
     encoder, params = encoders.make_encoder(wanted)
     pictures = data.read_batch(made.data, data.make_source(made.data), range(256))["image"]
     white, raw = (

@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import i2i, i2v
 from lumos_jax import tasks
 from lumos_jax.checkpoints import transfer
 from lumos_jax.config import io as config_io
-from lumos_jax.models import Condition
+from lumos_jax.models import Condition, Network
 from lumos_jax.tasks import handoffs
 from lumos_jax.weights.rules import flatten, unflatten
+from tests.running import flags_of
 
 FRAMES, SIDE = 4, 16
 
@@ -113,7 +115,7 @@ def test_levels_follow_their_distribution(prepare, batch):
 
 def test_drawing_adds_the_same_little_noise_every_time(made, batch):
     task, frozen = made
-    first, second = (task.condition(frozen, batch) for _ in range(2))
+    first, second = (task.sampling.condition(frozen, batch) for _ in range(2))
     assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(second)))
     noise = np.asarray(first.latent)[:, 0] - (batch["frames"][:, 0] / 127.5 - 1)
     np.testing.assert_allclose(noise.std(), 0.02, rtol=0.1)
@@ -121,7 +123,7 @@ def test_drawing_adds_the_same_little_noise_every_time(made, batch):
 
 def test_tokens_and_latents_drop_independently_and_numbers_never(made):
     task = dataclasses.replace(made[0], condition_dropout=0.25)
-    drop = {name: np.asarray(rows) for name, rows in task.draw_drop(jax.random.key(0), 8000).items()}
+    drop = {name: np.asarray(rows) for name, rows in task.dropout_masks(jax.random.key(0), 8000).items()}
     assert abs(drop["tokens"].mean() - 0.25) < 0.02
     assert abs(drop["latent"].mean() - 0.25) < 0.02
     assert abs((drop["tokens"] & drop["latent"]).mean() - 0.0625) < 0.012
@@ -130,25 +132,43 @@ def test_tokens_and_latents_drop_independently_and_numbers_never(made):
 
 def test_shuffled_exchanges_first_frames_alone(made, batch):
     task, frozen = made
-    condition = task.condition(frozen, batch)
+    condition = task.sampling.condition(frozen, batch)
     other = task.shuffled(condition)
     np.testing.assert_array_equal(other.tokens, np.roll(condition.tokens, 1, axis=0))
     np.testing.assert_array_equal(other.latent, np.roll(condition.latent, 1, axis=0))
     np.testing.assert_array_equal(other.vector, condition.vector)
 
 
+def sampling_with(task, *flags):
+    return task.sampling.with_flags(flags_of(task.sampling, "--images", "a", *flags))
+
+
 def test_guidance_rises_over_frames(made):
-    scales = made[0].guidance(2.5)
+    scales = made[0].sampling.guidance(2.5)
     assert scales.shape == (1, FRAMES, 1, 1, 1)
     np.testing.assert_allclose(scales.ravel(), [1.0, 1.5, 2.0, 2.5])
-    longer = made[0].for_request({"frames": 7}).guidance(2.5)
+    longer = sampling_with(made[0], "--frames=7").guidance(2.5)
     np.testing.assert_allclose(longer.ravel(), np.linspace(1, 2.5, 7))
 
 
-def test_pictures_are_the_image_objective(made, fresh, batch):
+def test_a_guidance_scale_of_one_needs_no_second_pass(made, fresh, batch, monkeypatch):
+    (task, frozen), rows = made, []
+    monkeypatch.setattr(
+        Network, "apply", lambda self, params, x, *_, **__: rows.append(len(x)) or jnp.concatenate([x, x], -1)
+    )
+    sampling, condition = task.sampling, task.sampling.condition(frozen, batch)
+    noise = normal(0, 3, *sampling.latent_shape)
+    for scale in (1.0, 2.5):
+        settings = dataclasses.replace(settings_of(i2v).eval, guidance=scale)
+        sampling.generate(fresh, frozen, condition, noise, jax.random.key(0), settings)
+    assert set(rows[: len(rows) // 2]) == {3}
+    assert set(rows[len(rows) // 2 :]) == {6}
+
+
+def test_images_are_the_image_objective(made, fresh, batch):
     task, frozen = made
-    pictures = batch["frames"][:, 0]
-    x0, condition = task.prepare(frozen, {"image": pictures}, jax.random.key(0))
+    images = batch["frames"][:, 0]
+    x0, condition = task.prepare(frozen, {"image": images}, jax.random.key(0))
     assert x0.shape == (3, SIDE, SIDE, 3)
     assert condition.vector is None
     assert not condition.latent.any()
@@ -162,34 +182,32 @@ def test_pictures_are_the_image_objective(made, fresh, batch):
     np.testing.assert_array_equal(apply(fresh, x0, t, condition), apply(noisy, x0, t, condition))
 
 
-def test_requests_and_files(made, tmp_path):
+def test_sample_inputs_and_files(made, tmp_path):
     task = made[0]
-    picture = np.full((SIDE, SIDE, 3), 7, np.uint8)
-    host = task.request({"images": ["a", "b"], "fps": 5.0, "motion": 40}, lambda path: picture)
+    image = np.full((SIDE, SIDE, 3), 7, np.uint8)
+    args = flags_of(task.sampling, "--images", "a", "b", "--fps=5", "--motion=40")
+    host = task.sampling.sample_inputs(args, lambda path: image)
     assert host["frames"].shape == (2, 1, SIDE, SIDE, 3)
     assert host["fps"].tolist() == [5, 5]
     assert np.floor(host["motion"] / task.video.motion_step).tolist() == [40, 40]
     drawn = np.random.default_rng(0).integers(0, 256, (2, 3, FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
-    files = task.save(host, host["frames"], drawn, str(tmp_path / "clip_1.5"))
+    files = task.sampling.save(host, host["frames"], drawn, str(tmp_path / "clip_1.5.mp4"))
     assert [path.rsplit("/", 1)[-1] for path in files] == ["clip_1.5.gif", "clip_1.5.mp4"]
-    from PIL import Image
-
-    with Image.open(files[1]) as gif:
+    with Image.open(files[0]) as gif:
         assert gif.n_frames == FRAMES
         side = 128 + 16
         assert gif.size == (4 * side + 16, 2 * side + 16)
         assert gif.convert("RGB").getpixel((20, 20)) == (7, 7, 7)
-    for asked, message in (({"motion": 256}, "--motion=256"), ({"fps": 0.0}, "--fps=0.0"), ({}, "give images")):
-        given = asked if not asked else {"images": ["a"], **asked}
+    for flag, message in (("--motion=256", "--motion=256"), ("--fps=0.0", "--fps=0.0")):
         with pytest.raises(ValueError, match=message):
-            task.request(given, lambda path: picture)
+            task.sampling.sample_inputs(flags_of(task.sampling, "--images", "a", flag), lambda path: image)
     with pytest.raises(ValueError, match="--frames=0 must be at least 1"):
-        task.for_request({"frames": 0})
+        sampling_with(task, "--frames=0")
 
 
 def test_sheets_have_the_true_clip_above_its_samples(made, batch):
     drawn = np.zeros((3, 1, FRAMES, SIDE, SIDE, 3), np.uint8)
-    sheet = made[0].sheet(batch, batch["frames"], drawn)
+    sheet = made[0].sampling.sheet(batch, batch["frames"], drawn)
     side = 128 + 16
     assert sheet.shape == (6 * side + 16, FRAMES * side + 16, 3)
     np.testing.assert_array_equal(sheet[16:144:8, 16 + side : 144 + side : 8], batch["frames"][0, 1])

@@ -13,9 +13,9 @@ from configs.ablations import class_conditional, rcg, unconditional
 from lumos_jax import encoders, sample
 from lumos_jax.config import io as config_io
 from lumos_jax.models import Condition
-from lumos_jax.tasks import make_task
+from lumos_jax.tasks import make_task, releases
 from lumos_jax.train import loop
-from lumos_jax.weights import releases
+from tests.running import flags_of
 from tests.weights import test_official_dit as released
 
 
@@ -42,9 +42,9 @@ def test_a_run_without_a_condition_has_one_loss_and_draws_without_guidance(tmp_p
     assert sample.main([f"--workdir={tmp_path}", "--num=3", f"--out={tmp_path / 'x.png'}"]) == 0
     assert (tmp_path / "x.png").stat().st_size > 100
     assert sample.main([f"--workdir={tmp_path}", "--guidance=2"]) == 2
-    assert "there is no condition to guide towards" in capsys.readouterr().err
+    assert "there is no condition to drop or guide towards" in capsys.readouterr().err
     assert sample.main([f"--workdir={tmp_path}", "--classes", "1"]) == 2
-    assert "draws from noise alone" in capsys.readouterr().err
+    assert "whose task is unconditional: it takes none of its own" in capsys.readouterr().err
 
 
 def test_settings_without_a_meaning_are_refused():
@@ -69,9 +69,11 @@ def test_classes_reach_the_embedding_and_another_class_is_another_condition():
     assert jax.eval_shape(task.dit.init, jax.random.key(0))["vector"]["table"].shape == (41, 16)
     dropped = task.dit.drop_condition({}, condition, {n: label > 1 for n in ("tokens", "vector", "latent")})
     np.testing.assert_array_equal(dropped.vector[:, 0], [0, 1, 40, 40])
-    np.testing.assert_array_equal(task.request({"classes": [3, 7]}, None)["label"], [3, 7])
+    sampling = task.sampling
+    inputs = sampling.sample_inputs(flags_of(sampling, "--classes", "3", "7"), None)
+    np.testing.assert_array_equal(inputs["label"], [3, 7])
     with pytest.raises(ValueError, match="0 to 39"):
-        task.request({"classes": [-1]}, None)
+        sampling.sample_inputs(flags_of(sampling, "--classes=-1"), None)
 
 
 def test_rcg_adds_one_standardised_feature():

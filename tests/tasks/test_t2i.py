@@ -15,11 +15,12 @@ from configs import i2i, t2i
 from lumos_jax import config, data, tasks
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
-from lumos_jax.tasks import handoffs, objective
+from lumos_jax.tasks import handoffs
 from lumos_jax.train import rngs, startup
+from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.sharding import device_arrays
 from lumos_jax.weights.rules import flatten
-from tests import stepping
+from tests.running import flags_of
 
 
 def settings_with(make=t2i, **groups):
@@ -87,23 +88,23 @@ def test_pooled_features_are_one_token_without_mask():
     assert condition.token_mask is None
 
 
-def test_requests_are_prompts_and_need_no_pictures():
+def test_sample_inputs_are_prompts_and_need_no_images():
     task, frozen = made()
-    host = task.host(task.request({"prompts": ["a red sphere", "two blue cones"]}, None))
+    sampling = task.sampling
+    args = flags_of(sampling, "--prompts", "a red sphere", "two blue cones")
+    host = task.host(sampling.sample_inputs(args, None))
     assert set(device_arrays(host)) == {"tokens", "token_mask"}
-    sources = np.asarray(task.source_pictures(frozen, device_arrays(host)))
-    sheet = task.sheet(host, sources, np.zeros((2, 3, 16, 16, 3), np.uint8))
-    with_sources = task.sheet(host, np.zeros((2, 16, 16, 3), np.uint8), np.zeros((2, 3, 16, 16, 3), np.uint8))
+    sources = np.asarray(sampling.source_images(frozen, device_arrays(host)))
+    sheet = sampling.sheet(host, sources, np.zeros((2, 3, 16, 16, 3), np.uint8))
+    with_sources = sampling.sheet(host, np.zeros((2, 16, 16, 3), np.uint8), np.zeros((2, 3, 16, 16, 3), np.uint8))
     assert with_sources.shape[1] - sheet.shape[1] == 8 * (16 + 2)
-    with pytest.raises(ValueError, match="this run draws from --prompts: give prompts"):
-        task.request({"images": ["a.png"]}, None)
 
 
 def prior(workdir, make=i2i, **groups):
     """A checkpoint of a run whose weights are noise, and those weights (the EMA)."""
     settings = settings_with(make, **groups)
-    task, _ = tasks.make_task(settings)
-    state = stepping.build(settings, 1).init_state()
+    experiment = Experiment.build(settings, jax.devices()[:1])
+    task, state = experiment.task, experiment.init_state()
     ema = jax.tree.map(lambda a: a + 0.5, state.ema)
     checkpoints = Checkpoints(workdir, config.Checkpoint())
     meta = {"settings": config_io.to_dict(settings), "fingerprints": dict(task.identity), "memory": {}}
@@ -113,11 +114,11 @@ def prior(workdir, make=i2i, **groups):
 
 
 def hand_over(settings, workdir):
-    task, _ = tasks.make_task(settings)
+    experiment = Experiment.build(settings, jax.devices()[:1])
     checkpoints = Checkpoints(workdir, config.Checkpoint())
-    start = startup.start(stepping.build(settings, 1), workdir, checkpoints, dict(task.identity))
+    start = startup.start(experiment, workdir, checkpoints, dict(experiment.task.identity))
     checkpoints.close()
-    return flatten(jax.tree.map(np.asarray, start.state.params)), task
+    return flatten(jax.tree.map(np.asarray, start.state.params)), experiment.task
 
 
 def test_an_i2i_prior_hands_over_all_but_what_reads_its_condition(tmp_path):
@@ -160,7 +161,7 @@ def test_dropped_captions_are_the_null_condition_and_the_others_stay():
     task, frozen = made()
     keys = rngs.streams(0, "train", 0)
     batch = device_arrays(host_batch()) | {"weight": np.ones(8, np.float32)}
-    example = jax.jit(lambda frozen, batch: objective.make_example(task, frozen, batch, keys))(frozen, batch)
+    example = jax.jit(lambda frozen, batch: task.example(frozen, batch, keys))(frozen, batch)
     drop = {name: jnp.arange(8) % 2 == 0 for name in example.drop}
     lost = task.dit.drop_condition(busy_params(), example.condition, drop)
     assert np.array_equal(lost.tokens[2], busy_params()["null"]["tokens"])
@@ -174,18 +175,20 @@ BUCKETS = {"buckets": True, "bucket_step": 4, "bucket_ratios": (0.5, 2.0)}
 def test_sizes_are_the_condition_of_a_run_with_buckets():
     settings = settings_with(data=BUCKETS)
     task, frozen = tasks.make_task(settings)
-    wanted = task.request({"prompts": ["a red sphere"] * 2, "size": "12x20"}, None)
-    assert task.for_request({"size": "12x20"}).latent_shape == (12, 20, 3)
-    assert task.for_request({}) == task
+    sampling = task.sampling
+    args = flags_of(sampling, "--prompts", "a red sphere", "a red sphere", "--size=12x20")
+    wanted = sampling.sample_inputs(args, None)
+    assert sampling.with_flags(args).latent_shape == (12, 20, 3)
+    assert sampling.with_flags(flags_of(sampling, "--prompts", "x")) == sampling
     assert wanted["size"].tolist() == [pytest.approx([12, 20, 0.6])] * 2
     host = data.read_batch(settings.data, data.make_source(settings.data), [0, 1], task.host)
     condition = jax.eval_shape(task.condition, frozen, device_arrays(host))
     assert condition.vector.shape == (2, 3)
-    for size, message in (("12x12", "of the nearest ratio is 16x16"), ("wide", "give HEIGHTxWIDTH")):
+    for size, message in (("12x12", "the nearest ratio is 16x16"), ("wide", "give HEIGHTxWIDTH")):
         with pytest.raises(ValueError, match=message):
-            task.request({"prompts": ["x"], "size": size}, None)
-    with pytest.raises(ValueError, match="--size says nothing to this run"):
-        made()[0].request({"prompts": ["x"], "size": "16x16"}, None)
+            sampling.with_flags(flags_of(sampling, "--prompts", "x", f"--size={size}"))
+    with pytest.raises(ValueError, match=r"--size=16x16 is for runs with config\.data\.buckets"):
+        made()[0].sampling.with_flags(flags_of(sampling, "--prompts", "x", "--size=16x16"))
     with pytest.raises(ValueError, match="set it to a multiple of 4"):
         tasks.make_task(settings_with(data=BUCKETS | {"bucket_step": 2}))
 

@@ -12,7 +12,6 @@ import pytest
 from lumos_jax import config, data
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
-from lumos_jax.tasks import objective
 from lumos_jax.train import finetune, lora, rngs, startup
 from lumos_jax.train.state import TrainState
 from lumos_jax.weights.rules import flatten
@@ -121,7 +120,7 @@ def test_only_named_parameters_train_and_the_rest_keeps_its_bits():
     state, losses = trainer.run(trainer.first, range(3))
     names = {"final/table", "final/out/kernel", "final/out/bias", "blocks/attn/qkv_kernel", "blocks/attn/qkv_bias"}
     assert_only_these_trained(trainer, state, names)
-    whole = trainer.plan.averaged(state.params, state.ema)
+    whole = trainer.plan.ema_weights(state.params, state.ema)
     assert_same_bits(whole["final"], state.ema["final"])
     assert_same_bits(whole["patch"], state.params["patch"])
     assert set(flatten(whole)) == set(flatten(state.params))
@@ -153,7 +152,7 @@ def test_shapes_of_adapters(tuned):
 def example():
     task, frozen = made().task, made().frozen
     batch = {name: host_batches()[0][name] for name in ("image", "weight")}
-    return jax.jit(lambda batch: objective.make_example(task, frozen, batch, rngs.streams(0, "train", 0)))(batch)
+    return jax.jit(lambda batch: task.example(frozen, batch, rngs.streams(0, "train", 0)))(batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -161,7 +160,7 @@ def _output_and_loss(plan, params, example):
     task = made().task
     params, gather = plan.for_apply(params, None) if "lora" in params else (params, None)
     output = task.dit.apply(params, example.x0, example.t.astype(jnp.float32), example.condition, gather=gather)
-    return output, objective.loss_terms(task, params, example, gather)["loss"]
+    return output, task.loss_terms(params, example, gather)["loss"]
 
 
 def output_and_loss(plan, params):
@@ -230,8 +229,8 @@ def test_shards_and_micro_batches_agree_with_one_device(tuned):
             assert leaf.addressable_shards[0].data.size * 4 == leaf.size
     state, losses = trainer.run(trainer.first, range(STEPS))
     np.testing.assert_allclose(losses, tuned[2], rtol=1e-5)
-    theirs = flatten(tuned[0].plan.averaged(tuned[1].params, tuned[1].ema))
-    for path, ours in flatten(trainer.plan.averaged(state.params, state.ema)).items():
+    theirs = flatten(tuned[0].plan.ema_weights(tuned[1].params, tuned[1].ema))
+    for path, ours in flatten(trainer.plan.ema_weights(state.params, state.ema)).items():
         np.testing.assert_allclose(ours, theirs[path], atol=2e-5, err_msg=path)
 
 
@@ -255,7 +254,7 @@ def start(settings, workdir):
 
 def test_adapters_are_handed_on_merged_and_start_fresh(tuned, tmp_path):
     trainer, state, _, workdir = tuned
-    handed = trainer.plan.averaged(state.params, state.ema)
+    handed = trainer.plan.ema_weights(state.params, state.ema)
     whole = start(dataclasses.replace(settings_with(), init_from=str(workdir)), tmp_path / "whole")
     assert_same_bits(whole.state.params, handed)
     again = settings_with(finetune={"lora_rank": 2, "lora_targets": ("blocks/mlp/*/kernel",)})

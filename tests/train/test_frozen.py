@@ -93,12 +93,13 @@ def test_the_rule(mesh):
 
 def test_what_is_split_at_full_size():
     """T5-XXL: an eighth of its bytes on each of eight devices. ViT-L and smaller are whole."""
-    from lumos_jax.encoders import text_encoder, vit
+    from lumos_jax.encoders import vit
+    from lumos_jax.weights.rules import parameter_shapes
 
     place = sharding.Frozen(sharding.make_mesh(config.Mesh()))
 
     def share(network):
-        shapes = text_encoder.parameter_shapes(network)
+        shapes = parameter_shapes(network)
         sizes = {path: 2 * int(np.prod(shape)) for path, shape in shapes.items()}
         parts = {path: place.spec(path, shapes[path], size) != P() for path, size in sizes.items()}
         return sum(size / (8 if parts[path] else 1) for path, size in sizes.items()) / sum(sizes.values())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from safetensors.numpy import load_file, save_file
 from lumos_jax import config, convert, encoders
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
+from lumos_jax.encoders import frozen
+from lumos_jax.tasks import releases
 from lumos_jax.train import finetune, loop
-from lumos_jax.weights import diffusers_names, frozen_files, imports, releases, torch_files
+from lumos_jax.weights import diffusers_names, rules, torch_files
 
 KINDS = {
     "lumos_i2i_xl_2_256": ("lumos-i2i", 822_006_176 + 768),
@@ -48,6 +51,11 @@ def test_dry_run_covers_every_full_size_list(goldens, name, capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def save_encoder(folder, encoder, params):
+    folder.mkdir()
+    frozen.save(folder, frozen.Imported("image-encoder", encoder.vit, rules.flatten(params), None), "a test")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of two steps, and its EMA."""
@@ -59,6 +67,10 @@ def trained(tmp_path_factory):
     settings.optimizer.decay = "constant"
     settings.train.compilation_cache = ""
     settings.log.tensorboard = False
+    made = encoders.make_encoder(config_io.resolve(settings).encoder)
+    save_encoder(workdir / "encoder", *made)
+    settings.encoder.weights, settings.encoder.size = str(workdir / "encoder"), "B"
+    settings.encoder.width = settings.encoder.depth = settings.encoder.heads = 0
     assert loop.train(loop.prepare(config_io.resolve(settings), str(workdir))) == 0
     return workdir, weights(workdir)
 
@@ -98,6 +110,45 @@ def test_exported_names_are_the_official_ones(trained, tmp_path, goldens):
     assert set(state) == {name for name in official if not any(f"blocks.{i}." in name for i in range(2, 28))}
 
 
+def test_files_of_exports_are_readable_as_the_umask_says(trained, tmp_path):
+    workdir, _ = trained
+    before = os.umask(0o027)
+    try:
+        convert.main(["export", f"--workdir={workdir}", "--format=safetensors", f"--out={tmp_path / 'out'}"])
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "out").iterdir()} == {"0o640"}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_prefixes_of_wrappers_are_stripped_and_told(trained, tmp_path, prefix, capsys):
+    workdir, before = trained
+    convert.main(["export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}"])
+    (file,) = (tmp_path / "out").glob("*.pth")
+    state = torch_files.load(file)
+    wrapped = shutil.copytree(tmp_path / "out", tmp_path / "wrapped") / file.name
+    torch_files.save(wrapped, {"model": {f"{prefix}{name}": value for name, value in state.items()}})
+    assert convert.main(["import", "--kind=lumos-i2i", f"--source={wrapped}", f"--out={tmp_path / 'back'}"]) == 0
+    assert f"stripped the prefix {prefix!r} from the names" in capsys.readouterr().out
+    assert jax.tree.all(jax.tree.map(np.array_equal, weights(tmp_path / "back"), before))
+
+
+def test_weights_that_have_moved_are_named_anew_if_they_are_the_same(trained, tmp_path, capsys):
+    workdir, _ = trained
+    moved = shutil.copytree(workdir / "encoder", tmp_path / "renamed")
+    command = ["export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}"]
+    assert convert.main([*command, f"--encoder-weights={moved}"]) == 0
+    assert config_io.load(tmp_path / "out" / "config.json").encoder.weights == str(moved)
+    command[-1] = f"--out={tmp_path / 'other'}"
+    encoder, params = encoders.make_encoder(config_io.load(workdir / "config.json").encoder)
+    save_encoder(tmp_path / "different", encoder, jax.tree.map(lambda a: a + 1, params))
+    assert convert.main([*command, f"--encoder-weights={tmp_path / 'different'}"]) == 2
+    assert "different is not the network that this run was trained with: encoder@" in capsys.readouterr().err
+    assert convert.main([*command, f"--autoencoder-weights={moved}"]) == 2
+    assert "config.autoencoder.kind=identity has no weights" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_imported_weights_train_only_elsewhere(trained, tmp_path):
     workdir, before = trained
     convert.main(["export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}"])
@@ -129,32 +180,33 @@ def test_pixart_of_diffusers_names_is_the_official_one(goldens):
 
 
 @pytest.mark.parametrize(
-    ("kind", "golden", "load"),
+    ("kind", "golden"),
     [
-        ("image-encoder", "hf_dinov2", lambda path: encoders.image_encoder.load_vit(path)),
-        ("image-encoder", "hf_clip_vision", lambda path: encoders.image_encoder.load_vit(path)),
-        ("autoencoder", "diffusers_autoencoder_kl", lambda path: encoders.latents.load_kl(path)),
-        ("t5", "hf_t5_v1_1_encoder", lambda path: encoders.text_encoder.load_t5(path)),
-        ("clip-text", "hf_clip_text", lambda path: encoders.text_encoder.load_clip_text(path)),
+        ("image-encoder", "hf_dinov2"),
+        ("image-encoder", "hf_clip_vision"),
+        ("autoencoder", "diffusers_autoencoder_kl"),
+        ("t5", "hf_t5_v1_1_encoder"),
+        ("clip-text", "hf_clip_text"),
     ],
 )
-def test_frozen_networks_load_the_same_from_their_own_form(goldens, tmp_path, kind, golden, load):
+def test_frozen_networks_load_the_same_from_their_own_form(goldens, tmp_path, kind, golden):
     out = tmp_path / "out"
     assert convert.main(["import", f"--kind={kind}", f"--source={goldens / golden}", f"--out={out}"]) == 0
-    network, params = load(str(out))
-    expected_network, expected = load(str(goldens / golden))
+    network, params, identity = frozen.load(kind, str(out))
+    expected_network, expected, released = frozen.load(kind, str(goldens / golden))
     assert network == expected_network
+    assert encoders.same_content(identity, released)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
     other = "t5" if kind != "t5" else "image-encoder"
     with pytest.raises(ValueError, match=f"holds a {kind}"):
-        frozen_files.load(out, other, dict)
+        frozen.load(other, str(out))
 
 
 def test_a_single_file_of_hugging_face_names_tells_its_shape(goldens):
     for name in ("hf_vit_dino", "hf_dinov2", "hf_clip_vision"):
-        made = imports.read("image-encoder", str(goldens / name / "model.safetensors"), heads=4)
-        told = imports.read("image-encoder", str(goldens / name))
+        made = frozen.read("image-encoder", str(goldens / name / "model.safetensors"), heads=4)
+        told = frozen.read("image-encoder", str(goldens / name))
         assert made.network.heads == told.network.heads == 4
         assert set(made.params) == set(told.params)
 
@@ -180,11 +232,10 @@ def test_moco_v3(goldens, tmp_path):
     state["module.predictor.0.weight"] = normal(4, 16)
     torch_files.save(tmp_path / "moco.pth", {"state_dict": state})
 
-    made = imports.read("image-encoder", str(tmp_path / "moco.pth"), heads=4)
+    made = frozen.read("image-encoder", str(tmp_path / "moco.pth"), heads=4)
     assert (made.network.head, made.network.head_dims, made.network.position_offset) == ("mlp", (40, 40, 16), 0.0)
     assert (
-        sum(name.startswith(("momentum_encoder.", "predictor.")) for name in made.account.dropped)
-        == len(state) // 2 + 1
+        sum(name.startswith(("momentum_encoder.", "predictor.")) for name in made.report.dropped) == len(state) // 2 + 1
     )
     settings = config.Encoder(
         weights=str(tmp_path / "moco.pth"), heads=4, output="pooled", normalize="none", dtype="float32"

@@ -12,7 +12,8 @@ from scipy import special
 
 from lumos_jax import convert
 from lumos_jax.models import Condition
-from lumos_jax.weights import releases, torch_files
+from lumos_jax.tasks import releases
+from lumos_jax.weights import torch_files
 
 WIDTH, DEPTH, HEADS, PATCH, CHANNELS, GRID, CLASSES, FEATURES = 32, 2, 2, 4, 3, 4, 5, 6
 
@@ -108,7 +109,7 @@ def test_output_agrees_with_the_equations(kind, tmp_path):
     tree = {"model": other, {"dit": "ema", "rcg": "model_ema"}[kind]: state, "epoch": np.array(3)}
     torch_files.save(tmp_path / "prior.pt", tree)
     prior = releases.load(str(tmp_path / "prior.pt"), "--source", kind=kind, heads=HEADS)
-    assert list(prior.account.dropped) == ["pos_embed"] + ["y_embedder.embedding_table.weight"] * (kind == "rcg")
+    assert list(prior.report.dropped) == ["pos_embed"] + ["y_embedder.embedding_table.weight"] * (kind == "rcg")
     dit = prior.dit.__class__(**vars(prior.dit) | {"dtype": "float32"})
     rng = np.random.default_rng(4)
     x = rng.normal(size=(4, CHANNELS, GRID * PATCH, GRID * PATCH)).astype(np.float32)
@@ -136,8 +137,8 @@ def test_full_size_names_of_dit_are_all_covered(capsys, tmp_path):
     names = shapes("dit", width=1152, depth=28, patch=2, channels=4, grid=16, classes=1000, out=8)
     assert sum(math.prod(shape) for shape in names.values()) == 675_129_632
     prior = releases.read("dit", names, origin="names")
-    assert prior.account.parameters == 675_129_632 - 294_912
-    assert len(prior.account.loaded) + len(prior.account.dropped) == len(names)
+    assert prior.report.parameters == 675_129_632 - 294_912
+    assert len(prior.report.loaded) + len(prior.report.dropped) == len(names)
     assert (prior.settings.model.size, prior.settings.data.image_size, prior.dit.heads) == ("XL", 256, 16)
     assert jax.tree.map(np.shape, prior.params) == jax.tree.map(
         np.shape, jax.eval_shape(prior.dit.init, jax.random.key(0))

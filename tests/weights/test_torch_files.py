@@ -15,8 +15,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lumos_jax.encoders.image_encoder import load_vit
+from lumos_jax.encoders import frozen
 from lumos_jax.weights import files, torch_files
+
+
+def load_vit(weights):
+    return frozen.load("image-encoder", weights)[:2]
 
 
 @pytest.fixture

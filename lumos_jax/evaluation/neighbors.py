@@ -1,4 +1,4 @@
-"""What nearest neighbours have in common: the k-nearest-neighbour probe of features (Wu et al. 2018; Caron et al. 2021)."""
+"""The k-nearest-neighbor probe of features (Wu et al. 2018; Caron et al. 2021)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ def nearest(bank: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(-(queries @ bank.T), axis=1, kind="stable")[:, :count]
 
 
-def neighbour_accuracy(
-    bank: np.ndarray, queries: np.ndarray, truth: Mapping[str, np.ndarray], split: int, k: int = K
+def neighbor_accuracy(
+    bank: np.ndarray, queries: np.ndarray, labels: Mapping[str, np.ndarray], k: int = K
 ) -> dict[str, float]:
     """Share of queries whose label is the most frequent one among their k nearest, ties going to the smallest label.
 
     Args:
       bank, queries: features (N, C) and (Q, C).
-      truth: name -> labels (N + Q,), non-negative whole numbers, the bank's first; may be empty.
-      split: N.
-      k: neighbours that vote.
+      labels: name -> labels (N + Q,), non-negative integers, the bank's first; may be empty.
+      k: neighbors that vote.
     """
-    found = nearest(bank, queries, k)
+    indices, split = nearest(bank, queries, k), len(bank)
     scores = {}
-    for name, labels in truth.items():
-        votes = labels[:split][found]
+    for name, values in labels.items():
+        votes = values[:split][indices]
         winner = np.array([np.bincount(row).argmax() for row in votes])
-        scores[name] = float((winner == labels[split:]).mean())
+        scores[name] = float((winner == values[split:]).mean())
     return scores

@@ -23,9 +23,8 @@ from typing import Any
 
 from lumos_jax import config, models
 from lumos_jax.config import io as config_io
-from lumos_jax.config import rules as config_rules
-from lumos_jax.models import Network, sizes
-from lumos_jax.weights import diffusers_names, files, official
+from lumos_jax.models import Network, layers, sizes
+from lumos_jax.weights import diffusers_names, files, official, rules
 
 SETTINGS_KEY = "lumos_jax"  # of a safetensors file's metadata: the settings of the run that wrote it
 
@@ -40,7 +39,7 @@ class Release:
     Attributes:
       task: as config.task.name.
       encoder: the encoder that gives its condition.
-      convert: state dict, DiT -> parameters, account.
+      convert: state dict, path -> shape of the network's parameters -> parameters, report.
       position_scale: as config.model.position_scale.
       condition: what it is conditioned on: tokens | sized (tokens, and the image's size and ratio) | class | feature.
       activation: as config.model.activation.
@@ -91,12 +90,13 @@ _MARKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Prior:
-    """An imported prior: settings to sample or train with, the network, its parameters (or shapes) and their account."""
+    """An imported prior: settings to sample or train with, the network, its parameters (or shapes) and what became of every
+    name on disk."""
 
     settings: config.Settings
     dit: Network
     params: Any
-    account: Any
+    report: rules.ImportReport
 
 
 def kind_of(state: Mapping[str, Any]) -> str:
@@ -113,24 +113,26 @@ def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only
     """A released prior from a file, a directory or a hub id.
 
     Args:
-      source: as `encoders.files.read_release` takes it; names may be official, or diffusers'.
+      source: as `weights.files.read_release` takes it; names may be official, or diffusers'.
       field: the setting it is from, for messages.
       kind: a key of RELEASES; empty asks the names.
       heads: attention heads; 0 asks the DiT paper's table.
-      shapes_only: read no arrays, for the account alone.
+      shapes_only: read no arrays, for the report alone.
 
     Raises:
-      ValueError: as `encoders.files.read_release` and `read`.
+      ValueError: as `weights.files.read_release` and `read`.
     """
     state, metadata, described = files.read_release(source, field, shapes_only)
     described, side = described or {}, 0
+    state, prefix = rules.strip_wrappers(state, source)
     if diffusers_names.is_diffusers(state):
         state, side = diffusers_names.from_diffusers(state), described.get("sample_size", 0)
     if SETTINGS_KEY in metadata:
         settings = config_io.from_saved(json.loads(metadata[SETTINGS_KEY]))
     else:  # a run's config.json beside a .pth
         settings = config_io.from_saved(described) if "autoencoder" in described else None
-    return read(kind or kind_of(state), state, origin=source, heads=heads, settings=settings, side=side)
+    prior = read(kind or kind_of(state), state, origin=source, heads=heads, settings=settings, side=side)
+    return dataclasses.replace(prior, report=dataclasses.replace(prior.report, prefix=prefix))
 
 
 def read(
@@ -146,7 +148,7 @@ def read(
 
     Args:
       kind: a key of RELEASES.
-      state: name -> array, or name -> shape to see the account without data.
+      state: name -> array, or name -> shape to see the report without data.
       origin: what the state dict is, for messages.
       heads: attention heads; 0 asks the DiT paper's table.
       settings: those of the run that wrote it, if it says; else they are found from the shapes.
@@ -182,14 +184,7 @@ def read(
         out_channels=shapes["final_layer.linear.weight"][0] // patch**2,
         **network,
     )
-    params, account = release.convert(state, dit, origin=origin)
-    return Prior(settings, dit, params, account)
-
-
-def with_encoder(prior: Prior, weights: str) -> Prior:
-    """The prior with config.encoder.weights set."""
-    encoder = dataclasses.replace(prior.settings.encoder, weights=weights)
-    return dataclasses.replace(prior, settings=dataclasses.replace(prior.settings, encoder=encoder))
+    return Prior(settings, dit, *release.convert(state, rules.parameter_shapes(dit), origin=origin))
 
 
 def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,20 +198,12 @@ def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any
             "this network has no cross-attention, or a final layer as DiT's: the official Lumos release has no names for "
             "it, so it cannot be exported"
         )
-    channels = params["patch"]["kernel"].shape[0] // settings.model.patch_size**2
-    autoencoder = settings.autoencoder
+    model, autoencoder = settings.model, settings.autoencoder
     factor = 1 if autoencoder.kind == "identity" else 2 ** (len(autoencoder.channels) - 1)
-    side = settings.data.image_size // factor
-    vector = params.get("vector", {})
-    dit = models.make_dit(
-        settings.model,
-        latent_shape=(side, side, channels),
-        out_channels=params["final"]["out"]["bias"].shape[0] // settings.model.patch_size**2,
-        token_shape=params["null"]["tokens"].shape if "tokens" in params else None,
-        vector_dim=vector["kernel"].shape[0] if "kernel" in vector else 0,
-        vector_kind="size" if "side" in vector else "linear",
-    )
-    return official.to_official(params, dit)
+    grid = (settings.data.image_size // factor // model.patch_size,) * 2
+    base = (model.position_base,) * 2 if model.position_base else grid
+    positions = layers.positions(grid, base, model.position_scale, params["patch"]["bias"].shape[0])
+    return official.to_official(params, positions, model.patch_size)
 
 
 _TELLING = ("x_embedder.proj.weight", "final_layer.linear.weight")
@@ -245,12 +232,7 @@ def _settings(
     if named and heads in (0, sizes.SIZES[named[0]].heads):
         model = config.Model(size=named[0])
     elif heads:
-        model = config.Model(
-            size="custom",
-            width=width,
-            depth=depth,
-            heads=heads,
-        )
+        model = config.Model(size="custom", width=width, depth=depth, heads=heads)
     else:
         raise ValueError(
             f"{origin}: width {width} and depth {depth} are no size of the DiT paper's table, so its number of attention heads "
@@ -268,5 +250,5 @@ def _settings(
         model=model,
         task=config.Task(name=release.task),
     )
-    config_rules.validate(settings)
+    config.validate(settings)
     return settings

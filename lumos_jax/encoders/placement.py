@@ -1,4 +1,4 @@
-"""Where the parameters of frozen networks go: the interface that the trainer's placement fills."""
+"""Hashes, casts and places each parameter of a frozen network as it is read, so that the host never holds all of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax.weights import files
+from lumos_jax.weights.files import ContentHash
 
 
 class Placement(Protocol):
-    """Puts parameters on devices one by one as they are read, and gathers them where they are used; frozen and hashable.
+    """Puts parameters on devices one by one, and gathers them where they are used; frozen and hashable.
 
     Attributes:
       shapes_only: whether nothing is to be read where shapes are known without: parameters are then shapes.
@@ -40,38 +40,37 @@ def gather_of(place: Placement | None) -> Callable[[Any], Any]:
     return whole if place is None else place.gather
 
 
-class Take:
-    """Takes parameters as they are read: into the hash of the network, then in the compute dtype to where they are kept.
+class Placer:
+    """(path, array) -> the parameter in the compute dtype where it is kept; its content goes into the network's hash first.
 
-    Without a dtype they stay as they are, without a place on the host.
+    Args:
+      dtype: the compute dtype; empty leaves parameters as they are.
+      place: puts them on devices; None leaves them on the host.
     """
 
     def __init__(self, dtype: str = "", place: Placement | None = None):
         self._dtype, self._place = jnp.dtype(dtype) if dtype else None, place
-        self.reset()
+        self._hash = ContentHash()
 
     @property
     def shapes_only(self) -> bool:
         """As of Placement."""
         return self._place is not None and self._place.shapes_only
 
-    def reset(self) -> None:
-        """Forgets what was taken."""
-        self._digests = files.Digests()
-
     def __call__(self, path: str, array: np.ndarray | jax.ShapeDtypeStruct) -> Any:
         if isinstance(array, jax.ShapeDtypeStruct):  # its identity is that of no weights
             array = jax.ShapeDtypeStruct(array.shape, self._dtype or array.dtype)
         else:
             array = np.asarray(array)
-            self._digests.add(path, array)
+            self._hash.add(path, array)
             array = array.astype(self._dtype or array.dtype, copy=False)
         return array if self._place is None else self._place(path, array)
 
-    def total(self) -> str:
-        """The hash of all that was taken."""
-        return self._digests.total()
-
     def identity(self, weights: str) -> str:
-        """Where the weights are from, shortly, and that hash."""
-        return f"{weights.rstrip('/').rsplit('/', 1)[-1]}@{self.total()}"
+        """The last part of the name that the weights were given by, and a hash of the parameters: "name@hash"."""
+        return f"{weights.rstrip('/').rsplit('/', 1)[-1]}@{self._hash.hexdigest()}"
+
+
+def same_content(identity: str, other: str) -> bool:
+    """Whether two identities are of the same parameters, whatever the files are called."""
+    return identity.rpartition("@")[2] == other.rpartition("@")[2]

@@ -1,0 +1,138 @@
+"""Image grids and files: PNG, GIF, which any viewer loops, and MP4 (H.264), which any player plays; it needs PyAV (extra
+`video`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lumos_jax import fileio
+
+_FONT_SIZE, _LINE, _TITLE_LINES = 13, 16, 3  # pixels, pixels, lines
+
+
+def image_grid(rows: np.ndarray, *, titles: Sequence[str] = (), gap: int = 2, min_side: int = 128) -> np.ndarray:
+    """Images (R, C, H, W, 3) uint8 -> one image with R rows and C columns on white.
+
+    titles: a text above each row, broken into lines; what does not fit on three lines is cut.
+
+    Small images are enlarged by an integer factor (nearest pixel) until their side reaches `min_side` pixels, so that a 32 px
+    sample can be judged by eye.
+    """
+    factor = max(1, -(-min_side // rows.shape[2]))
+    rows = rows.repeat(factor, axis=2).repeat(factor, axis=3)
+    count_r, count_c, height, width, _ = rows.shape
+    gap *= factor
+    total_width = count_c * (width + gap) + gap
+    strips = []
+    for r in range(count_r):
+        if titles:
+            strips.append(_title(titles[r], total_width, gap))
+        strip = np.full((height + gap, total_width, 3), 255, np.uint8)
+        for c in range(count_c):
+            left = gap + c * (width + gap)
+            strip[gap:, left : left + width] = rows[r, c]
+        strips.append(strip)
+    return np.concatenate([*strips, np.full((gap, total_width, 3), 255, np.uint8)])
+
+
+def _title(text: str, width: int, margin: int) -> np.ndarray:
+    """A line or more of black text on white, (H, width, 3) uint8."""
+    font = ImageFont.load_default(_FONT_SIZE)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width - 2 * margin:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > _TITLE_LINES:
+        lines = [*lines[: _TITLE_LINES - 1], f"{lines[_TITLE_LINES - 1]} ..."]
+    image = Image.new("RGB", (width, margin + len(lines) * _LINE), "white")
+    draw = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        draw.text((margin, margin + number * _LINE), line, fill="black", font=font)
+    return np.asarray(image)
+
+
+def check_writable(path: str | os.PathLike, given: str) -> None:
+    """Raises ValueError, which begins with `given`, unless that file can be written; a missing folder is made."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise ValueError(f"{given}: {path} is a folder; give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{given} cannot be written: {error.strerror or error}: {path.parent}") from error
+
+
+@contextmanager
+def _replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """As fileio.replacing, in a folder that is made where it is missing."""
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with fileio.replacing(path) as partial:
+        yield partial
+
+
+def save_png(image: np.ndarray, path: str | os.PathLike) -> None:
+    """Writes (H, W, 3) uint8."""
+    with _replacing(path) as partial:
+        Image.fromarray(image).save(partial, format="PNG")
+
+
+def clip_files(out: str) -> list[str]:
+    """The GIF and MP4 named as `out` but for its ending; without PyAV the GIF alone.
+
+    Raises:
+      ValueError: `out` is the name of an MP4, and PyAV is not installed.
+    """
+    root, ending = os.path.splitext(out)
+    if importlib.util.find_spec("av") is not None:
+        return [f"{root}.gif", f"{root}.mp4"]
+    if ending.lower() == ".mp4":
+        raise ValueError(f"{out}: MP4 needs PyAV, pip install '.[video]'; give a name in .gif for a GIF")
+    return [f"{root}.gif"]
+
+
+def save_clip(frames: np.ndarray, out: str, fps: float = 8.0) -> list[str]:
+    """Writes (F, H, W, 3) uint8 as `clip_files(out)` and returns these names."""
+    files = clip_files(out)
+    save_gif(frames, files[0], fps)
+    if len(files) == 1:
+        print("no MP4 is written: it needs PyAV, pip install '.[video]'", file=sys.stderr)
+    else:
+        save_mp4(frames, files[1], fps)
+    return files
+
+
+def save_gif(frames: np.ndarray, path: str | os.PathLike, fps: float = 8.0) -> None:
+    """Writes (F, H, W, 3) uint8 as a GIF that loops; each frame has 256 colors of its own. GIF counts in hundredths of a
+    second, so that 50 frames a second are the most."""
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    with _replacing(path) as partial:
+        first.save(partial, format="GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+
+
+def save_mp4(frames: np.ndarray, path: str | os.PathLike, fps: float = 8.0) -> None:
+    """Writes (F, H, W, 3) uint8 as H.264 in 4:2:0, which has even sides: an odd one repeats its last row or column."""
+    import av  # its libraries take a moment to load, and only this needs them
+
+    _, height, width, _ = frames.shape
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    with _replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "16"})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode(None))

@@ -1,0 +1,185 @@
+"""Samples from a trained run: its settings, frozen networks and weights, and compiled sampling programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from lumos_jax import config, data, encoders, tasks
+from lumos_jax.checkpoints import Checkpoints, transfer
+from lumos_jax.config import io as config_io
+from lumos_jax.tasks.sampling import Sampling, repeat_rows
+from lumos_jax.train import finetune, rngs, sharding
+from lumos_jax.train.experiment import Experiment
+from lumos_jax.train.sharding import device_arrays
+
+HELD_OUT = "held-out:"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+    """A trained run, ready to sample. See `load`.
+
+    Attributes:
+      experiment: of the run's settings, for sampling.
+      params: the network's weights.
+      sampling: the task's, as flags ask for.
+      seed: of the starting noise.
+      batch_size: samples generated at a time.
+    """
+
+    experiment: Experiment
+    params: Any
+    sampling: Sampling
+    seed: int = 0
+    batch_size: int = 16
+
+    def load_image(self, path: str) -> np.ndarray:
+        """A file, or "held-out:N" -> (S, S, 3) uint8. Raises ValueError if it cannot be read."""
+        settings = self.experiment.settings.data
+        return held_out(settings, path) if path.startswith(HELD_OUT) else data.load_image(path, settings.image_size)
+
+    def noise(self, shape: tuple[int, ...]) -> jax.Array:
+        """Starting noise."""
+        return jax.random.normal(rngs.key(self.seed, "sample/noise"), shape)
+
+    def condition(self, host: Mapping[str, np.ndarray]) -> Any:
+        """The condition of each row of a host batch."""
+        return _condition(self.sampling, self.experiment.frozen, device_arrays(host))
+
+    def source_images(self, host: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See Sampling.source_images."""
+        return np.asarray(_source_images(self.sampling, self.experiment.frozen, device_arrays(host)))
+
+    def generate(self, condition: Any, noise: jax.Array, lower_last: str = "auto") -> np.ndarray:
+        """A sample for every row of `condition` and `noise`, `batch_size` at a time: uint8 (B, [F,] H, W, 3).
+
+        Rows are independent for the deterministic samplers (dpm++, ddim, euler, heun): their samples do not depend on
+        `batch_size`. lower_last: as of `diffusion.sample`.
+        """
+        experiment, mesh = self.experiment, self.experiment.mesh
+        total, size, samples = noise.shape[0], self.batch_size, []
+        key = rngs.key(self.seed, "sample/sampler")
+        for number, first in enumerate(range(0, total, size)):
+            rows = np.minimum(np.arange(first, first + size), total - 1)  # the last batch is padded: one compiled shape
+            part = jax.tree.map(lambda a, rows=rows: a[rows], (condition, noise))
+            if size % mesh.size == 0:
+                part = jax.device_put(part, sharding.batch_sharding(mesh))
+            images = _generate(
+                self.sampling, self.params, experiment.frozen, *part, jax.random.fold_in(key, number),
+                experiment.settings.eval, lower_last,
+            )  # fmt: skip
+            samples.append(np.asarray(images)[: total - first])
+            print(f"{min(first + size, total)} of {total} samples", file=sys.stderr)
+        return np.concatenate(samples)
+
+    def samples(self, host: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+        """`count` samples for each of R rows of a host batch: uint8 (R, count, [F,] H, W, 3).
+
+        Rows of one `record`, such as the views of an orbit, start from the same noise, so that only their conditions differ.
+        """
+        rows = len(next(iter(host.values())))
+        records, which = np.unique(host.get("record", np.arange(rows)), return_inverse=True)
+        shape = self.sampling.latent_shape
+        noise = self.noise((len(records), count, *shape))[which].reshape(rows * count, *shape)
+        samples = self.generate(repeat_rows(self.condition(host), count), noise)
+        return samples.reshape(rows, count, *samples.shape[1:])
+
+
+@functools.partial(jax.jit, static_argnames=("sampling", "settings", "lower_last"))
+def _generate(sampling, params, frozen, condition, noise, key, settings, lower_last):
+    return sampling.generate(params, frozen, condition, noise, key, settings, lower_last=lower_last)
+
+
+@functools.partial(jax.jit, static_argnames="sampling")
+def _condition(sampling, frozen, batch):
+    return sampling.condition(frozen, batch)
+
+
+@functools.partial(jax.jit, static_argnames="sampling")
+def _source_images(sampling, frozen, batch):
+    return sampling.source_images(frozen, batch)
+
+
+def load_settings(workdir: str) -> tuple[config.Settings, type[Sampling]]:
+    """The settings of a run, and how its task samples.
+
+    Raises:
+      ValueError: there is no such run, or its task generates nothing.
+    """
+    settings = config_io.load(pathlib.Path(workdir) / "config.json")
+    kind = tasks.task_class(settings.task.name).sampling_class()
+    if kind is None:
+        raise ValueError(
+            f"{workdir} trained an encoder (config.task.name={settings.task.name}), which generates nothing; look at "
+            f"{workdir}/samples"
+        )
+    return settings, kind
+
+
+def load(
+    workdir: str, settings: config.Settings, step: int | None = None, weights: str = "ema", **fields: Any
+) -> Sampler:
+    """Loads a run's weights.
+
+    Args:
+      workdir: the run's directory.
+      settings: of the run; paths of frozen weights and config.eval may differ from what the run saved.
+      step: which checkpoint; None takes the newest.
+      weights: "ema" or "params" (the raw ones).
+      fields: of the Sampler.
+
+    Raises:
+      ValueError: no such checkpoint, or the frozen networks are not those of the training run.
+    """
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest() if step is None else step
+    if step is None or not (checkpoints.directory / str(step)).is_dir():
+        raise ValueError(f"there is no checkpoint {'' if step is None else step} in {checkpoints.directory}")
+    experiment = Experiment.build(settings, training=False)
+    saved = checkpoints.meta(step)
+    _check_frozen(settings, experiment.task.identity, saved["fingerprints"])
+    everywhere = sharding.replicated(experiment.mesh)
+    shapes = jax.eval_shape(experiment.task.network.init, rngs.key(0, "init"))
+    params, _ = transfer(finetune.read_weights(checkpoints, step, weights, everywhere), shapes, origin=workdir)
+    checkpoints.close()
+    return Sampler(experiment, params, experiment.task.sampling, **fields)
+
+
+def _check_frozen(settings: config.Settings, now: Mapping[str, str], then: Mapping[str, str]) -> None:
+    """Raises ValueError unless the frozen networks have the content that they had in training; names may differ."""
+    for group, identity in now.items():
+        trained_with = then.get(group, identity)  # imported weights do not say
+        if not encoders.same_content(identity, trained_with):
+            raise ValueError(
+                f"config.{group}.weights={getattr(settings, group).weights!r} is not the network that this run was trained "
+                f"with: {trained_with} then, {identity} now"
+            )
+
+
+def held_out(settings: config.Data, name: str) -> np.ndarray:
+    """ "held-out:N" -> the image (S, S, 3) uint8 of the run's held-out record N: the input of two views, the first frame of a
+    clip.
+
+    Raises:
+      ValueError: no such record, or it cannot be decoded.
+    """
+    number = name.removeprefix(HELD_OUT)
+    if not number.isdecimal() or int(number) >= settings.holdout:
+        raise ValueError(f"{name}: this run holds out {settings.holdout} records, held-out:0 and so on")
+    source = data.make_source(settings)
+    batch = data.read_batch(settings, source, [data.holdout_records(settings, source)[int(number)]])
+    if not batch["weight"][0]:
+        raise ValueError(f"{name} cannot be decoded: {batch['problem'][0]}")
+    if "frames" in batch:
+        return batch["frames"][0, 0]
+    if "image" not in batch:
+        raise ValueError(f"{name}: config.data.source={settings.source} holds no images; give a file")
+    return batch.get("input", batch["image"])[0]
