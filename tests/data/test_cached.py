@@ -180,7 +180,7 @@ def test_caches_that_are_not_whole_are_refused_by_name(tmp_path):
     [
         ({}, "needs config.data.path"),
         ({"path": "x", "crop": "random"}, "crop=random, flip=False do not go with"),
-        ({"path": "x", "flip": True}, "holds one centre crop"),
+        ({"path": "x", "flip": True}, "holds one center crop"),
     ],
 )
 def test_settings_that_a_cache_cannot_serve_are_refused(fields, message):
