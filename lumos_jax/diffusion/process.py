@@ -52,7 +52,7 @@ class Process:
 
 def make_process(diffusion: config.Diffusion) -> Process:
     """The process that config.diffusion describes."""
-    return Process(**dataclasses.asdict(diffusion))
+    return Process(**dataclasses.asdict(diffusion), learned_variance=diffusion.learned_variance)
 
 
 def at_timestep(table_T: np.ndarray, t_B: jax.Array, like: jax.Array) -> jax.Array:

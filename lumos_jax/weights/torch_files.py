@@ -81,7 +81,7 @@ class _Function(_Stateless):
 _IGNORED = (
     ("argparse", "Namespace"), ("types", "SimpleNamespace"), ("collections", "Counter"),
     ("datetime", "datetime"), ("datetime", "timedelta"), ("numpy", "dtype"), ("numpy", "ndarray"), ("_codecs", "encode"),
-    *(("pathlib", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath")), ("pathlib._local", "PosixPath"),
+    *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "PurePosixPath", "WindowsPath")),
     *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
     *(("torch", name) for name in (
