@@ -20,11 +20,11 @@ from lumos_jax.diffusion.process import (
     Process,
     at_timestep,
     coefficients,
-    from_x0_noise,
     model_log_variance,
     posterior_mean,
     signal_to_noise,
     split_output,
+    target,
     to_x0_noise,
 )
 from lumos_jax.diffusion.schedule import posterior
@@ -45,9 +45,7 @@ def loss_terms(
       float32 (B,) each: `loss`, `mse` and, for the hybrid loss, `vlb` (bits per dim).
     """
     prediction, logits = split_output(process, output.astype(jnp.float32))
-    signal, sigma = coefficients(process, t_B, x0)
-    target = from_x0_noise(process.prediction, signal, sigma, x0, noise)
-    terms = {"mse": _mean(jnp.square(prediction - target))}
+    terms = {"mse": _mean(jnp.square(prediction - target(process, x0, noise, t_B)))}
     terms["loss"] = terms["mse"] * min_snr_weight(process, t_B) if process.min_snr_gamma else terms["mse"]
     if process.loss == "hybrid":
         terms["vlb"] = variational_bound(process, jax.lax.stop_gradient(prediction), logits, x_t, x0, t_B)
