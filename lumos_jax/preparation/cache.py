@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lumos_jax import config, data, tasks
-from lumos_jax.config import io as config_io
+from lumos_jax import config, data, fileio, tasks
 from lumos_jax.config import migration
 from lumos_jax.data.sources import cached
 from lumos_jax.train import sharding
@@ -129,14 +128,10 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all shards are written")
     if jax.process_index() == 0 and not (directory / cached.MANIFEST).exists():
-        _write_manifest(directory, _survey(source, shards, plan, task))
+        cached.write_manifest(directory, _survey(source, shards, plan, task))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the manifest is written")
     return cached.read_manifest(str(directory))
-
-
-def _write_manifest(directory: pathlib.Path, manifest: cached.Manifest) -> None:
-    config_io.save_json({"format": cached.FORMAT, **dataclasses.asdict(manifest)}, directory / cached.MANIFEST)
 
 
 def _check_request(settings: config.Settings, options: Options) -> None:
@@ -179,7 +174,7 @@ def _take_directory(directory: pathlib.Path, plan: Mapping[str, Any]) -> None:
                     f"--out={directory} holds other files, as {others[0]}: give an empty or a new directory"
                 )
             if jax.process_index() == 0:
-                config_io.save_json({"format": cached.FORMAT, **plan}, directory / cached.PLAN)
+                fileio.save_json({"format": cached.FORMAT, **plan}, directory / cached.PLAN)
             return
     except OSError as error:
         raise ValueError(f"--out={directory} cannot be used: {error}") from error

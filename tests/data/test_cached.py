@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumos_jax import config, data
+from lumos_jax import config, data, fileio
 from lumos_jax.config import io as config_io
 from lumos_jax.data.sources import cached
 
@@ -35,7 +35,7 @@ def make_cache(directory, count=30, each=12, dtype="float16", parts=None):
         shards.append((path.name, data.write_arrayrecord(path, records, compress=False), path.stat().st_size))
     arrays = {"feature": (dtype, FEATURE), "latent": (dtype, LATENT)}
     made = cached.Manifest({"encoder.identity": "x"}, arrays, count, 4, parts or ((count, 1.0),), tuple(shards))
-    config_io.save_json({"format": cached.FORMAT, **dataclasses.asdict(made)}, directory / cached.MANIFEST)
+    cached.write_manifest(directory, made)
     assert cached.read_manifest(str(directory)) == made
     return config.Data(source="cached", path=str(directory), image_size=32, holdout=3, threads=2)
 
@@ -162,7 +162,7 @@ def test_caches_that_are_not_whole_are_refused_by_name(tmp_path):
     (tmp_path / "cache" / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"no manifest\.json: no cache is there"):
         data.make_source(settings)
-    config_io.save_json({"format": 1}, tmp_path / "cache" / "plan.json")
+    fileio.save_json({"format": 1}, tmp_path / "cache" / "plan.json")
     with pytest.raises(
         ValueError, match=r"no manifest\.json: this cache is not finished; run the command that makes it"
     ):
@@ -180,7 +180,7 @@ def test_caches_that_are_not_whole_are_refused_by_name(tmp_path):
     [
         ({}, "needs config.data.path"),
         ({"path": "x", "crop": "random"}, "crop=random, flip=False do not go with"),
-        ({"path": "x", "flip": True}, "holds one centre crop"),
+        ({"path": "x", "flip": True}, "holds one center crop"),
     ],
 )
 def test_settings_that_a_cache_cannot_serve_are_refused(fields, message):

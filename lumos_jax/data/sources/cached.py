@@ -24,6 +24,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from lumos_jax import fileio
 from lumos_jax.data.base import Data, Source, digest, register
 from lumos_jax.data.shards import Shards, count_records, read_all
 from lumos_jax.data.sources.mixture import MixtureSource
@@ -153,6 +154,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
             f"{path} has format {tree.get('format')!r}, and this version reads {FORMAT}: make the cache anew elsewhere"
         )
     return tree
+
+
+def write_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
+    fileio.save_json({"format": FORMAT, **dataclasses.asdict(manifest)}, directory / MANIFEST)
 
 
 def read_manifest(path: str) -> Manifest:
