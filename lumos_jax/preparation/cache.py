@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lumos_jax import config, data, tasks
-from lumos_jax.config import io as config_io
+from lumos_jax import config, data, fileio, tasks
 from lumos_jax.data import cached
 from lumos_jax.train import sharding
 from lumos_jax.train.cached_features import differences, made_by
@@ -131,7 +130,7 @@ def _take_directory(directory: pathlib.Path, plan: Mapping[str, Any]) -> None:
                     f"--out={directory} holds other files, as {others[0]}: give an empty or a new directory"
                 )
             if jax.process_index() == 0:
-                config_io.save_json({"format": cached.FORMAT, **plan}, directory / cached.PLAN)
+                fileio.save_json({"format": cached.FORMAT, **plan}, directory / cached.PLAN)
             return
     except OSError as error:
         raise ValueError(f"--out={directory} cannot be used: {error}") from error
