@@ -42,7 +42,6 @@ ALLOWED = {
         "checkpoints",
         "evaluation",
         "weights",
-        "preparation",
     },
     "planning": {"data", "tasks", "train"},
     "preparation": {"data", "tasks", "train"},
