@@ -48,7 +48,8 @@ _DELETED = {
 # Fields that are gone and did not change what is learned, or follow from others.
 _DROPPED = frozenset(
     (
-        "data.prefetch", "diffusion.learned_variance", "encoder.vocabulary", "train.nonfinite_limit", "train.profile_steps", "train.meeting_seconds",
+        "data.prefetch", "diffusion.learned_variance", "encoder.vocabulary", "train.nonfinite_limit", "train.profile_steps",
+        "train.meeting_seconds",
         "train.silence_seconds", "checkpoint.retries",
     )
 )  # fmt: skip

@@ -92,7 +92,7 @@ def test_logical_axes_name_every_dim_of_every_parameter():
 
 
 def test_initial_values_follow_the_recipe():
-    wide = dataclasses.replace(TINY, width=128)
+    wide = dataclasses.replace(TINY, size="128x3x2")
     dit = make_dit(wide, latent_shape=(8, 8, 4), out_channels=8, token_shape=(4, 96))
     params = jax.jit(dit.init)(jax.random.key(0))
     blocks = params["blocks"]
