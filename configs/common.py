@@ -1,4 +1,4 @@
-"""What every task's config starts from: all fields of lumos_jax/config/settings.py with their defaults."""
+"""What every task's config starts from: all settings (docs/settings.md) with their defaults."""
 
 from lumos_jax.config import io as config_io
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -10,7 +11,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -53,26 +54,37 @@ def with_retries(call: Callable[[], T], retries: int = RETRIES - 1) -> T:
     return call()
 
 
-def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a file under a temporary name, sync it and rename it, so that a crash leaves the old file or the new one."""
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A temporary name beside `path`, synced and renamed at the end: a crash leaves the old file or the new one."""
     path = pathlib.Path(path)
     partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
+    yield partial
+    with open(partial, "rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)
 
 
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a file as `replacing` does."""
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def local_directory(flag: str, value: str) -> pathlib.Path:
-    """The absolute path that a flag names. Raises ValueError for URLs and for characters that globs would expand."""
-    if re.match(r"\w+://", value):
+    """The absolute path that a flag names.
+
+    Raises:
+      ValueError: a URL, or a name that Orbax or TensorStore would take for a pattern, an escape or a URL.
+    """
+    if re.match(r"\w+:/", value):
         raise ValueError(
             f"{flag}={value} must be a directory of this machine: mount the bucket (gcsfuse, s3fs) and give its path there"
         )
-    if not value.strip() or set(value) & set("*?[]{}") or not value.isprintable():
-        raise ValueError(f"{flag}={value!r} must be a path without * ? [ ] {{ }} or control characters")
-    return pathlib.Path(value).expanduser().absolute()
+    path = pathlib.Path(value).expanduser().absolute()
+    if not value.strip() or set(str(path)) & set("*?[]\\") or ":/" in f"{path}/" or not str(path).isprintable():
+        raise ValueError(f"{flag}={value!r} must be a path without * ? [ ] \\ :/ or control characters, and is {path}")
+    return path
 
 
 _LEASE = 100.0  # seconds; NFS servers free the locks of a machine that is lost after about 90

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lumos_jax import sample
 from tests.running import ROOT, arrays, assert_same_bits, finish, metrics, pixels, rewound, start, wait_for
 
 
@@ -172,34 +173,7 @@ def test_init_from_starts_from_the_other_runs_ema(undisturbed, command, tmp_path
     assert not (other / "checkpoints" / "4").exists()
 
 
-@pytest.fixture(scope="session")
-def sample(process_environment):
-    """(workdir, *arguments, code) -> what `sample` printed."""
-
-    def run(workdir, *arguments, code=0):
-        arguments = [sys.executable, "-m", "lumos_jax.sample", f"--workdir={workdir}", *arguments]
-        return finish(start({"args": arguments, "env": process_environment(), "cwd": ROOT}), code)
-
-    return run
-
-
-def test_sample_draws_grids_and_paths(undisturbed, sample, tmp_path):
-    workdir, _ = undisturbed
-    for name, color in (("a.jpg", (200, 30, 30)), ("b.png", (30, 30, 200))):
-        Image.new("RGB", (40, 30), color).save(tmp_path / name)
-    images = ["--images", str(tmp_path / "a.jpg"), str(tmp_path / "b.png")]
-    sample(workdir, *images, "--num=3", "--steps=3", f"--out={tmp_path / 'grid.png'}")
-    sample(workdir, *images, "--num=3", "--steps=3", "--batch=4", f"--out={tmp_path / 'again.png'}")
-    grid = pixels(tmp_path / "grid.png")
-    assert np.abs(grid - pixels(tmp_path / "again.png")).max() <= 1  # whatever the batch
-    side = grid.shape[0] // 2
-    assert grid[side // 2, side // 2].argmax() == 0  # first row: the red source
-    assert grid.shape[1] > 3.9 * 128
-    sample(workdir, *images, "--interpolate=5", f"--out={tmp_path / 'path.png'}")
-    assert pixels(tmp_path / "path.png").shape[1] > 6.9 * 128
-
-
-def test_adapters_train_resume_and_draw(undisturbed, command, sample, tmp_path):
+def test_adapters_train_resume_and_sample(undisturbed, command, tmp_path):
     Image.new("RGB", (16, 16), (200, 30, 30)).save(tmp_path / "a.png")
     fields = (f"init_from={undisturbed[0]}", "finetune.lora_rank=2", "finetune.trainable=('final/*',)", "log.every=4",
               "optimizer.decay=constant", "optimizer.ema_dtype=bfloat16", "optimizer.moments_dtype=bfloat16",
@@ -220,28 +194,8 @@ def test_adapters_train_resume_and_draw(undisturbed, command, sample, tmp_path):
     drawn = []
     for step in (4, 8):
         out = tmp_path / f"{step}.png"
-        sample(
-            tmp_path / "whole", "--images", str(tmp_path / "a.png"), "--num=2", f"--checkpoint={step}", f"--out={out}"
-        )
+        images = ["--images", str(tmp_path / "a.png")]
+        arguments = [f"--workdir={tmp_path / 'whole'}", *images, "--num=2", f"--checkpoint={step}", f"--out={out}"]
+        assert sample.main(arguments) == 0
         drawn.append(pixels(out))
     assert not np.array_equal(*drawn)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--images", "/nowhere.png"], "cannot be read"),
-        (["--images", "/nowhere.png", "--interpolate=4"], "exactly two"),
-        (["--images", "/nowhere.png", "--sampler=heun"], "does not solve"),
-        (["--images", "/nowhere.png", "--checkpoint=5"], "no checkpoint 5"),
-    ],
-)
-def test_sample_says_what_is_wrong(undisturbed, sample, tmp_path, arguments, message):
-    output = sample(undisturbed[0], *arguments, f"--out={tmp_path / 'x.png'}", code=2)
-    assert message in output
-    assert "Traceback" not in output
-    assert not (tmp_path / "x.png").exists()
-
-
-def test_sample_without_a_run(sample, tmp_path):
-    assert "no config.json" in sample(tmp_path, "--images", "a.png", code=2)

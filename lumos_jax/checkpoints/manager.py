@@ -18,12 +18,14 @@ import traceback
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from lumos_jax import config
 from lumos_jax.checkpoints.digest import digest
+from lumos_jax.weights.rules import flatten, unflatten
 
 DIRECTORY = "checkpoints"
 DAMAGED = "damaged"  # beside it: what could not be restored
@@ -39,8 +41,8 @@ def quiet_logs() -> None:
             shown(kind, error, trace)
 
     def has_news(record: logging.LogRecord) -> bool:
-        if "read_only=True" in record.getMessage() or "read only=" in record.getMessage():
-            return False  # a manager that only reads says so each time
+        if any(text in record.getMessage() for text in ("read_only=True", "read only=", "preemption sync point")):
+            return False  # what the run reports itself, or expects
         if not record.exc_info or record.exc_info[2] is None:
             return True
         if "Event loop is closed" in str(record.exc_info[1]):
@@ -80,6 +82,11 @@ class Checkpoints:
             )
         self._options = options
         self._manager = self._open()
+        self._unread: tuple[Any, Any, Any] = (
+            None,
+            None,
+            None,
+        )  # what was saved and is to be read back: step, a parameter, digest
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
@@ -115,12 +122,15 @@ class Checkpoints:
             self._manager.check_for_errors()
         except (OSError, ValueError, RuntimeError) as error:
             raise self.failed(error) from error
+        name, leaf = min(flatten(state["params"]).items(), key=lambda item: item[1].size)
+        self._unread = (step, unflatten({name: np.empty(leaf.shape, leaf.dtype)}), meta["digest"])
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk. Raises CheckpointError as `save` does."""
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            self._read_back()
         except (OSError, ValueError, RuntimeError) as error:
             raise self.failed(error) from error
 
@@ -128,9 +138,30 @@ class Checkpoints:
         """Whether all that was saved is on disk. Raises CheckpointError if a write under way has failed."""
         try:
             self._manager.check_for_errors()
+            if self._manager.is_saving_in_progress():
+                return False
+            self._read_back()
         except (OSError, ValueError, RuntimeError) as error:
             raise self.failed(error) from error
-        return not self._manager.is_saving_in_progress()
+        return True
+
+    def _read_back(self) -> None:
+        """Compare the meta and the smallest parameter on disk with what was saved last. Process 0 does.
+
+        Raises:
+          ValueError: they are not there or not the same.
+        """
+        (step, smallest, expected), self._unread = self._unread, (None, None, None)
+        if smallest is None or jax.process_index() > 0:
+            return
+        try:
+            found = digest({"params": self.restore_subtree(step, "params", smallest)})
+            if self.meta(step)["digest"] != expected or any(expected[name] != value for name, value in found.items()):
+                raise ValueError("it reads back otherwise than it was written")
+        except _UNREADABLE as error:
+            if jax.process_count() == 1:  # else the next start does
+                self.set_aside([step])
+            raise ValueError(f"step {step} cannot be read back: {_short(error)}") from error
 
     def _probe(self) -> None:
         """Write a small file beside the checkpoints: where that fails, so would Orbax's threads, some only after minutes."""
@@ -229,6 +260,6 @@ class Checkpoints:
             good = []
         last = f"the last good checkpoint is {max(good)}" if good else "there is no earlier checkpoint"
         return CheckpointError(
-            f"writing {what} into {self.directory} failed ({error}); {last}. "
+            f"writing {what} into {self.directory} failed ({_short(error)}); {last}. "
             "Free some space (or lower config.checkpoint.keep) and run the same command again"
         )

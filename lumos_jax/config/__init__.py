@@ -1,4 +1,31 @@
-"""Settings of a run: `settings` has the fields, `rules` what they obey, `io` reads and writes them."""
+"""Settings of a run: groups of typed fields with their rules; `io` reads and writes them, `migration` reads earlier layouts."""
 
-from lumos_jax.config.settings import *  # noqa: F403
-from lumos_jax.config.settings import TEXT_KINDS as TEXT_KINDS
+from lumos_jax.config.data import Data
+from lumos_jax.config.fields import flatten
+from lumos_jax.config.networks import TEXT_KINDS, Autoencoder, Diffusion, Encoder, Model
+from lumos_jax.config.settings import Settings, validate
+from lumos_jax.config.tasks import Dino, Nvs, Task, Video
+from lumos_jax.config.training import Checkpoint, Eval, Finetune, Log, Mesh, Optimizer, Train
+
+__all__ = [
+    "TEXT_KINDS",
+    "Autoencoder",
+    "Checkpoint",
+    "Data",
+    "Diffusion",
+    "Dino",
+    "Encoder",
+    "Eval",
+    "Finetune",
+    "Log",
+    "Mesh",
+    "Model",
+    "Nvs",
+    "Optimizer",
+    "Settings",
+    "Task",
+    "Train",
+    "Video",
+    "flatten",
+    "validate",
+]

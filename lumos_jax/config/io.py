@@ -13,8 +13,8 @@ from typing import Any
 import ml_collections
 
 from lumos_jax import config, fileio
+from lumos_jax.config import fields as config_fields
 from lumos_jax.config import migration
-from lumos_jax.config import rules as config_rules
 
 
 def to_dict(settings: config.Settings) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def from_dict(tree: Mapping[str, Any]) -> config.Settings:
       ValueError: an unknown field (with the nearest known ones), a value of the wrong type, or an impossible combination.
     """
     settings = _build(config.Settings, tree, "config")
-    config_rules.validate(settings)
+    config.validate(settings)
     return settings
 
 
@@ -85,11 +85,11 @@ def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[A
 _FREE_GROUPS = ("mesh", "checkpoint", "log", "eval")
 _FREE_FIELDS = frozenset(
     {
-        "data.path", "data.workers", "data.threads", "data.prefetch", "data.max_corrupt_rate", "data.bucket_index",
+        "data.path", "data.workers", "data.threads", "data.max_corrupt_rate", "data.bucket_index",
         "data.tar_index",
         "init_from", "optimizer.ema_memory",
-        "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.nonfinite_limit",
-        "train.watchdog_minutes", "train.profile_at", "train.profile_steps", "train.compilation_cache",
+        "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.watchdog_minutes", "train.profile_at",
+        "train.compilation_cache",
     }
 )  # fmt: skip
 
@@ -113,17 +113,21 @@ def _build(cls, tree: Mapping[str, Any], where: str):
     """One dataclass from one mapping; absent fields take their defaults."""
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where} must be a group of fields, not {tree!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    values = {}
+    fields, values = config_fields.fields(cls), {}
     for name, value in tree.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=3) or sorted(fields)
-            raise ValueError(f"unknown field {where}.{name}; did you mean {' or '.join(near)}?")
-        hint = hints[name]
-        here = f"{where}.{name}"
+            raise ValueError(f"unknown field {where}.{name}; {_suggest(f'{where}.{name}', fields)}")
+        hint, here = fields[name].type, f"{where}.{name}"
         values[name] = _build(hint, value, here) if dataclasses.is_dataclass(hint) else _coerce(hint, value, here)
     return cls(**values)
+
+
+def _suggest(name: str, fields: Mapping[str, Any]) -> str:
+    new = migration.RENAMED.get(name.removeprefix("config."))
+    if new:
+        return f"it is config.{new} now"
+    near = difflib.get_close_matches(name.rpartition(".")[2], fields, n=3) or sorted(fields)
+    return f"did you mean {' or '.join(near)}?"
 
 
 def _coerce(hint, value, where: str):
@@ -132,10 +136,10 @@ def _coerce(hint, value, where: str):
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             raise ValueError(f"{where} must be a tuple, not {value!r}")
         kinds = typing.get_args(hint)
-        if kinds[-1] is not Ellipsis and len(value) != len(kinds):
-            raise ValueError(f"{where} must have {len(kinds)} values, not {len(value)}: {value!r}")
         if kinds[-1] is Ellipsis:
             kinds = (kinds[0],) * len(value)
+        if len(value) != len(kinds):
+            raise ValueError(f"{where} must have {len(kinds)} values, not {len(value)}: {value!r}")
         return tuple(
             _coerce(kind, entry, f"{where}[{i}]") for i, (kind, entry) in enumerate(zip(kinds, value, strict=True))
         )

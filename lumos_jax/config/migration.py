@@ -27,11 +27,22 @@ RENAMED = {
     "eval.bank": "eval.knn_bank_size",
 }
 
-# Fields that are gone -> their old default.
-_REMOVED = {"model.mlp_products": "none"}
+# Fields that are gone -> the only value that this version can continue, their old default.
+_DELETED = {
+    "model.mlp_ratio": 4.0,
+    "model.position_base": 0,
+    "model.mlp_products": "none",
+    "optimizer.b1": 0.9,
+    "mesh.tensor": 1,
+}
 
-# Fields that are gone and never changed a result, whatever their value.
-_DROPPED = ("train.meeting_seconds", "train.silence_seconds", "checkpoint.retries")
+# Fields that are gone and did not change what is learned, or follow from others.
+_DROPPED = frozenset(
+    (
+        "data.prefetch", "diffusion.learned_variance", "train.nonfinite_limit", "train.profile_steps", "train.meeting_seconds",
+        "train.silence_seconds", "checkpoint.retries",
+    )
+)  # fmt: skip
 
 # Today's name -> old value -> new value.
 _VALUES = {
@@ -48,13 +59,20 @@ def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for {"group.field": value}, of which some may be absent and others no settings."""
-    new = {RENAMED.get(name, name): value for name, value in flat.items()}
+    """The same for {"group.field": value}, of which some may be absent and others no settings.
+
+    Raises:
+      ValueError: a field that is gone has a value that this version cannot continue; names it.
+    """
+    new = {RENAMED.get(name, name): value for name, value in flat.items() if name not in _DROPPED}
+    for name, default in _DELETED.items():
+        if new.pop(name, default) != default:
+            raise ValueError(
+                f"config.{name}={flat[name]!r} of these settings is gone: only runs with {default!r} can be continued"
+            )
     for name, values in _VALUES.items():
         if name in new and isinstance(new[name], (str, bool)):
             new[name] = values.get(new[name], new[name])
-    new = {name: value for name, value in new.items() if name not in _REMOVED or value != _REMOVED[name]}
-    new = {name: value for name, value in new.items() if name not in _DROPPED}
     if "optimizer.boosted" in new:
         patterns, factor = new.pop("optimizer.boosted"), new.pop("optimizer.boost", 1.0)
         new["optimizer.lr_multipliers"] = tuple((pattern, factor) for pattern in patterns)

@@ -50,7 +50,7 @@ class Process:
 
 def make_process(diffusion: config.Diffusion) -> Process:
     """The process that config.diffusion describes."""
-    return Process(**dataclasses.asdict(diffusion))
+    return Process(**dataclasses.asdict(diffusion), learned_variance=diffusion.learned_variance)
 
 
 def gather(table: np.ndarray, t: jax.Array, like: jax.Array) -> jax.Array:

@@ -16,9 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lumos_jax import config, data, tasks
-from lumos_jax.config import rules as config_rules
 from lumos_jax.planning import flops
-from lumos_jax.tasks.sampling import options_of
 from lumos_jax.train import rngs, sharded_forward, sharding, state_dtype
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
@@ -82,7 +80,7 @@ class Job:
         keys = (rngs.key(0, "sheet/noise"), rngs.key(0, "sheet/sampler"))
 
         def draw(params, frozen, batch):
-            return sampling.generate_batch(params, frozen, batch, keys, settings.samples, options_of(settings), gather)
+            return sampling.generate_batch(params, frozen, batch, keys, settings.samples, settings, gather)
 
         shown = {name: _shape((settings.rows, *a.shape[1:]), a.dtype, everywhere) for name, a in self.batch.items()}
         del shown["weight"]
@@ -154,7 +152,7 @@ def make_job(settings: config.Settings, devices: list[Any], cached: bool) -> Job
     Raises:
       ValueError: settings that do not fit the devices, or records that are not cached.
     """
-    config_rules.validate(settings)
+    config.validate(settings)
     experiment = Experiment.build(settings, devices, abstract=True)
     rows = _rows(settings, experiment.task, experiment.frozen, cached)
     if cached:

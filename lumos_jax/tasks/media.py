@@ -15,6 +15,8 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lumos_jax import fileio
+
 _FONT_SIZE, _LINE, _TITLE_LINES = 13, 16, 3  # pixels, pixels, lines
 
 
@@ -77,12 +79,10 @@ def check_writable(path: str | os.PathLike, given: str) -> None:
 
 @contextmanager
 def _replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A temporary name beside `path`, which takes its place at the end: a reader never sees half a file."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    yield partial
-    partial.replace(path)
+    """As fileio.replacing, in a folder that is made where it is missing."""
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with fileio.replacing(path) as partial:
+        yield partial
 
 
 def save_png(image: np.ndarray, path: str | os.PathLike) -> None:

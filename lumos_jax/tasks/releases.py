@@ -23,7 +23,6 @@ from typing import Any
 
 from lumos_jax import config, models
 from lumos_jax.config import io as config_io
-from lumos_jax.config import rules as config_rules
 from lumos_jax.models import Network, layers, sizes
 from lumos_jax.weights import diffusers_names, files, official, rules
 
@@ -251,5 +250,5 @@ def _settings(
         model=model,
         task=config.Task(name=release.task),
     )
-    config_rules.validate(settings)
+    config.validate(settings)
     return settings

@@ -21,25 +21,6 @@ from lumos_jax.tasks import media
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingOptions:
-    """Fields as in config.Eval; `lower_last` lowers the order of dpm++'s last step: auto | always."""
-
-    sampler: str
-    steps: int
-    guidance: float
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_rescale: float = 0.0
-    lower_last: str = "auto"
-
-
-def options_of(settings: config.Eval) -> SamplingOptions:
-    """The sampling options that config.eval names."""
-    return SamplingOptions(
-        settings.sampler, settings.steps, settings.guidance, settings.guidance_interval, settings.guidance_rescale
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class Sampling:
     """Base class, frozen and hashable; a task's own class, in the task's file, overrides what differs.
 
@@ -112,41 +93,38 @@ class Sampling:
         return jnp.zeros((len(next(iter(batch.values()))), 0, 0, 3), jnp.uint8)
 
     def generate(self, params: Any, frozen: Any, condition: Condition, noise: jax.Array, key: jax.Array,
-                 options: SamplingOptions, gather: Callable | None = None) -> jax.Array:  # fmt: skip
-        """One sample a row of `condition` and `noise` (B, *latent_shape): pixels uint8 (B, [F,] H, W, 3)."""
+                 settings: config.Eval, gather: Callable | None = None, lower_last: str = "auto") -> jax.Array:  # fmt: skip
+        """One sample a row of `condition` and `noise` (B, *latent_shape): pixels uint8 (B, [F,] H, W, 3).
+
+        settings: sampler, steps and guidance. gather: as for `models.Network.apply`. lower_last: as of `diffusion.sample`.
+        """
         task = self.task
         condition = task.dit.project_camera(params, condition)
 
-        def predict(x, network_time, given):
-            return task.dit.apply(params, x, network_time, given, gather=gather)
+        def predict(x, network_time, condition):
+            return task.dit.apply(params, x, network_time, condition, gather=gather)
 
         denoise = diffusion.guided(
             predict,
             condition,
             task.dit.null_condition(params, condition),
-            scale=self.guidance(options.guidance),
-            interval=options.guidance_interval,
-            rescale=options.guidance_rescale,
+            scale=self.guidance(settings.guidance),
+            interval=settings.guidance_interval,
+            rescale=settings.guidance_rescale,
             process=task.process,
         )
         latent = diffusion.sample(
-            task.process,
-            denoise,
-            noise,
-            key,
-            sampler=options.sampler,
-            steps=options.steps,
-            lower_last=options.lower_last,
+            task.process, denoise, noise, key, sampler=settings.sampler, steps=settings.steps, lower_last=lower_last
         )
         return to_uint8(self.decode(frozen, latent))
 
     def generate_batch(self, params: Any, frozen: Any, batch: Mapping[str, jax.Array], keys: tuple[jax.Array, jax.Array],
-                       count: int, options: SamplingOptions, gather: Callable | None = None) -> jax.Array:  # fmt: skip
+                       count: int, settings: config.Eval, gather: Callable | None = None) -> jax.Array:  # fmt: skip
         """`count` samples for each row of the batch: uint8 (B, count, [F,] H, W, 3). keys: (starting noise, sampler)."""
         rows = next(iter(batch.values())).shape[0]
         condition = repeat_rows(self.condition(frozen, batch), count)
         noise = jax.random.normal(keys[0], (rows * count, *self.latent_shape), jnp.float32)
-        samples = self.generate(params, frozen, condition, noise, keys[1], options, gather)
+        samples = self.generate(params, frozen, condition, noise, keys[1], settings, gather)
         return samples.reshape(rows, count, *samples.shape[1:])
 
     # Looking at samples. host: a batch as it was read, R rows; sources: its `source_images`; samples: uint8 (R, n, *pixels).

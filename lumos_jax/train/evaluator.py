@@ -14,7 +14,6 @@ import numpy as np
 
 from lumos_jax import data, evaluation
 from lumos_jax.tasks import media
-from lumos_jax.tasks.sampling import options_of
 from lumos_jax.train import rngs, sharding
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.scoring import Scorer
@@ -80,8 +79,8 @@ class DenoisingEvaluator:
 
         def generate(params, frozen, batch):
             keys = (rngs.key(seed, "sheet/noise"), rngs.key(seed, "sheet/sampler"))
-            options = options_of(settings.eval)
-            return self.sampling.generate_batch(params, frozen, batch, keys, settings.eval.samples, options, gather)
+            count = settings.eval.samples
+            return self.sampling.generate_batch(params, frozen, batch, keys, count, settings.eval, gather)
 
         self.generate = jax.jit(generate, out_shardings=replicated)
         self.scorer = Scorer(experiment, source) if settings.eval.num_scored else None

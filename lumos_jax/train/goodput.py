@@ -15,13 +15,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+
+from lumos_jax import fileio
 
 FILE = "goodput.json"
 CAUSES = ("startup", "restore", "compile", "data", "save", "evaluation", "redone", "down")
@@ -69,10 +73,21 @@ class Ledger:
             self.lost["down"] += max(began - kept["until"], 0.0)
 
     def _kept(self) -> Mapping[str, Any] | None:
+        """The account so far; None of a new run, and with a warning where the file is damaged."""
         try:
-            return json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:  # a new run, or one of a version that kept none
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            numbers = [kept["began"], kept["until"], *kept["lost"].values(), *kept["useful_at"].values()]
+            if not set(kept["lost"]) <= set(CAUSES) or not all(
+                map(math.isfinite, [*numbers, *map(int, kept["useful_at"])])
+            ):
+                raise ValueError("other numbers than were written")
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if self.active:
+                print(f"warning: {self.path} is damaged ({error}): goodput is counted from here on", file=sys.stderr)
+            return None
+        return kept
 
     def lose(self, cause: str, seconds: float) -> None:
         self.lost[cause] += max(seconds, 0.0)
@@ -99,9 +114,7 @@ class Ledger:
             return
         self._written = until = self.clock()
         account = {"began": self.began, "until": until, "lost": self.lost, "useful_at": self.useful_at}
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(account, indent=1), encoding="utf-8")
-        partial.replace(self.path)
+        fileio.write_whole(self.path, json.dumps(account, indent=1))
 
     def told(self) -> str:
         """For people: the share, of how long, and the losses from the largest on."""

@@ -182,20 +182,22 @@ class Reporter:
 
 
 def _truncate(path: pathlib.Path, start: int) -> None:
-    """Drops the lines after step `start` (they will be written again) and a half-written last line."""
-    if not path.exists():
+    """Drop the lines after step `start`, which will be written again, and damaged ones, with a warning."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    kept, damaged = [], 0
+    for number, line in enumerate(lines, start=1):
         try:
             step = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError):
-            continue
-        if start > 0 and step <= start:
-            kept.append(line + "\n")
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+            if start > 0 and step <= start:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError):
+            damaged += number < len(lines)  # a kill leaves half of the last line
+    if damaged:
+        print(f"warning: {path}: {damaged} damaged line(s) dropped", file=sys.stderr)
+    fileio.write_whole(path, b"".join(kept))
 
 
 def _clock(seconds: float) -> str:

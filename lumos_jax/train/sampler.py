@@ -15,7 +15,7 @@ import numpy as np
 from lumos_jax import config, data, encoders, tasks
 from lumos_jax.checkpoints import Checkpoints, transfer
 from lumos_jax.config import io as config_io
-from lumos_jax.tasks.sampling import Sampling, SamplingOptions, options_of, repeat_rows
+from lumos_jax.tasks.sampling import Sampling, repeat_rows
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.sharding import device_arrays
@@ -31,7 +31,6 @@ class Sampler:
       experiment: of the run's settings, for sampling.
       params: the network's weights.
       sampling: the task's, as flags ask for.
-      options: of the diffusion sampler.
       seed: of the starting noise.
       batch_size: samples generated at a time.
     """
@@ -39,7 +38,6 @@ class Sampler:
     experiment: Experiment
     params: Any
     sampling: Sampling
-    options: SamplingOptions
     seed: int = 0
     batch_size: int = 16
 
@@ -60,13 +58,13 @@ class Sampler:
         """See Sampling.source_images."""
         return np.asarray(_source_images(self.sampling, self.experiment.frozen, device_arrays(host)))
 
-    def generate(self, condition: Any, noise: jax.Array, **options: Any) -> np.ndarray:
+    def generate(self, condition: Any, noise: jax.Array, lower_last: str = "auto") -> np.ndarray:
         """A sample for every row of `condition` and `noise`, `batch_size` at a time: uint8 (B, [F,] H, W, 3).
 
         Rows are independent for the deterministic samplers (dpm++, ddim, euler, heun): their samples do not depend on
-        `batch_size`. options: fields of SamplingOptions that differ from the sampler's own.
+        `batch_size`. lower_last: as of `diffusion.sample`.
         """
-        options, mesh = dataclasses.replace(self.options, **options), self.experiment.mesh
+        experiment, mesh = self.experiment, self.experiment.mesh
         total, size, samples = noise.shape[0], self.batch_size, []
         key = rngs.key(self.seed, "sample/sampler")
         for number, first in enumerate(range(0, total, size)):
@@ -74,8 +72,11 @@ class Sampler:
             part = jax.tree.map(lambda a, rows=rows: a[rows], (condition, noise))
             if size % mesh.size == 0:
                 part = jax.device_put(part, sharding.batch_sharding(mesh))
-            program = (self.sampling, self.params, self.experiment.frozen, *part, jax.random.fold_in(key, number))
-            samples.append(np.asarray(_generate(*program, options, self.experiment.gather))[: total - first])
+            images = _generate(
+                self.sampling, self.params, experiment.frozen, *part, jax.random.fold_in(key, number),
+                experiment.settings.eval, lower_last,
+            )  # fmt: skip
+            samples.append(np.asarray(images)[: total - first])
             print(f"{min(first + size, total)} of {total} samples", file=sys.stderr)
         return np.concatenate(samples)
 
@@ -92,9 +93,9 @@ class Sampler:
         return samples.reshape(rows, count, *samples.shape[1:])
 
 
-@functools.partial(jax.jit, static_argnames=("sampling", "options", "gather"))
-def _generate(sampling, params, frozen, condition, noise, key, options, gather):
-    return sampling.generate(params, frozen, condition, noise, key, options, gather)
+@functools.partial(jax.jit, static_argnames=("sampling", "settings", "lower_last"))
+def _generate(sampling, params, frozen, condition, noise, key, settings, lower_last):
+    return sampling.generate(params, frozen, condition, noise, key, settings, lower_last=lower_last)
 
 
 @functools.partial(jax.jit, static_argnames="sampling")
@@ -149,7 +150,7 @@ def load(
     shapes = jax.eval_shape(experiment.task.network.init, rngs.key(0, "init"))
     params, _ = transfer(finetune.read_weights(checkpoints, step, weights, everywhere), shapes, origin=workdir)
     checkpoints.close()
-    return Sampler(experiment, params, experiment.task.sampling, options_of(settings.eval), **fields)
+    return Sampler(experiment, params, experiment.task.sampling, **fields)
 
 
 def _check_frozen(settings: config.Settings, now: Mapping[str, str], then: Mapping[str, str]) -> None:

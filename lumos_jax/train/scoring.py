@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from lumos_jax import data, evaluation
-from lumos_jax.tasks.sampling import options_of
 from lumos_jax.train import rngs, sharding
 from lumos_jax.train.experiment import Experiment
 
@@ -37,8 +36,7 @@ class Scorer:
 
         def generate(params, frozen, batch, index):
             keys = tuple(rngs.key(settings.train.seed, f"scored/{name}", index) for name in ("noise", "sampler"))
-            options, gather = options_of(settings.eval), experiment.gather
-            return self.sampling.generate_batch(params, frozen, batch, keys, 1, options, gather)[:, 0]
+            return self.sampling.generate_batch(params, frozen, batch, keys, 1, settings.eval, experiment.gather)[:, 0]
 
         self._generate = jax.jit(generate, out_shardings=sharding.replicated(experiment.mesh))
 

@@ -17,9 +17,7 @@ ALL = (*DISCRETE, ("flow", "flow"))
 
 
 def make(kind, prediction, **more):
-    return diffusion.make_process(
-        config.Diffusion(schedule=kind, prediction=prediction, learned_variance=False, loss="simple", **more)
-    )
+    return diffusion.make_process(config.Diffusion(schedule=kind, prediction=prediction, loss="simple", **more))
 
 
 def draw(process, size=6):

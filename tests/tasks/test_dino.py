@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from configs import dino as dino_config
-from lumos_jax import convert, data, encoders
+from lumos_jax import config, convert, data, encoders
 from lumos_jax.config import io as config_io
-from lumos_jax.config import rules as config_rules
 from lumos_jax.tasks import dino, make_task
 from lumos_jax.tasks.dino import Crops
 from lumos_jax.train import loop, rngs
@@ -212,7 +211,7 @@ def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
     assert convert.main(["export", f"--workdir={tmp_path / 'run'}", "--format=encoder", f"--out={out}"]) == 0
     wanted = dataclasses.replace(made.encoder, weights=str(out), output="all", size="B", width=0, depth=0, heads=0)
     wanted = dataclasses.replace(wanted, normalize="white")
-    config_rules.validate(dataclasses.replace(made, encoder=wanted))
+    config.validate(dataclasses.replace(made, encoder=wanted))
     encoder, params = encoders.make_encoder(wanted)
     pictures = data.read_batch(made.data, data.make_source(made.data), range(256))["image"]
     white, raw = (

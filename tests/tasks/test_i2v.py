@@ -12,7 +12,7 @@ from configs import i2i, i2v
 from lumos_jax import tasks
 from lumos_jax.checkpoints import transfer
 from lumos_jax.config import io as config_io
-from lumos_jax.models import Condition
+from lumos_jax.models import Condition, Network
 from lumos_jax.tasks import handoffs
 from lumos_jax.weights.rules import flatten, unflatten
 from tests.running import flags_of
@@ -149,6 +149,20 @@ def test_guidance_rises_over_frames(made):
     np.testing.assert_allclose(scales.ravel(), [1.0, 1.5, 2.0, 2.5])
     longer = sampling_with(made[0], "--frames=7").guidance(2.5)
     np.testing.assert_allclose(longer.ravel(), np.linspace(1, 2.5, 7))
+
+
+def test_a_guidance_scale_of_one_needs_no_second_pass(made, fresh, batch, monkeypatch):
+    (task, frozen), rows = made, []
+    monkeypatch.setattr(
+        Network, "apply", lambda self, params, x, *_, **__: rows.append(len(x)) or jnp.concatenate([x, x], -1)
+    )
+    sampling, condition = task.sampling, task.sampling.condition(frozen, batch)
+    noise = normal(0, 3, *sampling.latent_shape)
+    for scale in (1.0, 2.5):
+        settings = dataclasses.replace(settings_of(i2v).eval, guidance=scale)
+        sampling.generate(fresh, frozen, condition, noise, jax.random.key(0), settings)
+    assert set(rows[: len(rows) // 2]) == {3}
+    assert set(rows[len(rows) // 2 :]) == {6}
 
 
 def test_images_are_the_image_objective(made, fresh, batch):

@@ -1,5 +1,6 @@
 """Checkpoints on storage that fails or damages, the account of lost time, and the watchdog."""
 
+import json
 import sys
 import time
 
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from lumos_jax import config
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.checkpoints.digest import digest
-from lumos_jax.train import goodput, sharding
+from lumos_jax.train import goodput, metrics, sharding
 from lumos_jax.train.saving import Saver
 from lumos_jax.train.watchdog import Watchdog
 
@@ -92,6 +93,25 @@ def test_retries_end(tmp_path, monkeypatch):
     assert len(said) == 4
 
 
+@pytest.mark.parametrize("damage", ["meta", "name"])
+def test_a_checkpoint_that_cannot_be_read_back_is_not_saved(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr("lumos_jax.fileio.delays", lambda: [0.01])
+    workdir = tmp_path / ("run" if damage == "meta" else "[run]")  # which TensorStore takes for a pattern
+    workdir.mkdir()
+    checkpoints, said = Checkpoints(workdir, config.Checkpoint()), []
+    if damage == "meta":
+        meta = checkpoints.meta
+        monkeypatch.setattr(checkpoints, "meta", lambda step: meta(step) | {"digest": {}})
+    saver = Saver(checkpoints, lambda: (1, jax.device_put(state()), META), said.append)
+    saver.save()
+    with pytest.raises(CheckpointError, match="step 1 cannot be read back"):
+        saver.wait()
+    assert len(said) == 1
+    assert checkpoints.steps() == []
+    assert sorted(path.name for path in (workdir / "damaged").iterdir()) == ["1", "1.1"]
+    checkpoints.close()
+
+
 def test_lost_time_is_booked_over_restarts(tmp_path):
     now = [100.0]
     first = goodput.Ledger(tmp_path, 0, active=True, began=90.0, clock=lambda: now[0])
@@ -110,6 +130,32 @@ def test_lost_time_is_booked_over_restarts(tmp_path):
     }  # fmt: skip
     assert second.metrics()["goodput"] == pytest.approx(15 / 40)
     assert "37.5% of 40 s in steps; lost to startup 10.0 s, restore 5.0 s" in second.told()
+
+
+ACCOUNT = {"began": 1, "until": 2, "lost": {}, "useful_at": {}}
+DAMAGED = (b"", b"{", b"\xff\xfe", b"[]", b"3", b'{"began": 1}')
+WRONG = ({"until": "x"}, {"until": float("nan")}, {"lost": []}, {"lost": {"what": 1}}, {"useful_at": {"x": 1}})
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, *(json.dumps(ACCOUNT | change).encode() for change in WRONG)])
+def test_a_damaged_account_of_time_is_begun_anew(tmp_path, capsys, content):
+    (tmp_path / "goodput.json").write_bytes(content)
+    ledger = goodput.Ledger(tmp_path, 4, active=True, began=90.0, clock=lambda: 100.0)
+    assert ledger.began == 90.0
+    assert "goodput.json is damaged" in capsys.readouterr().err
+    ledger.write()
+    assert goodput.Ledger(tmp_path, 4, active=True, began=95.0, clock=lambda: 100.0).began == 90.0
+
+
+def test_damaged_lines_of_metrics_are_dropped_with_a_warning(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    good = [json.dumps({"step": step, "loss": 0.5}).encode() for step in (2, 4, 6)]
+    path.write_bytes(b"\n".join([good[0], b"\xff\xfe", b"[]", b"3", b"{}", good[1], good[2], b'{"step": 8, "lo']))
+    metrics.Reporter(tmp_path, total=8, start=4, tensorboard=False, active=True).close()
+    assert path.read_bytes() == good[0] + b"\n" + good[1] + b"\n"
+    assert "4 damaged line(s) dropped" in capsys.readouterr().err
+    metrics.Reporter(tmp_path, total=8, start=4, tensorboard=False, active=True).close()
+    assert capsys.readouterr().err == ""  # half of a last line is what a kill leaves
 
 
 def test_the_watchdog_prints_stacks_when_no_step_ends(capfd, monkeypatch):

@@ -10,7 +10,6 @@ import pytest
 from configs import i2i
 from lumos_jax import config
 from lumos_jax.config import io as config_io
-from lumos_jax.config import rules as config_rules
 from lumos_jax.planning import build
 from lumos_jax.train import state_dtype
 from lumos_jax.train.optimizer import make_optimizer
@@ -106,4 +105,4 @@ def test_dtypes_of_checkpoints_cannot_change_within_a_run(field):
     settings = config_io.resolve(i2i.get_config("test"))
     allowed = dataclasses.replace(settings.checkpoint, allow_change=(f"optimizer.{field}",))
     with pytest.raises(ValueError, match="with init_from only"):
-        config_rules.validate(dataclasses.replace(settings, checkpoint=allowed))
+        config.validate(dataclasses.replace(settings, checkpoint=allowed))
