@@ -47,6 +47,7 @@ KINDS: Mapping[str, _Kind] = {
     "t5": _Kind(T5Encoder, architectures.recognize_t5),
     "clip-text": _Kind(ClipText, architectures.recognize_clip_text),
 }
+KIND_OF = {"vit": "image-encoder", "kl": "autoencoder", "t5": "t5", "clip_text": "clip-text"}  # config's kind -> ours
 
 
 class Loaded(NamedTuple):
@@ -116,28 +117,35 @@ class _Discard:
         return None
 
 
-def with_encoder_weights(settings: config.Settings, weights: str, fingerprints: Mapping[str, str]) -> config.Settings:
-    """A run's settings with its encoder's weights in another place (--encoder-weights of `sample` and `convert export`).
+def with_moved_weights(
+    settings: config.Settings, fingerprints: Mapping[str, str], **moved: str | None
+) -> config.Settings:
+    """A run's settings with weights of frozen networks where they are now, if their files have moved.
 
     Args:
       settings: of the run.
-      weights: directory, file or hub id. It is read, one array at a time, for its hash.
       fingerprints: of the run's checkpoint.
+      **moved: `encoder`, `autoencoder` -> directory, file or hub id; it is read, one array at a time, for its hash. None leaves
+        what the settings say.
 
     Raises:
       ValueError: it cannot be read, or it is another network than the run was trained with.
     """
-    encoder = settings.encoder
-    if weights.startswith("random:"):
-        raise ValueError(f"--encoder-weights={weights!r} names no file, directory or hub id")
-    kind = encoder.kind.replace("_", "-") if encoder.kind in config.TEXT_KINDS else "image-encoder"
-    found = load(kind, weights, heads=encoder.heads, place=_Discard()).identity
-    trained_with = fingerprints.get("encoder", found)  # imported weights do not say
-    if not same_content(found, trained_with):
-        raise ValueError(
-            f"--encoder-weights={weights!r} is not the network that this run was trained with: {trained_with} then, {found} now"
-        )
-    return dataclasses.replace(settings, encoder=dataclasses.replace(encoder, weights=weights))
+    for group, weights in moved.items():
+        if weights is None:
+            continue
+        fields, flag = getattr(settings, group), f"--{group}-weights={weights}"
+        if fields.kind not in KIND_OF or weights.startswith("random:"):
+            raise ValueError(f"{flag}: config.{group}.kind={fields.kind} has no weights, or this names no file")
+        heads = getattr(fields, "heads", 0)
+        found = load(KIND_OF[fields.kind], weights, heads=heads, place=_Discard()).identity
+        trained_with = fingerprints.get(group, found)  # imported weights do not say
+        if not same_content(found, trained_with):
+            raise ValueError(
+                f"{flag} is not the network that this run was trained with: {trained_with} then, {found} now"
+            )
+        settings = dataclasses.replace(settings, **{group: dataclasses.replace(fields, weights=weights)})
+    return settings
 
 
 def read(

@@ -74,7 +74,7 @@ def make_text_encoder(encoder: config.Encoder, place: Placement | None = None) -
     if encoder.kind not in config.TEXT_KINDS:
         raise ValueError(f"config.encoder.kind={encoder.kind!r} reads no text: {' and '.join(config.TEXT_KINDS)} do")
     network, params, identity = frozen.load(
-        encoder.kind.replace("_", "-"),
+        frozen.KIND_OF[encoder.kind],
         encoder.weights,
         random=lambda: _random_network(encoder),
         dtype=encoder.dtype,

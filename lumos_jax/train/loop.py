@@ -154,4 +154,4 @@ def _conclude(run: Run, telemetry: Telemetry, step: int) -> None:
     if run.settings.log.tensorboard:
         print(f"tensorboard {run.workdir / metrics.TENSORBOARD}")
     print(f"checkpoint  {run.checkpoints.directory / str(step)}")
-    print(f"goodput     {telemetry.ledger.told()}")
+    print(f"goodput     {telemetry.ledger.summary()}")
