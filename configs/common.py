@@ -8,6 +8,11 @@ def base():
     return config_io.default_config()
 
 
+def set_task(config, name):
+    """Chooses the task, with the defaults of its settings."""
+    config.task = config_io.default_config(name).task
+
+
 def shipped_encoder(config):
     """Sets the self-supervised ViT that comes with the package, for pictures of data.image_size; features whitened."""
     side = config.data.image_size

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import pathlib
 import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -69,6 +70,11 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     """Write a file as `replacing` does."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def save_json(tree: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write an object as JSON, as `replacing` does."""
+    write_whole(path, json.dumps(tree, indent=2) + "\n")
 
 
 def local_directory(flag: str, value: str) -> pathlib.Path:

@@ -42,7 +42,6 @@ ALLOWED = {
         "checkpoints",
         "evaluation",
         "weights",
-        "preparation",
     },
     "planning": {"data", "tasks", "train"},
     "preparation": {"data", "tasks", "train"},
@@ -76,7 +75,9 @@ def test_imports_point_one_way(room):
 
 def test_settings_import_no_room():
     for path in (PACKAGE / "config").glob("*.py"):
-        assert rooms_of(path) <= {"config", "fileio"}
+        assert rooms_of(path) <= {"config"} | (
+            {"fileio", "tasks"} if path.name in ("io.py", "documentation.py") else set()
+        )
 
 
 def test_only_models_and_encoders_and_weights_import_flax():
@@ -93,8 +94,8 @@ def test_torch_is_no_dependency():
 
 def test_only_tasks_and_configs_know_task_names():
     for path in PACKAGE.rglob("*.py"):
-        if "tasks" in path.parts or path == PACKAGE / "config" / "tasks.py":  # which holds the default's name
-            continue
+        if "tasks" in path.parts or (path.parent.name == "config" and path.name in ("tasks.py", "migration.py")):
+            continue  # the default's name, and groups of earlier layouts
         strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         assert not strings & {"i2i", "t2i", "nvs", "i2v", "dino", "class_conditional", "unconditional", "rcg"}, path
 

@@ -4,7 +4,7 @@ from lumos_jax.config.data import Data
 from lumos_jax.config.fields import flatten
 from lumos_jax.config.networks import TEXT_KINDS, Autoencoder, Diffusion, Encoder, Model
 from lumos_jax.config.settings import Settings, validate
-from lumos_jax.config.tasks import Dino, Nvs, Task, Video
+from lumos_jax.config.tasks import Task
 from lumos_jax.config.training import Checkpoint, Eval, Finetune, Log, Mesh, Optimizer, Train
 
 __all__ = [
@@ -13,19 +13,16 @@ __all__ = [
     "Checkpoint",
     "Data",
     "Diffusion",
-    "Dino",
     "Encoder",
     "Eval",
     "Finetune",
     "Log",
     "Mesh",
     "Model",
-    "Nvs",
     "Optimizer",
     "Settings",
     "Task",
     "Train",
-    "Video",
     "flatten",
     "validate",
 ]

@@ -98,11 +98,12 @@ def validate(group: Any, where: str = "config") -> None:
         group.check()
 
 
-def leaves(group: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
-    """("group.field", Field) of every setting below a group, in order."""
-    for name, field in fields(group).items():
-        if dataclasses.is_dataclass(field.default):
-            yield from leaves(type(field.default), f"{prefix}{name}.")
+def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
+    """("group.field", Field) of every setting of a group and its sub-groups, in order."""
+    for name, field in fields(type(group)).items():
+        value = getattr(group, name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, field
 

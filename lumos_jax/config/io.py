@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import os
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from lumos_jax import config, fileio
+from lumos_jax import config, fileio, tasks
 from lumos_jax.config import fields as config_fields
 from lumos_jax.config import migration
 
@@ -38,9 +37,12 @@ def from_saved(tree: Mapping[str, Any]) -> config.Settings:
     return from_dict(migration.upgrade(tree) if isinstance(tree, Mapping) else tree)
 
 
-def default_config() -> ml_collections.ConfigDict:
-    """Every field with its default, for a file in configs/ to edit."""
-    return ml_collections.ConfigDict(to_dict(config.Settings()), convert_dict=True)
+def default_config(task: str = "") -> ml_collections.ConfigDict:
+    """Every field with its default, for a file in configs/ to edit; `task`: whose settings are the group `task`."""
+    settings = config.Settings()
+    if task:
+        settings = dataclasses.replace(settings, task=tasks.task_class(task).settings_class(name=task))
+    return ml_collections.ConfigDict(to_dict(settings), convert_dict=True)
 
 
 def resolve(config_dict: ml_collections.ConfigDict) -> config.Settings:
@@ -50,12 +52,7 @@ def resolve(config_dict: ml_collections.ConfigDict) -> config.Settings:
 
 def save(settings: config.Settings, path) -> None:
     """Writes config.json."""
-    save_json(to_dict(settings), path)
-
-
-def save_json(tree: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Writes an object as JSON; through a temporary name, so that half a file is never taken for a whole one."""
-    fileio.write_whole(path, json.dumps(tree, indent=2) + "\n")
+    fileio.save_json(to_dict(settings), path)
 
 
 def load(path) -> config.Settings:
@@ -77,7 +74,9 @@ def load(path) -> config.Settings:
 def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[Any, Any]]:
     """The fields, as "group.field", whose values differ, with (old, new)."""
     old_flat, new_flat = config.flatten(to_dict(old)), config.flatten(to_dict(new))
-    return {name: (old_flat[name], new_flat[name]) for name in new_flat if old_flat[name] != new_flat[name]}
+    names = [*new_flat, *(name for name in old_flat if name not in new_flat)]  # tasks differ in their fields
+    pairs = {name: (old_flat.get(name), new_flat.get(name)) for name in names}
+    return {name: (before, after) for name, (before, after) in pairs.items() if before != after}
 
 
 # Fields that may change when a run is resumed: none of them alters a parameter, the noise or the order of the records.
@@ -118,12 +117,14 @@ def _build(cls, tree: Mapping[str, Any], where: str):
         if name not in fields:
             raise ValueError(f"unknown field {where}.{name}; {_suggest(f'{where}.{name}', fields)}")
         hint, here = fields[name].type, f"{where}.{name}"
+        if hint is config.Task and isinstance(value, Mapping) and isinstance(value.get("name"), str):
+            hint = tasks.task_class(value["name"]).settings_class
         values[name] = _build(hint, value, here) if dataclasses.is_dataclass(hint) else _coerce(hint, value, here)
     return cls(**values)
 
 
 def _suggest(name: str, fields: Mapping[str, Any]) -> str:
-    new = migration.RENAMED.get(name.removeprefix("config."))
+    new = migration.new_name(name.removeprefix("config."))
     if new:
         return f"it is config.{new} now"
     near = difflib.get_close_matches(name.rpartition(".")[2], fields, n=3) or sorted(fields)

@@ -10,7 +10,7 @@ from lumos_jax.config import fields
 from lumos_jax.config.data import Data
 from lumos_jax.config.fields import require
 from lumos_jax.config.networks import Autoencoder, Diffusion, Encoder, Model
-from lumos_jax.config.tasks import Dino, Nvs, Task, Video
+from lumos_jax.config.tasks import Task
 from lumos_jax.config.training import Checkpoint, Eval, Finetune, Log, Mesh, Optimizer, Train
 
 
@@ -24,9 +24,6 @@ class Settings:
     model: Model = Model()
     diffusion: Diffusion = Diffusion()
     task: Task = Task()
-    video: Video = Video()
-    dino: Dino = Dino()
-    nvs: Nvs = Nvs()
     optimizer: Optimizer = Optimizer()
     finetune: Finetune = Finetune()
     train: Train = Train()
@@ -58,7 +55,7 @@ class Settings:
         )
 
     def _check_allowed_changes(self) -> None:
-        known = dict(fields.leaves(type(self)))
+        known = dict(fields.leaves(self))
         for name in self.checkpoint.allow_change:
             here = f"config.checkpoint.allow_change names {name!r}"
             require(name in known or name.endswith(".fingerprint"), f"{here}, which is no field")

@@ -26,7 +26,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lumos_jax.config import io as config_io
+from lumos_jax import fileio
 from lumos_jax.config import migration
 from lumos_jax.data.shards import OpenedLater, count_records
 from lumos_jax.data.sources import MixtureSource, Source, digest, printable
@@ -161,7 +161,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def write_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
-    config_io.save_json({"format": FORMAT, **dataclasses.asdict(manifest)}, directory / MANIFEST)
+    fileio.save_json({"format": FORMAT, **dataclasses.asdict(manifest)}, directory / MANIFEST)
 
 
 def read_manifest(path: str) -> Manifest:

@@ -1,4 +1,4 @@
-"""Round trips over every parameterisation, the weights of the losses, timesteps and guidance."""
+"""Round trips over every parameterization, the weights of the losses, timesteps and guidance."""
 
 import dataclasses
 import itertools

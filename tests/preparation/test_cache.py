@@ -249,7 +249,7 @@ def test_mistakes_are_one_clear_line(prepare, tmp_path):
         (
             {"data__crop": "random"},
             {},
-            r"crop=random, flip=False: a cache holds one picture .* set --config\.data\.crop=center",
+            r"crop=random, flip=False: a cache holds one image .* set --config\.data\.crop=center",
         ),
         ({"data__flip": True}, {}, "crop=center, flip=True: a cache holds one"),
         ({"data__source": "cached", "data__path": "x"}, {}, "is a cache already"),
