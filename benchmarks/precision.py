@@ -49,7 +49,7 @@ def curve(settings: config.Settings, images: np.ndarray) -> np.ndarray:
 
 
 def read(settings: config.Settings) -> np.ndarray:
-    """The pictures of every step."""
+    """The images of every step."""
     size = settings.train.batch_size
     batches = data.make_train_iterator(
         settings.data, data.make_source(settings.data), batch_size=size, rows=range(size), start_step=0

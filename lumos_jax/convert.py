@@ -167,10 +167,10 @@ def _export_encoder(args: argparse.Namespace, settings: config.Settings, params:
 
 def _whitening(settings: config.Settings, vit: Any, params: Any, images: int) -> Any:
     """The statistics of so many records, spread over the source that the run was trained on."""
-    source, told = data.make_source(settings.data), settings.encoder
+    source, enc = data.make_source(settings.data), settings.encoder
     records = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
     encoder = encoders.ImageEncoder(
-        vit, "all", "none", told.resize, told.interpolation, told.image_size, told.dtype, identity=""
+        vit, "all", "none", enc.resize, enc.interpolation, enc.image_size, enc.dtype, identity=""
     )
     apply = jax.jit(encoder.apply)
 

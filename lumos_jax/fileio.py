@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 RETRIES = 4
-# Errors of network file systems that time out, restart or lose their handles. A missing file is not better for waiting.
-_TRANSIENT = frozenset(
+# Errors of network file systems that time out, restart or lose their handles, and of too many files open at a time. A missing
+# file is not better for waiting.
+TRANSIENT = frozenset(
     getattr(errno, name)
     for name in (
         "EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "EINTR", "ECONNRESET", "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH",
-        "ENETDOWN", "ENETUNREACH", "EREMOTEIO", "ENOTCONN", "EPIPE",
+        "ENETDOWN", "ENETUNREACH", "EREMOTEIO", "ENOTCONN", "EPIPE", "EMFILE", "ENFILE",
     )
     if hasattr(errno, name)
 )  # fmt: skip
@@ -49,7 +50,7 @@ def with_retries(call: Callable[[], T], retries: int = RETRIES - 1) -> T:
         try:
             return call()
         except OSError as error:
-            if error.errno not in _TRANSIENT:
+            if error.errno not in TRANSIENT:
                 raise
             time.sleep(delay)
     return call()

@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(small_disk, command):
     output = finish(start(command(small_disk / "run", *fields)), code=1)
     told = output.splitlines()[-1]
     # Metrics, if it was they that found the disk full.
-    assert re.match("error: writing (a checkpoint|metrics or pictures beside the checkpoints) into ", told), output
+    assert re.match("error: writing (a checkpoint|metrics or images beside the checkpoints) into ", told), output
     assert "No space left on device" in told
     steps = sorted(int(p.name) for p in (small_disk / "run" / "checkpoints").iterdir() if p.name.isdecimal())
     assert steps

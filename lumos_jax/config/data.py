@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from lumos_jax.config.fields import at_least, between, require
+from lumos_jax.data import SAMPLE_TYPES, SOURCES
 
-SourceName = Literal[
-    "scenes", "folder", "videos", "objaverse", "arrayrecord", "webdataset", "tfds", "cached", "mixture"
-]
-SampleType = Literal["image", "captioned", "labeled", "clip", "views"]
-_FILES = ("folder", "videos", "objaverse", "arrayrecord", "webdataset", "cached")  # sources that need a path
+SourceName = Literal[tuple(sorted(SOURCES))]
+SampleType = Literal[tuple(sorted(SAMPLE_TYPES))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +98,13 @@ class Data:
         )
 
     def _check_source(self) -> None:
-        if self.source in _FILES:
-            require(bool(self.path), f"config.data.source={self.source} needs config.data.path")
+        needed = SOURCES[self.source].needs
+        require(not needed or getattr(self, needed), f"config.data.source={self.source} needs config.data.{needed}")
         require(
             self.source != "cached" or (self.crop == "center" and not self.flip),
             f"config.data.crop={self.crop}, flip={self.flip} do not go with config.data.source=cached, which holds one center "
             "crop of each image, not mirrored: set config.data.crop=center and config.data.flip=False",
         )
-        if self.source == "tfds":
-            require(bool(self.name), "config.data.source=tfds needs config.data.name, the name of a TFDS data set")
         require(
             (self.source == "mixture") == bool(self.mixture),
             "config.data.mixture, a tuple of dicts (source, path, ..., weight), goes with config.data.source=mixture",
@@ -118,10 +114,12 @@ class Data:
 
     def _check_sample_type(self) -> None:
         kind = self.sample_type
+        needed = SAMPLE_TYPES[kind].needs
+        able = [name for name, source in sorted(SOURCES.items()) if issubclass(source, needed)]
         require(
-            kind != "clip" or self.source in ("scenes", "videos", "mixture"),
-            f"config.data.source={self.source} has no clips; config.data.sample_type=clip goes with scenes, videos and "
-            "mixtures of them",
+            self.source in (*able, "cached"),
+            f"config.data.source={self.source} does not go with config.data.sample_type={kind}: that goes with "
+            f"{', '.join(able)}",
         )
         require(
             kind != "views" or (self.crop == "center" and not self.flip),

@@ -27,9 +27,8 @@ from lumos_jax.encoders.vit import Vit
 from lumos_jax.weights import files, rules
 
 DESCRIPTION, WEIGHTS = "network.json", "weights.safetensors"
-SHIPPED = (
-    pathlib.Path(__file__).parent.parent / "scenes" / "vit"
-)  # trained by configs/dino.py:desk on the embedded scenes
+# The small ViT that comes with us, trained by configs/dino.py:desk on the embedded scenes.
+SHIPPED = pathlib.Path(__file__).parent.parent / "scenes" / "vit"
 
 
 class _Kind(NamedTuple):
@@ -102,8 +101,7 @@ def load(
         if placer.shapes_only:
             params = jax.eval_shape(network.init, jax.random.key(0))
         else:
-            init = network.init if kind == "autoencoder" else jax.jit(network.init)
-            params = init(jax.random.key(int(weights.removeprefix("random:"))))
+            params = jax.jit(network.init)(jax.random.key(int(weights.removeprefix("random:"))))
         flat = {path: placer(path, leaf) for path, leaf in rules.flatten(params).items()}
     return Loaded(network, rules.unflatten(flat), placer.identity(weights))
 
@@ -169,25 +167,21 @@ def read(
     if (path / DESCRIPTION).exists():
         return _read_own(path, kind, network_class, placer)
     state, described = files.read(path, stem, shapes_only)
-    state, prefix = rules.strip_wrappers(state, source)
-    network, state, table = recognize(state, described, heads, source)
+    network, state, table = recognize(rules.strip_wrappers(state, source), described, heads, source)
     params, report = rules.convert(state, table, rules.parameter_shapes(network), origin=source, place=placer)
-    report = dataclasses.replace(report, prefix=prefix)
     logging.getLogger(__name__).info("%s\n%s", path, report.table())
     return Imported(kind, network, params, report)
 
 
 def _read_own(path: pathlib.Path, kind: str, network_class: type, placer: Placer | None) -> Imported:
-    described = path / DESCRIPTION
+    described = files.read_json(path / DESCRIPTION)
+    if described.get("kind", kind) != kind:
+        raise ValueError(f"{path} holds a {described['kind']}; this field needs a {kind}")
     try:
-        told = files.read_json(described)
-        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in told["network"].items()}
-        if told["kind"] == kind:
-            network = network_class(**fields)
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in described["network"].items()}
+        network = network_class(**fields)
     except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{described} is damaged, or not what `convert import` writes: {error!r}") from error
-    if told["kind"] != kind:
-        raise ValueError(f"{path} holds a {told['kind']}; this field needs a {kind}")
+        raise ValueError(f"{path / DESCRIPTION} is not what `convert import` writes: {error!r}") from error
     state, _ = files.read(path / WEIGHTS, "")
     placer = placer or Placer()
     return Imported(kind, network, {name: placer(name, value) for name, value in state.items()}, None)

@@ -52,7 +52,7 @@ class TextEncoder:
     def apply(self, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Token ids (B, max_tokens) and mask (nonzero where a token counts) -> (B, L, C) float32.
 
-        Features are not normalised. At masked positions they mean nothing: whoever attends to them needs the mask too.
+        Features are not normalized. At masked positions they mean nothing: whoever attends to them needs the mask too.
         """
         gather = gather_of(self.place)
         tokens = self.network.apply(params, ids, mask, gather)

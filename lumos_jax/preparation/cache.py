@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from lumos_jax import config, data, fileio, tasks
-from lumos_jax.data import cached
+from lumos_jax.data.sources import cached
 from lumos_jax.train import sharding
 from lumos_jax.train.cached_features import differences, made_by
 from lumos_jax.train.experiment import Experiment, use_compilation_cache
@@ -254,14 +254,11 @@ def _survey(source, shards: _Shards, plan: Mapping[str, Any], task: tasks.Task) 
                 if record.number != number or held != arrays:
                     raise ValueError(f"record {number} is another one")
                 undecodable += record.weight == 0
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, data.CorruptRecord) as error:
             raise ValueError(
                 f"{path} is damaged ({error}): remove it and run the same command again, which writes it anew (--out must be a "
                 "directory that all processes see)"
             ) from error
         sizes.append((path.name, len(numbers), path.stat().st_size))
-    if isinstance(source, data.MixtureSource):
-        parts = tuple(zip(map(len, source.sources), source.weights, strict=True))
-    else:
-        parts = ((len(source), 1.0),)
+    parts = tuple((len(part.source), part.weight) for part in source.parts)
     return cached.Manifest(plan, arrays, len(source), undecodable, parts, tuple(sizes))

@@ -124,15 +124,14 @@ def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only
     """
     state, metadata, described = files.read_release(source, field, shapes_only)
     described, side = described or {}, 0
-    state, prefix = rules.strip_wrappers(state, source)
+    state = rules.strip_wrappers(state, source)
     if diffusers_names.is_diffusers(state):
         state, side = diffusers_names.from_diffusers(state), described.get("sample_size", 0)
     if SETTINGS_KEY in metadata:
         settings = config_io.from_saved(json.loads(metadata[SETTINGS_KEY]))
     else:  # a run's config.json beside a .pth
         settings = config_io.from_saved(described) if "autoencoder" in described else None
-    prior = read(kind or kind_of(state), state, origin=source, heads=heads, settings=settings, side=side)
-    return dataclasses.replace(prior, report=dataclasses.replace(prior.report, prefix=prefix))
+    return read(kind or kind_of(state), state, origin=source, heads=heads, settings=settings, side=side)
 
 
 def read(

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lumos_jax import config, tasks
-from lumos_jax.data import cached
+from lumos_jax.config import migration
+from lumos_jax.data.sources import cached
 
 # Fields of frozen networks that do not change the content of a cache: where weights are (their content is compared instead),
 # and what applies when a record is read, or to samples only.
@@ -52,5 +53,6 @@ def check(settings: config.Settings, task: tasks.Task) -> None:
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """A line for each field of `now` that a cache has another value of."""
+    there = migration.upgrade_flat(there)  # saved by settings whose names may have changed since
     names = [name for name in now if there.get(name) != now[name]]
     return "\n".join(f"  config.{name}: {there.get(name)!r} in the cache, {now[name]!r} now" for name in names)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lumos_jax import config, data, fileio
 from lumos_jax.config import io as config_io
-from lumos_jax.data import cached
+from lumos_jax.data.sources import cached
 
 LATENT, FEATURE = (4, 4, 8), (5, 6)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from configs import dino, i2i, t2i
 from lumos_jax import data, tasks
 from lumos_jax.config import io as config_io
-from lumos_jax.data import cached
+from lumos_jax.data.sources import cached
 from lumos_jax.preparation import cache
 from lumos_jax.scenes.scene import captions as scene_captions
 from lumos_jax.scenes.scene import make_scene

@@ -1,4 +1,4 @@
-"""Attention's kernel for GPUs: which devices have it, and that the network as it is spread over them gives what it did.
+"""The attention kernel on GPUs: which devices have it, and that the sharded forward pass with it gives the plain one's numbers.
 
 cuDNN runs on GPUs alone; here XLA's form of the same function stands in for it, with the same arguments.
 """
@@ -90,7 +90,7 @@ def passes(dit, params, given):
     [({"data": 2, "fsdp": 2}, [(1, 16, 2, 16)]), ({"data": 8}, [])],
     ids=["rows of their own", "fewer rows than devices"],
 )
-def test_spread_over_gpus_it_gives_the_same(network, asked, mesh, queries):
+def test_split_over_gpus_it_gives_the_same(network, asked, mesh, queries):
     dit, params, given, alone = network
     settings = config.Mesh(**mesh)
     mesh = sharding.make_mesh(settings, jax.devices()[: settings.data * settings.fsdp])
