@@ -8,8 +8,8 @@ from lumos_jax.data.base import SOURCES, CorruptRecord, Source, make_source
 from lumos_jax.data.corrupt import CorruptMeter, TooManyCorruptRecords
 from lumos_jax.data.order import holdout_records
 from lumos_jax.data.pipeline import load_image, make_record_iterator, make_train_iterator, read_batch
-from lumos_jax.data.num_scenes import describe_row, make_loader
-from lumos_jax.data.num_scenes.base import SAMPLE_TYPES
+from lumos_jax.data.records import describe_row, make_loader
+from lumos_jax.data.records.base import SAMPLE_TYPES
 from lumos_jax.data.shards import write_arrayrecord
 from lumos_jax.data.sources.mixture import MixtureSource
 from lumos_jax.data.sources.scenes import scenes_of, truth_of

@@ -21,8 +21,8 @@ from lumos_jax.data import aspect, order, workers
 from lumos_jax.data.base import CorruptRecord, Data, Source
 from lumos_jax.data.decode import decode_square, ignore_pillow_warnings
 from lumos_jax.data.files import read_file
-from lumos_jax.data.num_scenes import make_loader
-from lumos_jax.data.num_scenes.base import HostBatch, Loader, reject
+from lumos_jax.data.records import make_loader
+from lumos_jax.data.records.base import HostBatch, Loader, reject
 
 Finish = Callable[[HostBatch], HostBatch]
 

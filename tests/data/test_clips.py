@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lumos_jax import config, data
-from lumos_jax.data.num_scenes import clip as clips
+from lumos_jax.data.records import clip as clips
 from lumos_jax.scenes import motion as scene_motion
 from lumos_jax.scenes import render as scene_render
 from lumos_jax.scenes import scene as scenes

@@ -22,26 +22,18 @@ def test_nearest_neighbours_of_the_shipped_encoder_agree_on_what_is_shown():
     images = data.read_batch(settings, source, records)["image"]
     truth = data.truth_of(settings, source, records)
     cls, every = {}, {}
-    random = dataclasses.replace(SCENES, weights="random:0", size="128x4x4", patch_size=8)
+    random = dataclasses.replace(SCENES, weights="random:0", size="custom", width=128, depth=4, heads=4, patch_size=8)
     for name, wanted in (("shipped", dataclasses.replace(SCENES, normalize="white")), ("random", random)):
         encoder, params = encoders.make_encoder(wanted)
         assert (encoder.dim, encoder.vit.depth, encoder.vit.patch_size) == (128, 4, 8)
         plain = jax.jit(dataclasses.replace(encoder, normalize="none").apply)
         tokens = np.concatenate([plain(params, part) for part in np.split(images, 6)])
-<<<<<<< HEAD
-        cls[name] = evaluation.neighbor_accuracy(tokens[:BANK, 0], tokens[BANK:, 0], truth, BANK)
-=======
         cls[name] = evaluation.neighbor_accuracy(tokens[:BANK, 0], tokens[BANK:, 0], truth)
->>>>>>> restructure
         if name == "shipped":
             tokens = np.asarray(whitening.apply(params["whitening"], tokens))
             np.testing.assert_allclose(encoder.apply(params, images[:2]), tokens[:2], rtol=1e-3, atol=1e-3)
         features = tokens.reshape(len(tokens), -1)
-<<<<<<< HEAD
-        every[name] = evaluation.neighbor_accuracy(features[:BANK], features[BANK:], truth, BANK)
-=======
         every[name] = evaluation.neighbor_accuracy(features[:BANK], features[BANK:], truth)
->>>>>>> restructure
         if name == "shipped":
             flat = tokens.reshape(-1, tokens.shape[-1])
             assert np.abs(flat.mean(0)).max() < 0.1

@@ -10,8 +10,8 @@ import pkgutil
 import numpy as np
 
 from lumos_jax.data.base import Data, Source
-from lumos_jax.data.num_scenes import cached
-from lumos_jax.data.num_scenes.base import SAMPLE_TYPES, Loader, Row, Use
+from lumos_jax.data.records import cached
+from lumos_jax.data.records.base import SAMPLE_TYPES, Loader, Row, Use
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

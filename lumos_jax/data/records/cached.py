@@ -10,7 +10,7 @@ import numpy as np
 
 from lumos_jax.data import captions
 from lumos_jax.data.base import Data, Source
-from lumos_jax.data.num_scenes.base import Loader, Row, Use, record_rng
+from lumos_jax.data.records.base import Loader, Row, Use, record_rng
 from lumos_jax.data.sources import cached
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from lumos_jax.data import aspect, captions
 from lumos_jax.data.base import Data, HasCaptions, Source
 from lumos_jax.data.decode import decode_cover
-from lumos_jax.data.num_scenes.base import Loader, Row, Use, record_rng, register
-from lumos_jax.data.num_scenes.image import Images
+from lumos_jax.data.records.base import Loader, Row, Use, record_rng, register
+from lumos_jax.data.records.image import Images
 
 
 @dataclasses.dataclass(frozen=True)

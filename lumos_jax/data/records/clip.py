@@ -11,7 +11,7 @@ from PIL import Image
 
 from lumos_jax.data.base import Data, HasClips, Source
 from lumos_jax.data.decode import fit_square
-from lumos_jax.data.num_scenes.base import Loader, Row, Use, record_rng, register
+from lumos_jax.data.records.base import Loader, Row, Use, record_rng, register
 from lumos_jax.scenes.motion import SCORE_SIDE, frame_pairs
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from lumos_jax.data.base import Data, Source
 from lumos_jax.data.decode import to_square
-from lumos_jax.data.num_scenes.base import Loader, Row, Use, record_rng, register
+from lumos_jax.data.records.base import Loader, Row, Use, record_rng, register
 
 
 @register("image")

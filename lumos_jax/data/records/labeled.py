@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from lumos_jax.data.base import Data, HasLabels, Source, printable
-from lumos_jax.data.num_scenes.base import Loader, Row, Use, register
-from lumos_jax.data.num_scenes.image import Images
+from lumos_jax.data.records.base import Loader, Row, Use, register
+from lumos_jax.data.records.image import Images
 
 
 @register("labeled")

@@ -9,7 +9,7 @@ import numpy as np
 from lumos_jax.data.base import Data, HasViews, Source
 from lumos_jax.data.cameras import CAMERA_DIM, relative_camera
 from lumos_jax.data.decode import to_square
-from lumos_jax.data.num_scenes.base import Loader, Row, Use, record_rng, register
+from lumos_jax.data.records.base import Loader, Row, Use, record_rng, register
 
 _HELD_OUT_SEED = 0x7E  # held-out pairs are the same whatever config.data.seed
 
