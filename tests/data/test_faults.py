@@ -90,8 +90,10 @@ def test_whatever_a_record_raises_is_counted_and_named(error):
     assert not batch["image"][bad].any()
 
 
-@pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt(), SystemExit(3)], ids=lambda e: type(e).__name__)
-def test_memory_and_interrupts_are_no_record_s_fault(error):
+@pytest.mark.parametrize(
+    "error", [MemoryError(), KeyboardInterrupt(), SystemExit(3), ImportError()], ids=lambda e: type(e).__name__
+)
+def test_memory_interrupts_and_missing_libraries_are_no_record_s_fault(error):
     with pytest.raises(type(error)):
         data.read_batch(SMALL, Failing(error), range(6))
 
