@@ -30,10 +30,10 @@ class ClassConditional(denoising.Denoising):
         if settings.data.sample_type != "labeled":
             raise ValueError(
                 f"config.data.sample_type={settings.data.sample_type} has no classes: set it to labeled, and "
-                "config.data.classes"
+                "config.data.num_classes"
             )
         return denoising.make(
-            cls, settings, place, network={"vector_dim": settings.data.classes, "vector_kind": "class"}
+            cls, settings, place, network={"vector_dim": settings.data.num_classes, "vector_kind": "class"}
         )
 
     @classmethod

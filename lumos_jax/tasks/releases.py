@@ -241,7 +241,7 @@ def _settings(
         model, patch_size=patch, position_scale=release.position_scale, activation=release.activation
     )
     autoencoder = config.Autoencoder()
-    labels = {"sample_type": "labeled", "classes": network["vector_dim"]} if release.condition == "class" else {}
+    labels = {"sample_type": "labeled", "num_classes": network["vector_dim"]} if release.condition == "class" else {}
     settings = config.Settings(
         data=config.Data(image_size=side * 2 ** (len(autoencoder.channels) - 1), **labels),
         encoder=release.encoder,

@@ -82,8 +82,8 @@ class TextToImage(denoising.Denoising):
         tokenizer = None if shapes_only else encoders.make_tokenizer(settings.encoder, encoder)
         tokenize = Tokenize(tokenizer, encoder.max_tokens)
         data, buckets = settings.data, ()
-        if data.buckets:
-            buckets = aspect.make_buckets(data.image_size, data.bucket_step, data.bucket_ratios)
+        if data.buckets.enabled:
+            buckets = aspect.make_buckets(data.image_size, data.buckets.step, data.buckets.ratios)
         task, frozen = denoising.make(
             cls, settings, place, encoder, encoder_params,
             network={"vector_kind": "size" if buckets else "linear"}, tokenize=tokenize, buckets=buckets,
@@ -91,7 +91,7 @@ class TextToImage(denoising.Denoising):
         patch = data.image_size // task.latent_shape[0] * settings.model.patch_size
         if any(side % patch for bucket in buckets for side in (bucket.height, bucket.width)):
             raise ValueError(
-                f"config.data.bucket_step={data.bucket_step} gives sides that do not divide into patches of {patch} px: "
+                f"config.data.buckets.step={data.buckets.step} gives sides that do not divide into patches of {patch} px: "
                 f"set it to a multiple of {patch}"
             )
         return task, frozen
@@ -150,7 +150,9 @@ class CaptionSampling(Sampling):
         if args.size is None:
             return self
         if not self.task.buckets:
-            raise ValueError(f"--size={args.size} is for runs with config.data.buckets; this one trained in one size")
+            raise ValueError(
+                f"--size={args.size} is for runs with config.data.buckets.enabled; this one trained in one size"
+            )
         bucket, square = self._bucket(args.size), self._bucket(None).height
         h, w, channels = self.latent_shape
         return dataclasses.replace(
