@@ -103,7 +103,7 @@ def _check_request(settings: config.Settings, options: Options) -> None:
             f"config.data.sample_type={wanted.sample_type} is drawn anew from a record in each epoch, so there is nothing to "
             "cache: train on the records as they are"
         )
-    if wanted.buckets:
+    if wanted.buckets.enabled:
         raise ValueError(
             "config.data.buckets.enabled=True: a cache holds squares, which batches of other shapes have no use for. "
             "Train on buckets without a cache, or set --config.data.buckets.enabled=False to cache squares and train on those"

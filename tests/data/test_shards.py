@@ -1,6 +1,5 @@
 """ArrayRecord shards and TFDS data sets."""
 
-import dataclasses
 import io
 import json
 import pathlib
@@ -12,7 +11,7 @@ from PIL import Image
 
 from lumos_jax import config, data
 from lumos_jax.data.sources.arrayrecord import ArrayRecordSource, image_of_example
-from tests.fields import data_settings
+from tests.fields import data_settings, replace
 
 
 def png(level, side=9):
@@ -151,7 +150,7 @@ def test_tfds_data_sets_by_name(flowers):
     assert part.fingerprint() != source.fingerprint() == pickle.loads(pickle.dumps(source)).fingerprint()
     captioned = data_settings(
         source="tfds",
-        name="tiny_flowers",
+        tfds__name="tiny_flowers",
         path=flowers,
         image_size=8,
         sample_type="captioned",
@@ -173,7 +172,7 @@ def test_tfds_data_sets_by_name(flowers):
         del told["featuresDict"]["features"][name]
     (silent / "features.json").write_text(json.dumps(told))
     with pytest.raises(ValueError, match=r"silent_flowers has no feature caption, text, .*; it has image, label"):
-        data.make_source(dataclasses.replace(captioned, name="silent_flowers"))
+        data.make_source(replace(captioned, tfds__name="silent_flowers"))
 
     # Its shards are ArrayRecord files of Examples.
     same = data.make_source(config.Data(source="arrayrecord", path=f"{flowers}/tiny_flowers/1.0.0"))
