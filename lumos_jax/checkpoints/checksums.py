@@ -26,7 +26,7 @@ def _sum_of(array: jax.Array) -> jax.Array:
     return jnp.sum(bits * (place * np.uint32(2) + np.uint32(1)), dtype=jnp.uint32)
 
 
-def digest(tree: Any) -> dict[str, int]:
+def checksums(tree: Any) -> dict[str, int]:
     """{path: sum} of arrays of up to 32 bits an element, on any mesh; every process of a run gets the same."""
     named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     layout = getattr(next(iter(named.values())), "sharding", None)
