@@ -3,7 +3,7 @@
 Memory and speed on machines that are not here: compiles the config's train step and sampler ahead of time for each --target
 (v5e:4x4, v5p:4x4x4, v6e:4x4, h100:8 ...) and prints memory a chip, model FLOPs, the compiler's estimate of a step's time,
 collectives, and the time of the whole run. No accelerator, data or weights are needed; TPUs need the package libtpu
-(pip install 'lumos_jax[plan]'). --search tries batches, remat policies, mesh splits and precisions, prints those that no other
+(pip install '.[plan]'). --search tries batches, remat policies, mesh splits and precisions, prints those that no other
 beats in both speed and memory, and writes the winner as a config file for lumos_jax.main.
 
 Any field can be set on the command line, as --config.train.batch_size=512; docs/settings.md documents them all.

@@ -72,7 +72,7 @@ def _tpu_devices(target: Target) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             f"--target={target}: the TPU's compiler is in the package libtpu, which is not installed: pip install "
-            "'lumos_jax[plan]', or pip install 'jax[tpu]' (x86-64 Linux, 140 MB to download; no TPU is needed)"
+            "'.[plan]', or pip install 'jax[tpu]' (x86-64 Linux, 140 MB to download; no TPU is needed)"
         )
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -88,7 +88,7 @@ def _cuda_devices(target: Target) -> list[Any]:
     if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
         raise ValueError(
             f"--target={target}: the compiler for CUDA is in jax's plugin, which is not installed: pip install "
-            "'lumos_jax[plan-cuda]' (x86-64 Linux, 625 MB to download; no GPU is needed)"
+            "'.[plan-cuda]' (x86-64 Linux, 625 MB to download; no GPU is needed)"
         )
     try:
         devices = topologies.get_topology_desc(
@@ -101,7 +101,7 @@ def _cuda_devices(target: Target) -> list[Any]:
     except OSError as error:
         raise ValueError(
             f"--target={target}: cuDNN, of whose version jax asks before it takes cuDNN's attention, is not installed: "
-            "pip install 'lumos_jax[plan-cuda]', or nvidia-cudnn-cu13 alone (493 MB to download; no GPU is needed)"
+            "pip install '.[plan-cuda]', or nvidia-cudnn-cu13 alone (493 MB to download; no GPU is needed)"
         ) from error
     return devices
 
