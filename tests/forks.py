@@ -86,9 +86,14 @@ def start(args, env, cwd):
     if not _servers:
         _servers.append(Server(env))
     (server,) = _servers
-    if {**env, "XLA_FLAGS": ""} != {**server.environment, "XLA_FLAGS": ""}:
+    if _of_run(env) != _of_run(server.environment):
         return None
     return server.start(args[2], args[3:], env.get("XLA_FLAGS", ""))
+
+
+def _of_run(environment):
+    own = ("XLA_FLAGS", "PYTEST_")
+    return {name: value for name, value in environment.items() if not name.startswith(own)}
 
 
 def close():

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from lumos_jax import config
+from lumos_jax import config, fileio
 from lumos_jax.checkpoints.digest import digest
 from lumos_jax.weights.rules import flatten, unflatten
 
@@ -258,8 +258,9 @@ class Checkpoints:
             good = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
         except OSError:  # the storage that fails
             good = []
+        reason = fileio.permanent_reason(error) or _short(error)
         last = f"the last good checkpoint is {max(good)}" if good else "there is no earlier checkpoint"
         return CheckpointError(
-            f"writing {what} into {self.directory} failed ({_short(error)}); {last}. "
+            f"writing {what} into {self.directory} failed ({reason}); {last}. "
             "Free some space (or lower config.checkpoint.keep) and run the same command again"
         )
