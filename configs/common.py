@@ -1,4 +1,4 @@
-"""What every task's config starts from: all fields of lumos_jax/config/settings.py with their defaults."""
+"""What every task's config starts from: all settings (docs/settings.md) with their defaults."""
 
 from lumos_jax.config import io as config_io
 
@@ -6,6 +6,11 @@ from lumos_jax.config import io as config_io
 def base():
     """A ConfigDict with every field; assigning an unknown one is an error."""
     return config_io.default_config()
+
+
+def set_task(config, name):
+    """Chooses the task, with the defaults of its settings."""
+    config.task = config_io.default_config(name).task
 
 
 def shipped_encoder(config):

@@ -19,13 +19,13 @@ from configs import common
 
 def paper():
     config = common.base()
-    config.task.name = "dino"
+    common.set_task(config, "dino")
     config.data.source = "arrayrecord"
     config.data.holdout = 5120
     config.data.workers = 16
     config.encoder.weights = "random:0"
     config.encoder.size, config.encoder.patch_size = "B", 16
-    config.dino.prototypes = 65536
+    config.task.head = (2048, 256, 65536)  # hidden layers, bottleneck, prototypes
     config.optimizer.learning_rate = 2e-3  # 5e-4 for every 256 images of a batch
     config.optimizer.weight_decay = 0.04
     config.optimizer.warmup_steps = 12_500
@@ -53,14 +53,14 @@ def desk():
     config.encoder.patch_size = 8
     config.encoder.resize = config.encoder.image_size = 32
     config.encoder.dtype = "float32"
-    config.dino.global_scale, config.dino.local_scale = (0.6, 1.0), (0.3, 0.7)
-    config.dino.local_crops, config.dino.local_side = 2, 16
-    config.dino.prototypes, config.dino.hidden, config.dino.bottleneck = 512, 256, 64
-    config.dino.teacher_temperature = 0.06
-    config.dino.balance = "sinkhorn"  # centring needs more than minutes to leave a few clusters
+    config.task.global_scale, config.task.local_scale = (0.6, 1.0), (0.3, 0.7)
+    config.task.local_crops, config.task.local_size = 2, 16
+    config.task.head = (256, 64, 512)
+    config.task.teacher_temperature = 0.06
+    config.task.balance = "sinkhorn"  # centring needs more than minutes to leave a few clusters
     # Features that a prior is to reproduce pictures from must keep them: patches tell their pixels, and some are hidden.
-    config.dino.mask_weight, config.dino.mask_share = 1.0, (0.0, 0.3)
-    config.dino.pixel_weight = 10.0
+    config.task.mask_weight, config.task.mask_share = 1.0, (0.0, 0.3)
+    config.task.pixel_weight = 10.0
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.b2 = 0.99
@@ -82,8 +82,8 @@ def test():
     config.data.holdout = 64
     config.encoder.width, config.encoder.depth, config.encoder.heads = 32, 2, 2
     config.encoder.resize = config.encoder.image_size = 16
-    config.dino.local_side = 8
-    config.dino.prototypes, config.dino.hidden, config.dino.bottleneck = 16, 32, 8
+    config.task.local_size = 8
+    config.task.head = (32, 8, 16)
     config.optimizer.name = "adamw"  # compiles sooner
     config.optimizer.warmup_steps = 2
     config.train.batch_size = 16

@@ -49,7 +49,6 @@ def desk():
     config.diffusion.prediction = "x0"
     config.diffusion.timesteps = "logit_normal"  # the middle of the way, where shapes and edges are decided
     config.diffusion.loss = "simple"
-    config.diffusion.learned_variance = False
     config.optimizer.name = "muon"  # as good as AdamW in half the steps here
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 100

@@ -16,7 +16,7 @@ from configs import common, i2i
 
 
 def _clips(config):
-    config.task.name = "i2v"
+    common.set_task(config, "i2v")
     config.data.sample_type = "clip"
     config.data.crop = "center"
     config.data.flip = False
@@ -50,8 +50,8 @@ def desk():
     config.data.frame_stride = (3, 6)
     config.data.holdout = 256
     config.eval.guidance = 1.5
-    config.video.sample_fps = 6.0
-    config.video.motion_bucket_id = 20
+    config.task.fps = 6.0
+    config.task.motion_bucket_id = 20
     config.optimizer.learning_rate = 2e-3
     config.train.batch_size = 8
     config.train.steps = 1000

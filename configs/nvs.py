@@ -16,7 +16,7 @@ from configs import common, i2i
 
 
 def _of_views(config):
-    config.task.name = "nvs"
+    common.set_task(config, "nvs")
     config.data.sample_type = "views"
     config.optimizer.lr_multipliers = (("camera/project/*", 10.0),)
     config.eval.sampler, config.eval.steps, config.eval.guidance = "ddim", 50, 3.0
@@ -39,7 +39,7 @@ def paper():
 
 def desk():
     config = _of_views(i2i.desk())
-    config.nvs.camera = "bilinear"
+    config.task.camera = "bilinear"
     config.data.view_turn = 60.0  # all round takes longer than minutes
     # Where things are is decided in the noise: at the prior's timesteps the noisy picture itself tells which way the camera
     # went, and nothing makes the network ask the camera.
@@ -54,7 +54,7 @@ def desk():
 
 def test():
     config = _of_views(i2i.test())
-    config.nvs.camera = "bilinear"
+    config.task.camera = "bilinear"
     config.eval.num_scored = 16
     config.eval.steps = 4
     return config

@@ -117,8 +117,8 @@ def export(args: argparse.Namespace) -> str:
         raise ValueError(f"--format={args.format} does not suit what {workdir} trained; it can be exported as {right}")
     if args.format == ENCODER:
         return _export_encoder(args, settings, params, meta, step)
-    if args.encoder_weights:
-        settings = encoders.with_encoder_weights(settings, args.encoder_weights, meta["fingerprints"])
+    moved = {"encoder": args.encoder_weights, "autoencoder": args.autoencoder_weights}
+    settings = encoders.with_moved_weights(settings, meta["fingerprints"], **moved)
     state, described = releases.write(settings, params), config_io.to_dict(settings)
     card = model_card.make(workdir, described, meta, step, args.weights, args.format)
 
@@ -145,8 +145,8 @@ def export(args: argparse.Namespace) -> str:
 
 
 def _export_encoder(args: argparse.Namespace, settings: config.Settings, params: Any, meta: Any, step: int) -> str:
-    if args.encoder_weights:
-        raise ValueError("--encoder-weights is for runs that condition on a frozen encoder")
+    if args.encoder_weights or args.autoencoder_weights:
+        raise ValueError("--encoder-weights and --autoencoder-weights are for runs with frozen networks")
     vit, params = encoders.vit_of(settings.encoder), params["vit"]
     if args.whiten:
         params = params | {"whitening": _whitening(settings, vit, params, args.whiten)}
@@ -167,10 +167,10 @@ def _export_encoder(args: argparse.Namespace, settings: config.Settings, params:
 
 def _whitening(settings: config.Settings, vit: Any, params: Any, images: int) -> Any:
     """The statistics of so many records, spread over the source that the run was trained on."""
-    source, told = data.make_source(settings.data), settings.encoder
+    source, enc = data.make_source(settings.data), settings.encoder
     records = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
     encoder = encoders.ImageEncoder(
-        vit, "all", "none", told.resize, told.interpolation, told.image_size, told.dtype, identity=""
+        vit, "all", "none", enc.resize, enc.interpolation, enc.image_size, enc.dtype, identity=""
     )
     apply = jax.jit(encoder.apply)
 
@@ -217,7 +217,8 @@ def _parser() -> argparse.ArgumentParser:
         help="of format encoder: records of the run's data that config.encoder.normalize=white goes by (2048); 0: none",
     )
     add("--weights", choices=("ema", "params"), default="ema", help="the EMA (default) or the raw parameters")
-    add("--encoder-weights", metavar="PATH", help="where the run's frozen encoder is now, if its file has moved")
+    add("--encoder-weights", metavar="PATH", help="where the run's frozen encoder is now, if its files have moved")
+    add("--autoencoder-weights", metavar="PATH", help="where its autoencoder is now")
     add("--checkpoint", type=int, metavar="STEP", help="default: the newest")
     return parser
 

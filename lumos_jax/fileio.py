@@ -5,24 +5,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import pathlib
 import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 RETRIES = 4
-# Errors of network file systems that time out, restart or lose their handles. A missing file is not better for waiting.
-_TRANSIENT = frozenset(
+# Errors of network file systems that time out, restart or lose their handles, and of too many files open at a time. A missing
+# file is not better for waiting.
+TRANSIENT = frozenset(
     getattr(errno, name)
     for name in (
         "EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "EINTR", "ECONNRESET", "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH",
-        "ENETDOWN", "ENETUNREACH", "EREMOTEIO", "ENOTCONN", "EPIPE",
+        "ENETDOWN", "ENETUNREACH", "EREMOTEIO", "ENOTCONN", "EPIPE", "EMFILE", "ENFILE",
     )
     if hasattr(errno, name)
 )  # fmt: skip
@@ -48,7 +50,7 @@ def with_retries(call: Callable[[], T], retries: int = RETRIES - 1) -> T:
         try:
             return call()
         except OSError as error:
-            if error.errno not in _TRANSIENT:
+            if error.errno not in TRANSIENT:
                 raise
             time.sleep(delay)
     return call()
@@ -69,6 +71,11 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     """Write a file as `replacing` does."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def save_json(tree: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write an object as JSON, as `replacing` does."""
+    write_whole(path, json.dumps(tree, indent=2) + "\n")
 
 
 def local_directory(flag: str, value: str) -> pathlib.Path:

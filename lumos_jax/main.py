@@ -1,6 +1,6 @@
 """Trains: python -m lumos_jax.main --config=configs/i2i.py:desk --workdir=runs/desk
 
-Any field can be set on the command line, as --config.train.steps=40; lumos_jax/config/settings.py documents them all. The same
+Any field can be set on the command line, as --config.train.steps=40; docs/settings.md documents them all. The same
 command continues a run that was stopped.
 """
 

@@ -6,7 +6,7 @@ step's time, what moves between chips, and what the whole run takes. No accelera
 package libtpu (pip install 'lumos_jax[plan]'). --search tries batches, remat policies, mesh splits and precisions, prints
 those that none beats in both speed and memory, and writes the winner as a config file for lumos_jax.main.
 
-Any field can be set on the command line, as --config.train.batch_size=512; lumos_jax/config/settings.py documents them all.
+Any field can be set on the command line, as --config.train.batch_size=512; docs/settings.md documents them all.
 """
 
 from __future__ import annotations

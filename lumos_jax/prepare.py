@@ -3,7 +3,7 @@
 cache   runs the frozen encoders of the config over its source, once, and writes latents and features as ArrayRecord shards.
         Train on them with --config.data.source=cached --config.data.path=DIR. The same command continues a stopped one.
 
-Any field can be set on the command line, as --config.data.path=/data/photos; lumos_jax/config/settings.py documents them all.
+Any field can be set on the command line, as --config.data.path=/data/photos; docs/settings.md documents them all.
 """
 
 from __future__ import annotations

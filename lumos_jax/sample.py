@@ -25,7 +25,6 @@ from collections.abc import Sequence
 
 from lumos_jax import cli, config
 from lumos_jax.checkpoints import CheckpointError
-from lumos_jax.config import rules as config_rules
 from lumos_jax.diffusion import SAMPLERS
 from lumos_jax.tasks.sampling import check_output
 from lumos_jax.train import sampler
@@ -95,7 +94,7 @@ def _override(settings: config.Settings, args: argparse.Namespace) -> config.Set
     for group, fields in changes.items():
         fields = {name: value for name, value in fields.items() if value is not None}
         settings = dataclasses.replace(settings, **{group: dataclasses.replace(getattr(settings, group), **fields)})
-    config_rules.validate(settings)
+    config.validate(settings)
     return settings
 
 

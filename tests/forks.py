@@ -130,7 +130,7 @@ def run(asked):
 
 
 def serve():
-    # All that the programs import, but not they themselves: they run as __main__ and define their flags there.
+    # All that the programs import, but not those that define flags: they do so again as __main__.
     from lumos_jax import cli, evaluation  # noqa: F401
     from lumos_jax.preparation import cache  # noqa: F401
     from lumos_jax.train import loop  # noqa: F401

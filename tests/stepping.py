@@ -6,9 +6,8 @@ import jax
 import numpy as np
 
 from configs import i2i
-from lumos_jax import data
+from lumos_jax import config, data
 from lumos_jax.config import io as config_io
-from lumos_jax.config import rules as config_rules
 from lumos_jax.train.experiment import Experiment
 
 
@@ -17,7 +16,7 @@ def settings_with(of=i2i, **groups):
     settings = config_io.resolve(of.get_config("test"))
     for group, fields in groups.items():
         settings = dataclasses.replace(settings, **{group: dataclasses.replace(getattr(settings, group), **fields)})
-    config_rules.validate(settings)
+    config.validate(settings)
     return settings
 
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
 from configs import i2i
 from lumos_jax import config
+from lumos_jax.config import documentation
 from lumos_jax.config import io as config_io
 
 
@@ -29,7 +31,11 @@ def changed(**fields):
         ({"model__size": "custom"}, "needs config.model.width"),
         ({"model__width": 64}, "set config.model.size=custom"),
         ({"diffusion__prediction": "flow"}, "does not go with prediction=flow"),
-        ({"diffusion__learned_variance": False}, "does not go with loss=hybrid"),
+        (
+            {"diffusion__schedule": "flow", "diffusion__prediction": "flow", "eval__sampler": "heun"},
+            "loss=hybrid is for",
+        ),
+        ({"data__record": "image"}, r"it is config\.data\.sample_type now"),
         ({"eval__sampler": "heun"}, "does not solve"),
         ({"optimizer__accumulate": 3}, "not divisible by optimizer.accumulate=3"),
         ({"mesh__data": -1, "mesh__fsdp": -1}, "only one axis may be -1"),
@@ -63,6 +69,20 @@ def test_settings_saved_when_normalize_was_a_bool_are_read(tmp_path, saved, mean
     tree["encoder"]["normalize"] = saved
     (tmp_path / "config.json").write_text(json.dumps(tree))
     assert config_io.load(tmp_path / "config.json").encoder.normalize == meant
+
+
+def test_gone_fields_are_refused_by_name_unless_they_had_their_default(tmp_path):
+    tree = config_io.to_dict(config.Settings())
+    tree["model"]["mlp_ratio"], tree["mesh"]["tensor"] = 4.0, 1
+    assert config_io.from_saved(tree) == config.Settings()
+    tree["model"]["mlp_ratio"] = 2.0
+    with pytest.raises(ValueError, match=r"config\.model\.mlp_ratio=2\.0 of these settings is gone"):
+        config_io.from_saved(tree)
+
+
+def test_the_documentation_is_of_these_settings():
+    assert documentation.text() == (pathlib.Path(__file__).parents[1] / "docs" / "settings.md").read_text()
+    assert all(field.meaning for field in documentation.settings().values())
 
 
 def test_load_names_what_is_wrong(tmp_path):

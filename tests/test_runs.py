@@ -17,7 +17,7 @@ from PIL import Image
 from configs import i2i
 from lumos_jax import sample
 from lumos_jax.config import io as config_io
-from lumos_jax.train import setup
+from lumos_jax.train import run as run_module
 from tests.running import ROOT, arrays, assert_same_bits, finish, metrics, pixels, rewound, start, wait_for
 
 
@@ -145,7 +145,7 @@ def prepared(workdir, fields):
     """What `main` does before the first step, in this process: it ends with code 2 at a ValueError."""
     changed = i2i.get_config("test")
     changed.update_from_flattened_dict(fields)
-    return setup.prepare(config_io.resolve(changed), str(workdir))
+    return run_module.prepare(config_io.resolve(changed), str(workdir))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from lumos_jax.config import io as config_io
+from lumos_jax import fileio
 from lumos_jax.weights.rules import flatten, unflatten
 
 
@@ -42,7 +42,7 @@ class Account:
         return "\n".join(lines)
 
     def save(self, path: str | pathlib.Path) -> None:
-        config_io.save_json(dataclasses.asdict(self), path)
+        fileio.save_json(dataclasses.asdict(self), path)
 
 
 def transfer(

@@ -1,4 +1,28 @@
-"""Settings of a run: `settings` has the fields, `rules` what they obey, `io` reads and writes them."""
+"""Settings of a run: groups of typed fields with their rules; `io` reads and writes them, `migration` reads earlier layouts."""
 
-from lumos_jax.config.settings import *  # noqa: F403
-from lumos_jax.config.settings import TEXT_KINDS as TEXT_KINDS
+from lumos_jax.config.data import Data
+from lumos_jax.config.fields import flatten
+from lumos_jax.config.networks import TEXT_KINDS, Autoencoder, Diffusion, Encoder, Model
+from lumos_jax.config.settings import Settings, validate
+from lumos_jax.config.tasks import Task
+from lumos_jax.config.training import Checkpoint, Eval, Finetune, Log, Mesh, Optimizer, Train
+
+__all__ = [
+    "TEXT_KINDS",
+    "Autoencoder",
+    "Checkpoint",
+    "Data",
+    "Diffusion",
+    "Encoder",
+    "Eval",
+    "Finetune",
+    "Log",
+    "Mesh",
+    "Model",
+    "Optimizer",
+    "Settings",
+    "Task",
+    "Train",
+    "flatten",
+    "validate",
+]

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import os
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from lumos_jax import config, fileio
+from lumos_jax import config, fileio, tasks
+from lumos_jax.config import fields as config_fields
 from lumos_jax.config import migration
-from lumos_jax.config import rules as config_rules
 
 
 def to_dict(settings: config.Settings) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def from_dict(tree: Mapping[str, Any]) -> config.Settings:
       ValueError: an unknown field (with the nearest known ones), a value of the wrong type, or an impossible combination.
     """
     settings = _build(config.Settings, tree, "config")
-    config_rules.validate(settings)
+    config.validate(settings)
     return settings
 
 
@@ -38,9 +37,12 @@ def from_saved(tree: Mapping[str, Any]) -> config.Settings:
     return from_dict(migration.upgrade(tree) if isinstance(tree, Mapping) else tree)
 
 
-def default_config() -> ml_collections.ConfigDict:
-    """Every field with its default, for a file in configs/ to edit."""
-    return ml_collections.ConfigDict(to_dict(config.Settings()), convert_dict=True)
+def default_config(task: str = "") -> ml_collections.ConfigDict:
+    """Every field with its default, for a file in configs/ to edit; `task`: whose settings are the group `task`."""
+    settings = config.Settings()
+    if task:
+        settings = dataclasses.replace(settings, task=tasks.task_class(task).settings_class(name=task))
+    return ml_collections.ConfigDict(to_dict(settings), convert_dict=True)
 
 
 def resolve(config_dict: ml_collections.ConfigDict) -> config.Settings:
@@ -50,12 +52,7 @@ def resolve(config_dict: ml_collections.ConfigDict) -> config.Settings:
 
 def save(settings: config.Settings, path) -> None:
     """Writes config.json."""
-    save_json(to_dict(settings), path)
-
-
-def save_json(tree: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Writes an object as JSON; through a temporary name, so that half a file is never taken for a whole one."""
-    fileio.write_whole(path, json.dumps(tree, indent=2) + "\n")
+    fileio.save_json(to_dict(settings), path)
 
 
 def load(path) -> config.Settings:
@@ -77,7 +74,9 @@ def load(path) -> config.Settings:
 def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[Any, Any]]:
     """The fields, as "group.field", whose values differ, with (old, new)."""
     old_flat, new_flat = config.flatten(to_dict(old)), config.flatten(to_dict(new))
-    return {name: (old_flat[name], new_flat[name]) for name in new_flat if old_flat[name] != new_flat[name]}
+    names = [*new_flat, *(name for name in old_flat if name not in new_flat)]  # tasks differ in their fields
+    pairs = {name: (old_flat.get(name), new_flat.get(name)) for name in names}
+    return {name: (before, after) for name, (before, after) in pairs.items() if before != after}
 
 
 # Fields that may change when a run is resumed: none of them alters a parameter, the noise or the order of the records.
@@ -85,11 +84,11 @@ def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[A
 _FREE_GROUPS = ("mesh", "checkpoint", "log", "eval")
 _FREE_FIELDS = frozenset(
     {
-        "data.path", "data.workers", "data.threads", "data.prefetch", "data.max_corrupt_rate", "data.bucket_index",
+        "data.path", "data.workers", "data.threads", "data.max_corrupt_rate", "data.bucket_index",
         "data.tar_index",
         "init_from", "optimizer.ema_memory",
-        "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.nonfinite_limit",
-        "train.watchdog_minutes", "train.profile_at", "train.profile_steps", "train.compilation_cache",
+        "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.watchdog_minutes", "train.profile_at",
+        "train.compilation_cache",
     }
 )  # fmt: skip
 
@@ -113,17 +112,23 @@ def _build(cls, tree: Mapping[str, Any], where: str):
     """One dataclass from one mapping; absent fields take their defaults."""
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where} must be a group of fields, not {tree!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    values = {}
+    fields, values = config_fields.fields(cls), {}
     for name, value in tree.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=3) or sorted(fields)
-            raise ValueError(f"unknown field {where}.{name}; did you mean {' or '.join(near)}?")
-        hint = hints[name]
-        here = f"{where}.{name}"
+            raise ValueError(f"unknown field {where}.{name}; {_suggest(f'{where}.{name}', fields)}")
+        hint, here = fields[name].type, f"{where}.{name}"
+        if hint is config.Task and isinstance(value, Mapping) and isinstance(value.get("name"), str):
+            hint = tasks.task_class(value["name"]).settings_class
         values[name] = _build(hint, value, here) if dataclasses.is_dataclass(hint) else _coerce(hint, value, here)
     return cls(**values)
+
+
+def _suggest(name: str, fields: Mapping[str, Any]) -> str:
+    new = migration.new_name(name.removeprefix("config."))
+    if new:
+        return f"it is config.{new} now"
+    near = difflib.get_close_matches(name.rpartition(".")[2], fields, n=3) or sorted(fields)
+    return f"did you mean {' or '.join(near)}?"
 
 
 def _coerce(hint, value, where: str):
@@ -132,10 +137,10 @@ def _coerce(hint, value, where: str):
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             raise ValueError(f"{where} must be a tuple, not {value!r}")
         kinds = typing.get_args(hint)
-        if kinds[-1] is not Ellipsis and len(value) != len(kinds):
-            raise ValueError(f"{where} must have {len(kinds)} values, not {len(value)}: {value!r}")
         if kinds[-1] is Ellipsis:
             kinds = (kinds[0],) * len(value)
+        if len(value) != len(kinds):
+            raise ValueError(f"{where} must have {len(kinds)} values, not {len(value)}: {value!r}")
         return tuple(
             _coerce(kind, entry, f"{where}[{i}]") for i, (kind, entry) in enumerate(zip(kinds, value, strict=True))
         )

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# Groups that are gone -> the task whose settings they held, which is the group `task` now.
+_TASK_GROUPS = {"video": "i2v", "dino": "dino", "nvs": "nvs"}
+
 # Old name -> new name.
 RENAMED = {
     "data.record": "data.sample_type",
@@ -17,28 +20,45 @@ RENAMED = {
     "data.picture_share": "data.image_step_fraction",
     "autoencoder.scale": "autoencoder.scaling_factor",
     "model.unroll": "model.scan_unroll",
-    "video.first_guidance": "video.min_guidance_scale",
-    "video.sample_noise": "video.noise_aug_strength",
-    "video.sample_motion": "video.motion_bucket_id",
-    "dino.centre_momentum": "dino.center_momentum",
+    "task.first_guidance": "task.min_guidance_scale",
+    "task.sample_noise": "task.noise_aug_strength",
+    "task.sample_motion": "task.motion_bucket_id",
+    "task.sample_fps": "task.fps",
+    "task.local_side": "task.local_size",
     "finetune.lora_layers": "finetune.lora_targets",
     "eval.records": "eval.num_examples",
     "eval.scored": "eval.num_scored",
     "eval.bank": "eval.knn_bank_size",
 }
 
-# Fields that are gone -> their old default.
-_REMOVED = {"model.mlp_products": "none"}
+# Fields that are gone -> the only value that this version can continue, their old default.
+_DELETED = {
+    "model.mlp_ratio": 4.0,
+    "model.position_base": 0,
+    "model.mlp_products": "none",
+    "optimizer.b1": 0.9,
+    "task.noise_log_mean": -3.0,
+    "task.noise_log_std": 0.5,
+    "task.student_temperature": 0.1,
+    "task.centre_momentum": 0.9,
+    "task.dropout": [0.05, 0.10, 0.15],
+    "mesh.tensor": 1,
+}
 
-# Fields that are gone and never changed a result, whatever their value.
-_DROPPED = ("train.meeting_seconds", "train.silence_seconds", "checkpoint.retries")
+# Fields that are gone and did not change what is learned, or follow from others.
+_DROPPED = frozenset(
+    (
+        "data.prefetch", "diffusion.learned_variance", "train.nonfinite_limit", "train.profile_steps", "train.meeting_seconds",
+        "train.silence_seconds", "checkpoint.retries",
+    )
+)  # fmt: skip
 
 # Today's name -> old value -> new value.
 _VALUES = {
     "data.sample_type": {"labelled": "labeled"},
     "encoder.normalize": {True: "unit", False: "none"},
-    "nvs.camera": {"turned": "bilinear"},
-    "dino.balance": {"centre": "center"},
+    "task.camera": {"turned": "bilinear"},
+    "task.balance": {"centre": "center"},
 }
 
 
@@ -48,19 +68,50 @@ def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for {"group.field": value}, of which some may be absent and others no settings."""
-    new = {RENAMED.get(name, name): value for name, value in flat.items()}
+    """The same for {"group.field": value}, of which some may be absent and others no settings.
+
+    Raises:
+      ValueError: a field that is gone has a value that this version cannot continue; names it.
+    """
+    flat = _of_the_task(flat)
+    new = {RENAMED.get(name, name): value for name, value in flat.items() if name not in _DROPPED}
+    for name, default in _DELETED.items():
+        value = new.pop(name, default)
+        if (list(value) if isinstance(value, tuple) else value) != default:
+            raise ValueError(
+                f"config.{name}={value!r} of these settings is gone: only runs with {default!r} can be continued"
+            )
     for name, values in _VALUES.items():
         if name in new and isinstance(new[name], (str, bool)):
             new[name] = values.get(new[name], new[name])
-    new = {name: value for name, value in new.items() if name not in _REMOVED or value != _REMOVED[name]}
-    new = {name: value for name, value in new.items() if name not in _DROPPED}
     if "optimizer.boosted" in new:
         patterns, factor = new.pop("optimizer.boosted"), new.pop("optimizer.boost", 1.0)
         new["optimizer.lr_multipliers"] = tuple((pattern, factor) for pattern in patterns)
+    if "task.prototypes" in new:
+        new["task.head"] = tuple(new.pop(f"task.{name}") for name in ("hidden", "bottleneck", "prototypes"))
     if "data.mixture" in new:
         new["data.mixture"] = tuple(_upgrade_entry(entry) for entry in new["data.mixture"])
     return new
+
+
+def new_name(old: str) -> str | None:
+    """Today's name of a field that was renamed; None of others."""
+    group, _, field = old.partition(".")
+    moved = f"task.{field}" if group in _TASK_GROUPS else old
+    found = RENAMED.get(moved, moved)
+    return found if found != old else None
+
+
+def _of_the_task(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The groups of single tasks become the group `task`; those of other tasks had no use."""
+    moved = {}
+    for name, value in flat.items():
+        group, _, field = name.partition(".")
+        if group not in _TASK_GROUPS:
+            moved[name] = value
+        elif _TASK_GROUPS[group] == flat.get("task.name"):
+            moved[f"task.{field}"] = value
+    return moved
 
 
 def _upgrade_entry(entry: Mapping[str, Any]) -> dict[str, Any]:

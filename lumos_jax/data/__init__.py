@@ -1,15 +1,24 @@
-"""Images in a known order: sources, order, decoding, batches. Knows no trainer and no network."""
+"""Records in a known order: sources, sample types, order, decoding, batches. Knows no trainer and no network.
 
+Importing it loads neither JAX nor Grain nor the libraries of single sources: those wait until they are used.
+"""
+
+from lumos_jax.data import records, sources
+from lumos_jax.data.base import SOURCES, CorruptRecord, Source, make_source
 from lumos_jax.data.corrupt import CorruptMeter, TooManyCorruptRecords
-from lumos_jax.data.loaders import describe_row, make_loader
 from lumos_jax.data.order import holdout_records
 from lumos_jax.data.pipeline import load_image, make_record_iterator, make_train_iterator, read_batch
+from lumos_jax.data.records import describe_row, make_loader
+from lumos_jax.data.records.base import SAMPLE_TYPES
 from lumos_jax.data.shards import write_arrayrecord
-from lumos_jax.data.sources import MixtureSource, Source, make_source
-from lumos_jax.scenes.truth import scenes_of, truth_of
+from lumos_jax.data.sources.mixture import MixtureSource
+from lumos_jax.data.sources.scenes import scenes_of, truth_of
 
 __all__ = [
+    "SAMPLE_TYPES",
+    "SOURCES",
     "CorruptMeter",
+    "CorruptRecord",
     "MixtureSource",
     "Source",
     "TooManyCorruptRecords",
@@ -21,7 +30,9 @@ __all__ = [
     "make_source",
     "make_train_iterator",
     "read_batch",
+    "records",
     "scenes_of",
+    "sources",
     "truth_of",
     "write_arrayrecord",
 ]

@@ -1,18 +1,40 @@
-"""Aspect buckets: the sizes in which pictures of many shapes train, one bucket a batch. A rule; imports no room.
+"""Aspect buckets: images of many shapes train in batches of one size each.
 
 Sides are multiples of a step, and the area is that of a square of `base` pixels a side, less ten percent at most. At base / 16
 these are the 40 sizes of PixArt's tables for 256, 512 and 1024 pixels.
+
+    sizes of all records --nearest ratio--> bucket of each record --> for each bucket, seeded permutations of its records
+    step s --seeded permutation of an epoch's steps--> (bucket, its k-th batch) --> rows k B + r of the bucket's order
+
+All of it is a function of (seed, step) and of the sizes, so every host sees the same bucket at the same step. Sizes come from
+the images' headers, read once and kept in a file under the source's fingerprint.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
+import pathlib
+import sys
+import zlib
 from collections.abc import Sequence
+from concurrent import futures
 
 import numpy as np
+import tqdm
+from absl import logging
+
+from lumos_jax import fileio
+from lumos_jax.data import order
+from lumos_jax.data.base import CorruptRecord, Data, Source
+from lumos_jax.data.decode import size_of
+from lumos_jax.data.files import read_file, read_npy, system_error
 
 LEAST_AREA = 0.9  # of the square's
 PARTS = 16  # steps a side of the square, unless said otherwise
+_READERS = 32  # threads that read headers: they mostly wait for the disk
+_PROGRESS_FROM = 20_000  # records from which reading headers takes long enough to be reported
 _LEFT_OUT = (21, 11)  # (height, width) in steps of base / 16 that the rule allows and PixArt's tables do not have
 
 
@@ -62,3 +84,144 @@ def nearest(buckets: Sequence[Bucket], ratio: np.ndarray) -> np.ndarray:
 def square(buckets: Sequence[Bucket]) -> int:
     """Which bucket is the square one."""
     return next(i for i, bucket in enumerate(buckets) if bucket.height == bucket.width)
+
+
+def table(data: Data) -> tuple[Bucket, ...]:
+    """The buckets of config.data."""
+    return make_buckets(data.image_size, data.bucket_step, data.bucket_ratios)
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """Attributes:
+    buckets: the table.
+    bucket_of: (records,) uint8, the number of each record's bucket.
+    """
+
+    buckets: tuple[Bucket, ...]
+    bucket_of: np.ndarray
+
+
+def assign(data: Data, source: Source, batch_size: int) -> Assignment:
+    """The bucket of each record: the one with the nearest ratio. A record without a readable header goes to the square.
+
+    Buckets in which the training records would not fill one batch an epoch are closed: their records go to the nearest of
+    the others.
+    """
+    buckets = table(data)
+    sizes = record_sizes(data, source)
+    known = (sizes > 0).all(axis=1)
+    ratio = np.where(known, sizes[:, 0] / np.maximum(sizes[:, 1], 1), 1.0)
+    share = np.bincount(nearest(buckets, ratio), weights=_weights(data, source), minlength=len(buckets))
+    kept = [i for i, records in enumerate(share * len(source)) if records >= batch_size or i == square(buckets)]
+    return Assignment(buckets, np.array(kept, np.uint8)[nearest([buckets[i] for i in kept], ratio)])
+
+
+def _weights(data: Data, source: Source) -> np.ndarray:
+    """How often each record is drawn; the sum is 1. Held-out records are not."""
+    weights = np.ones(len(source))
+    weights[order.holdout_records(data, source)] = 0
+    if len(source.parts) > 1:
+        for part in source.parts:
+            own = slice(part.first, part.first + len(part.source))
+            weights[own] *= part.weight / weights[own].sum()
+    return weights / weights.sum()
+
+
+class BucketSteps:
+    """Step -> the (position, record) pairs of the rows that one host reads, all of one bucket."""
+
+    def __init__(self, data: Data, source: Source, assignment: Assignment, *, batch_size: int,
+                 rows: tuple[int, ...], start_step: int):  # fmt: skip
+        weights = _weights(data, source)
+        share = np.bincount(assignment.bucket_of, weights=weights, minlength=len(assignment.buckets))
+        used = np.flatnonzero(share)
+        self._orders = [_order_of(data, source, assignment, weights, bucket) for bucket in used]
+        batches = np.count_nonzero(weights) / batch_size
+        self._ends = np.cumsum(np.maximum(np.round(batches * share[used]), 1).astype(np.int64))
+        self._batch_size, self._rows, self._start = batch_size, rows, start_step
+        self._seed = zlib.crc32(f"{data.seed}/buckets".encode())
+
+    def __len__(self) -> int:
+        return sys.maxsize // max(self._batch_size, 1) - self._start - 1
+
+    def __getitem__(self, index: int) -> list[tuple[int, int]]:
+        step = self._start + index
+        epoch, place = divmod(step, int(self._ends[-1]))
+        turn = order.permuted(place, int(self._ends[-1]), (self._seed + epoch) % 2**32)
+        bucket = int(np.searchsorted(self._ends, turn, side="right"))
+        begin = int(self._ends[bucket - 1]) if bucket else 0
+        batch = epoch * (int(self._ends[bucket]) - begin) + turn - begin
+        first, inner = step * self._batch_size, batch * self._batch_size
+        return [(first + row, int(self._orders[bucket][inner + row])) for row in self._rows]
+
+
+def _order_of(data: Data, source: Source, assignment: Assignment, weights: np.ndarray, bucket: int) -> order.Order:
+    """Position -> record number over all epochs of one bucket; of a mixture, its parts in turns by weight."""
+    chosen = (assignment.bucket_of == bucket) & (weights > 0)
+    orders, shares = [], []
+    for number, part in enumerate(source.parts):
+        records = part.first + np.flatnonzero(chosen[part.first : part.first + len(part.source)])
+        if len(records):
+            seed = zlib.crc32(f"{data.seed}/{number}/bucket {bucket}".encode())
+            orders.append(_Among(records.astype(np.uint32), seed))
+            shares.append(weights[records].sum())
+    return order.mixed(orders, shares)
+
+
+class _Among(order.Endless):
+    """Position -> one of the records given, over all epochs."""
+
+    def __init__(self, records: np.ndarray, seed: int):
+        self._records, self._seed = records, seed
+
+    def __getitem__(self, index: int) -> int:
+        epoch, place = divmod(index, len(self._records))
+        return int(self._records[order.permuted(place, len(self._records), (self._seed + epoch) % 2**32)])
+
+
+def record_sizes(data: Data, source: Source) -> np.ndarray:
+    """Upright (height, width) of every record's image, int32 (records, 2); zeros where there is no readable header."""
+    if len(source.parts) > 1:
+        return np.concatenate([record_sizes(data, part.source) for part in source.parts])
+    known = source.sizes(np.arange(len(source)))
+    if known is not None:
+        return known.astype(np.int32)
+    if not data.bucket_index:
+        return _read_sizes(source)
+    kept = pathlib.Path(data.bucket_index).expanduser() / f"{source.fingerprint()}.npy"
+    if kept.exists():
+        try:
+            return read_npy(read_file(kept)).reshape(len(source), 2)
+        except (OSError, ValueError) as error:
+            logging.warning(
+                "%s does not hold the sizes of %d images (%s): they are read again", kept, len(source), error
+            )
+    sizes = _read_sizes(source)
+    partial = kept.with_name(f".{kept.name}.{os.getpid()}.partial")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            np.save(file, sizes)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(kept)
+    except OSError as error:
+        logging.warning("config.data.bucket_index=%s cannot be written to (%s)", data.bucket_index, error)
+    return sizes
+
+
+def _read_sizes(source: Source) -> np.ndarray:
+    def one(index: int) -> tuple[int, int]:
+        try:
+            with fileio.with_retries(functools.partial(source.open_image, index)) as file:
+                return size_of(file)
+        except (OSError, CorruptRecord) as error:
+            if system_error(error):  # or the record would be in another bucket from now on
+                raise
+            return 0, 0
+
+    with futures.ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(one, range(len(source)))
+        found = tqdm.tqdm(found, "sizes of images", len(source), disable=len(source) < _PROGRESS_FROM)
+        return np.fromiter((side for size in found for side in size), np.int32, 2 * len(source)).reshape(-1, 2)

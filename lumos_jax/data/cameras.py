@@ -1,8 +1,8 @@
-"""Cameras as 3x4 world-to-camera matrices [R | t], x right, y down, z forward, world Z up; the centre is -R^T t.
+"""Cameras as 3x4 world-to-camera matrices [R | t], x right, y down, z forward, world Z up; the center is -R^T t.
 
     relative camera = (polar_t - polar_c, sin(azimuth_t - azimuth_c), cos(azimuth_t - azimuth_c), radius_t - radius_c)
 
-of a target's and a condition's camera centres, polar from +Z, in radians, as Zero-1-to-3 (Liu et al. 2023) has it.
+of a target's and a condition's camera centers, polar from +Z, in radians, as Zero-1-to-3 (Liu et al. 2023) has it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 CAMERA_DIM = 4
 # How far R R^T may be from the identity: float32 files of a renderer are within 1e-6, those rounded to four digits within 1e-3.
 ROTATION_TOLERANCE = 1e-3
+LARGEST = 1e9  # squares of it, and float32, are far from overflow
 
 
 def check_matrix(matrix: np.ndarray) -> np.ndarray:
@@ -25,8 +26,8 @@ def check_matrix(matrix: np.ndarray) -> np.ndarray:
     if matrix.shape != (3, 4) or matrix.dtype.kind not in "fiu":
         raise ValueError(f"{matrix.dtype} of shape {matrix.shape} is no 3x4 world-to-camera matrix")
     matrix = matrix.astype(np.float64)
-    if not np.isfinite(matrix).all():
-        raise ValueError("a matrix with numbers that are not finite")
+    if not (np.abs(matrix) < LARGEST).all():  # false of NaN too
+        raise ValueError(f"a matrix with numbers that are not finite, or beyond {LARGEST:.0e}")
     rotation = matrix[:, :3]
     off = np.abs(rotation @ rotation.T - np.eye(3)).max()
     if off > ROTATION_TOLERANCE:
@@ -39,7 +40,7 @@ def check_matrix(matrix: np.ndarray) -> np.ndarray:
 
 
 def spherical(matrix: np.ndarray) -> tuple[float, float, float]:
-    """A matrix -> (azimuth from +X, polar angle from +Z, radius) of the camera's centre."""
+    """A matrix -> (azimuth from +X, polar angle from +Z, radius) of the camera's center."""
     x, y, z = -matrix[:, :3].T @ matrix[:, 3]
     flat = math.hypot(x, y)
     return math.atan2(y, x), math.atan2(flat, z), math.hypot(flat, z)

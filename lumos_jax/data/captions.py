@@ -1,4 +1,4 @@
-"""Captions: which of them a record trains with, wrong ones on purpose, and the cleaning of captions from the web.
+"""Captions: reading text in any encoding, which caption a record trains with, wrong ones on purpose, and cleaning.
 
 A record has a raw caption (alt text, a title) and may have a detailed one (of a captioning model); training mixes the two
 [PixArt-Sigma; the paper uses both]. Everything random is a function of the seed and the record's position.
@@ -6,6 +6,7 @@ A record has a raw caption (alt text, a title) and may have a detailed one (of a
 
 from __future__ import annotations
 
+import codecs
 import functools
 import html
 import json
@@ -17,8 +18,11 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 
-Captions = tuple[str, str]  # (raw, detailed), either of which may be empty
+from lumos_jax.data.base import Captions, CorruptRecord
+from lumos_jax.data.files import open_regular
+
 # Under which names records of other makers have them, the first that is there.
 RAW_NAMES = ("caption", "text", "txt")
 DETAILED_NAMES = ("caption/detailed", "caption_detailed", "detailed")
@@ -103,13 +107,31 @@ def _clean_once(text: str) -> str:
     return " ".join(_EDGES.sub("", text).split())
 
 
-def read_text(path: pathlib.Path) -> str:
-    """A caption file's text on one line; bytes that are no UTF-8 become replacement characters.
+_MARKS = {  # of the four bytes first: the mark of UTF-16 is the beginning of the one of UTF-32
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"
+}  # fmt: skip
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding of a text that begins with these four bytes: by its byte order mark, or UTF-8 with or without one."""
+    return next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), "utf-8-sig")
+
+
+def decode_text(data: bytes) -> str:
+    """A text on one line; bytes that its encoding does not have become replacement characters.
 
     Raises:
-      OSError: it cannot be read.
+      CorruptRecord: zero bytes in it: something else than text, or UTF-16 without a byte order mark.
     """
-    return " ".join(path.read_bytes().decode("utf-8", errors="replace").split())
+    text = data.decode(encoding_of(data), errors="replace")
+    if "\0" in text:
+        raise CorruptRecord("its caption holds zero bytes: no text, or UTF-16 without a byte order mark")
+    return one_line(text)
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and doubled blanks; half a surrogate pair (of a cut JSON string) is replaced."""
+    return " ".join(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())
 
 
 def read_jsonl(path: pathlib.Path) -> dict[str, Captions]:
@@ -118,19 +140,25 @@ def read_jsonl(path: pathlib.Path) -> dict[str, Captions]:
     Raises:
       ValueError: a line is something else; says which.
     """
-    found = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
+    found, twice = {}, 0
+    with open_regular(path) as file:
+        head = file.read(4)
+    with open(path, encoding=encoding_of(head), errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
                 entry = json.loads(line)
-                told = entry["file"], entry["caption"], entry.get("detailed") or ""
-                if not all(isinstance(part, str) for part in told):
+                texts = entry["file"], entry["caption"], entry.get("detailed") or ""
+                if not all(isinstance(part, str) for part in texts):
                     raise TypeError("a value is no text")
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(
                     f'{path}, line {number}: not an object with "file" and "caption" ({type(error).__name__}: {error})'
                 ) from error
-            found[os.path.normpath(told[0])] = tuple(" ".join(text.split()) for text in told[1:])
+            name = os.path.normpath(texts[0])
+            twice += name in found
+            found[name] = tuple(map(one_line, texts[1:]))
+    if twice:
+        logging.warning("%s: %d files have several lines, of which the last counts", path, twice)
     return found

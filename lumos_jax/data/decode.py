@@ -1,6 +1,6 @@
-"""Encoded bytes -> square uint8 RGB pictures, whatever a folder of images holds.
+"""Encoded bytes -> square uint8 RGB images, whatever a folder of images holds.
 
-JPEGs of RGB and grey go through libjpeg-turbo, halved while decoding as often as the target allows (the decoder leaves out
+JPEGs of RGB and gray go through libjpeg-turbo, halved while decoding as often as the target allows (the decoder leaves out
 detail that the resize would throw away); everything else, and every JPEG that libjpeg complains about, goes through Pillow,
 whose verdict counts. The shorter side is resized to the target (bilinear, antialiased) and the longer one cropped, in one pass
 over the part that is kept; an EXIF rotation is applied to the small square.
@@ -8,33 +8,47 @@ over the part that is kept; an EXIF rotation is applied to the small square.
 
 from __future__ import annotations
 
+import contextlib
 import io
-import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin
+
+from lumos_jax.data.base import CorruptRecord
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 1 << 28  # of a JPEG, which is read scaled; other formats have Pillow's limit, about 179 million
-_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
-
-# What Pillow's and libjpeg's readers raise for damaged files. A damaged file must never end a run, so the list is long;
-# Warning is there for programs that turn warnings into errors.
-_DAMAGE = (
-    OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError,
-    SyntaxError, EOFError, MemoryError, BufferError, struct.error, zlib.error, Warning,
-)  # fmt: skip
-
-# Pillow warns of odd metadata; the picture is what counts here. Once for the process, since decoding threads share filters.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+_ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0112, 258, 262, 339  # the first is EXIF's, all are TIFF's
+# libjpeg's complaints after which pixels are wrong. Others (stray bytes between markers, odd metadata) are harmless.
+_WRONG_PIXELS = ("bad Huffman code", "premature end of data segment", "instead of RST")
 
 
-class UndecodableImage(Exception):
-    """These bytes give no picture; the message says why."""
+class UndecodableImage(CorruptRecord):
+    """These bytes give no image; the message says why."""
+
+
+def ignore_pillow_warnings() -> None:
+    """Silences Pillow's warnings of odd metadata: the image is what counts. For the whole process, since filters are."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@contextlib.contextmanager
+def _undecodable() -> Iterator[None]:
+    """Damaged files make the readers of Pillow and libjpeg raise nearly anything, MemoryError among it."""
+    try:
+        yield
+    except UndecodableImage:
+        raise
+    except (Image.UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UndecodableImage(str(error).split(" <")[0]) from error
+    except Exception as error:
+        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
 def decode_square(data: bytes, size: int, *, shift: float = 0.5, flip: bool = False) -> np.ndarray:
@@ -43,21 +57,15 @@ def decode_square(data: bytes, size: int, *, shift: float = 0.5, flip: bool = Fa
     Args:
       data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file; animations give their first frame.
       size: side in pixels; smaller images are enlarged.
-      shift: which part of the longer side to keep, 0 (left or top of the upright picture) .. 1; 0.5 is the centre.
+      shift: which part of the longer side to keep, 0 (left or top of the upright image) .. 1; 0.5 is the center.
       flip: mirror left and right.
 
     Raises:
       UndecodableImage: empty, truncated, not an image, or too large to be one.
     """
-    if not data:
-        raise UndecodableImage("empty")
-    try:
+    with _undecodable():
         image, orientation, _ = _open(data, size)
         return _square(image, size, shift, orientation, flip)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UndecodableImage(str(error).split(" <")[0]) from error
-    except _DAMAGE as error:
-        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
 def fit_square(pixels: np.ndarray, size: int, *, shift: float = 0.5, flip: bool = False) -> np.ndarray:
@@ -70,6 +78,12 @@ def fit_square(pixels: np.ndarray, size: int, *, shift: float = 0.5, flip: bool 
     return pixels[:, ::-1] if flip else pixels
 
 
+def to_square(data: bytes | np.ndarray, size: int, *, shift: float = 0.5, flip: bool = False) -> np.ndarray:
+    """An image as a source gives it, encoded or as pixels -> (size, size, 3) uint8; see `decode_square`, `fit_square`."""
+    fit = fit_square if isinstance(data, np.ndarray) else decode_square
+    return fit(data, size, shift=shift, flip=flip)
+
+
 def decode_cover(data: bytes | np.ndarray, height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Encoded image, or its pixels (H, W, 3) uint8 -> (height, width, 3) uint8, and the image's own upright (H, W).
 
@@ -78,7 +92,7 @@ def decode_cover(data: bytes | np.ndarray, height: int, width: int) -> tuple[np.
     Raises:
       UndecodableImage: as `decode_square`.
     """
-    try:
+    with _undecodable():
         if isinstance(data, np.ndarray):
             image, orientation, (own_width, own_height) = Image.fromarray(data), 1, data.shape[1::-1]
         else:
@@ -93,19 +107,15 @@ def decode_cover(data: bytes | np.ndarray, height: int, width: int) -> tuple[np.
             image = image.resize(target, Image.Resampling.BICUBIC, box=box)
         own = (own_width, own_height) if lying else (own_height, own_width)
         return _UPRIGHT[orientation][0](np.asarray(image)), own
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UndecodableImage(str(error).split(" <")[0]) from error
-    except _DAMAGE as error:
-        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
-def size_of(file: str | os.PathLike | io.BytesIO) -> tuple[int, int]:
+def size_of(file: BinaryIO) -> tuple[int, int]:
     """Upright (height, width) of an encoded image, by its header; (0, 0) where it has none that can be read."""
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with _undecodable(), _read_header(file) as image:
             width, height = image.size
             return (width, height) if _orientation(image) >= 5 else (height, width)
-    except (UnidentifiedImageError, Image.DecompressionBombError, *_DAMAGE):
+    except UndecodableImage:
         return 0, 0
 
 
@@ -135,35 +145,75 @@ def _square(image: Image.Image, size: int, shift: float, orientation: int, flip:
 
 
 def _open(data: bytes, side: int) -> tuple[Image.Image, int, tuple[int, int]]:
-    """An RGB picture as stored, reduced to sides of at least `side`; its EXIF orientation; its (width, height) in full."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise UndecodableImage(f"{image.width} x {image.height} pixels are too many")
+    """An RGB image as stored, reduced to sides of at least `side`; its orientation; its (width, height) in full."""
+    if not data:
+        raise UndecodableImage("empty")
+    image = _read_header(io.BytesIO(data))
     orientation, own = _orientation(image), image.size
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
         try:
             # Halving is as fast as not scaling at all; the steps between (7/8 .. 5/8) are slower and blur more.
             pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=side, min_height=side, min_factor=2, strict=True)
             return Image.fromarray(pixels), orientation, own
-        except ValueError:
-            # libjpeg warned. Stray bytes between markers are harmless, a missing end is not: Pillow tells them apart.
-            return _to_rgb(image), orientation, own
+        except ValueError as error:
+            # Pillow ignores what libjpeg warns of, but not a missing end.
+            if any(complaint in str(error) for complaint in _WRONG_PIXELS):
+                raise UndecodableImage(str(error)) from error
+    if image.format == "PNG":
+        _check_png(data)
     return _to_rgb(image), orientation, own
 
 
+def _read_header(file: BinaryIO) -> Image.Image:
+    """An image that is not decoded yet."""
+    head = file.read(3)
+    file.seek(0)
+    # JPEGs directly: Image.open holds them, which are read scaled, to its limit for all formats.
+    image = JpegImagePlugin.JpegImageFile(file) if head == b"\xff\xd8\xff" else Image.open(file, formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise UndecodableImage(f"{image.width} x {image.height} pixels are too many")
+    return image
+
+
 def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1  # Pillow turns these upright itself, and their size is that of the upright image
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except _DAMAGE:
-        return 1  # damaged metadata of a picture that may be whole
+    except Exception:  # noqa: BLE001, damaged metadata of an image that may be whole
+        return 1
     return orientation if orientation in _UPRIGHT else 1
 
 
+def _check_png(data: bytes) -> None:
+    """Compares the checksums of the chunks that hold pixels, which Pillow passes by. A missing end is left to Pillow."""
+    place, view = 8, memoryview(data)
+    while place + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 12 + length
+        if end > len(data):
+            return
+        if (kind[:1].isupper() or kind == b"tRNS") and zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(
+            view[end - 4 : end]
+        ):
+            raise UndecodableImage(f"damaged: wrong checksum of chunk {kind.decode('latin-1')}")
+        place = end
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB: 16 bits are scaled, not clipped; transparency is laid on white."""
+    """Any mode -> RGB: other types than 8 bits are scaled, not clipped; transparency is laid on white."""
+    tags = {}
+    if image.format == "TIFF":
+        tags = {tag: np.ravel(image.tag_v2.get(tag, 0))[0] for tag in (_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT)}
+        if tags[_BITS] == 8 and tags[_SAMPLE_FORMAT] == 2:
+            raise UndecodableImage("signed 8-bit values")
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, np.float32)
-        top = 255.0 if values.max(initial=0) <= 255 and image.mode == "F" else 65535.0
+        top = _largest_value(image, values, int(tags.get(_BITS, 16)))
+        if image.info.get("transparency") is not None:
+            values = np.where(values == image.info["transparency"], np.float32(top), values)
+        if tags and tags[_PHOTOMETRIC] == 0:  # white is zero, which Pillow heeds for 8 bits only
+            values = top - values
         image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -171,3 +221,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.alpha_composite(canvas, image).convert("RGB")
     image.load()
     return image.convert("RGB")
+
+
+def _largest_value(image: Image.Image, values: np.ndarray, bits: int) -> float:
+    """What stands for white. Raises UndecodableImage for values whose range their type does not say."""
+    least, most = float(values.min(initial=0)), float(values.max(initial=0))
+    if image.mode == "F":
+        if not (least >= 0 and most <= 255):  # false of NaN too
+            raise UndecodableImage(f"floating-point values from {least:g} to {most:g}: neither 0 .. 1 nor 0 .. 255")
+        return 1.0 if most <= 1 else 255.0
+    if image.mode != "I":
+        return 2.0**bits - 1
+    if bits > 16:
+        raise UndecodableImage(f"integers of {bits} bits, of which nothing says what is white")
+    if least < 0:
+        raise UndecodableImage(f"integers from {least:g} on, where black is 0")
+    return 2.0 ** (bits - 1) - 1  # signed

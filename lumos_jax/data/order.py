@@ -14,14 +14,12 @@ import functools
 import itertools
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-import grain
 import numpy as np
-from grain.experimental import index_shuffle
 
-from lumos_jax import config
-from lumos_jax.data.sources import MixtureSource, Source
+from lumos_jax.data.base import Data, Source
 
 # The held-out choice does not follow config.data.seed: two runs that differ in their order hold out the same records.
 _HOLDOUT_SEED = 0x1005
@@ -36,7 +34,14 @@ def permuted(position: int, count: int, seed: int) -> int:
     """Where the seeded permutation of 0 .. count - 1 takes a position; count at most MAX_RECORDS, seed in [0, 2^32)."""
     if count < _SMALL:
         return int(_table(count, seed)[position])
-    return index_shuffle(position, max_index=count - 1, seed=seed, rounds=4)
+    return _index_shuffle()(position, max_index=count - 1, seed=seed, rounds=4)
+
+
+@functools.cache
+def _index_shuffle() -> Callable:
+    from grain.experimental import index_shuffle  # Grain imports JAX, and only training needs it
+
+    return index_shuffle
 
 
 @functools.lru_cache(maxsize=64)
@@ -45,39 +50,29 @@ def _table(count: int, seed: int) -> np.ndarray:
     return np.argsort(np.random.Philox(key=[seed, count]).random_raw(count), kind="stable")
 
 
-def holdout_records(data: config.Data, source: Source) -> list[int]:
+def holdout_records(data: Data, source: Source) -> list[int]:
     """The `data.holdout` records that no training batch holds; of a mixture, spread over its sources by weight.
 
     Raises:
       ValueError: there are not more records than that.
     """
-    counts = holdout_counts(data, source)
-    parts = _parts(source)
     chosen = []
-    for (start, part), count in zip(parts, counts, strict=True):
-        chosen.append([start + permuted(i, len(part), _HOLDOUT_SEED) for i in range(count)])
+    for part, count in zip(source.parts, holdout_counts(data, source), strict=True):
+        chosen.append([part.first + permuted(i, len(part.source), _HOLDOUT_SEED) for i in range(count)])
     # Taken in turns, so that the first few of them come from all sources.
     longest = max(map(len, chosen))
     return [column[i] for i in range(longest) for column in chosen if i < len(column)]
 
 
-def _parts(source: Source) -> list[tuple[int, Source]]:
-    """(number of the first record, source) of each part of a mixture, or of the source itself."""
-    if isinstance(source, MixtureSource):
-        return [(source.start(i), part) for i, part in enumerate(source.sources)]
-    return [(0, source)]
-
-
-def holdout_counts(data: config.Data, source: Source) -> list[int]:
+def holdout_counts(data: Data, source: Source) -> list[int]:
     """How many records each part holds out; they add up to `data.holdout`."""
-    parts = [part for _, part in _parts(source)]
-    weights = source.weights if isinstance(source, MixtureSource) else [1.0]
+    weights = [part.weight for part in source.parts]
     edges, total, whole = [0], 0.0, sum(weights)
     for weight in weights:
         total += weight
         edges.append(round(data.holdout * total / whole))
     counts = [after - before for before, after in itertools.pairwise(edges)]  # rounded, and exact in their sum
-    for part, count in zip(parts, counts, strict=True):
+    for (_, part, _), count in zip(source.parts, counts, strict=True):
         if len(part) > MAX_RECORDS:
             raise ValueError(f"{len(part)} records are more than the {MAX_RECORDS} that can be put in order")
         if count >= len(part):
@@ -88,81 +83,77 @@ def holdout_counts(data: config.Data, source: Source) -> list[int]:
     return counts
 
 
-def training_order(data: config.Data, source: Source) -> grain.MapDataset:
-    """An endless MapDataset: position -> record number."""
+class Order(Protocol):
+    """Position -> record number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int) -> int: ...
+
+
+def training_order(data: Data, source: Source) -> Order:
+    """Position -> record number, without end."""
     orders = [
         PartOrder(len(part), held, first=first, seed=zlib.crc32(f"{data.seed}/{number}".encode()))
-        for number, ((first, part), held) in enumerate(zip(_parts(source), holdout_counts(data, source), strict=True))
+        for number, ((first, part, _), held) in enumerate(zip(source.parts, holdout_counts(data, source), strict=True))
     ]
-    return mixed(orders, source.weights if isinstance(source, MixtureSource) else [1.0])
+    return mixed(orders, [part.weight for part in source.parts])
 
 
-def mixed(orders: Sequence[grain.MapDataset], weights: Sequence[float]) -> grain.MapDataset:
-    """Endless MapDatasets as one, interleaved by weight."""
+def mixed(orders: Sequence[Order], weights: Sequence[float]) -> Order:
+    """Endless orders as one, interleaved by weight."""
     if len(orders) == 1:
         return orders[0]
+    import grain  # imports JAX
+
     # Grain counts the weights in hundredths of the smallest and cuts off the rest; rounded first, they err by half of one.
     least = min(weights)
-    return grain.MapDataset.mix(orders, [round(100 * weight / least) for weight in weights])
+    return grain.MapDataset.mix(
+        [grain.MapDataset.source(order) for order in orders], [round(100 * weight / least) for weight in weights]
+    )
 
 
-class PartOrder(grain.MapDataset):
-    """Position -> record number, over all epochs of one source."""
-
-    def __init__(self, count: int, held: int, *, first: int, seed: int):
-        super().__init__()
-        self._count, self._held, self._first, self._seed = count, held, first, seed
-
+class Endless:
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __str__(self) -> str:
-        return f"PartOrder(count={self._count}, held={self._held})"
 
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.slice(index)
-        epoch, place = divmod(index, self._count - self._held)
+class PartOrder(Endless):
+    """Position -> record number, over all epochs of one source."""
+
+    def __init__(self, count: int, held: int, *, first: int, seed: int):
+        self._count, self._held, self._first, self._seed = count, held, first, seed
+
+    def __getitem__(self, position: int) -> int:
+        epoch, place = divmod(position, self._count - self._held)
         # The seed is a hash of the user's, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
         kept = permuted(place, self._count - self._held, (self._seed + epoch) % 2**32)
         return self._first + permuted(self._held + kept, self._count, _HOLDOUT_SEED)
 
 
-class HostSteps(grain.MapDataset):
+class HostSteps:
     """Step -> the (position, record) pairs of the rows that one host reads."""
 
-    def __init__(self, order: grain.MapDataset, *, batch_size: int, rows: tuple[int, ...], start_step: int):
-        super().__init__(order)
-        self._batch_size, self._rows, self._start = batch_size, rows, start_step
+    def __init__(self, order: Order, *, batch_size: int, rows: tuple[int, ...], start_step: int):
+        self._order, self._batch_size, self._rows, self._start = order, batch_size, rows, start_step
 
     def __len__(self) -> int:
         return sys.maxsize // max(self._batch_size, 1) - self._start - 1
 
-    def __str__(self) -> str:
-        return f"HostSteps(batch_size={self._batch_size}, rows={len(self._rows)})"
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.slice(index)
+    def __getitem__(self, index: int) -> list[tuple[int, int]]:
         first = (self._start + index) * self._batch_size
         positions = [first + row for row in self._rows]
-        return [(position, int(self._parent[position])) for position in positions]
+        return [(position, int(self._order[position])) for position in positions]
 
 
-class Listed(grain.MapDataset):
+class Listed:
     """Step -> (0, record) pairs of a batch that is given."""
 
     def __init__(self, batches: Sequence[Sequence[int]]):
-        super().__init__()
         self._batches = batches
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __str__(self) -> str:
-        return f"Listed({len(self)} batches)"
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.slice(index)
+    def __getitem__(self, index: int) -> list[tuple[int, int]]:
         return [(0, record) for record in self._batches[index]]

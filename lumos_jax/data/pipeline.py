@@ -6,6 +6,7 @@ is stacked or copied on the way.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
@@ -13,15 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from multiprocessing import resource_tracker
 
-import grain
 import numpy as np
 from absl import flags
 
-from lumos_jax import config
-from lumos_jax.data import buckets, clips, loaders, order, workers
-from lumos_jax.data.decode import UndecodableImage, decode_square
-from lumos_jax.data.loaders import HostBatch
-from lumos_jax.data.sources import Source
+from lumos_jax.data import aspect, order, workers
+from lumos_jax.data.base import CorruptRecord, Data, Source
+from lumos_jax.data.decode import decode_square, ignore_pillow_warnings
+from lumos_jax.data.files import read_file
+from lumos_jax.data.records import make_loader
+from lumos_jax.data.records.base import HostBatch, Loader, reject
 
 Finish = Callable[[HostBatch], HostBatch]
 
@@ -32,15 +33,18 @@ class BatchIterator(Iterator[HostBatch]):
 
     def __init__(
         self,
-        data: config.Data,
-        steps: grain.MapDataset,
-        loader: loaders.BatchLoader,
+        data: Data,
+        steps: aspect.BucketSteps | order.HostSteps | order.Listed,
+        loader: Loader,
         rows: int,
         finish: Finish | None = None,
     ):
-        steps = steps.map(loader)
+        import grain  # imports JAX
+
+        ignore_pillow_warnings()
+        steps = grain.MapDataset.source(steps).map(loader.load_batch)
         if finish is not None:
-            steps = steps.map(finish)
+            steps = steps.map(functools.partial(_finished, finish=finish, source=loader.source))
         batch_bytes = rows * sum(dtype.itemsize * math.prod(shape) for dtype, shape in loader.row().values())
         ahead = max(data.prefetch, data.threads) if not data.workers else data.threads
         dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=ahead))
@@ -91,8 +95,31 @@ class BatchIterator(Iterator[HostBatch]):
         self._iterator.close()
 
 
+def _finished(batch: HostBatch, finish: Finish, source: Source) -> HostBatch:
+    """`finish` of a batch; rows for which it raises (a caption that cannot be tokenized) become corrupt records."""
+    try:
+        return finish(batch)
+    except MemoryError:
+        raise
+    except Exception:
+        wrong = {}
+        for row in range(len(batch["weight"])):
+            try:
+                finish({name: array[row : row + 1] for name, array in batch.items()})
+            except Exception as error:  # noqa: BLE001
+                wrong[row] = error
+        for row, error in wrong.items():
+            for name, array in batch.items():
+                if name != "record":
+                    array[row] = "" if array.dtype.kind in "OU" else 0
+            reject(batch, row, source.describe(int(batch["record"][row])), error)
+        if not wrong:
+            raise
+        return finish(batch)
+
+
 def make_train_iterator(
-    data: config.Data,
+    data: Data,
     source: Source,
     *,
     batch_size: int,
@@ -121,47 +148,46 @@ def make_train_iterator(
     """
     assigned, where = None, {"batch_size": batch_size, "rows": tuple(rows), "start_step": start_step}
     if data.buckets:
-        assignment = buckets.assign(data, source, batch_size)
-        steps, assigned = buckets.BucketSteps(data, source, assignment, **where), assignment.bucket_of
+        assignment = aspect.assign(data, source, batch_size)
+        steps, assigned = aspect.BucketSteps(data, source, assignment, **where), assignment.bucket_of
     else:
         steps = order.HostSteps(order.training_order(data, source), **where)
-    loader = loaders.make_loader(data, source, training=True, assigned=assigned)
-    if isinstance(loader, clips.Clips):
-        loader = clips.joint(data, loader, batch_size)
+    loader = make_loader(data, source, training=True, assigned=assigned, batch_size=batch_size)
     return BatchIterator(data, steps, loader, len(rows), finish)
 
 
 def make_record_iterator(
-    data: config.Data,
+    data: Data,
     source: Source,
     batches: Sequence[Sequence[int]],
     finish: Finish | None = None,
     everything: bool = False,
 ) -> BatchIterator:
-    """These batches of records, once, each centre-cropped and not mirrored; otherwise as `make_train_iterator`.
+    """These batches of records, once, each center-cropped and not mirrored; otherwise as `make_train_iterator`.
 
     everything: with all that training may choose from, as a cache keeps it.
     """
-    loader = loaders.make_loader(data, source, training=False, everything=everything)
+    loader = make_loader(data, source, training=False, everything=everything)
     return BatchIterator(data, order.Listed(batches), loader, max(map(len, batches), default=0), finish)
 
 
-def read_batch(data: config.Data, source: Source, records: Sequence[int], finish: Finish | None = None) -> HostBatch:
-    """These records, centre-cropped and not mirrored; as `make_train_iterator` returns them."""
-    batch = loaders.make_loader(data, source, training=False).map([(0, record) for record in records])
-    return batch if finish is None else finish(batch)
+def read_batch(data: Data, source: Source, records: Sequence[int], finish: Finish | None = None) -> HostBatch:
+    """These records, center-cropped and not mirrored; as `make_train_iterator` returns them."""
+    ignore_pillow_warnings()
+    batch = make_loader(data, source, training=False).load_batch([(0, record) for record in records])
+    return batch if finish is None else _finished(batch, finish, source)
 
 
 def load_image(path: str | os.PathLike, size: int) -> np.ndarray:
-    """One file -> (size, size, 3) uint8: shorter side resized, centre crop.
+    """One file -> (size, size, 3) uint8: shorter side resized, center crop.
 
     Raises:
       ValueError: it cannot be read or decoded.
     """
+    ignore_pillow_warnings()
     try:
-        with open(path, "rb") as file:
-            return decode_square(file.read(), size)
+        return decode_square(read_file(path), size)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UndecodableImage as error:
+    except CorruptRecord as error:
         raise ValueError(f"{path} is not a readable image: {error}") from error

@@ -15,16 +15,16 @@ import threading
 from multiprocessing import util
 
 import numpy as np
-from grain.multiprocessing import SharedMemoryArray
 
-from lumos_jax import config
+from lumos_jax.data.base import Data
+from lumos_jax.data.decode import ignore_pillow_warnings
 
 SHARED_FROM = 1 << 16  # bytes; smaller arrays are cheaper to send than to share
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 _lock = threading.Lock()
 _sharing = False  # in a worker process, until it ends
-_waiting: dict[str, SharedMemoryArray] = {}  # decoded ahead, not handed to Grain yet
+_waiting: dict[str, np.ndarray] = {}  # decoded ahead, not handed to Grain yet
 
 
 def start(_index: int, _count: int) -> None:
@@ -33,6 +33,7 @@ def start(_index: int, _count: int) -> None:
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    ignore_pillow_warnings()
     util.Finalize(None, _free_waiting, exitpriority=0)
     _sharing = True
 
@@ -48,6 +49,8 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     with _lock:
         if not _sharing or math.prod(shape) * dtype.itemsize < SHARED_FROM:
             return np.zeros(shape, dtype)
+        from grain.multiprocessing import SharedMemoryArray  # Grain imports JAX; in a worker process both are there
+
         array = SharedMemoryArray(shape, dtype)  # new memory is zero
         _waiting[array.metadata.name] = array
     return array
@@ -56,7 +59,7 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def hand_over(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The last stage in a worker: from here on Grain frees the memory."""
     for array in batch.values():
-        if isinstance(array, SharedMemoryArray):
+        if hasattr(array, "metadata"):  # it is in shared memory
             with _lock:
                 _waiting.pop(array.metadata.name, None)
     return batch
@@ -71,7 +74,7 @@ def _free_waiting() -> None:
         _waiting.clear()
 
 
-def check_shared_memory(data: config.Data, needed: int) -> None:
+def check_shared_memory(data: Data, needed: int) -> None:
     """Batches come from workers through /dev/shm, which is small in many containers and ends a process that fills it.
 
     Raises:

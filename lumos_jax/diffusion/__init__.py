@@ -1,4 +1,4 @@
-"""Diffusion as functions: schedule, corruption and targets, losses, guidance, samplers. Knows no network and no task."""
+"""Diffusion as pure functions: schedule, noising and targets, losses, guidance, samplers. Knows no network and no task."""
 
 from lumos_jax.diffusion.guidance import guided
 from lumos_jax.diffusion.loss import loss_terms

@@ -1,9 +1,10 @@
-"""Classifier-free guidance (Ho & Salimans 2022): out = null + scale (conditioned - null), on the prediction half.
+"""Classifier-free guidance on the prediction half of the network's output.
 
-interval: guide only while the noise level, as a share of the time, lies in it (Kynkaanniemi et al. 2024).
-rescale: pulls the guided prediction's spread back to the conditioned one's (Lin et al. 2023, eq. 15 and 16).
-The two passes run as one batch of twice the rows; with scale 1 there is no second pass. The variance half is the conditioned
-pass's.
+    guided = null + scale (conditioned - null)                                              Ho & Salimans 2022, eq. 6       (1)
+    rescale: guided (phi std(conditioned) / std(guided) + 1 - phi)                          Lin et al. 2023, eqs. 15 and 16 (2)
+    interval: (1) only where the noise level, as a share of the schedule, is within it      Kynkaanniemi et al. 2024
+
+Both passes run as one batch of 2 B rows; at scale 1 there is one pass. The variance half is the conditioned pass's.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ def guided(
 
     Args:
       predict: (x (B, h, w, c), network time (B,), condition) -> (B, h, w, c_out).
-      condition, null: trees alike with leading dim B.
-      scale: 1 is no guidance, and costs none; or an array that broadcasts to the prediction, as one scale a frame.
+      condition, null: trees of the same structure with leading dim B.
+      scale: 1 is no guidance, in one pass; or an array that broadcasts to the prediction, as one scale per frame.
       interval: (low, high) within [0, 1]; 0 is clean, 1 is noise.
-      rescale: 0 .. 1, 0 for none.
-      process: tells a learned variance's channels apart.
+      rescale: phi in [0, 1]; 0 for none.
+      process: says which channels are a learned variance.
 
     Returns:
       (x, network time) -> (B, h, w, c_out).
@@ -47,13 +48,14 @@ def guided(
 
     def denoise(x, time):
         out = predict(jnp.concatenate([x, x]), jnp.concatenate([time, time]), both)
-        conditioned, without = jnp.split(out, 2)
+        conditioned, unconditioned = jnp.split(out, 2)
         yes, logits = split_output(process, conditioned)
-        no, _ = split_output(process, without)
-        result = no + scale * (yes - no)
+        no, _ = split_output(process, unconditioned)
+        result = no + scale * (yes - no)  # (1)
         if rescale:
             dims = tuple(range(1, x.ndim))
             ratio = yes.std(dims, keepdims=True) / jnp.maximum(result.std(dims, keepdims=True), 1e-8)
+            # (2)
             result = result * (rescale * ratio + 1.0 - rescale)
         if interval != (0.0, 1.0):
             share = (time / NETWORK_TIME).reshape(-1, *[1] * (x.ndim - 1))

@@ -1,10 +1,15 @@
 """Samplers: from noise to x0, pure functions of (denoise, noise, key) around `jax.lax.scan`.
 
-ddpm: ancestral sampling (Ho et al. 2020, algorithm 2), on a respaced schedule when steps < T, with the learned or the
-      posterior's variance. ddim: Song et al. 2021, eq. 12. dpm++: DPM-Solver++ 2M (Lu et al. 2022), see `dpm_solver`.
-euler, heun: the probability-flow ODE of flow matching, first and second order.
+ddpm: ancestral sampling on a respaced schedule, with the learned variance or the posterior's      Ho et al. 2020, algorithm 2
+        x_{t-1} = w_0 x_0 + w_t x_t + sigma_t z                                                                            (1)
+ddim: deterministic for eta = 0                                                                    Song et al. 2021, eq. 12
+        x_{t-1} = a_{t-1} x_0 + sqrt(s_{t-1}^2 - sigma^2) eps + sigma z,
+        sigma = eta s_{t-1} / s_t sqrt(1 - alpha_bar_t / alpha_bar_{t-1})                                                  (2)
+dpm++: DPM-Solver++ 2M (Lu et al. 2022), see `dpm_solver`.
+euler, heun: the probability-flow ODE dx/dt = u(x, t) of flow matching from t = 1 to 0, first and second order             (3)
 
-Every coefficient is known before the first call of the network: they are computed in float64 and scanned over.
+Coefficients do not depend on the network: they are computed in float64 before the scan. Axis letters: B batch, S sampling
+steps; x_0, x_t, eps and z ~ N(0, 1) are (B, [F,] h, w, c).
 """
 
 from __future__ import annotations
@@ -19,7 +24,8 @@ from lumos_jax.diffusion import schedule
 from lumos_jax.diffusion.dpm_solver import dpm_solver_pp_2m
 from lumos_jax.diffusion.process import NETWORK_TIME, Process, split_output, to_x0_noise
 
-SAMPLERS = ("ddpm", "ddim", "dpm++", "euler", "heun")
+FLOW_SAMPLERS = ("euler", "heun")
+SAMPLERS = ("ddpm", "ddim", "dpm++", *FLOW_SAMPLERS)
 
 
 def sample(
@@ -33,27 +39,27 @@ def sample(
     lower_last: str = "auto",
     eta: float = 0.0,
 ) -> jax.Array:
-    """Draws x0.
+    """Samples x0.
 
     Args:
       process: what the network was trained on.
       denoise: (x (B, h, w, c), network time (B,)) -> (B, h, w, c_out), guided or not.
       noise: (B, h, w, c), standard normal: the starting point.
-      key: of the noise that ddpm, and ddim with eta > 0, add along the way; folded by step.
+      key: of the noise that ddpm, and ddim with eta > 0, add in each step; folded by step.
       sampler: one of SAMPLERS.
       steps: calls of the network (heun: 2 steps - 1).
-      lower_last: dpm++ only: "auto" lowers the last step to first order when steps < 10, "always" does whatever their number.
+      lower_last: dpm++ only: "auto" makes the last step first order when steps < 10, "always" for any number.
       eta: ddim only: 0 is deterministic, 1 adds as much noise as ddpm.
 
     Returns:
       x0 (B, h, w, c) float32.
 
     Raises:
-      ValueError: an unknown sampler, one that does not go with the process, or more steps than the process has.
+      ValueError: an unknown sampler, one that does not solve the process, or more steps than the process has.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler {sampler!r} is not one of {', '.join(SAMPLERS)}")
-    if process.is_flow != (sampler in ("euler", "heun")):
+    if process.is_flow != (sampler in FLOW_SAMPLERS):
         raise ValueError(f"sampler {sampler!r} does not solve schedule {process.schedule!r}")
     if steps < 1 or (not process.is_flow and steps > process.steps):
         raise ValueError(f"{steps} sampling steps: must be from 1 to {process.steps}")
@@ -68,103 +74,106 @@ def sample(
 
 
 def spaced_timesteps(total: int, steps: int) -> np.ndarray:
-    """`steps` timesteps out of `total`, evenly spread, ascending, from 0 to total - 1 (one step: the last)."""
+    """(S,) `steps` of `total` timesteps, evenly spaced, ascending, from 0 to total - 1 (one step: the last)."""
     if steps == 1:
         return np.array([total - 1])
     return np.round(np.linspace(0, total - 1, steps)).astype(np.int64)
 
 
-def _times(value: jax.Array, x: jax.Array) -> jax.Array:
-    return jnp.full(x.shape[:1], value, jnp.float32)
+def _batch_times(time: jax.Array, x: jax.Array) -> jax.Array:
+    """A network time for every row of x: (B,) float32."""
+    return jnp.full(x.shape[:1], time, jnp.float32)
 
 
-def _network_times(process: Process, used: np.ndarray) -> np.ndarray:
-    return used * (NETWORK_TIME / process.steps)
-
-
-def _reversed_scan(body: Callable, x: jax.Array, tables: dict[str, np.ndarray]) -> jax.Array:
-    """Scans from the noisiest entry of the tables (the last) to the cleanest."""
-    count = len(next(iter(tables.values())))
-    xs = {name: jnp.asarray(table[::-1].copy(), jnp.float32) for name, table in tables.items()}
+def _reversed_scan(body: Callable, x: jax.Array, tables_S: dict[str, np.ndarray]) -> jax.Array:
+    """Scans x = body(x, row) over the rows of the tables, from the last (the noisiest) to the first."""
+    count = len(next(iter(tables_S.values())))
+    xs = {name: jnp.asarray(table[::-1].copy(), jnp.float32) for name, table in tables_S.items()}
     xs["index"] = jnp.arange(count)
     return jax.lax.scan(lambda x, row: (body(x, row), None), x, xs)[0]
 
 
+def _respaced(process: Process, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(S,) network times, alpha_bar there, and alpha_bar one sampling step earlier (1 at the end)."""
+    used_S = spaced_timesteps(process.steps, steps)
+    bar_S = schedule.alphas_cumprod(process.schedule, process.steps)[used_S]
+    return used_S * (NETWORK_TIME / process.steps), bar_S, np.append(1.0, bar_S[:-1])
+
+
 def _ddim(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, steps: int, eta: float) -> jax.Array:
-    used = spaced_timesteps(process.steps, steps)
-    bar = schedule.alphas_cumprod(process.schedule, process.steps)[used]
-    before = np.append(1.0, bar[:-1])
-    spread = eta * np.sqrt((1 - before) / (1 - bar) * (1 - bar / before))
-    tables = {
-        "time": _network_times(process, used),
-        "signal": np.sqrt(bar),
-        "sigma": np.sqrt(1 - bar),
-        "next_signal": np.sqrt(before),
-        "next_sigma": np.sqrt(np.maximum(1 - before - spread**2, 0.0)),
-        "spread": spread,
+    """(2)."""
+    time_S, bar_S, next_bar_S = _respaced(process, steps)
+    std_S = eta * np.sqrt((1 - next_bar_S) / (1 - bar_S) * (1 - bar_S / next_bar_S))
+    tables_S = {
+        "time": time_S,
+        "signal": np.sqrt(bar_S),
+        "sigma": np.sqrt(1 - bar_S),
+        "next_signal": np.sqrt(next_bar_S),
+        "next_sigma": np.sqrt(np.maximum(1 - next_bar_S - std_S**2, 0.0)),
+        "std": std_S,
     }
 
     def body(x, row):
-        prediction, _ = split_output(process, denoise(x, _times(row["time"], x)).astype(jnp.float32))
+        prediction, _ = split_output(process, denoise(x, _batch_times(row["time"], x)).astype(jnp.float32))
         x0, noise = to_x0_noise(process.prediction, row["signal"], row["sigma"], x, prediction)
         x = row["next_signal"] * x0 + row["next_sigma"] * noise
         if eta:
-            x = x + row["spread"] * jax.random.normal(jax.random.fold_in(key, row["index"]), x.shape)
+            x = x + row["std"] * jax.random.normal(jax.random.fold_in(key, row["index"]), x.shape)
         return x
 
-    return _reversed_scan(body, x, tables)
+    return _reversed_scan(body, x, tables_S)
 
 
 def _ddpm(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, steps: int) -> jax.Array:
-    used = spaced_timesteps(process.steps, steps)
-    bar = schedule.alphas_cumprod(process.schedule, process.steps)[used]
-    before = np.append(1.0, bar[:-1])
-    betas = 1 - bar / before
-    variance = betas * (1 - before) / (1 - bar)
-    log_variance = np.log(np.append(variance[1], variance[1:])) if steps > 1 else np.log(betas)
-    tables = {
-        "time": _network_times(process, used),
-        "signal": np.sqrt(bar),
-        "sigma": np.sqrt(1 - bar),
-        "x0_weight": betas * np.sqrt(before) / (1 - bar),
-        "xt_weight": (1 - before) * np.sqrt(1 - betas) / (1 - bar),
-        "low": log_variance,
-        "high": np.log(betas),
-        "noisy": (np.arange(steps) > 0).astype(np.float64),  # the last step gives the mean
+    """(1)."""
+    time_S, bar_S, next_bar_S = _respaced(process, steps)
+    beta_S = 1 - bar_S / next_bar_S
+    variance_S = beta_S * (1 - next_bar_S) / (1 - bar_S)
+    # Clipped where the variance is 0, as in schedule.posterior.
+    log_variance_S = np.log(np.append(variance_S[1], variance_S[1:])) if steps > 1 else np.log(beta_S)
+    tables_S = {
+        "time": time_S,
+        "signal": np.sqrt(bar_S),
+        "sigma": np.sqrt(1 - bar_S),
+        "x0_weight": beta_S * np.sqrt(next_bar_S) / (1 - bar_S),
+        "xt_weight": (1 - next_bar_S) * np.sqrt(1 - beta_S) / (1 - bar_S),
+        "low": log_variance_S,
+        "high": np.log(beta_S),
+        "noisy": (np.arange(steps) > 0).astype(np.float64),  # the last step returns the mean
     }
 
     def body(x, row):
-        prediction, logits = split_output(process, denoise(x, _times(row["time"], x)).astype(jnp.float32))
+        prediction, logits = split_output(process, denoise(x, _batch_times(row["time"], x)).astype(jnp.float32))
         x0, _ = to_x0_noise(process.prediction, row["signal"], row["sigma"], x, prediction)
         mean = row["x0_weight"] * x0 + row["xt_weight"] * x
         share = 0.0 if logits is None else (logits + 1) / 2
-        log_var = share * row["high"] + (1 - share) * row["low"]
-        fresh = jax.random.normal(jax.random.fold_in(key, row["index"]), x.shape)
-        return mean + row["noisy"] * jnp.exp(0.5 * log_var) * fresh
+        log_variance = share * row["high"] + (1 - share) * row["low"]
+        z = jax.random.normal(jax.random.fold_in(key, row["index"]), x.shape)
+        return mean + row["noisy"] * jnp.exp(0.5 * log_variance) * z
 
-    return _reversed_scan(body, x, tables)
+    return _reversed_scan(body, x, tables_S)
 
 
 def _flow(denoise: Callable, x: jax.Array, steps: int, second_order: bool) -> jax.Array:
-    """dx/dt = u(x, t) from t = 1 to 0; the last step is always first order, so that t = 0 is never asked for."""
+    """(3); the last step is always first order, so that the network is never called at t = 0."""
     edges = np.linspace(0.0, 1.0, steps + 1)
-    tables = {
+    tables_S = {
         "time": edges[1:] * NETWORK_TIME,
         "next_time": edges[:-1] * NETWORK_TIME,
         "step": np.diff(edges),
     }
 
     def euler(x, row):
-        return x - row["step"] * denoise(x, _times(row["time"], x)).astype(jnp.float32)
+        return x - row["step"] * denoise(x, _batch_times(row["time"], x)).astype(jnp.float32)
 
     def heun(x, row):
-        slope = denoise(x, _times(row["time"], x)).astype(jnp.float32)
+        slope = denoise(x, _batch_times(row["time"], x)).astype(jnp.float32)
         guess = x - row["step"] * slope
-        ahead = denoise(guess, _times(row["next_time"], x)).astype(jnp.float32)
+        ahead = denoise(guess, _batch_times(row["next_time"], x)).astype(jnp.float32)
         return x - row["step"] * 0.5 * (slope + ahead)
 
     if not second_order:
-        return _reversed_scan(euler, x, tables)
+        return _reversed_scan(euler, x, tables_S)
     if steps > 1:
-        x = _reversed_scan(heun, x, {name: table[1:] for name, table in tables.items()})
-    return _reversed_scan(euler, x, {name: table[:1] for name, table in tables.items()})
+        x = _reversed_scan(heun, x, {name: table[1:] for name, table in tables_S.items()})
+    return _reversed_scan(euler, x, {name: table[:1] for name, table in tables_S.items()})

@@ -1,8 +1,12 @@
-"""Noise schedules: how much signal is left at each timestep.
+"""Noise schedules: float64 tables over the T discrete timesteps. Flow matching needs none, see `process`.
 
-linear: betas from 1e-4 to 0.02 in equal steps, scaled to the number of steps (Ho et al. 2020; DiT, PixArt, Lumos).
-cosine: alpha_bar(t) = cos^2((t / T + s) / (1 + s) pi / 2), s = 0.008, betas clipped at 0.999 (Nichol & Dhariwal 2021, eq. 17).
-Flow matching needs no table: see `process`.
+linear: beta_t from 1e-4 to 0.02 in equal steps, times 1000 / T       Ho et al. 2020; DiT, PixArt, Lumos               (1)
+cosine: alpha_bar(t) = cos^2((t / T + s) / (1 + s) pi / 2), s = 0.008, betas clipped at 0.999    Nichol & Dhariwal 2021, eq. 17
+alpha_bar_t = prod_{i <= t} (1 - beta_i)                                                         Ho et al. 2020, eq. 4 (2)
+q(x_{t-1} | x_t, x_0):                                                                           Ho et al. 2020, eq. 7 (3)
+  variance beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)
+  mean     beta_t sqrt(alpha_bar_{t-1}) / (1 - alpha_bar_t) x_0
+           + (1 - alpha_bar_{t-1}) sqrt(1 - beta_t) / (1 - alpha_bar_t) x_t
 """
 
 from __future__ import annotations
@@ -18,11 +22,11 @@ COSINE_OFFSET, MAX_BETA = 0.008, 0.999
 
 @functools.cache
 def betas(schedule: str, steps: int) -> np.ndarray:
-    """(T,) float64 variances added at each step.
+    """(T,) variances added at each step.
 
     Args:
       schedule: "linear" or "cosine".
-      steps: T; the linear schedule keeps its total noise when T is not 1000.
+      steps: T; the linear schedule's total noise does not depend on it.
 
     Raises:
       ValueError: another schedule.
@@ -42,24 +46,21 @@ def betas(schedule: str, steps: int) -> np.ndarray:
 
 @functools.cache
 def alphas_cumprod(schedule: str, steps: int) -> np.ndarray:
-    """(T,) float64 alpha_bar_t: the share of the variance that is signal."""
+    """(T,) alpha_bar_t by (2): the share of the variance that is signal."""
     return np.cumprod(1.0 - betas(schedule, steps))
 
 
 @functools.cache
 def posterior(schedule: str, steps: int) -> dict[str, np.ndarray]:
-    """Tables (T,) float64 of q(x_{t-1} | x_t, x_0): `variance`, `log_variance` (clipped at t = 0), `x0_weight`, `xt_weight`.
-
-    Ho et al. 2020, eqs. 6 and 7.
-    """
-    b, bar = betas(schedule, steps), alphas_cumprod(schedule, steps)
-    before = np.append(1.0, bar[:-1])
-    variance = b * (1.0 - before) / (1.0 - bar)
-    # The variance is 0 at t = 0, where the posterior is a point: its neighbour stands in under the logarithm.
-    clipped = np.append(variance[1], variance[1:]) if steps > 1 else np.maximum(variance, 1e-20)
+    """(T,) tables of (3): `variance`, `log_variance` (clipped at t = 0), `x0_weight`, `xt_weight`."""
+    beta_T, bar_T = betas(schedule, steps), alphas_cumprod(schedule, steps)
+    previous_T = np.append(1.0, bar_T[:-1])  # alpha_bar_{t-1}
+    variance_T = beta_T * (1.0 - previous_T) / (1.0 - bar_T)
+    # At t = 0 the posterior is a point, of variance 0; its logarithm uses the next variance.
+    clipped_T = np.append(variance_T[1], variance_T[1:]) if steps > 1 else np.maximum(variance_T, 1e-20)
     return {
-        "variance": variance,
-        "log_variance": np.log(clipped),
-        "x0_weight": b * np.sqrt(before) / (1.0 - bar),
-        "xt_weight": (1.0 - before) * np.sqrt(1.0 - b) / (1.0 - bar),
+        "variance": variance_T,
+        "log_variance": np.log(clipped_T),
+        "x0_weight": beta_T * np.sqrt(previous_T) / (1.0 - bar_T),
+        "xt_weight": (1.0 - previous_T) * np.sqrt(1.0 - beta_T) / (1.0 - bar_T),
     }

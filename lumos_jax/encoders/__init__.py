@@ -1,7 +1,7 @@
 """Frozen networks: never differentiated, never checkpointed. Nothing ever falls back silently."""
 
 from lumos_jax.encoders.autoencoder import Autoencoder, make_autoencoder
-from lumos_jax.encoders.frozen import with_encoder_weights
+from lumos_jax.encoders.frozen import with_moved_weights
 from lumos_jax.encoders.image_encoder import ImageEncoder, make_encoder, vit_of
 from lumos_jax.encoders.placement import Placement, same_content
 from lumos_jax.encoders.preprocess import IMAGENET_STATISTICS, normalize, preprocess
@@ -24,5 +24,5 @@ __all__ = [
     "same_content",
     "tokenize",
     "vit_of",
-    "with_encoder_weights",
+    "with_moved_weights",
 ]

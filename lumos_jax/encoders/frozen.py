@@ -27,9 +27,8 @@ from lumos_jax.encoders.vit import Vit
 from lumos_jax.weights import files, rules
 
 DESCRIPTION, WEIGHTS = "network.json", "weights.safetensors"
-SHIPPED = (
-    pathlib.Path(__file__).parent.parent / "scenes" / "vit"
-)  # trained by configs/dino.py:desk on the embedded scenes
+# The small ViT that comes with us, trained by configs/dino.py:desk on the embedded scenes.
+SHIPPED = pathlib.Path(__file__).parent.parent / "scenes" / "vit"
 
 
 class _Kind(NamedTuple):
@@ -47,6 +46,7 @@ KINDS: Mapping[str, _Kind] = {
     "t5": _Kind(T5Encoder, architectures.recognize_t5),
     "clip-text": _Kind(ClipText, architectures.recognize_clip_text),
 }
+KIND_OF = {"vit": "image-encoder", "kl": "autoencoder", "t5": "t5", "clip_text": "clip-text"}  # config's kind -> ours
 
 
 class Loaded(NamedTuple):
@@ -101,8 +101,7 @@ def load(
         if placer.shapes_only:
             params = jax.eval_shape(network.init, jax.random.key(0))
         else:
-            init = network.init if kind == "autoencoder" else jax.jit(network.init)
-            params = init(jax.random.key(int(weights.removeprefix("random:"))))
+            params = jax.jit(network.init)(jax.random.key(int(weights.removeprefix("random:"))))
         flat = {path: placer(path, leaf) for path, leaf in rules.flatten(params).items()}
     return Loaded(network, rules.unflatten(flat), placer.identity(weights))
 
@@ -116,28 +115,35 @@ class _Discard:
         return None
 
 
-def with_encoder_weights(settings: config.Settings, weights: str, fingerprints: Mapping[str, str]) -> config.Settings:
-    """A run's settings with its encoder's weights in another place (--encoder-weights of `sample` and `convert export`).
+def with_moved_weights(
+    settings: config.Settings, fingerprints: Mapping[str, str], **moved: str | None
+) -> config.Settings:
+    """A run's settings with weights of frozen networks where they are now, if their files have moved.
 
     Args:
       settings: of the run.
-      weights: directory, file or hub id. It is read, one array at a time, for its hash.
       fingerprints: of the run's checkpoint.
+      **moved: `encoder`, `autoencoder` -> directory, file or hub id; it is read, one array at a time, for its hash. None leaves
+        what the settings say.
 
     Raises:
       ValueError: it cannot be read, or it is another network than the run was trained with.
     """
-    encoder = settings.encoder
-    if weights.startswith("random:"):
-        raise ValueError(f"--encoder-weights={weights!r} names no file, directory or hub id")
-    kind = encoder.kind.replace("_", "-") if encoder.kind in config.TEXT_KINDS else "image-encoder"
-    found = load(kind, weights, heads=encoder.heads, place=_Discard()).identity
-    trained_with = fingerprints.get("encoder", found)  # imported weights do not say
-    if not same_content(found, trained_with):
-        raise ValueError(
-            f"--encoder-weights={weights!r} is not the network that this run was trained with: {trained_with} then, {found} now"
-        )
-    return dataclasses.replace(settings, encoder=dataclasses.replace(encoder, weights=weights))
+    for group, weights in moved.items():
+        if weights is None:
+            continue
+        fields, flag = getattr(settings, group), f"--{group}-weights={weights}"
+        if fields.kind not in KIND_OF or weights.startswith("random:"):
+            raise ValueError(f"{flag}: config.{group}.kind={fields.kind} has no weights, or this names no file")
+        heads = getattr(fields, "heads", 0)
+        found = load(KIND_OF[fields.kind], weights, heads=heads, place=_Discard()).identity
+        trained_with = fingerprints.get(group, found)  # imported weights do not say
+        if not same_content(found, trained_with):
+            raise ValueError(
+                f"{flag} is not the network that this run was trained with: {trained_with} then, {found} now"
+            )
+        settings = dataclasses.replace(settings, **{group: dataclasses.replace(fields, weights=weights)})
+    return settings
 
 
 def read(
@@ -161,25 +167,21 @@ def read(
     if (path / DESCRIPTION).exists():
         return _read_own(path, kind, network_class, placer)
     state, described = files.read(path, stem, shapes_only)
-    state, prefix = rules.strip_wrappers(state, source)
-    network, state, table = recognize(state, described, heads, source)
+    network, state, table = recognize(rules.strip_wrappers(state, source), described, heads, source)
     params, report = rules.convert(state, table, rules.parameter_shapes(network), origin=source, place=placer)
-    report = dataclasses.replace(report, prefix=prefix)
     logging.getLogger(__name__).info("%s\n%s", path, report.table())
     return Imported(kind, network, params, report)
 
 
 def _read_own(path: pathlib.Path, kind: str, network_class: type, placer: Placer | None) -> Imported:
-    described = path / DESCRIPTION
+    described = files.read_json(path / DESCRIPTION)
+    if described.get("kind", kind) != kind:
+        raise ValueError(f"{path} holds a {described['kind']}; this field needs a {kind}")
     try:
-        told = files.read_json(described)
-        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in told["network"].items()}
-        if told["kind"] == kind:
-            network = network_class(**fields)
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in described["network"].items()}
+        network = network_class(**fields)
     except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{described} is damaged, or not what `convert import` writes: {error!r}") from error
-    if told["kind"] != kind:
-        raise ValueError(f"{path} holds a {told['kind']}; this field needs a {kind}")
+        raise ValueError(f"{path / DESCRIPTION} is not what `convert import` writes: {error!r}") from error
     state, _ = files.read(path / WEIGHTS, "")
     placer = placer or Placer()
     return Imported(kind, network, {name: placer(name, value) for name, value in state.items()}, None)

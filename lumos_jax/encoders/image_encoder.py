@@ -20,7 +20,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def _standard(x: jax.Array) -> jax.Array:
-    """The deviation with C - 1 in the denominator, as RCG (Li et al. 2024) standardises MoCo-v3's features."""
+    """The deviation with C - 1 in the denominator, as RCG (Li et al. 2024) standardizes MoCo-v3's features."""
     return (x - x.mean(-1, keepdims=True)) / jnp.maximum(x.std(-1, ddof=1, keepdims=True), 1e-6)
 
 

@@ -49,7 +49,7 @@ class T5Encoder:
         return _Block(self.heads, self.head_dim, self.mlp_width, self.eps)
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        """Random float32 parameters: Mesh TensorFlow's scales, but position biases of std 1, so that heads tell neighbours."""
+        """Random float32 parameters: Mesh TensorFlow's scales, but position biases of std 1: heads distinguish neighbors."""
         keys = jax.random.split(key, 3)
         x, bias, mask = jnp.zeros((1, 1, self.width)), jnp.zeros((1, self.heads, 1, 1)), jnp.ones((1, 1, 1, 1), bool)
         return {

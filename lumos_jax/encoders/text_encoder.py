@@ -52,7 +52,7 @@ class TextEncoder:
     def apply(self, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Token ids (B, max_tokens) and mask (nonzero where a token counts) -> (B, L, C) float32.
 
-        Features are not normalised. At masked positions they mean nothing: whoever attends to them needs the mask too.
+        Features are not normalized. At masked positions they mean nothing: whoever attends to them needs the mask too.
         """
         gather = gather_of(self.place)
         tokens = self.network.apply(params, ids, mask, gather)
@@ -74,7 +74,7 @@ def make_text_encoder(encoder: config.Encoder, place: Placement | None = None) -
     if encoder.kind not in config.TEXT_KINDS:
         raise ValueError(f"config.encoder.kind={encoder.kind!r} reads no text: {' and '.join(config.TEXT_KINDS)} do")
     network, params, identity = frozen.load(
-        encoder.kind.replace("_", "-"),
+        frozen.KIND_OF[encoder.kind],
         encoder.weights,
         random=lambda: _random_network(encoder),
         dtype=encoder.dtype,

@@ -105,7 +105,7 @@ class Vit:
         gather: Callable = whole,
         hide: Callable[[jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
-        """image (B, H, W, 3), normalised, sides multiples of the patch size -> tokens (B, 1 + N, D), [CLS] first.
+        """image (B, H, W, 3), normalized, sides multiples of the patch size -> tokens (B, 1 + N, D), [CLS] first.
 
         After the last norm, but for CLIP, whose last norm is for `project` alone. `gather` makes parameters whole that are
         split over devices, a layer at a time. `hide` is given the embedded patches (B, N, D), which do not say yet where they

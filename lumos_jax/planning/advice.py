@@ -1,4 +1,4 @@
-"""What would make a run fit that does not: from shapes alone, so that the answer is there without another compilation."""
+"""What would make a run fit that does not, from shapes alone: without another compilation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from lumos_jax import config
 from lumos_jax.planning.ahead import gib
-from lumos_jax.planning.build import make_job
+from lumos_jax.planning.job import make_job
 from lumos_jax.planning.report import Figures
 
-REMAT = ("none", "dots", "mlp", "full")  # from the most memory to the least
+REMAT = ("none", "dots", "mlp", "full")  # from most memory to least
 
 
 def ways_over(chips: int) -> list[int]:
-    """Over how many chips parameters can be split: the divisors of their number."""
+    """Numbers of chips that parameters can be split over."""
     return [n for n in range(1, chips + 1) if chips % n == 0]
 
 
@@ -25,7 +25,7 @@ def with_fsdp(settings: config.Settings, fsdp: int) -> config.Settings:
 
 
 def suggest(figures: Figures, devices: Sequence[Any]) -> list[str]:
-    """Settings to try for a run that did not fit, each with why; the first is the most promising."""
+    """Settings to try for a run that did not fit, each with its reason, the most promising first."""
     job, usable = figures.job, figures.target.chip.usable
     settings, now = job.settings, sum(job.resident_bytes().values())
     tips = []
@@ -33,7 +33,7 @@ def suggest(figures: Figures, devices: Sequence[Any]) -> list[str]:
         for fsdp in ways_over(job.mesh.size // settings.mesh.context):
             if fsdp <= job.mesh.shape["fsdp"]:
                 continue
-            split = make_job(with_fsdp(settings, fsdp), list(devices), job.cached)
+            split = make_job(with_fsdp(settings, fsdp), devices, job.cached)
             held = sum(split.resident_bytes().values())
             if held < usable / 2:
                 tips.append(
@@ -42,19 +42,19 @@ def suggest(figures: Figures, devices: Sequence[Any]) -> list[str]:
                 )
                 break
     for policy in REMAT[REMAT.index(settings.model.remat) + 1 :]:
-        tips.append(f"--config.model.remat={policy} keeps less of the forward pass and computes it again")
+        tips.append(f"--config.model.remat={policy} saves less of the forward pass and recomputes it")
     per_chip = settings.train.batch_size // (job.mesh.shape["data"] * job.mesh.shape["fsdp"])
     parts = next((n for n in range(2, per_chip + 1) if per_chip % n == 0 and n > settings.optimizer.accumulate), None)
     if parts:
-        tips.append(f"--config.optimizer.accumulate={parts} takes the batch in {parts} parts, of the same gradient")
+        tips.append(f"--config.optimizer.accumulate={parts} takes the batch in {parts} parts, with the same gradient")
     resident, optimizer = job.resident_bytes(), settings.optimizer
     if now > usable / 4 and optimizer.moments_dtype == "float32":
         tips.append(
-            f"--config.optimizer.moments_dtype=bfloat16 halves the optimiser's {gib(resident['optimizer'])}; a little noise"
+            f"--config.optimizer.moments_dtype=bfloat16 halves the optimizer's {gib(resident['optimizer'])}; a little noise"
         )
     if now > usable / 4 and optimizer.ema_memory == "device":
         tips.append(
-            f"--config.optimizer.ema_memory=host keeps the average ({gib(resident['ema'])}) in the host's memory; it "
-            "travels in every step"
+            f"--config.optimizer.ema_memory=host keeps the EMA ({gib(resident['ema'])}) in host memory; it is "
+            "copied every step"
         )
     return tips or ["more chips, or a smaller network: the state alone does not fit"]

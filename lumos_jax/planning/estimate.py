@@ -1,4 +1,4 @@
-"""Settings and a target -> figures: builds the run, compiles what it is made of, reads what the compiler says."""
+"""Settings and a target -> figures: builds the run, compiles its programs, reads what the compiler says."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 
 from lumos_jax import config
 from lumos_jax.planning.ahead import Compiled, Memory, compile_for
-from lumos_jax.planning.build import make_job
 from lumos_jax.planning.chips import Target
+from lumos_jax.planning.job import make_job
 from lumos_jax.planning.report import Figures
 
 
 def estimate(settings: config.Settings, target: Target, devices: Sequence[Any], *, cached: bool) -> Figures:
-    """The figures of one run on one target; those of its sampler are left open.
+    """The figures of one run on one target, without its sampler.
 
     Args:
       settings: of the run.
       target: the machine.
-      devices: the target's, as `ahead.devices_of` gives them.
-      cached: whether batches hold what the frozen encoders made of records.
+      devices: the target's, from `ahead.devices_of`.
+      cached: whether it trains on a cache of its frozen encoders' features.
 
     Raises:
-      ValueError: settings that do not fit the devices, or records that are not cached.
+      ValueError: settings that do not fit the devices, or records that cannot be cached.
     """
-    job = make_job(settings, list(devices), cached)
+    job = make_job(settings, devices, cached)
     hosts = len({device.process_index for device in devices})
     held = sum(job.resident_bytes().values())
-    if held > target.chip.usable:  # hopeless, and the compiler need not be asked
-        step = Compiled(Memory(held, held, 0, 0, 0), None, "what stays between steps alone is more than there is")
+    if held > target.chip.usable:  # the compiler need not be asked
+        step = Compiled(Memory(held, held, 0, 0, 0), None, "what is resident between steps is more than the memory")
     else:
         step = compile_for(target, job.lower())
     return Figures(target, job, step, None, *job.model_flops(), hosts)
@@ -37,6 +37,6 @@ def estimate(settings: config.Settings, target: Target, devices: Sequence[Any], 
 def compile_sampler(
     settings: config.Settings, target: Target, devices: Sequence[Any], *, cached: bool
 ) -> Compiled | None:
-    """What the compiler made of the sheet of samples; None for a task that draws nothing. Arguments as of `estimate`."""
-    lowered = make_job(settings, list(devices), cached).lower_sampler()
+    """The compiled sampler of the evaluation's sheet; None for a task without samples. Arguments as of `estimate`."""
+    lowered = make_job(settings, devices, cached).lower_sampler()
     return None if lowered is None else compile_for(target, lowered)

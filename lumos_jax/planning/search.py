@@ -1,21 +1,20 @@
-"""Which settings make a run fit and go fast on a target: tries them with the compiler, and writes the winner down."""
+"""Searches settings that make a run fit a target and run fast, by compiling them, and writes the winner as a config file."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lumos_jax import config
+from lumos_jax import config, fileio
 from lumos_jax.planning.advice import REMAT, ways_over, with_fsdp
-from lumos_jax.planning.build import make_job
 from lumos_jax.planning.chips import Target
 from lumos_jax.planning.estimate import estimate
+from lumos_jax.planning.job import make_job
 from lumos_jax.planning.report import Figures
 
-# What the search may change, beside which everything stays as the config has it.
+# What the search may change.
 FIELDS = ("train.batch_size", "optimizer.accumulate", "model.remat", "model.dtype", "mesh.data", "mesh.fsdp")
 
 
@@ -24,13 +23,13 @@ def search(
 ) -> list[Figures]:
     """Tries mesh splits, remat policies, batches and precisions; returns every run that was compiled, fitting or not.
 
-    First every policy on every split, with the batch as it is: keeping more is not always faster. Then, with the best of these,
-    other batches, and bfloat16 where the config asks for float32. Where none fits, the batch in two parts on every split.
+    First every policy on every split, with the config's batch: saving more is not always faster. Then, with the best of these,
+    other batches, and bfloat16 where the config has float32. If none fits, the batch in two parts on every split.
 
     Args:
       settings: where the search starts.
       target, devices, cached: as for `estimate`.
-      say: takes a line about each run as it is compiled.
+      say: called with a line about each run that was compiled.
     """
     found: list[Figures] = []
 
@@ -57,11 +56,11 @@ def search(
 
 
 def _splits(settings: config.Settings, target: Target, devices: Sequence[Any], cached: bool) -> list[config.Settings]:
-    """Mesh splits that leave room for a step: the least, one in the middle, the most."""
+    """Mesh splits that leave memory for a step: the smallest, one in the middle, the largest."""
     ways = [n for n in ways_over(target.chips // settings.mesh.context) if n == 1 or settings.train.batch_size % n == 0]
     roomy = []
     for fsdp in ways:
-        held = sum(make_job(with_fsdp(settings, fsdp), list(devices), cached).resident_bytes().values())
+        held = sum(make_job(with_fsdp(settings, fsdp), devices, cached).resident_bytes().values())
         if held < 0.75 * target.chip.usable:
             roomy.append(fsdp)
     chosen = dict.fromkeys([*roomy[:1], *roomy[len(roomy) // 2 :][:1], *roomy[-1:]])
@@ -69,7 +68,7 @@ def _splits(settings: config.Settings, target: Target, devices: Sequence[Any], c
 
 
 def _halved(settings: config.Settings, target: Target) -> list[config.Settings]:
-    """The batch in twice as many parts: the same gradient in less memory; none where that does not divide."""
+    """The batch in twice as many parts: the same gradient in less memory; none where it does not divide."""
     parts = 2 * settings.optimizer.accumulate
     if settings.train.batch_size % (parts * (target.chips // settings.mesh.context)):
         return []
@@ -86,7 +85,7 @@ def _replace(settings: config.Settings, changes: Mapping[str, Any]) -> config.Se
 
 
 def chosen(figures: Figures) -> dict[str, Any]:
-    """The fields that the search decided."""
+    """The fields that the search chose."""
     flat = config.flatten(dataclasses.asdict(figures.job.settings))
     return {name: flat[name] for name in FIELDS}
 
@@ -104,14 +103,14 @@ def line(f: Figures) -> str:
 
 
 def _cost(f: Figures) -> tuple[float, float]:
-    """What is to be small: seconds an image, or where times are unknown the part of the work that is done twice; memory."""
+    """To be minimized: seconds an image, or the amount of recomputation where times are unknown; then memory."""
     if f.seconds is not None:
         return f.seconds / f.batch_size, f.step.memory.total
     return REMAT.index(f.job.settings.model.remat), f.step.memory.total
 
 
 def pareto(found: Sequence[Figures]) -> list[Figures]:
-    """Those that fit and that no other beats in both speed and memory, the fastest first."""
+    """Those that fit and that no other beats in both speed and memory, fastest first."""
     fitting = sorted((f for f in found if f.fits), key=_cost)
     front: list[Figures] = []
     for f in fitting:
@@ -121,7 +120,7 @@ def pareto(found: Sequence[Figures]) -> list[Figures]:
 
 
 def winner(found: Sequence[Figures], settings: config.Settings) -> Figures | None:
-    """The fastest that fits with the config's own batch and precision, which are part of a recipe; else with any."""
+    """The fastest that fits at the config's batch and precision, which are part of a recipe; else at any."""
     fitting = [f for f in found if f.fits]
     own = [
         f
@@ -132,7 +131,7 @@ def winner(found: Sequence[Figures], settings: config.Settings) -> Figures | Non
 
 
 def write_config(path: str, base: str, overrides: Mapping[str, Any], best: Figures) -> None:
-    """Writes a config file that is the one planned, with what the command line changed and what the search chose.
+    """Writes a config file: the one planned, with the changes of the command line and those of the search.
 
     Args:
       path: the file, which ends in .py.
@@ -154,6 +153,4 @@ def write_config(path: str, base: str, overrides: Mapping[str, Any], best: Figur
         "    return config",
         "",
     ]
-    partial = pathlib.Path(f"{path}.partial")
-    partial.write_text("\n".join(lines), encoding="utf-8")
-    os.replace(partial, path)
+    fileio.write_whole(path, "\n".join(lines))

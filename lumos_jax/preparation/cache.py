@@ -1,10 +1,10 @@
-"""Caching frozen features: every record of a source through the frozen encoders, once, into shards that training reads.
+"""Caches frozen features: runs every record of a source through the frozen encoders, once, into shards that training reads.
 
     record --data--> image --task.encode--> latent moments (or pixels), feature --data.cached--> a record of the cache
 
-Shard i holds the records from i x shard_records on, in the source's order, and is written by process i modulo the number of
-processes, each on its own devices. A shard appears under its name when it is whole, so that an interrupted command goes on
-after the last whole one. Batches never reach from one shard into the next: what a shard holds depends on nothing before it.
+Shard i holds the records from i x shard_records on, in the source's order. Process i modulo the number of processes writes it,
+on its own devices. A shard is renamed to its name when it is whole, so that an interrupted command continues after the last
+whole one. A batch never reaches into the next shard: the content of a shard depends on nothing before it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,24 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lumos_jax import config, data, tasks
-from lumos_jax.config import io as config_io
-from lumos_jax.data import cached
+from lumos_jax import config, data, fileio, tasks
+from lumos_jax.data.sources import cached
 from lumos_jax.train import sharding
+from lumos_jax.train.cached_features import differences, made_by
 from lumos_jax.train.experiment import Experiment, use_compilation_cache
 
-# Fields of the networks that do not change what a cache holds: where weights are found (their content is compared instead), and
-# what is applied when a record is read, or to samples only.
-_FREE = frozenset(
-    {
-        "encoder.weights",
-        "autoencoder.weights",
-        "autoencoder.scaling_factor",
-        "autoencoder.posterior",
-        "autoencoder.tile",
-    }
-)
-# Fields that decide what a source holds, for messages; its fingerprint is what counts.
+# Fields that decide the content of a source, for messages; its fingerprint is what counts.
 _SOURCE_FIELDS = {"scenes": ("num_scenes",), "tfds": ("name", "split")}
 
 
@@ -50,48 +39,14 @@ class Options:
     dtype: str
 
 
-def networks(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
-    """What of the frozen networks and their input decides the content of a cache, as "group.field" -> value."""
-    made_by: dict[str, Any] = {"data.image_size": settings.data.image_size}
-    for group, identity in task.identity.items():
-        made_by[f"{group}.identity"] = identity
-        fields = dataclasses.asdict(getattr(settings, group))
-        if identity == fields["kind"]:  # a map without parameters
-            fields = {"kind": identity}
-        made_by |= {k: v for k, v in config.flatten({group: fields}).items() if k not in _FREE}
-    if settings.data.sample_type != "image":
-        made_by["data.sample_type"] = settings.data.sample_type
-    if settings.data.sample_type == "captioned":
-        made_by["data.clean_captions"] = settings.data.clean_captions
-    if settings.data.sample_type == "labeled":
-        made_by["data.classes"] = settings.data.classes
-    return made_by
-
-
-def check(settings: config.Settings, task: tasks.Task) -> None:
-    """Raises ValueError unless the cache at config.data.path was made by the networks that the config names."""
-    made_by = cached.read_manifest(settings.data.path).made_by
-    changed = _differences(made_by, networks(settings, task))
-    if changed:
-        raise ValueError(
-            f"config.data.path={settings.data.path!r} was cached with other networks than the config names:\n{changed}\n"
-            "Set them back, or make another cache"
-        )
-
-
-def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    names = [name for name in now if there.get(name) != now[name]]
-    return "\n".join(f"  config.{name}: {there.get(name)!r} in the cache, {now[name]!r} now" for name in names)
-
-
 def write(settings: config.Settings, out: str, options: Options, say: Callable[[str], None]) -> cached.Manifest:
-    """Writes the shards that are not there yet, then the manifest, and returns it.
+    """Writes the missing shards, then the manifest, and returns it.
 
     Args:
       settings: data, encoder, autoencoder and task count; crops must be central and not mirrored.
       out: the directory; empty, or with an unfinished cache of the same settings.
-      options: as the command line gives them.
-      say: takes lines of progress.
+      options: from the command line.
+      say: called with lines of progress.
 
     Raises:
       ValueError: a user's mistake; the message says what, where and what to do.
@@ -99,23 +54,22 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
     """
     _check_request(settings, options)
     use_compilation_cache(settings)
-    # The encoders are on this process's devices alone, so processes need not wait for each other.
-    devices = jax.local_devices()
+    devices = jax.local_devices()  # the encoders run on each process's own, so that none waits for another
     if options.batch_size % len(devices):
         raise ValueError(f"--batch_size={options.batch_size} does not split over {len(devices)} devices")
     source = data.make_source(settings.data)
     experiment = Experiment.build(settings, devices, training=False)
-    task, frozen, mesh = experiment.task, experiment.frozen, experiment.mesh
+    task, mesh = experiment.task, experiment.mesh
     if task.uncacheable:
         raise ValueError(task.uncacheable)
-    plan = networks(settings, task) | {"data.fingerprint": source.fingerprint(), "data.source": settings.data.source}
+    plan = made_by(settings, task) | {"data.fingerprint": source.fingerprint(), "data.source": settings.data.source}
     plan |= {f"data.{name}": getattr(settings.data, name) for name in _SOURCE_FIELDS.get(settings.data.source, ())}
     plan |= {f"cache.{name}": value for name, value in dataclasses.asdict(options).items()}
     directory = pathlib.Path(out).expanduser().absolute()
     shards = _Shards(directory, len(source), options.shard_records)
     _take_directory(directory, plan)
 
-    todo = [i for i in range(jax.process_index(), shards.count, jax.process_count()) if not shards.whole(i)]
+    todo = [i for i in range(jax.process_index(), shards.count, jax.process_count()) if not shards.is_whole(i)]
     say(f"cache       {directory}: {len(source):,} records in {shards.count} shards, {len(todo)} to write here")
     say(
         f"encoders    {', '.join(map(str, task.identity.values()))} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
@@ -123,14 +77,17 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
     if todo:
         if jax.process_index() == 0:
             (directory / cached.MANIFEST).unlink(missing_ok=True)
-        _write_shards(settings, source, task, frozen, mesh, options, shards, todo, say)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("all shards are written")
+        _write_shards(experiment, source, options, shards, todo, say)
+    _wait_for_all("all shards are written")
     if jax.process_index() == 0 and not (directory / cached.MANIFEST).exists():
         cached.write_manifest(directory, _survey(source, shards, plan, task))
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the manifest is written")
+    _wait_for_all("the manifest is written")
     return cached.read_manifest(str(directory))
+
+
+def _wait_for_all(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def _check_request(settings: config.Settings, options: Options) -> None:
@@ -149,9 +106,9 @@ def _check_request(settings: config.Settings, options: Options) -> None:
         )
     if wanted.crop != "center" or wanted.flip:
         raise ValueError(
-            f"config.data.crop={wanted.crop}, flip={wanted.flip}: a cache holds one picture a record, its centre "
+            f"config.data.crop={wanted.crop}, flip={wanted.flip}: a cache holds one image a record, its center "
             "crop, not mirrored. To cache that, set --config.data.crop=center and --config.data.flip=False; to train on random "
-            "crops or mirrored pictures, do without a cache"
+            "crops or mirrored images, do without a cache"
         )
     for name in ("shard_records", "batch_size"):
         if getattr(options, name) < 1:
@@ -173,11 +130,11 @@ def _take_directory(directory: pathlib.Path, plan: Mapping[str, Any]) -> None:
                     f"--out={directory} holds other files, as {others[0]}: give an empty or a new directory"
                 )
             if jax.process_index() == 0:
-                config_io.save_json({"format": cached.FORMAT, **plan}, directory / cached.PLAN)
+                fileio.save_json({"format": cached.FORMAT, **plan}, directory / cached.PLAN)
             return
     except OSError as error:
         raise ValueError(f"--out={directory} cannot be used: {error}") from error
-    changed = _differences(there, plan).replace("config.cache.", "--")
+    changed = differences(there, plan).replace("config.cache.", "--")
     if changed:
         raise ValueError(
             f"--out={directory} was begun with other settings:\n{changed}\nSet them back, or give another directory"
@@ -186,7 +143,7 @@ def _take_directory(directory: pathlib.Path, plan: Mapping[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Shards:
-    """Which records stand in which shard."""
+    """The shards of `records` records, `each` a shard."""
 
     directory: pathlib.Path
     records: int
@@ -202,28 +159,13 @@ class _Shards:
     def range(self, shard: int) -> range:
         return range(shard * self.each, min((shard + 1) * self.each, self.records))
 
-    def whole(self, shard: int) -> bool:
+    def batches(self, shard: int, size: int) -> list[range]:
+        """The last one may be short."""
+        numbers = self.range(shard)
+        return [numbers[first : first + size] for first in range(0, len(numbers), size)]
+
+    def is_whole(self, shard: int) -> bool:
         return cached.shard_is_whole(self.path(shard), len(self.range(shard)))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Batches(Sequence):
-    """The batches of some shards, one shard after the other; the last batch of a shard may be short."""
-
-    shards: _Shards
-    todo: Sequence[int]
-    size: int
-
-    def of(self, shard: int) -> int:
-        return -(-len(self.shards.range(shard)) // self.size)
-
-    def __len__(self) -> int:
-        return self.of(self.todo[0]) * (len(self.todo) - 1) + self.of(self.todo[-1])  # only the last shard is short
-
-    def __getitem__(self, index: int) -> range:
-        which, number = divmod(index, self.of(self.todo[0]))
-        records = self.shards.range(self.todo[which])
-        return records[number * self.size : (number + 1) * self.size]
 
 
 def _make_encode(task: tasks.Task, dtype: str) -> Callable:
@@ -239,65 +181,65 @@ def _make_encode(task: tasks.Task, dtype: str) -> Callable:
     return encode
 
 
-def _write_shards(settings, source, task, frozen, mesh, options: Options, shards: _Shards, todo, say) -> None:
-    batches = _Batches(shards, todo, options.batch_size)
-    meter = data.CorruptMeter(settings.data.max_corrupt_rate)
+def _write_shards(experiment: Experiment, source, options: Options, shards: _Shards, todo: list[int], say) -> None:
+    settings, task, size = experiment.settings, experiment.task, options.batch_size
     encode = _make_encode(task, options.dtype)
+    meter = data.CorruptMeter(settings.data.max_corrupt_rate)
+    batches = [batch for shard in todo for batch in shards.batches(shard, size)]
     iterator = data.make_record_iterator(settings.data, source, batches, task.host, everything=True)
-    begun = time.monotonic()
-
-    def start(host):
-        # Filled up with zeros, which are black pictures and words without weight: one compiled shape.
-        whole = {}
-        for name, array in sharding.device_arrays(host).items():
-            whole[name] = np.zeros((options.batch_size, *array.shape[1:]), array.dtype)
-            whole[name][: len(array)] = array
-        on_mesh = sharding.global_batch(mesh, whole, range(options.batch_size), options.batch_size)
-        return host, encode(frozen, on_mesh)
-
-    def finish(host, found) -> Iterator[bytes]:
-        kept, finite = jax.tree.map(np.asarray, found)
-        for row, number in enumerate(map(int, host["record"])):
-            if not finite[row]:
-                raise ValueError(
-                    f"what the encoders make of record {number} ({source.describe(number)}) is not finite in {options.dtype}: "
-                    "use --dtype=bfloat16 or float32 with another --out"
-                )
-            arrays = {name: array[row] for name, array in kept.items()}
-            arrays |= {name: arrays[name][: host[mask][row].sum()] for name, mask in task.ragged.items()}
-            arrays |= {name: cached.of_text(host[name][row]) for name in _texts(host)}
-            weight, problem = float(host["weight"][row]), str(host["problem"][row])
-            yield cached.encode_record(cached.Record(number, weight, problem, arrays))
+    began = time.monotonic()
 
     def records_of(shard: int) -> Iterator[bytes]:
-        pending = None  # one batch is on the device while the one before it is written
-        for _ in range(batches.of(shard)):
+        pending = None  # a batch that is on the device while the one before it is written
+        for _ in shards.batches(shard, size):
             host = next(iterator)
             for line in meter.add(host):
                 say(line)
-            following = start(host)
+            following = host, encode(experiment.frozen, _padded(experiment.mesh, host, size))
             if pending is not None:
-                yield from finish(*pending)
+                yield from _encoded_records(*pending, task, source, options.dtype)
             pending = following
-        yield from finish(*pending)
+        yield from _encoded_records(*pending, task, source, options.dtype)
 
     try:
         for done, shard in enumerate(todo, start=1):
             data.write_arrayrecord(shards.path(shard), records_of(shard), compress=False)
-            rate = meter.read / (time.monotonic() - begun)
+            rate = meter.read / (time.monotonic() - began)
             left = sum(len(shards.range(i)) for i in todo[done:]) / rate
             say(f"shard {shard + 1}/{shards.count}  {rate:.0f} records/s  {left / 60:.0f} min left")
     finally:
         iterator.close()
 
 
-def _texts(batch: Mapping[str, np.ndarray]) -> list[str]:
-    """The names of what a record has in words."""
-    return sorted(name for name, array in batch.items() if array.dtype.hasobject)
+def _padded(mesh: jax.sharding.Mesh, host: Mapping[str, np.ndarray], size: int) -> dict[str, jax.Array]:
+    """A host batch on the mesh, padded to `size` rows with zeros (black images, masked tokens): one compiled shape."""
+
+    def pad(array):
+        return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
+
+    arrays = {name: pad(array) for name, array in sharding.device_arrays(host).items()}
+    return sharding.global_batch(mesh, arrays, range(size), size)
+
+
+def _encoded_records(host: Mapping[str, np.ndarray], found, task: tasks.Task, source, dtype: str) -> Iterator[bytes]:
+    """The records of a batch as the cache stores them. Raises ValueError for one that is not finite in that dtype."""
+    kept, finite = jax.tree.map(np.asarray, found)
+    texts = sorted(name for name, array in host.items() if array.dtype.hasobject)
+    for row, number in enumerate(map(int, host["record"])):
+        if not finite[row]:
+            raise ValueError(
+                f"what the encoders make of record {number} ({source.describe(number)}) is not finite in {dtype}: "
+                "use --dtype=bfloat16 or float32 with another --out"
+            )
+        arrays = {name: array[row] for name, array in kept.items()}
+        arrays |= {name: arrays[name][: host[mask][row].sum()] for name, mask in task.ragged.items()}
+        arrays |= {name: cached.of_text(host[name][row]) for name in texts}
+        weight, problem = float(host["weight"][row]), str(host["problem"][row])
+        yield cached.encode_record(cached.Record(number, weight, problem, arrays))
 
 
 def _survey(source, shards: _Shards, plan: Mapping[str, Any], task: tasks.Task) -> cached.Manifest:
-    """The manifest of shards that are all written; reads every record once, so that a damaged one is found now.
+    """The manifest of shards that are all written. Reads every record once, so that a damaged one is found now.
 
     Raises:
       ValueError: a shard is missing or damaged.
@@ -312,14 +254,11 @@ def _survey(source, shards: _Shards, plan: Mapping[str, Any], task: tasks.Task) 
                 if record.number != number or held != arrays:
                     raise ValueError(f"record {number} is another one")
                 undecodable += record.weight == 0
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, data.CorruptRecord) as error:
             raise ValueError(
                 f"{path} is damaged ({error}): remove it and run the same command again, which writes it anew (--out must be a "
                 "directory that all processes see)"
             ) from error
         sizes.append((path.name, len(numbers), path.stat().st_size))
-    if isinstance(source, data.MixtureSource):
-        parts = tuple(zip(map(len, source.sources), source.weights, strict=True))
-    else:
-        parts = ((len(source), 1.0),)
+    parts = tuple((len(part.source), part.weight) for part in source.parts)
     return cached.Manifest(plan, arrays, len(source), undecodable, parts, tuple(sizes))

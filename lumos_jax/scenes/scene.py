@@ -1,8 +1,8 @@
-"""Embedded data: procedural table-top scenes by number, no files, any index below 2^40.
+"""Procedural table-top scenes by index, no files, any index below 2^40.
 
 One to four solids stand on a textured ground under a light. A scene is its ground truth; from it come an image, captions, posed
-views and a clip (see `scene_render`). Everything is drawn from a counter-based generator keyed by (seed, index), so a scene is
-the same on every platform and costs nothing to reach.
+views and a clip (see `render`). All randomness comes from a counter-based generator keyed by (seed, index), so a scene is the
+same on every platform and access is random.
 """
 
 from __future__ import annotations
@@ -196,90 +196,3 @@ def _where(scene: Scene, solid: Solid) -> str:
     across, depth = -math.sin(a) * solid.x + math.cos(a) * solid.y, -math.cos(a) * solid.x - math.sin(a) * solid.y
     side = "on the left" if across < -0.35 else "on the right" if across > 0.35 else "in the middle"
     return side + (" at the back" if depth > 0.45 else " at the front" if depth < -0.45 else "")
-
-
-class ScenesSource:
-    """Scenes 0 .. records - 1 as a data source of rendered images, `size` pixels a side.
-
-    ratios: smallest and largest height over width, if the pictures are to have shapes of their own, of about that area.
-    turn: radians by which posed views of a scene may be turned from the first of them, at most.
-    """
-
-    def __init__(
-        self,
-        records: int,
-        size: int,
-        seed: int = 0,
-        ratios: tuple[float, float] | None = None,
-        turn: float = math.pi,
-    ):
-        self.records, self.size, self.seed, self.ratios, self.turn = records, size, seed, ratios, turn
-
-    def __len__(self) -> int:
-        return self.records
-
-    def read(self, index: int) -> np.ndarray:
-        from lumos_jax.scenes.render import render
-
-        size = self.size if self.ratios is None else tuple(map(int, self.sizes(np.array([index]))[0]))
-        return render(make_scene(index, seed=self.seed), size)
-
-    def sizes(self, records: np.ndarray) -> np.ndarray:
-        """(height, width) of the pictures of records (N,): int (N, 2)."""
-        low, high = np.log(self.ratios or (1.0, 1.0))
-        side = np.exp((low + (high - low) * _shares(records, self.seed)) / 2)
-        return np.stack([np.round(self.size * side), np.round(self.size / side)], axis=1).astype(np.int64)
-
-    def captions(self, index: int) -> tuple[str, str]:
-        return captions(make_scene(index, seed=self.seed))
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The kind and colour of a scene's largest solid."""
-        return tuple(f"{color} {kind}" for kind in KINDS for color in COLORS)
-
-    def label(self, index: int) -> int:
-        solid = largest(make_scene(index, seed=self.seed))
-        return self.classes.index(f"{solid.color} {solid.kind}")
-
-    def clip(self, index: int, frames: int, stride: int, share: float, size: int):
-        """See `clips.ClipSource`. A scene's clip is a video of CLIP_FRAMES frames."""
-        from lumos_jax.data import clips
-        from lumos_jax.scenes import motion as scene_motion
-        from lumos_jax.scenes import render as scene_render
-
-        start = clips.start_of(share, CLIP_FRAMES, frames, stride)
-        times = [(start + i * stride) / (CLIP_FRAMES - 1) for i in range(frames)]
-        scene = make_scene(index, seed=self.seed)
-        pictures = np.stack([scene_render.render(scene, size, time=time) for time in times])
-        fps = CLIP_FPS / stride
-        return clips.Clip(pictures, fps, scene_motion.mean_flow(scene, times, fps))
-
-    def posed_views(self, index: int, draw: np.random.Generator, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Views (size, size, 3) uint8 from `count` random cameras that look at the origin, with their (3, 4) matrices; the
-        others are turned from the first by at most `turn`, to either side."""
-        from lumos_jax.scenes.render import posed_views
-
-        low, high = np.array([(0.0, 2 * math.pi), VIEW_POLAR, VIEW_RADIUS]).T
-        drawn = draw.random((count, 3))
-        places = low + (high - low) * drawn
-        places[1:, 0] = places[0, 0] + (2 * drawn[1:, 0] - 1) * self.turn
-        cameras = [Camera(*map(float, place)) for place in places]
-        pictures, matrices = posed_views(make_scene(index, seed=self.seed), cameras, self.size)
-        return list(zip(pictures, matrices, strict=True))
-
-    def describe(self, index: int) -> str:
-        return f"scene {index}"
-
-    def fingerprint(self) -> str:
-        shapes = "" if self.ratios is None else f"-{self.ratios[0]}-{self.ratios[1]}"
-        turn = "" if self.turn == math.pi else f"-turn{self.turn:.4f}"
-        return f"scenes-v{VERSION}-{self.records}-{self.size}-{self.seed}{shapes}{turn}"
-
-
-def _shares(records: np.ndarray, seed: int) -> np.ndarray:
-    """A number in [0, 1) for each record, all at once: the finalizer of SplitMix64 (Steele et al. 2014)."""
-    mixed = np.asarray(records).astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return (mixed ^ (mixed >> np.uint64(31))) / 2.0**64

@@ -23,6 +23,7 @@ class Task:
 
     Attributes:
       name: as in config.task.name.
+      settings_class: of the group config.task: config.Task, or a dataclass derived from it with settings of its own.
       evaluator: which of train.evaluator.EVALUATORS measures it on held-out records.
       uncacheable: why nothing of its frozen networks can be cached; empty if `encode` can.
       network: what is trained: `init`, `trainable` and `logical_axes`, as of models.Network.
@@ -30,6 +31,7 @@ class Task:
     """
 
     name: ClassVar[str]
+    settings_class: ClassVar[type[config.Task]] = config.Task
     evaluator: ClassVar[str]
     uncacheable: ClassVar[str] = ""
     network: Any

@@ -40,8 +40,8 @@ class ClassConditional(denoising.Denoising):
     def sampling_class(cls) -> type[ClassSampling]:
         return ClassSampling
 
-    def describe_condition(self) -> str:
-        return f"{self.dit.vector_dim} classes"
+    def describe(self) -> dict[str, str]:
+        return super().describe() | {"condition": f"{self.dit.vector_dim} classes"}
 
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
         return Condition(vector=batch["label"][:, None].astype(jnp.float32))  # integers are exact up to 2^24

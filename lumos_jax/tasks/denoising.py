@@ -73,10 +73,8 @@ class Denoising(Task):
         return {group: network.identity for group, network in networks.items() if network is not None}
 
     def describe(self) -> dict[str, str]:
-        return {"latents": " x ".join(map(str, self.latent_shape)), "condition": self.describe_condition()}
-
-    def describe_condition(self) -> str:
-        return f"{self.encoder.output} tokens of {self.identity['encoder']}"
+        condition = "none" if self.encoder is None else f"{self.encoder.output} tokens of {self.identity['encoder']}"
+        return {"latents": " x ".join(map(str, self.latent_shape)), "condition": condition}
 
     def handoff(self) -> handoffs.Handoff:
         """Tasks add their own rules with `|`."""
@@ -155,9 +153,14 @@ class Denoising(Task):
         return self.encoder.apply(frozen["encoder"], batch["image"])
 
     def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """The autoencoder's part; tasks add their condition's with `|`."""
+        """As of Task: latents, and features of images where there is an encoder."""
         if self.uncacheable:
             raise ValueError(self.uncacheable)
+        features = {} if self.encoder is None else {"feature": self.image_features(frozen, batch)}
+        return self.encode_latents(frozen, batch) | features
+
+    def encode_latents(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The autoencoder's part of `encode`."""
         if self.autoencoder.network is None:
             return {"image": batch["image"]}
         return {"latent": self.autoencoder.moments(frozen["autoencoder"], batch["image"])}

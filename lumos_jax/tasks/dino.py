@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax import config, encoders
+from lumos_jax.config.fields import Rule, above, at_least, between, rising
 from lumos_jax.models import layers
 from lumos_jax.tasks.base import Task
 from lumos_jax.tasks.dino_network import SelfDistilled
@@ -36,6 +37,42 @@ GLOBAL = 2  # crops that the teacher sees
 SINKHORN_ROUNDS = 3
 LUMINANCE = (0.299, 0.587, 0.114)
 _LOG_RATIO = float(np.log(4 / 3))
+
+
+STUDENT_TEMPERATURE, CENTER_MOMENTUM = 0.1, 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(config.Task):
+    """Self-distillation (configs/dino.py). The ViT is the encoder group's, the teacher the EMA."""
+
+    global_scale: Annotated[tuple[float, float], rising(1e-6, 1), "share of the image in the teacher's two crops"] = (
+        0.4,
+        1.0,
+    )
+    local_crops: Annotated[int, at_least(0), "smaller crops that only the student sees"] = 6
+    local_size: Annotated[int, at_least(1), "their side in pixels"] = 96
+    local_scale: Annotated[tuple[float, float], rising(1e-6, 1), "share of the image in them"] = (0.05, 0.4)
+    mirror: Annotated[bool, "mirror half of the crops; without it features may tell left from right"] = True
+    jitter: Annotated[
+        float, between(0, 1), "of brightness, contrast, saturation; half of it for the balance of colors"
+    ] = 0.4
+    mask_weight: Annotated[float, at_least(0), "iBOT: weight of the teacher's output at masked patches; 0: none"] = 0.0
+    mask_share: Annotated[
+        tuple[float, float], rising(0, 1), "share of the patches of each global crop that is masked"
+    ] = (0.1, 0.5)
+    pixel_weight: Annotated[float, at_least(0), "weight of predicting the pixels of patches; 0: none"] = 0.0
+    head: Annotated[
+        tuple[int, int, int],
+        Rule(lambda sizes: min(sizes) >= 1, "positive"),
+        "widths: hidden layers, bottleneck, prototypes",
+    ] = (2048, 256, 4096)
+    teacher_temperature: Annotated[
+        float, above(0), f"of the teacher's softmax; the student's is {STUDENT_TEMPERATURE}"
+    ] = 0.04
+    balance: Annotated[Literal["center", "sinkhorn"], "what keeps the teacher from collapse: DINO's or DINOv2's"] = (
+        "center"
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -54,7 +91,7 @@ class Crops:
 class SelfDistillation(Task):
     """The DINO task; batches hold `image`.
 
-    side: of the global crops, pixels. settings: config.dino.
+    side: of the global crops, pixels. settings: config.task.
     """
 
     name: ClassVar[str] = "dino"
@@ -62,7 +99,8 @@ class SelfDistillation(Task):
     uncacheable: ClassVar[str] = "config.task.name=dino trains on no frozen features: there is nothing to cache"
     network: SelfDistilled
     side: int
-    settings: config.Dino
+    settings_class: ClassVar[type[config.Task]] = Settings
+    settings: Settings
 
     @classmethod
     def build(
@@ -70,18 +108,18 @@ class SelfDistillation(Task):
     ) -> tuple[SelfDistillation, dict[str, Any]]:
         """Nothing is frozen. The ViT is the one that config.encoder describes for random weights."""
         vit = encoders.vit_of(settings.encoder)
-        dino = settings.dino
-        if dino.local_side % vit.patch_size:
+        dino = settings.task
+        if dino.local_size % vit.patch_size:
             raise ValueError(
-                f"config.dino.local_side={dino.local_side} is not divisible by config.encoder.patch_size={vit.patch_size}"
+                f"config.task.local_size={dino.local_size} is not divisible by config.encoder.patch_size={vit.patch_size}"
             )
         masked = dino.mask_weight > 0 or dino.pixel_weight > 0
-        network = SelfDistilled(vit, dino.hidden, dino.bottleneck, dino.prototypes, masked, dino.pixel_weight > 0)
+        network = SelfDistilled(vit, *dino.head, masked, dino.pixel_weight > 0)
         return cls(network, settings.encoder.image_size, dino), {}
 
     def describe(self) -> dict[str, str]:
         s = self.settings
-        return {"crops": f"{GLOBAL} of {self.side} px, {s.local_crops} of {s.local_side} px, {s.prototypes} prototypes"}
+        return {"crops": f"{GLOBAL} of {self.side} px, {s.local_crops} of {s.local_size} px, {s.head[-1]} prototypes"}
 
     def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Crops:
         s, image = self.settings, batch["image"]
@@ -93,8 +131,8 @@ class SelfDistillation(Task):
             return encoders.normalize(color_jitter(color, crop, s.jitter), encoders.IMAGENET_STATISTICS)
 
         large = [crop(number, self.side, s.global_scale) for number in range(GLOBAL)]
-        local = [crop(GLOBAL + number, s.local_side, s.local_scale) for number in range(s.local_crops)]
-        none = jnp.zeros((image.shape[0], 0, s.local_side, s.local_side, 3))
+        local = [crop(GLOBAL + number, s.local_size, s.local_scale) for number in range(s.local_crops)]
+        none = jnp.zeros((image.shape[0], 0, s.local_size, s.local_size, 3))
         local = jnp.stack(local, 1) if local else none
         return Crops(jnp.stack(large, 1), local, self._masks(keys, image.shape[0]), batch["weight"])
 
@@ -126,7 +164,7 @@ class SelfDistillation(Task):
             return found.reshape(size, -1, *found.shape[1:])
 
         def log_probabilities(tokens):
-            return jax.nn.log_softmax(scores(params, tokens) / s.student_temperature, axis=-1)
+            return jax.nn.log_softmax(scores(params, tokens) / STUDENT_TEMPERATURE, axis=-1)
 
         # The teacher sees every patch, the student only those that are not masked.
         teacher = jax.lax.stop_gradient(scores(ema, tokens(ema, example.large)))
@@ -170,7 +208,7 @@ class SelfDistillation(Task):
         return jax.nn.softmax((output - centre[None, None]) / self.settings.teacher_temperature, axis=-1)
 
     def post_update(self, params: Any, sums: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
-        m = self.settings.center_momentum
+        m = CENTER_MOMENTUM
         centres = {name: m * params[name] + (1 - m) * sums[name] for name in ("centre", "patch_centre") if name in sums}
         return params | centres, {name: value for name, value in sums.items() if name not in centres}
 

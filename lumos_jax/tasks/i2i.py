@@ -32,9 +32,6 @@ class ImageToImage(denoising.Denoising):
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
         return Condition(tokens=self.image_features(frozen, batch))
 
-    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return super().encode(frozen, batch) | {"feature": self.image_features(frozen, batch)}
-
 
 class ImageToImageSampling(ImageSampling):
     """Rows of an image and samples of its feature."""

@@ -19,13 +19,14 @@ import argparse
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax import config, encoders
+from lumos_jax.config.fields import above, at_least, between
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising, media
 from lumos_jax.tasks.handoffs import Handoff
@@ -41,6 +42,20 @@ def _named(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+NOISE_LOG_MEAN, NOISE_LOG_STD = -3.0, 0.5  # of the noise on the first frame in training, pixels in [-1, 1] (SVD)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(config.Task):
+    """Clips from their first frame (configs/i2v.py). The guidance scale rises over frames, to eval.guidance at the last."""
+
+    min_guidance_scale: Annotated[float, at_least(0), "of the first frame"] = 1.0
+    noise_aug_strength: Annotated[float, at_least(0), "noise on the first frame in sampling"] = 0.02
+    motion_step: Annotated[float, above(0), "motion score per motion id, of which there are 256"] = 1 / 32
+    fps: Annotated[float, above(0), "frames a second of samples, unless `lumos_jax.sample --fps` says"] = 8.0
+    motion_bucket_id: Annotated[int, between(0, 255), "of samples, unless `lumos_jax.sample --motion` says"] = 127
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageToVideo(denoising.Denoising):
     """The I2V task.
@@ -50,7 +65,8 @@ class ImageToVideo(denoising.Denoising):
 
     name: ClassVar[str] = "i2v"
     uncacheable: ClassVar[str] = "config.data.sample_type=clip: clips are not cached; train on them as they are"
-    video: config.Video
+    settings_class: ClassVar[type[config.Task]] = Settings
+    video: Settings
 
     @classmethod
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToVideo, dict[str, Any]]:
@@ -63,7 +79,7 @@ class ImageToVideo(denoising.Denoising):
             network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
             concatenated=True,
             frames=settings.data.frames,
-            video=settings.video,
+            video=settings.task,
         )  # fmt: skip
 
     @classmethod
@@ -91,7 +107,7 @@ class ImageToVideo(denoising.Denoising):
         shape = batch["frames"].shape
         flat = self.latents(frozen, {"image": batch["frames"].reshape(-1, *shape[2:])}, key)
         normal = jax.random.normal(_named(key, "augmentation level"), shape[:1])
-        sigma = jnp.exp(self.video.noise_log_mean + self.video.noise_log_std * normal)
+        sigma = jnp.exp(NOISE_LOG_MEAN + NOISE_LOG_STD * normal)
         condition = self.clip_condition(frozen, batch, shape[1], sigma, _named(key, "augmentation"))
         return flat.reshape(*shape[:2], *flat.shape[1:]), condition
 
@@ -127,8 +143,8 @@ class ClipSampling(Sampling):
         add_images(parser)
         add = parser.add_argument
         add("--frames", type=int, metavar="N", help="frames of a clip; default: as in training")
-        add("--fps", type=float, help="frames a second; default: config.video.sample_fps")
-        add("--motion", type=int, metavar="ID", help="how much moves, 0 to 255; default: config.video.motion_bucket_id")
+        add("--fps", type=float, help="frames a second; default: config.task.fps")
+        add("--motion", type=int, metavar="ID", help="how much moves, 0 to 255; default: config.task.motion_bucket_id")
 
     def with_flags(self, args: argparse.Namespace) -> Sampling:
         frames = self.latent_shape[0] if args.frames is None else args.frames
@@ -138,7 +154,7 @@ class ClipSampling(Sampling):
 
     def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
         video = self.task.video
-        fps = video.sample_fps if args.fps is None else args.fps
+        fps = video.fps if args.fps is None else args.fps
         motion = video.motion_bucket_id if args.motion is None else args.motion
         if not 0 < fps <= 240 or not 0 <= motion < MOTION_IDS:
             raise ValueError(

@@ -5,7 +5,7 @@ four numbers of the relative camera beside it, goes through a projection that st
 the posterior's mode and unscaled, is concatenated on channels. So at the hand-off the network still is the prior. The noise
 schedule stays the prior's, so that what it learned transfers [inferred].
 
-A small network does not find within minutes what to do with four numbers beside many features: with config.nvs.camera =
+A small network does not find within minutes what to do with four numbers beside many features: with config.task.camera =
 bilinear they also multiply each token, see models.conditioning.CameraProjection, and are embedded into the timestep embedding,
 in degrees, through a layer that starts at zero.
 """
@@ -16,7 +16,7 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +32,32 @@ CAMERA_DIM = 4  # polar angle, sine and cosine of the azimuth, radius: target mi
 ORBIT = tuple(range(0, 360, 30))  # degrees
 
 
+# One uniform number a record decides what of its condition is dropped: below the first, the input view's feature alone; below
+# the second, feature and latent; below the third, the latent alone (Lumos).
+DROPOUT = (0.05, 0.10, 0.15)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(config.Task):
+    """Novel view synthesis (configs/nvs.py)."""
+
+    camera: Annotated[
+        Literal["token", "bilinear"],
+        "where the camera's numbers enter. token: beside each token of the feature (Zero-1-to-3); bilinear: they multiply the",
+        "tokens as well, each by a learned matrix, and are in the timestep embedding, from which small networks learn left",
+        "from right within minutes",
+    ] = "token"
+
+
 @dataclasses.dataclass(frozen=True)
 class NovelView(denoising.Denoising):
     """The NVS task; batches hold the target `image`, the `input` view and `camera` (B, 4).
 
-    dropout: see config.Nvs.
+    dropout: see DROPOUT.
     """
 
     name: ClassVar[str] = "nvs"
+    settings_class: ClassVar[type[config.Task]] = Settings
     uncacheable: ClassVar[str] = "novel views train on pairs that each epoch samples anew: there is nothing to cache"
     dropout: tuple[float, float, float]
 
@@ -51,9 +69,9 @@ class NovelView(denoising.Denoising):
             )
         if settings.task.condition_dropout != config.Task().condition_dropout:
             raise ValueError(
-                "config.task.condition_dropout is not for novel views, whose parts drop as config.nvs.dropout says"
+                "config.task.condition_dropout is not for novel views, whose parts drop at rates of their own"
             )
-        dropout, bilinear = settings.nvs.dropout, settings.nvs.camera == "bilinear"
+        bilinear = settings.task.camera == "bilinear"
         return denoising.make(
             cls, settings, place, *encoders.make_encoder(settings.encoder, place),
             network={
@@ -63,8 +81,8 @@ class NovelView(denoising.Denoising):
                 "vector_kind": "numbers",
             },
             concatenated=True,
-            condition_dropout=dropout[1] - dropout[0],  # of both parts
-            dropout=dropout,
+            condition_dropout=DROPOUT[1] - DROPOUT[0],  # of both parts
+            dropout=DROPOUT,
         )  # fmt: skip
 
     @classmethod

@@ -39,14 +39,8 @@ class Rcg(denoising.Denoising):
     def sampling_class(cls) -> type[ImageSampling]:
         return ImageSampling
 
-    def describe_condition(self) -> str:
-        return f"{self.encoder.output} feature of {self.identity['encoder']}, added to the timestep's"
-
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
         return Condition(vector=self.image_features(frozen, batch)[:, 0])
-
-    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return super().encode(frozen, batch) | {"feature": self.image_features(frozen, batch)}
 
 
 TASK = Rcg

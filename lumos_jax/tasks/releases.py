@@ -23,7 +23,6 @@ from typing import Any
 
 from lumos_jax import config, models
 from lumos_jax.config import io as config_io
-from lumos_jax.config import rules as config_rules
 from lumos_jax.models import Network, layers, sizes
 from lumos_jax.weights import diffusers_names, files, official, rules
 
@@ -125,15 +124,14 @@ def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only
     """
     state, metadata, described = files.read_release(source, field, shapes_only)
     described, side = described or {}, 0
-    state, prefix = rules.strip_wrappers(state, source)
+    state = rules.strip_wrappers(state, source)
     if diffusers_names.is_diffusers(state):
         state, side = diffusers_names.from_diffusers(state), described.get("sample_size", 0)
     if SETTINGS_KEY in metadata:
         settings = config_io.from_saved(json.loads(metadata[SETTINGS_KEY]))
     else:  # a run's config.json beside a .pth
         settings = config_io.from_saved(described) if "autoencoder" in described else None
-    prior = read(kind or kind_of(state), state, origin=source, heads=heads, settings=settings, side=side)
-    return dataclasses.replace(prior, report=dataclasses.replace(prior.report, prefix=prefix))
+    return read(kind or kind_of(state), state, origin=source, heads=heads, settings=settings, side=side)
 
 
 def read(
@@ -251,5 +249,5 @@ def _settings(
         model=model,
         task=config.Task(name=release.task),
     )
-    config_rules.validate(settings)
+    config.validate(settings)
     return settings

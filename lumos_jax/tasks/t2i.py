@@ -133,7 +133,7 @@ class TextToImage(denoising.Denoising):
             f"feature{kind}": self.encoder.apply(frozen["encoder"], batch[f"tokens{kind}"], batch[f"token_mask{kind}"])
             for kind in KINDS
         }
-        return super().encode(frozen, batch) | features
+        return self.encode_latents(frozen, batch) | features
 
 
 class CaptionSampling(Sampling):

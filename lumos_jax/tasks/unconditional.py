@@ -40,9 +40,6 @@ class Unconditional(denoising.Denoising):
     def sampling_class(cls) -> type[UnconditionalSampling]:
         return UnconditionalSampling
 
-    def describe_condition(self) -> str:
-        return "none"
-
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
         return Condition()
 

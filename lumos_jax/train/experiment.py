@@ -114,7 +114,7 @@ class Experiment:
 
     def ema_weights(self, state: TrainState) -> Any:
         """The network's weights to evaluate and sample with: EMA of what trains, the rest as it is, adapters merged."""
-        return self.plan.averaged(state.params, self.ema(state))
+        return self.plan.ema_weights(state.params, self.ema(state))
 
     def local_rows(self, batch_size: int) -> list[int]:
         """The rows of a global batch that this process's devices hold, ascending."""

@@ -1,13 +1,13 @@
-"""What trains and what stays: a part of the network, or low-rank adapters on it (config.finetune).
+"""Fine-tuning: which parameters train, all of the network or a part of it, with or without LoRA (config.finetune).
 
 `TrainState.params` holds all parameters, and adapters under "lora" by the path of their kernel. A `Plan` splits them into
-what trains and the rest. Gradients, optimiser state and the EMA exist for what trains only: the average of a parameter that
-never changes is that parameter.
+those that train and the rest. Gradients, optimizer state and EMA exist for what trains only: the EMA of a frozen parameter is
+that parameter.
 
-Adapters are added to the kernels of one layer at a time, inside the scanned body and before the shards are gathered, so
-that neither merged kernels nor their gradients ever exist for all layers at once with model.remat = full. The other
-policies keep A B for the backward pass: one float32 copy of the adapted kernels, split over fsdp.
-`merge` does the same for all layers at once, for evaluation, sampling and hand-offs: one copy of the adapted kernels.
+In training, adapters are added to the kernels of one layer at a time, inside the scanned body and before the shards are
+gathered, so that with model.remat = full neither merged kernels nor their gradients exist for all layers at once. The other
+policies save A B for the backward pass: one float32 copy of the adapted kernels, split over fsdp. For evaluation, sampling and
+hand-offs `merge` adds them for all layers at once: one copy of the adapted kernels.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ LORA = "lora"  # the entry of the parameters that holds adapters
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What trains. See `make_plan`.
+    """Which parameters train. See `make_plan`.
 
     Attributes:
-      names: paths of the network's own parameters that train; None: all of them (and the null tables are carried along).
-      adapted: paths of the kernels with adapters, which train always.
+      names: paths of the network's own parameters that train; None: all of them (null tables are carried along).
+      adapted: paths of the kernels with adapters; adapters always train.
       rank: of the adapters.
       scale: alpha / rank.
     """
@@ -52,7 +52,7 @@ class Plan:
         return self.names is None or path in self.names or path.startswith(f"{LORA}/")
 
     def split(self, params: Any) -> tuple[Any, Any]:
-        """Parameters (or a tree like them) -> (what trains, the rest), both pruned of the other's; `join` undoes it."""
+        """Splits parameters, or a tree like them, into (what trains, the rest); `join` undoes it."""
         if self.names is None:
             return params, {}
         flat = flatten(params)
@@ -66,7 +66,7 @@ class Plan:
         return self.split(tree)[0]
 
     def with_adapters(self, params: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """The network's parameters and fresh adapters, of keys by path: one more leaves the others as they were."""
+        """Adds fresh adapters to the network's parameters. Keys are by path: one more leaves the others as they were."""
         if not self.adapted:
             return dict(params)
         flat = flatten(params)
@@ -86,24 +86,24 @@ class Plan:
         return axes | ({LORA: unflatten(pairs)} if pairs else {})
 
     def for_apply(self, params: Mapping[str, Any], gather: Callable | None) -> tuple[Any, Callable | None]:
-        """(params, gather) for `Network.apply`, which then adds the adapters of one layer at a time."""
+        """(params, gather) for `Network.apply`: gather then adds the adapters of a layer too."""
         if not self.adapted:
             return params, gather
 
-        def block_of(layer):
+        def add_and_gather(layer):
             block = lora.add(layer["kernels"], layer[LORA], self.scale)
             return block if gather is None else gather(block)
 
         blocks = {"kernels": params["blocks"], LORA: params[LORA]["blocks"]}
-        return {name: part for name, part in params.items() if name != LORA} | {"blocks": blocks}, block_of
+        return {name: part for name, part in params.items() if name != LORA} | {"blocks": blocks}, add_and_gather
 
-    def averaged(self, params: Any, ema: Any) -> Any:
-        """The whole network's weights with the EMA of what trains, adapters merged."""
+    def ema_weights(self, params: Any, ema: Any) -> Any:
+        """The network's weights: the EMA of what trains, the rest from `params`, adapters merged."""
         return ema if self.names is None else merge(join(ema, self.split(params)[1]), self.scale)
 
 
 def make_plan(settings: config.Finetune, dit) -> Plan:
-    """What config.finetune means for a network.
+    """The plan that config.finetune describes for a network.
 
     Raises:
       ValueError: a pattern that matches nothing (the nearest names are listed), a kernel that is named twice or cannot have
@@ -139,7 +139,7 @@ def scale_of(settings: config.Finetune) -> float:
 
 
 def matching(patterns: Iterable[str], paths: list[str], field: str) -> list[str]:
-    """The paths that any pattern matches, in their own order. Raises ValueError, which names the field, if one matches none."""
+    """The paths that match any pattern, in their own order. Raises ValueError, naming the field, if a pattern matches none."""
     for pattern in patterns:
         if not fnmatch.filter(paths, pattern):
             near = difflib.get_close_matches(pattern, paths, n=4, cutoff=0.3) or paths
@@ -148,12 +148,12 @@ def matching(patterns: Iterable[str], paths: list[str], field: str) -> list[str]
 
 
 def join(some: Mapping[str, Any], others: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tree that `Plan.split` made these two of."""
+    """Undoes `Plan.split`."""
     return unflatten({**flatten(some), **flatten(others)}) if others else some
 
 
 def merge(params: Mapping[str, Any], scale: float) -> Mapping[str, Any]:
-    """Parameters with adapters -> the network's own alone, to which the adapters are added. Without, as they are.
+    """Adds adapters to the network's parameters and drops them. Parameters without adapters are returned as they are.
 
     Args:
       params: the network's parameters, and adapters under "lora".
@@ -181,12 +181,12 @@ def read_weights(checkpoints: Checkpoints, step: int, name: str, placement: jax.
     "params", adapters merged.
     """
     stored = {entry: flatten(checkpoints.shapes(step, entry)) for entry in {name, "params"}}
-    wanted = {name: stored[name]} if stored[name] else {}  # imported weights have no average of their own
+    wanted = {name: stored[name]} if stored[name] else {}  # imported weights have no EMA
     if rest := {path: leaf for path, leaf in stored["params"].items() if path not in stored[name]}:
         wanted["params"] = rest
     parts = {}
     for entry, leaves in wanted.items():
-        # An average that was kept in bfloat16 is read as float32.
+        # An EMA stored in bfloat16 is read as float32.
         leaves = {p: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=placement) for p, leaf in leaves.items()}
         parts |= flatten(checkpoints.restore_subtree(step, entry, unflatten(leaves)))
     made_with = config_io.from_saved(checkpoints.meta(step)["settings"]).finetune

@@ -1,12 +1,12 @@
-"""Goodput: the share of wall time, since a run was first started, that went into steps that count, and where the rest went.
+"""Goodput: the fraction of wall time, since a run was first started, spent in steps that count, and where the rest went.
 
 `goodput.json` in the run's directory keeps the account over restarts. Process 0 writes it, by its own clock:
 
-    startup     from the start of the process to the first step, but for what follows
+    startup     from the start of the process to the first step, except restore and compile
     restore     reading the checkpoint
-    compile     tracing and compiling the step, until it was taken once
+    compile     tracing and compiling the step, and its first run
     data        waiting for batches
-    save        while steps wait for a checkpoint; what is written meanwhile costs nothing
+    save        steps waiting for a checkpoint; asynchronous writes cost nothing
     evaluation  held-out losses and samples
     redone      steps after the checkpoint that a restart went back to
     down        from the last entry of one process to the start of the next
@@ -34,7 +34,7 @@ _WRITE_EVERY = 10.0  # seconds
 
 
 def process_start() -> float:
-    """When this process began, in seconds of time.time(); where the system does not tell, now."""
+    """When this process began, in seconds of time.time(); now, where the system does not say."""
     try:
         ticks = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
@@ -44,36 +44,34 @@ def process_start() -> float:
 
 
 class Ledger:
-    """The account of one run. In processes but the first it writes nothing."""
+    """The account of one run. Only process 0 writes it."""
 
     def __init__(self, workdir: pathlib.Path, step: int, *, active: bool, began: float | None = None,
                  clock: Callable[[], float] = time.time):  # fmt: skip
-        """Opens the account of `workdir`, or begins one.
+        """Opens the account of `workdir`, or begins one at step 0.
 
         Args:
           workdir: the run's directory.
           step: where the run continues.
           active: whether this process writes it.
-          began: when this process began; None asks the system.
-          clock: gives the time in seconds.
+          began: when this process began; None: as the system says.
+          clock: returns the time in seconds.
         """
         self.path, self.active, self.clock = workdir / FILE, active, clock
-        self.started = began = process_start() if began is None else began
-        kept = self._kept() if step else None
+        self.began = self.started = process_start() if began is None else began
         self.lost = dict.fromkeys(CAUSES, 0.0)
-        self.useful_at: dict[int, float] = {}
-        self.began = began
+        self.useful_at: dict[int, float] = {}  # step of a checkpoint -> useful seconds by then
         self._written = 0.0
-        if kept is not None:
-            self.began = kept["began"]
-            self.lost |= kept["lost"]
-            done = kept["until"] - self.began - sum(self.lost.values())
-            self.useful_at = {int(at): useful for at, useful in kept["useful_at"].items() if int(at) <= step}
-            self.lost["redone"] += max(done - self.useful_at.get(step, done if step else 0.0), 0.0)
-            self.lost["down"] += max(began - kept["until"], 0.0)
+        if account := self._read() if step else None:
+            self.began = account["began"]
+            self.lost |= account["lost"]
+            useful = account["until"] - self.began - sum(self.lost.values())
+            self.useful_at = {int(at): seconds for at, seconds in account["useful_at"].items() if int(at) <= step}
+            self.lost["redone"] += max(useful - self.useful_at.get(step, useful), 0.0)
+            self.lost["down"] += max(self.started - account["until"], 0.0)
 
-    def _kept(self) -> Mapping[str, Any] | None:
-        """The account so far; None of a new run, and with a warning where the file is damaged."""
+    def _read(self) -> Mapping[str, Any] | None:
+        """The account so far; None for a new run, and with a warning where the file is damaged."""
         try:
             kept = json.loads(self.path.read_text(encoding="utf-8"))
             numbers = [kept["began"], kept["until"], *kept["lost"].values(), *kept["useful_at"].values()]
@@ -90,14 +88,15 @@ class Ledger:
         return kept
 
     def lose(self, cause: str, seconds: float) -> None:
+        """Books seconds that were lost for steps."""
         self.lost[cause] += max(seconds, 0.0)
 
     def useful(self) -> float:
-        """Seconds of steps that count, so far."""
+        """Seconds spent in steps that count, so far."""
         return self.clock() - self.began - sum(self.lost.values())
 
     def saved(self, step: int) -> None:
-        """A checkpoint of this step holds what was done."""
+        """A checkpoint of this step was written: what was done by then will not be redone."""
         self.useful_at[step] = self.useful()
         self.write()
 
@@ -116,8 +115,8 @@ class Ledger:
         account = {"began": self.began, "until": until, "lost": self.lost, "useful_at": self.useful_at}
         fileio.write_whole(self.path, json.dumps(account, indent=1))
 
-    def told(self) -> str:
-        """For people: the share, of how long, and the losses from the largest on."""
+    def summary(self) -> str:
+        """For people: goodput, total time, and what was lost, the largest first."""
         total = self.clock() - self.began
         lost = sorted(((seconds, cause) for cause, seconds in self.lost.items() if seconds >= 0.05), reverse=True)
         named = ", ".join(f"{cause} {seconds:.1f} s" for seconds, cause in lost)

@@ -16,8 +16,8 @@ from lumos_jax import data, fileio
 from lumos_jax.checkpoints import CheckpointError
 from lumos_jax.tasks import media
 from lumos_jax.train import metrics, sharding
+from lumos_jax.train.run import Run, prepare
 from lumos_jax.train.saving import Saver
-from lumos_jax.train.setup import Run, prepare
 from lumos_jax.train.state import TrainState
 from lumos_jax.train.stop import StopRequest
 from lumos_jax.train.telemetry import Telemetry
@@ -154,4 +154,4 @@ def _conclude(run: Run, telemetry: Telemetry, step: int) -> None:
     if run.settings.log.tensorboard:
         print(f"tensorboard {run.workdir / metrics.TENSORBOARD}")
     print(f"checkpoint  {run.checkpoints.directory / str(step)}")
-    print(f"goodput     {telemetry.ledger.told()}")
+    print(f"goodput     {telemetry.ledger.summary()}")

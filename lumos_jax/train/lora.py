@@ -1,17 +1,17 @@
-"""Low-rank adapters of kernels (LoRA: Hu et al. 2021, arXiv 2106.09685).
+"""Low-rank adapters (LoRA: Hu et al. 2021, arXiv 2106.09685).
 
     W' = W + (alpha / rank) A B
 
-A kernel is read as a matrix from its input dims to its output dims, which are merged; the leading `layers` dim of stacked
-kernels stays apart. A keeps the input dims and B the output dims as they are, so both are sharded like the kernel's own:
+A kernel is a matrix from its input dims to its output dims, one for each index of the leading `layers` dim of stacked kernels.
+A keeps the input dims and B the output dims as they are, so that both are sharded like the kernel's:
 
     kernel             shape                      A                      B
     attn, cross        (layers, D, parts, H, K)   (layers, D, rank)      (layers, rank, parts, H, K)
     their out_kernel   (layers, H, K, D)          (layers, H, K, rank)   (layers, rank, D)
     Dense              (layers, D, E)             (layers, D, rank)      (layers, rank, E)
 
-A is uniform within +-1 / sqrt(fan in) (the Kaiming initialisation of the paper's released code) and B is zero, so that an
-adapted network starts as exactly the network it adapts.
+A is uniform within +-1 / sqrt(fan in) (the Kaiming initialization of the paper's released code) and B is zero, so that an
+adapted network starts as exactly the network that it adapts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def is_kernel(path: str) -> bool:
 
 
 def input_dims(path: str, ndim: int) -> int:
-    """How many dims after `layers` are inputs, of the stacked kernel at `path` with `ndim` dims, `layers` included.
+    """How many dims after `layers` are inputs, for the stacked kernel at `path` with `ndim` dims, `layers` included.
 
     Raises:
       ValueError: the parameter at `path` is no stacked kernel.
@@ -42,7 +42,7 @@ def input_dims(path: str, ndim: int) -> int:
 
 
 def max_rank(path: str, shape: tuple[int, ...]) -> int:
-    """The rank of a full matrix of the kernel's size: more is never needed."""
+    """The full rank of a kernel: more is never needed."""
     cut = 1 + input_dims(path, len(shape))
     return min(math.prod(shape[1:cut]), math.prod(shape[cut:]))
 
@@ -64,7 +64,7 @@ def pair_axes(path: str, axes: tuple[str | None, ...]) -> dict[str, tuple[str | 
 
 
 def add(kernels: Any, adapters: Mapping[str, Any], scale: float) -> Any:
-    """W + scale A B for the parameters of one block, `layers` taken off; those without adapters as they are.
+    """W + scale A B for the parameters of one block (without `layers`); those without adapters stay as they are.
 
     Computed in float32 at full precision on every device, so that what is exported is what was trained.
     """

@@ -1,17 +1,18 @@
-"""What a run reports: averages over the steps since the last log, written as metrics.jsonl, TensorBoard and a line.
+"""Metrics of a run: averages over the steps since the last log, written to metrics.jsonl, TensorBoard and a progress line.
 
-The averages are part of a checkpoint (`Window.state`), so that a resumed run writes the very numbers that an uninterrupted
-one would. Timings are not: they are reported, never resumed.
+The averages are saved with a checkpoint (`Window.state`), so that a resumed run writes the numbers of an uninterrupted one.
+Timings are not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ TENSORBOARD = "tensorboard"
 
 
 class Window:
-    """Sums of per-step metrics since the last log; steps that were not finite are counted, not averaged."""
+    """Sums of the metrics of steps since the last log; steps that were not finite are counted, not averaged."""
 
     def __init__(self, state: Mapping[str, Any] | None = None):
         state = state or {}
@@ -46,7 +47,7 @@ class Window:
         return True
 
     def state(self) -> dict[str, Any]:
-        """Plain values for JSON, which keeps every bit of a float64."""
+        """Plain values for JSON, which is exact for float64."""
         return {"sums": self.sums, "steps": self.steps, "skipped": self.skipped}
 
     def close(self) -> dict[str, float]:
@@ -65,10 +66,10 @@ class Window:
 
 
 class Stopwatch:
-    """Where the wall time of steps goes: waiting for data, waiting for the device, or host work."""
+    """Wall time of steps: waiting for data, waiting for the device, and host work."""
 
     def __init__(self, ledger: goodput.Ledger):
-        """`ledger`: where what is lost for steps is booked as well."""
+        """`ledger`: also books the parts that are lost for steps."""
         self.ledger = ledger
         self.reset()
 
@@ -77,25 +78,20 @@ class Stopwatch:
         self.spent = {"data": 0.0, "device": 0.0, "paused": 0.0}
         self.steps = 0
 
-    class _Part:
-        def __init__(self, watch, name):
-            self.watch, self.name = watch, name
-
-        def __enter__(self):
-            self.begun = time.perf_counter()
-
-        def __exit__(self, *_):
-            seconds = time.perf_counter() - self.begun
-            self.watch.spent[self.name if self.name in self.watch.spent else "paused"] += seconds
-            if self.name in goodput.CAUSES:
-                self.watch.ledger.lose(self.name, seconds)
-
-    def part(self, name: str) -> _Part:
-        """Context manager that books its time: "data", "device", or "evaluation" and "save", no parts of step times."""
-        return self._Part(self, name)
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Books its time: "data", "device", or "evaluation" and "save", which do not count as time of steps."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            self.spent[name if name in self.spent else "paused"] += seconds
+            if name in goodput.CAUSES:
+                self.ledger.lose(name, seconds)
 
     def close(self, batch_size: int) -> dict[str, float]:
-        """images_per_second, step_seconds and the fractions of the step time; starts anew."""
+        """images_per_second, step_seconds and fractions of the step time; resets."""
         total = max(time.perf_counter() - self.start - self.spent["paused"], 1e-9)
         data, device = self.spent["data"] / total, self.spent["device"] / total
         steps = self.steps
@@ -110,7 +106,7 @@ class Stopwatch:
 
 
 class Reporter:
-    """Writes metrics.jsonl and TensorBoard events, and keeps the progress line. Silent when not the first process."""
+    """Writes metrics.jsonl, TensorBoard events and the progress line; does nothing unless `active` (process 0)."""
 
     def __init__(self, workdir: pathlib.Path, *, total: int, start: int, tensorboard: bool, active: bool):
         self.active = active
@@ -125,7 +121,7 @@ class Reporter:
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1) if live else None
 
     def say(self, text: str) -> None:
-        """A line above the progress line."""
+        """Prints a line above the progress line."""
         if not self.active:
             return
         if self.bar is not None:
@@ -144,13 +140,13 @@ class Reporter:
             return
         values = {name: float(value) if isinstance(value, np.floating) else value for name, value in values.items()}
         self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        fileio.with_retries(self.file.flush)  # what is not written stays in its buffer
+        fileio.with_retries(self.file.flush)  # a failed flush keeps its buffer
         if self.events is not None:
             self.events.write_scalars(step, values)
             fileio.with_retries(self.events.flush)
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
-        """The progress line: loss, images/s and time left."""
+        """Updates the progress line: loss, images/s and time left."""
         if not self.active:
             return
         loss = f"loss {values['loss']:.4f}" if "loss" in values else "loss not finite"
@@ -168,7 +164,7 @@ class Reporter:
             self.events.write_images(step, {"samples": picture})
 
     def sync(self) -> None:
-        """All that was written is on disk: called before a checkpoint that counts on it."""
+        """Syncs metrics.jsonl to disk, before a checkpoint that relies on it."""
         if self.active:
             os.fsync(self.file.fileno())
 

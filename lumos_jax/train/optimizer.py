@@ -1,6 +1,6 @@
 """AdamW (Loshchilov & Hutter 2019) or Muon, with warm-up, constant or cosine decay, and clipping by the global norm.
 
-Muon (Jordan et al. 2024) orthogonalises the momentum of the blocks' matrices by Newton-Schulz iterations; its updates are
+Muon (Jordan et al. 2024) orthogonalizes the momentum of the blocks' matrices by Newton-Schulz iterations; its updates are
 scaled to the size that Adam's usually have (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4), so that one learning
 rate serves both. Biases, modulations, embeddings and the layers that read and write latents stay Adam's, as its authors
 advise, with Nesterov's momentum in both.
@@ -19,7 +19,7 @@ from lumos_jax.train import lora
 from lumos_jax.train.finetune import matching
 from lumos_jax.weights.rules import flatten, unflatten
 
-# Root mean square of an orthogonalised update before the learning rate: about Adam's (Liu et al. 2025).
+# Root mean square of an orthogonalized update before the learning rate: about Adam's (Liu et al. 2025).
 MUON_RMS = 0.2
 
 
@@ -36,7 +36,7 @@ def make_schedule(settings: config.Optimizer, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(settings: config.Optimizer, steps: int, trainable: Any) -> optax.GradientTransformation:
-    """The optimiser. Weight decay touches every trainable parameter, as PyTorch's AdamW does.
+    """The optimizer. Weight decay touches every trainable parameter, as PyTorch's AdamW does.
 
     Args:
       settings: config.optimizer.
@@ -69,8 +69,8 @@ def _direction(settings: config.Optimizer) -> optax.GradientTransformation:
 
 
 def _matrices(params: Any) -> Any:
-    """Tree of optax's MuonDimensionNumbers for the kernels of the blocks, read as matrices as low-rank adapters read them
-    (queries, keys and values apart), and None for what is Adam's."""
+    """Tree of optax's MuonDimensionNumbers for the blocks' kernels: the matrices of `lora`, but queries, keys and values apart;
+    None for what is Adam's."""
 
     def of_leaf(keys: tuple, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
@@ -84,8 +84,8 @@ def _matrices(params: Any) -> Any:
 
 
 def _multipliers(settings: config.Optimizer, trainable: Any) -> list[optax.GradientTransformation]:
-    """Multiplies updates as config.optimizer.lr_multipliers says. It comes after AdamW, whose update is proportional to the
-    learning rate, weight decay included, and keeps no state."""
+    """Multiplies updates by config.optimizer.lr_multipliers. It comes last, where updates, weight decay included, are
+    proportional to the learning rate, and keeps no state."""
     if not settings.lr_multipliers:
         return []
     flat = flatten(trainable)

@@ -46,17 +46,25 @@ class Sampler:
         settings = self.experiment.settings.data
         return held_out(settings, path) if path.startswith(HELD_OUT) else data.load_image(path, settings.image_size)
 
+    @functools.cached_property
+    def _condition(self) -> Any:
+        return jax.jit(self.sampling.condition)
+
+    @functools.cached_property
+    def _generate(self) -> Any:
+        return jax.jit(self.sampling.generate, static_argnums=(5, 6, 7))
+
     def noise(self, shape: tuple[int, ...]) -> jax.Array:
         """Starting noise."""
         return jax.random.normal(rngs.key(self.seed, "sample/noise"), shape)
 
     def condition(self, host: Mapping[str, np.ndarray]) -> Any:
         """The condition of each row of a host batch."""
-        return _condition(self.sampling, self.experiment.frozen, device_arrays(host))
+        return self._condition(self.experiment.frozen, device_arrays(host))
 
     def source_images(self, host: Mapping[str, np.ndarray]) -> np.ndarray:
         """See Sampling.source_images."""
-        return np.asarray(_source_images(self.sampling, self.experiment.frozen, device_arrays(host)))
+        return np.asarray(jax.jit(self.sampling.source_images)(self.experiment.frozen, device_arrays(host)))
 
     def generate(self, condition: Any, noise: jax.Array, lower_last: str = "auto") -> np.ndarray:
         """A sample for every row of `condition` and `noise`, `batch_size` at a time: uint8 (B, [F,] H, W, 3).
@@ -72,10 +80,10 @@ class Sampler:
             part = jax.tree.map(lambda a, rows=rows: a[rows], (condition, noise))
             if size % mesh.size == 0:
                 part = jax.device_put(part, sharding.batch_sharding(mesh))
-            images = _generate(
-                self.sampling, self.params, experiment.frozen, *part, jax.random.fold_in(key, number),
-                experiment.settings.eval, lower_last,
-            )  # fmt: skip
+            key_of_part = jax.random.fold_in(key, number)
+            images = self._generate(
+                self.params, experiment.frozen, *part, key_of_part, experiment.settings.eval, None, lower_last
+            )
             samples.append(np.asarray(images)[: total - first])
             print(f"{min(first + size, total)} of {total} samples", file=sys.stderr)
         return np.concatenate(samples)
@@ -91,21 +99,6 @@ class Sampler:
         noise = self.noise((len(records), count, *shape))[which].reshape(rows * count, *shape)
         samples = self.generate(repeat_rows(self.condition(host), count), noise)
         return samples.reshape(rows, count, *samples.shape[1:])
-
-
-@functools.partial(jax.jit, static_argnames=("sampling", "settings", "lower_last"))
-def _generate(sampling, params, frozen, condition, noise, key, settings, lower_last):
-    return sampling.generate(params, frozen, condition, noise, key, settings, lower_last=lower_last)
-
-
-@functools.partial(jax.jit, static_argnames="sampling")
-def _condition(sampling, frozen, batch):
-    return sampling.condition(frozen, batch)
-
-
-@functools.partial(jax.jit, static_argnames="sampling")
-def _source_images(sampling, frozen, batch):
-    return sampling.source_images(frozen, batch)
 
 
 def load_settings(workdir: str) -> tuple[config.Settings, type[Sampling]]:

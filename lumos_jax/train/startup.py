@@ -12,7 +12,7 @@ import functools
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,7 +30,13 @@ from lumos_jax.weights.rules import flatten, unflatten
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The first state, the step it stands at, what the loop remembered, and a sentence about where it is from."""
+    """A run's first state.
+
+    Attributes:
+      state, step: on the mesh, and how many steps it has taken.
+      memory: of the loop, from the checkpoint.
+      origin: a sentence about where the state is from.
+    """
 
     state: TrainState
     step: int
@@ -41,64 +47,83 @@ class Start:
 def start(
     experiment: Experiment, workdir: pathlib.Path, checkpoints: Checkpoints, fingerprints: Mapping[str, str]
 ) -> Start:
-    """Goes down the list in the module's docstring and takes the first that is there.
+    """Takes the first of the list in the module's docstring that exists.
+
+    Args:
+      experiment: of the run.
+      workdir: where the account of a hand-off is saved.
+      checkpoints: the run's own.
+      fingerprints: of the data and the frozen networks.
 
     Raises:
-      ValueError: a setting or a fingerprint differs from the checkpoint's in a way that would break an exact resume; or
-        the hand-off does not fit.
+      ValueError: a setting or a fingerprint differs from the checkpoint's, so that resuming would not be exact; or the
+        hand-off does not fit.
       CheckpointError: there are checkpoints, and none of them can be restored.
     """
     if checkpoints.steps():
-        return _newest_good(experiment, checkpoints, fingerprints)
+        return _restore_newest(experiment, checkpoints, fingerprints)
     if experiment.settings.init_from:
         return _hand_off(experiment, workdir, fingerprints)
     return Start(experiment.init_state(), 0, {}, f"from scratch, seed {experiment.settings.train.seed}")
 
 
-def _newest_good(experiment: Experiment, checkpoints: Checkpoints, fingerprints) -> Start:
-    """The newest checkpoint that can be restored; those after it are set aside, with a warning. All processes take the same.
+# Resume.
+
+
+def _restore_newest(experiment: Experiment, checkpoints: Checkpoints, fingerprints: Mapping[str, str]) -> Start:
+    """Restores the newest checkpoint that is whole, the same in all processes; moves damaged ones aside, with a warning.
 
     Raises:
-      CheckpointError: there are checkpoints and none can be restored. Nothing is moved then, and nothing starts from scratch.
+      CheckpointError: none can be restored. Nothing is moved then, and nothing starts from scratch.
     """
     damaged: list[int] = []
     for step in checkpoints.steps():
-        for wait in (1.0, None):  # storage may have failed for a moment
-            begin, problem = None, None
-            try:
-                begin, meta = _resume(experiment, checkpoints, step, fingerprints)
-            except CheckpointError as error:
-                problem = error
-            if sharding.all_agree(problem is None):
-                try:
-                    checkpoints.verify(step, vars(begin.state), meta)
-                    break
-                except CheckpointError as error:  # of what was read, so in all processes
-                    problem = error
-            begin = None
-            if wait:
-                time.sleep(wait)
+        restored, problem = _try_to_restore(experiment, checkpoints, step, fingerprints)
         if problem is not None:
             print(f"warning: {problem}", file=sys.stderr, flush=True)
-        if begin is not None:
-            if damaged:
-                aside = checkpoints.set_aside(damaged)
-                origin = f"{begin.origin}, as {', '.join(map(str, damaged))} cannot be restored (moved to {aside})"
-                begin = dataclasses.replace(begin, origin=origin)
-                if jax.process_index() == 0:
-                    print(f"warning: {origin}", file=sys.stderr, flush=True)
-            return begin
-        damaged.append(step)
+        if restored is None:
+            damaged.append(step)
+            continue
+        if damaged:
+            aside = checkpoints.set_aside(damaged)
+            origin = f"{restored.origin}, as {', '.join(map(str, damaged))} cannot be restored (moved to {aside})"
+            restored = dataclasses.replace(restored, origin=origin)
+            if jax.process_index() == 0:
+                print(f"warning: {origin}", file=sys.stderr, flush=True)
+        return restored
     raise CheckpointError(
         f"none of the {len(damaged)} checkpoint(s) in {checkpoints.directory} can be restored. To start from scratch all "
         "the same, move that directory away or use another --workdir"
     )
 
 
-def _resume(experiment: Experiment, checkpoints: Checkpoints, step: int, fingerprints):
-    """(Start, the checkpoint's meta)."""
-    settings = experiment.settings
-    meta = checkpoints.meta(step)
+def _try_to_restore(
+    experiment: Experiment, checkpoints: Checkpoints, step: int, fingerprints: Mapping[str, str]
+) -> tuple[Start | None, CheckpointError | None]:
+    """Restores and verifies a checkpoint, in a second try after a second if need be. (None, why) if it is damaged in any
+    process."""
+    for delay in (1.0, None):  # storage may fail for a moment
+        restored, problem = None, None
+        try:
+            restored, meta = _restore(experiment, checkpoints, step, fingerprints)
+        except CheckpointError as error:
+            problem = error
+        if sharding.all_agree(problem is None):
+            try:
+                checkpoints.verify(step, vars(restored.state), meta)
+                return restored, None
+            except CheckpointError as error:  # about the content, so in all processes
+                problem = error
+        if delay:
+            time.sleep(delay)
+    return None, problem
+
+
+def _restore(
+    experiment: Experiment, checkpoints: Checkpoints, step: int, fingerprints: Mapping[str, str]
+) -> tuple[Start, dict[str, Any]]:
+    """Returns the checkpoint's meta too. Raises ValueError if continuing it would not be exact."""
+    settings, meta = experiment.settings, checkpoints.meta(step)
     if meta.get("imported"):
         raise ValueError(
             f"{checkpoints.directory.parent} holds weights imported from {meta['imported']}, not a run: train from them with "
@@ -123,52 +148,74 @@ def _resume(experiment: Experiment, checkpoints: Checkpoints, step: int, fingerp
     return Start(TrainState(**state), step, meta["memory"], f"continues at step {step}"), meta
 
 
-def _hand_off(experiment: Experiment, workdir: pathlib.Path, fingerprints) -> Start:
-    settings, task, ours = experiment.settings, experiment.task, experiment.abstract_state
-    dit, origin = task.network, settings.init_from
-    given = pathlib.Path(origin).expanduser()
-    if given.is_dir() and (given / DIRECTORY).is_dir():
-        source = Checkpoints(given)
-        step = source.latest()
-        if step is None:
-            raise ValueError(f"config.init_from={origin}: there is no checkpoint in {source.directory}")
-        meta = source.meta(step)
-        theirs = finetune.weight_shapes(source, step)
-        from_ = config_io.from_saved(meta["settings"])
-        identity = meta["fingerprints"].get("encoder")
-    else:
-        source, identity = None, None
+# Hand-off.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prior:
+    """What config.init_from names: weights, or their shapes and a function that reads them, and what they were trained with.
+
+    encoder: identity of the encoder of their condition; None if not known.
+    """
+
+    params: Any
+    read: Callable[[], Any]
+    settings: config.Settings
+    encoder: str | None
+
+
+def _hand_off(experiment: Experiment, workdir: pathlib.Path, fingerprints: Mapping[str, str]) -> Start:
+    """The first state from the weights of another run or a release, with an account of every parameter."""
+    settings, task, ours = experiment.settings, experiment.task, experiment.abstract_state.params
+    prior = _open_prior(experiment)
+    shapes = _shapes(prior.params)
+    task.check_prior(settings.model, prior.settings.model, shapes)
+    same = _same_condition(settings, prior.settings, fingerprints.get("encoder"), prior.encoder)
+    named = handoffs.rules(task.handoff(), _shapes(ours), shapes, same)
+    rules = {
+        "origin": settings.init_from,
+        "reinitialise": (f"{finetune.LORA}/*", *named["reinitialise"]),
+        "drop": named["drop"],
+        "adapt": {path: functools.partial(task.network.widen_input, path) for path in named["widen"]},
+    }
+    transfer(prior.params, ours, **rules)  # by shapes: what does not fit is refused before gigabytes are read
+    theirs = prior.read()
+    null = handoffs.null_embedding(theirs, named["drop"])
+    if null is not None:
+        rules["adapt"]["time/fc2/bias"] = lambda bias: bias + null
+    params, account = transfer(theirs, ours, **rules)
+    params = {name: part for name, part in params.items() if name != finetune.LORA}
+    params = _init_missing(task.network, settings.train.seed, params)
+    if jax.process_index() == 0:
+        account.save(workdir / "handoff.json")
+    return Start(experiment.init_state(params), 0, {}, account.table())
+
+
+def _open_prior(experiment: Experiment) -> _Prior:
+    """Raises ValueError if config.init_from is neither a run with a checkpoint nor a release."""
+    origin = experiment.settings.init_from
+    directory = pathlib.Path(origin).expanduser()
+    if not (directory / DIRECTORY).is_dir():
         try:
-            prior = releases.load(origin, "config.init_from", heads=getattr(dit, "heads", 0))
+            prior = releases.load(origin, "config.init_from", heads=getattr(experiment.task.network, "heads", 0))
         except ValueError as error:
             raise ValueError(
                 f"config.init_from={origin} is neither a run (there is no checkpoint in it) nor a released prior: {error}"
             ) from error
-        theirs, from_ = prior.params, prior.settings
-    same = _same_condition(settings, from_, fingerprints.get("encoder"), identity)
-    given_shapes = _shapes(theirs)
-    task.check_prior(settings.model, from_.model, given_shapes)
-    named = handoffs.rules(task.handoff(), _shapes(ours.params), given_shapes, same)
-    rules = {
-        "origin": origin,
-        "reinitialise": (f"{finetune.LORA}/*", *named["reinitialise"]),
-        "drop": named["drop"],
-        "adapt": {path: functools.partial(dit.widen_input, path) for path in named["widen"]},
-    }
-    if source is not None:
-        # Judged by shapes first, so that weights that do not fit are refused before gigabytes are read.
-        transfer(theirs, ours.params, **rules)
-        theirs = finetune.read_weights(source, step, "ema", sharding.replicated(experiment.mesh))
-        source.close()
-    null = handoffs.null_embedding(theirs, named["drop"])
-    if null is not None:
-        rules["adapt"]["time/fc2/bias"] = lambda bias: bias + null
-    params, account = transfer(theirs, ours.params, **rules)
-    params = {name: part for name, part in params.items() if name != finetune.LORA}
-    params = _with_fresh(dit, settings.train.seed, params)
-    if jax.process_index() == 0:
-        account.save(workdir / "handoff.json")
-    return Start(experiment.init_state(params), 0, {}, account.table())
+        return _Prior(prior.params, lambda: prior.params, prior.settings, None)
+    checkpoints = Checkpoints(directory)
+    step = checkpoints.latest()
+    if step is None:
+        raise ValueError(f"config.init_from={origin}: there is no checkpoint in {checkpoints.directory}")
+    meta = checkpoints.meta(step)
+
+    def read():
+        weights = finetune.read_weights(checkpoints, step, "ema", sharding.replicated(experiment.mesh))
+        checkpoints.close()
+        return weights
+
+    shapes = finetune.weight_shapes(checkpoints, step)
+    return _Prior(shapes, read, config_io.from_saved(meta["settings"]), meta["fingerprints"].get("encoder"))
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -176,13 +223,13 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _same_condition(ours: config.Settings, theirs: config.Settings, identity: str | None, other: str | None) -> bool:
-    """Whether two runs condition on the same features, as far as is known: imported weights do not say whose they took."""
+    """Whether two runs condition on the same features, as far as is known: imported weights do not name their encoder."""
     alike = (ours.encoder.kind, ours.encoder.output) == (theirs.encoder.kind, theirs.encoder.output)
     return alike and (identity == other or identity is None or other is None)
 
 
-def _with_fresh(dit, seed: int, params: Any) -> Any:
-    """The tree with what `transfer` took from the abstract state, the parameters that start anew, as arrays."""
+def _init_missing(dit, seed: int, params: Any) -> Any:
+    """Initializes the parameters that `transfer` left as shapes."""
     flat = flatten(params)
     anew = [path for path, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
     if anew:

@@ -30,7 +30,7 @@ def make_train_step(settings: config.Settings, task, plan: finetune.Plan, optimi
     `metrics` are replicated float32: the task's sums (see tasks.base.Task.losses), `grad_norm`, and `finite` (1 or 0).
     """
     gather = sharding.make_gather(mesh, settings.model.dtype)
-    decay, seed = settings.optimizer.ema_decay, settings.train.seed
+    decay, seed, parts = settings.optimizer.ema_decay, settings.train.seed, settings.optimizer.accumulate
 
     def loss(trained, rest, ema, example, total_weight):
         params, gather_layer = plan.for_apply(finetune.join(trained, rest), gather)
@@ -39,8 +39,6 @@ def make_train_step(settings: config.Settings, task, plan: finetune.Plan, optimi
         return sums["loss"], sums
 
     differentiate = jax.grad(loss, has_aux=True)
-    if settings.optimizer.accumulate > 1:
-        differentiate = _accumulated(differentiate, settings.optimizer.accumulate, mesh)
 
     def step(state: TrainState, frozen: Any, batch: Mapping[str, jax.Array]):
         # Everything random about the batch is drawn here, so that micro-batches and meshes see the same numbers.
@@ -51,7 +49,18 @@ def make_train_step(settings: config.Settings, task, plan: finetune.Plan, optimi
         trained, rest = plan.split(state.params)
         stored_ema = state_dtype.ema_to_device(settings.optimizer, state.ema)
         ema = state_dtype.to_float32(stored_ema)
-        grads, sums = differentiate(trained, rest, ema, example, jnp.maximum(example.weight.sum(), 1.0))
+        total_weight = jnp.maximum(example.weight.sum(), 1.0)
+        if parts == 1:
+            grads, sums = differentiate(trained, rest, ema, example, total_weight)
+        else:
+
+            def accumulate(carry, part):
+                part = sharding.constrain(mesh, part)
+                return jax.tree.map(jnp.add, carry, differentiate(trained, rest, ema, part, total_weight)), None
+
+            shapes = jax.eval_shape(differentiate, trained, rest, ema, example, total_weight)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            (grads, sums), _ = jax.lax.scan(accumulate, zeros, _split(example, parts))
         updates, opt_state = optimizer.update(grads, state_dtype.to_float32(state.opt_state), trained)
         moved, metrics = task.post_update(optax.apply_updates(trained, updates), sums)
         ema = state_dtype.to_state_dtype(update_ema(ema, moved, decay), stored_ema, seed, "ema", state.step)
@@ -69,22 +78,6 @@ def make_train_step(settings: config.Settings, task, plan: finetune.Plan, optimi
     return jax.jit(step, donate_argnums=0, out_shardings=(None, sharding.replicated(mesh)))
 
 
-def _accumulated(differentiate: Callable, parts: int, mesh: jax.sharding.Mesh) -> Callable:
-    """`differentiate` summed over micro-batches, one after the other. Part j takes the rows r with r % parts == j: every device
-    keeps the rows that it has."""
-
-    def split(x):
-        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-
-    def gradients(trained, rest, ema, example, total_weight):
-        def body(carry, part):
-            part = sharding.constrain(mesh, part)
-            return jax.tree.map(jnp.add, carry, differentiate(trained, rest, ema, part, total_weight)), None
-
-        micro_batches = jax.tree.map(split, example)
-        first = jax.tree.map(lambda x: x[0], micro_batches)
-        shapes = jax.eval_shape(differentiate, trained, rest, ema, first, total_weight)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(body, zeros, micro_batches)[0]
-
-    return gradients
+def _split(example: Any, parts: int) -> Any:
+    """Micro-batches, stacked on a leading dim. Part j takes the rows r with r % parts == j: every device keeps its rows."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), example)

@@ -17,7 +17,7 @@ import numpy as np
 from lumos_jax import data
 from lumos_jax.train import goodput, metrics
 from lumos_jax.train.optimizer import make_schedule
-from lumos_jax.train.setup import Run
+from lumos_jax.train.run import Run
 
 
 class Telemetry:

@@ -1,4 +1,4 @@
-"""Names on disk of the frozen networks -> parameter paths, as rules of `lumos_jax.weights.rules`."""
+"""Names on disk of the frozen networks -> parameter paths, as tables of rules: ViTs, KL-autoencoder, T5, CLIP's text tower."""
 
 from __future__ import annotations
 
@@ -49,26 +49,35 @@ _MOCO_PROJECTOR = [
     )
 ]
 
+
+def _blocks(prefix: str, **parts: str) -> list[Rule]:
+    """The rules of stacked blocks: name on disk of each of our `norm1`, `proj`, `norm2`, `fc1`, `fc2` and others."""
+    rules = []
+    for part, name in parts.items():
+        make = _norm if part.startswith("norm") else _dense
+        rules += make(f"{prefix}.{{i}}.{name}", f"blocks/{part}")
+    return rules
+
+
 # The names of the original releases: DINO, DINOv2 (ls1, ls2) and MoCo-v3 (whose projector is its head).
 OFFICIAL_VIT: tuple[Rule, ...] = (
     Rule("cls_token", "cls", "squeeze"),
     Rule("pos_embed", "positions", "squeeze"),
     Rule("patch_embed.proj.weight", "patch/kernel", "patch"),
     Rule("patch_embed.proj.bias", "patch/bias"),
-    *_norm("blocks.{i}.norm1", "blocks/norm1"),
-    *_dense("blocks.{i}.attn.qkv", "blocks/qkv"),
-    *_dense("blocks.{i}.attn.proj", "blocks/proj"),
-    *_norm("blocks.{i}.norm2", "blocks/norm2"),
-    *_dense("blocks.{i}.mlp.fc1", "blocks/fc1"),
-    *_dense("blocks.{i}.mlp.fc2", "blocks/fc2"),
+    *_blocks("blocks", norm1="norm1", qkv="attn.qkv", proj="attn.proj", norm2="norm2", fc1="mlp.fc1", fc2="mlp.fc2"),
     Rule("blocks.{i}.ls1.gamma", "blocks/scale1"),
     Rule("blocks.{i}.ls2.gamma", "blocks/scale2"),
     *_norm("norm", "norm"),
     *_MOCO_PROJECTOR,
     *_dropped("hides patches in DINOv2's training", "mask_token"),
     *_dropped("a head of another training", "head.{rest}"),
-    *_dropped("MoCo-v3's average of base_encoder, and its predictor", "momentum_encoder.{rest}", "predictor.{rest}"),
+    *_dropped("MoCo-v3's EMA of base_encoder, and its predictor", "momentum_encoder.{rest}", "predictor.{rest}"),
 )
+
+_MLP = {"fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+_HF_NORMS = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+_CLIP_BLOCK = {"norm1": "layer_norm1", "norm2": "layer_norm2", **_MLP}
 
 # Names as transformers writes them to disk ("encoder.layer.0....") and, since version 5, holds them in memory ("layers.0....").
 _HF_EMBEDDINGS = (
@@ -80,38 +89,27 @@ _HF_EMBEDDINGS = (
     *_dropped("the pooler: DINO's feature is the [CLS] token itself", "pooler.dense.weight", "pooler.dense.bias"),
     *_dropped("a classifier", "classifier.{rest}"),
 )
+_QKV = [f"attention.attention.{part}" for part in ("query", "key", "value")]
 HF_VIT: tuple[Rule, ...] = (
     *_HF_EMBEDDINGS,
-    *_norm("encoder.layer.{i}.layernorm_before", "blocks/norm1"),
-    *_qkv(f"encoder.layer.{{i}}.attention.attention.{part}" for part in ("query", "key", "value")),
-    *_dense("encoder.layer.{i}.attention.output.dense", "blocks/proj"),
-    *_norm("encoder.layer.{i}.layernorm_after", "blocks/norm2"),
-    *_dense("encoder.layer.{i}.intermediate.dense", "blocks/fc1"),
-    *_dense("encoder.layer.{i}.output.dense", "blocks/fc2"),
+    *_qkv(f"encoder.layer.{{i}}.{name}" for name in _QKV),
+    *_blocks("encoder.layer", proj="attention.output.dense", **_HF_NORMS, fc1="intermediate.dense", fc2="output.dense"),
 )
 HF_VIT_5: tuple[Rule, ...] = (
     *_HF_EMBEDDINGS,
-    *_norm("layers.{i}.layernorm_before", "blocks/norm1"),
     *_qkv(f"layers.{{i}}.attention.{part}_proj" for part in "qkv"),
-    *_dense("layers.{i}.attention.o_proj", "blocks/proj"),
-    *_norm("layers.{i}.layernorm_after", "blocks/norm2"),
-    *_dense("layers.{i}.mlp.fc1", "blocks/fc1"),
-    *_dense("layers.{i}.mlp.fc2", "blocks/fc2"),
+    *_blocks("layers", proj="attention.o_proj", **_HF_NORMS, **_MLP),
 )
-
-
 HF_DINOV2: tuple[Rule, ...] = (
     *_HF_EMBEDDINGS,
     *_dropped("hides patches in DINOv2's training", "embeddings.mask_token"),
-    *_norm("encoder.layer.{i}.norm1", "blocks/norm1"),
-    *_qkv(f"encoder.layer.{{i}}.attention.attention.{part}" for part in ("query", "key", "value")),
+    *_qkv(f"encoder.layer.{{i}}.{name}" for name in _QKV),
     *_qkv(f"encoder.layer.{{i}}.attention.{part}_proj" for part in "qkv"),
-    *_dense("encoder.layer.{i}.attention.output.dense", "blocks/proj"),
-    *_dense("encoder.layer.{i}.attention.o_proj", "blocks/proj"),
+    *_blocks(
+        "encoder.layer", norm1="norm1", proj="attention.output.dense", norm2="norm2", fc1="mlp.fc1", fc2="mlp.fc2"
+    ),
+    *_blocks("encoder.layer", proj="attention.o_proj"),
     Rule("encoder.layer.{i}.layer_scale1.lambda1", "blocks/scale1"),
-    *_norm("encoder.layer.{i}.norm2", "blocks/norm2"),
-    *_dense("encoder.layer.{i}.mlp.fc1", "blocks/fc1"),
-    *_dense("encoder.layer.{i}.mlp.fc2", "blocks/fc2"),
     Rule("encoder.layer.{i}.layer_scale2.lambda1", "blocks/scale2"),
 )
 HF_CLIP_VISION: tuple[Rule, ...] = (
@@ -119,12 +117,8 @@ HF_CLIP_VISION: tuple[Rule, ...] = (
     Rule("vision_model.embeddings.patch_embedding.weight", "patch/kernel", "patch"),
     Rule("vision_model.embeddings.position_embedding.weight", "positions"),
     *_norm("vision_model.pre_layrnorm", "input_norm"),
-    *_norm("vision_model.encoder.layers.{i}.layer_norm1", "blocks/norm1"),
     *_qkv(f"vision_model.encoder.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),
-    *_dense("vision_model.encoder.layers.{i}.self_attn.out_proj", "blocks/proj"),
-    *_norm("vision_model.encoder.layers.{i}.layer_norm2", "blocks/norm2"),
-    *_dense("vision_model.encoder.layers.{i}.mlp.fc1", "blocks/fc1"),
-    *_dense("vision_model.encoder.layers.{i}.mlp.fc2", "blocks/fc2"),
+    *_blocks("vision_model.encoder.layers", proj="self_attn.out_proj", **_CLIP_BLOCK),
     *_norm("vision_model.post_layernorm", "norm"),
     Rule("visual_projection.weight", "head/layer0/kernel", "linear"),
     *_dropped("position numbers, 0 1 2 ...", "vision_model.embeddings.position_ids"),
@@ -169,7 +163,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 def modern_kl_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A diffusers autoencoder's state dict with the attention's old names replaced by today's, and 1x1 kernels flattened."""
+    """A diffusers autoencoder's state dict with the attention's old names replaced by today's."""
     modern = {}
     for name, value in state.items():
         found = re.fullmatch(r"(.*\.attentions\.0)\.(query|key|value|proj_attn)\.(weight|bias)", name)
@@ -193,20 +187,17 @@ _T5_ENCODER: tuple[Rule, ...] = (
     Rule("encoder.block.{i}.layer.1.layer_norm.weight", "blocks/norm2/scale"),
     Rule("encoder.final_layer_norm.weight", "norm/scale"),
 )
-_DECODER = "the decoder: captions are only encoded"
-_T5_DECODER: tuple[Rule, ...] = tuple(
-    Rule(f"{name}.weight", "", why=_DECODER)
-    for name in (
-        "decoder.embed_tokens",
-        *(f"decoder.block.{{i}}.layer.0.SelfAttention.{part}" for part in "qkvo"),
-        "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
-        *(f"decoder.block.{{i}}.layer.1.EncDecAttention.{part}" for part in "qkvo"),
-        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias",  # early uploads of v1.0
-        *(f"decoder.block.{{i}}.layer.2.DenseReluDense.{part}" for part in ("wi_0", "wi_1", "wo")),
-        *(f"decoder.block.{{i}}.layer.{sub}.layer_norm" for sub in range(3)),
-        "decoder.final_layer_norm",
-        "lm_head",
-    )
+_T5_DECODER = _dropped(
+    "the decoder: captions are only encoded",
+    "decoder.embed_tokens.weight",
+    *(f"decoder.block.{{i}}.layer.0.SelfAttention.{part}.weight" for part in "qkvo"),
+    "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    *(f"decoder.block.{{i}}.layer.1.EncDecAttention.{part}.weight" for part in "qkvo"),
+    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",  # early uploads of v1.0
+    *(f"decoder.block.{{i}}.layer.2.DenseReluDense.{part}.weight" for part in ("wi_0", "wi_1", "wo")),
+    *(f"decoder.block.{{i}}.layer.{sub}.layer_norm.weight" for sub in range(3)),
+    "decoder.final_layer_norm.weight",
+    "lm_head.weight",
 )
 
 
@@ -219,17 +210,12 @@ def t5_rules(names: Iterable[str]) -> tuple[Rule, ...]:
     return (*embedding, *_T5_ENCODER, *_T5_DECODER)
 
 
-_LAYER = "text_model.encoder.layers.{i}"
+_TEXT_ATTENTION = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj"}
 CLIP_TEXT: tuple[Rule, ...] = (
     Rule("text_model.embeddings.token_embedding.weight", "embedding"),
     Rule("text_model.embeddings.position_embedding.weight", "positions"),
-    Rule("text_model.embeddings.position_ids", "", why="a buffer that counts 0, 1, 2, ..."),
-    *_norm(f"{_LAYER}.layer_norm1", "blocks/norm1"),
-    *(rule for part in "qkv" for rule in _dense(f"{_LAYER}.self_attn.{part}_proj", f"blocks/{part}")),
-    *_dense(f"{_LAYER}.self_attn.out_proj", "blocks/o"),
-    *_norm(f"{_LAYER}.layer_norm2", "blocks/norm2"),
-    *_dense(f"{_LAYER}.mlp.fc1", "blocks/fc1"),
-    *_dense(f"{_LAYER}.mlp.fc2", "blocks/fc2"),
+    *_dropped("a buffer that counts 0, 1, 2, ...", "text_model.embeddings.position_ids"),
+    *_blocks("text_model.encoder.layers", **_TEXT_ATTENTION, **_CLIP_BLOCK),
     *_norm("text_model.final_layer_norm", "norm"),
     Rule("text_projection.weight", "projection/kernel", "linear"),
 )
@@ -238,7 +224,7 @@ CLIP_TEXT: tuple[Rule, ...] = (
 def clip_rules(names: Iterable[str]) -> tuple[Rule, ...]:
     """The table for CLIP's names; in a file of both towers everything of the image tower is dropped."""
     image = [n for n in names if n.startswith(("vision_model.", "visual_projection.")) or n == "logit_scale"]
-    return (*CLIP_TEXT, *(Rule(name, "", why="CLIP's image tower and its temperature") for name in image))
+    return (*CLIP_TEXT, *_dropped("CLIP's image tower and its temperature", *image))
 
 
 def with_text_prefix(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -95,15 +96,12 @@ class ImportReport:
     dropped: Mapping[str, str]  # name on disk -> why
     parameters: int
     dropped_parameters: int
-    prefix: str = ""  # that was stripped from the names on disk
 
     def table(self) -> str:
         """A few lines for people."""
         lines = [f"loaded  {len(self.loaded):>5} arrays {self.parameters:>13,} parameters"]
         lines.append(f"dropped {len(self.dropped):>5} arrays {self.dropped_parameters:>13,} parameters")
-        lines += [f"  {name}: {why}" for name, why in self.dropped.items()]
-        lines += [f"stripped the prefix {self.prefix!r} from the names"] if self.prefix else []
-        return "\n".join(lines)
+        return "\n".join(lines + [f"  {name}: {why}" for name, why in self.dropped.items()])
 
 
 # Prefixes that wrappers put before a network's names -> names that stand beside it without: of DistributedDataParallel,
@@ -121,8 +119,8 @@ WRAPPERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def strip_wrappers(state: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], str]:
-    """The state dict without the prefixes of wrappers, and what was stripped from the names.
+def strip_wrappers(state: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Strips the prefixes of wrappers from the names of a state dict, and logs which.
 
     Raises:
       ValueError: some names have a prefix and others do not, or two names would become one.
@@ -131,7 +129,7 @@ def strip_wrappers(state: Mapping[str, Any], origin: str) -> tuple[dict[str, Any
     while True:
         prefix = next((p for p in WRAPPERS if any(name.startswith(p) for name in state)), None)
         if prefix is None:
-            return state, stripped
+            break
         have = [name for name in state if name.startswith(prefix)]
         beside = [name for name in state if not name.startswith(prefix)]
         lack = [name for name in beside if not name.startswith(WRAPPERS[prefix])]
@@ -145,6 +143,9 @@ def strip_wrappers(state: Mapping[str, Any], origin: str) -> tuple[dict[str, Any
             raise ValueError(f"{origin} has {', '.join(twice[:3])} twice, with and without {prefix!r}")
         state = {name.removeprefix(prefix): value for name, value in state.items() if name != "n_averaged"}
         stripped += prefix
+    if stripped:
+        logging.getLogger(__name__).warning("%s: stripped the prefix %r from its names", origin, stripped)
+    return state
 
 
 def convert(

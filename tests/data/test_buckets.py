@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from lumos_jax import config, data
-from lumos_jax.config import rules as config_rules
-from lumos_jax.data import aspect, buckets, decode, order
-from lumos_jax.scenes.scene import ScenesSource
+from lumos_jax.data import aspect, decode, order
+from lumos_jax.data.sources.scenes import ScenesSource
 
 # Height over width of the tables that PixArt trains 256, 512 and 1024 px with, and some of their sizes at 1024 px.
 RATIOS = [
@@ -54,9 +53,9 @@ def settings(**fields):
 
 
 def steps_of(chosen, source, batch_size=8, rows=range(8), start_step=0):
-    assignment = buckets.assign(chosen, source, batch_size)
+    assignment = aspect.assign(chosen, source, batch_size)
     where = {"batch_size": batch_size, "rows": tuple(rows), "start_step": start_step}
-    return buckets.BucketSteps(chosen, source, assignment, **where), assignment
+    return aspect.BucketSteps(chosen, source, assignment, **where), assignment
 
 
 def test_every_record_goes_to_the_nearest_ratio():
@@ -65,7 +64,7 @@ def test_every_record_goes_to_the_nearest_ratio():
     ratios = sizes[:, 0] / sizes[:, 1]
     assert ratios.min() < 0.6 < 1.8 < ratios.max()
     assert np.abs(sizes.prod(1) / 256 - 1).max() < 0.1
-    assignment = buckets.assign(settings(), source, 8)
+    assignment = aspect.assign(settings(), source, 8)
     expected = [min(range(3), key=lambda i: abs(assignment.buckets[i].ratio - r)) for r in ratios]
     assert list(assignment.bucket_of) == expected
 
@@ -106,8 +105,8 @@ def test_order_is_a_function_of_seed_and_step():
 
 def test_small_buckets_are_closed_and_their_records_stay():
     source = data.make_source(settings(num_scenes=40, holdout=0))
-    open_all = buckets.assign(settings(num_scenes=40, holdout=0), source, 4).bucket_of
-    closed = buckets.assign(settings(num_scenes=40, holdout=0), source, 40).bucket_of
+    open_all = aspect.assign(settings(num_scenes=40, holdout=0), source, 4).bucket_of
+    closed = aspect.assign(settings(num_scenes=40, holdout=0), source, 40).bucket_of
     assert set(open_all) == {0, 1, 2}
     assert set(closed) == {1}
 
@@ -188,17 +187,17 @@ def test_sizes_come_from_headers_once(tmp_path, monkeypatch):
         (folder / f"{name}.txt").write_text(name)
     chosen = settings(source="folder", path=str(folder), holdout=0, bucket_index=str(tmp_path / "index"))
     source = data.make_source(chosen)
-    sizes = buckets.record_sizes(chosen, source)
+    sizes = aspect.record_sizes(chosen, source)
     assert sizes.tolist() == [[10, 40], [40, 10], [0, 0], [9, 9]]
-    assert buckets.assign(chosen, source, 1).bucket_of.tolist() == [0, 2, 1, 1]
+    assert aspect.assign(chosen, source, 1).bucket_of.tolist() == [0, 2, 1, 1]
     assert [p.name for p in (tmp_path / "index").iterdir()] == [f"{source.fingerprint()}.npy"]
-    monkeypatch.setattr(buckets, "size_of", None)  # not asked again
-    assert np.array_equal(buckets.record_sizes(chosen, source), sizes)
+    monkeypatch.setattr(aspect, "size_of", None)  # not asked again
+    assert np.array_equal(aspect.record_sizes(chosen, source), sizes)
     records = [(folder / "a.png").read_bytes(), (folder / "d.png").read_bytes()]
     monkeypatch.undo()
     data.write_arrayrecord(tmp_path / "x.arrayrecord", records)
     shards = settings(source="arrayrecord", path=str(tmp_path), bucket_index="", holdout=0)
-    assert buckets.record_sizes(shards, data.make_source(shards)).tolist() == [[10, 40], [9, 9]]
+    assert aspect.record_sizes(shards, data.make_source(shards)).tolist() == [[10, 40], [9, 9]]
 
 
 @pytest.mark.parametrize(
@@ -208,9 +207,9 @@ def test_sizes_come_from_headers_once(tmp_path, monkeypatch):
         ({"crop": "random"}, "crop=center, and not with a cache"),
         ({"source": "cached", "path": "x"}, "not with a cache"),
         ({"buckets": False}, "need config.data.buckets=True"),
-        ({"bucket_step": 5}, "multiples of 5 px"),
+        ({"bucket_step": 5}, "no multiple of bucket_step=5"),
     ],
 )
 def test_impossible_settings_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        config_rules.validate(config.Settings(data=settings(**fields)))
+        config.validate(config.Settings(data=settings(**fields)))

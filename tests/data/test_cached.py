@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumos_jax import config, data
+from lumos_jax import config, data, fileio
 from lumos_jax.config import io as config_io
-from lumos_jax.data import cached
+from lumos_jax.data.sources import cached
 
 LATENT, FEATURE = (4, 4, 8), (5, 6)
 
@@ -162,7 +162,7 @@ def test_caches_that_are_not_whole_are_refused_by_name(tmp_path):
     (tmp_path / "cache" / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"no manifest\.json: no cache is there"):
         data.make_source(settings)
-    config_io.save_json({"format": 1}, tmp_path / "cache" / "plan.json")
+    fileio.save_json({"format": 1}, tmp_path / "cache" / "plan.json")
     with pytest.raises(
         ValueError, match=r"no manifest\.json: this cache is not finished; run the command that makes it"
     ):
@@ -180,7 +180,7 @@ def test_caches_that_are_not_whole_are_refused_by_name(tmp_path):
     [
         ({}, "needs config.data.path"),
         ({"path": "x", "crop": "random"}, "crop=random, flip=False do not go with"),
-        ({"path": "x", "flip": True}, "holds one centre crop"),
+        ({"path": "x", "flip": True}, "holds one center crop"),
     ],
 )
 def test_settings_that_a_cache_cannot_serve_are_refused(fields, message):

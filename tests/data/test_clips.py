@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lumos_jax import config, data
-from lumos_jax.data import clips, loaders, motion
+from lumos_jax.data.records import clip as clips
 from lumos_jax.scenes import motion as scene_motion
 from lumos_jax.scenes import render as scene_render
 from lumos_jax.scenes import scene as scenes
@@ -38,8 +38,8 @@ def videos(path, **fields):
 
 
 def load(data_settings, records, *, training=False, first=0):
-    loader = loaders.make_loader(data_settings, data.make_source(data_settings), training=training)
-    return loader.map([(first + i, record) for i, record in enumerate(records)])
+    loader = data.make_loader(data_settings, data.make_source(data_settings), training=training)
+    return loader.load_batch([(first + i, record) for i, record in enumerate(records)])
 
 
 def numbers(frames):
@@ -161,11 +161,11 @@ def test_sources_without_clips_are_refused(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     parts = ({"source": "scenes", "weight": 1}, {"source": "folder", "path": str(tmp_path), "weight": 1})
     mixed = settings(source="mixture", mixture=parts)
-    with pytest.raises(ValueError, match=r"a\.png \.\.\. are no videos"):
-        loaders.make_loader(mixed, data.make_source(mixed), training=True)
+    with pytest.raises(ValueError, match=r"a\.png \.\.\. have no clips"):
+        data.make_loader(mixed, data.make_source(mixed), training=True)
     long = settings(frames=16, frame_stride=(2, 4))
     with pytest.raises(ValueError, match="a scene's clip has 49 frames"):
-        loaders.make_loader(long, data.make_source(long), training=True)
+        data.make_loader(long, data.make_source(long), training=True)
 
 
 def test_pictures_in_between_come_at_the_same_steps_wherever_a_run_begins():
@@ -185,7 +185,7 @@ def test_pictures_in_between_come_at_the_same_steps_wherever_a_run_begins():
             np.testing.assert_array_equal(array, batch[name][[1, 3]])
     records = np.concatenate([batch["record"] for batch in whole])
     assert len(set(records)) == 40  # the order of records takes no notice
-    assert [clips.is_picture_step(step, 0.0) for step in range(9)] == [False] * 9
+    assert [clips.is_image_step(step, 0.0) for step in range(9)] == [False] * 9
 
 
 def scene_that_moves(what):
@@ -208,7 +208,7 @@ def test_motion_scores_of_scenes():
     batch = load(settings(frames=6, frame_stride=(3, 3)), range(24))
     assert batch["fps"].tolist() == [8.0] * 24
     assert (batch["motion"] > 0).all()
-    flow = scene_motion.flow(scenes.make_scene(0), 0, 12 / 48, motion.SIDE)  # frames 0 and 4 of 0, 3, 6 ...
+    flow = scene_motion.flow(scenes.make_scene(0), 0, 12 / 48, scene_motion.SCORE_SIDE)  # frames 0 and 4 of 0, 3, 6 ...
     np.testing.assert_allclose(batch["motion"][0], np.linalg.norm(flow, axis=-1).mean(), rtol=1e-6)
 
 
@@ -222,9 +222,12 @@ def test_measured_motion_is_that_of_a_moving_picture():
     def clip(shift):  # pixels of 128 a frame
         return np.stack([picture[:, 8 + i * shift :][:, :128] for i in range(9)])
 
-    slow, fast = motion.measured(clip(2), 8.0), motion.measured(clip(4), 8.0)  # 1 and 2 pixels of 16 in half a second
+    slow, fast = (
+        clips.motion_score(clip(2), 8.0),
+        clips.motion_score(clip(4), 8.0),
+    )  # 1 and 2 pixels of 16 in half a second
     assert 0.7 < slow < 1.3
     assert 1.5 < fast < 2.5
-    assert motion.measured(clip(0), 8.0) < 0.05
-    np.testing.assert_allclose(motion.measured(clip(2)[:3], 8.0), slow, rtol=0.4)  # shorter than half a second
-    assert motion.measured(clip(2)[:1], 8.0) == 0
+    assert clips.motion_score(clip(0), 8.0) < 0.05
+    np.testing.assert_allclose(clips.motion_score(clip(2)[:3], 8.0), slow, rtol=0.4)  # shorter than half a second
+    assert clips.motion_score(clip(2)[:1], 8.0) == 0

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from lumos_jax import config, data
-from lumos_jax.data import cached
+from lumos_jax.data.sources import cached
+from lumos_jax.data.sources.scenes import ScenesSource
 from lumos_jax.scenes import scene as scenes
 
 
@@ -43,7 +44,7 @@ def test_scenes_are_labelled_by_their_largest_solid():
 
 
 def test_scenes_of_records_are_those_that_the_source_renders(folder):
-    source = scenes.ScenesSource(50, 16, seed=4)
+    source = ScenesSource(50, 16, seed=4)
     (scene,) = data.scenes_of(source, np.array([7]))
     assert scene == scenes.make_scene(7, seed=4)
     given = settings(source="folder", path=str(folder), classes=3)

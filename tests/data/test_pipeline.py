@@ -87,9 +87,27 @@ def test_each_epoch_is_another_permutation_of_the_training_records(folder):
     assert [int(order.training_order(other, source)[i]) for i in range(20)] not in epochs
 
 
-Numbered = collections.namedtuple("Numbered", "count")
-Numbered.__len__ = lambda self: self.count
-Numbered.describe = lambda self, index: f"number {index}"
+class Numbered(data.Source):
+    """Records that are their numbers."""
+
+    def __init__(self, count):
+        self.count = count
+
+    @classmethod
+    def open(cls, settings):
+        return cls(settings.records)
+
+    def __len__(self):
+        return self.count
+
+    def read(self, index):
+        return np.full((4, 4, 3), index, np.uint8)
+
+    def describe(self, index):
+        return f"number {index}"
+
+    def fingerprint(self):
+        return str(self.count)
 
 
 @pytest.mark.parametrize("count", [10, 4000, 9000])  # below and above where Grain's shuffle takes over

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from lumos_jax import config, data
-from lumos_jax.data.shards import ArrayRecordSource, image_of_example
+from lumos_jax.data.sources.arrayrecord import ArrayRecordSource, image_of_example
 
 
 def png(level, side=9):

@@ -10,7 +10,7 @@ from absl import logging
 from PIL import Image
 
 from lumos_jax import config, data
-from lumos_jax.data.sources import FolderSource
+from lumos_jax.data.sources.folder import FolderSource
 
 
 @pytest.fixture
@@ -48,7 +48,10 @@ def test_content_counts_where_the_ending_says_nothing(folder, monkeypatch):
     (folder / "gone").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "pipe")
     assert names(folder) == ["9f86d081", "b.data", "broken.jpg", "sub/c.webp", "sub/deeper/d.Jpeg"]
-    assert said == [f"{folder}: 3 files are no images and are left out, as captions.txt"]
+    assert said == [
+        f"{folder}: 1 pipes, sockets or devices are left out, as {folder}/pipe",
+        f"{folder}: 2 files are no images and are left out, as captions.txt",
+    ]
     batch = data.read_batch(config.Data(image_size=8), FolderSource(str(folder)), range(5))
     assert list(batch["weight"]) == [1, 1, 0, 1, 1]
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from lumos_jax import config, data
-from lumos_jax.data import buckets
-from lumos_jax.data.tars import TarSource
+from lumos_jax.data import aspect
+from lumos_jax.data.sources.webdataset import TarSource
 
 
 def png(level):
@@ -68,7 +68,7 @@ def test_batches_have_pictures_and_captions_and_name_what_has_none(shards):
     assert list(batch["image"][:3, 0, 0, 0]) == [10, 20, 30]
     assert "00001.tar#y: no caption: there is no .txt of its name" in batch["problem"][3]
     assert "00001.tar#z: cannot identify image file" in batch["problem"][4]
-    with pytest.raises(OSError, match=r"its \.json is none"):
+    with pytest.raises(data.CorruptRecord, match=r"its \.json is none"):
         data.make_source(chosen).captions(4)
 
 
@@ -98,12 +98,12 @@ def test_headers_are_read_once(shards, tmp_path, monkeypatch):
     monkeypatch.undo()
     write_tar(shards / "00001.tar", [("n.png", png(50))])  # a changed shard is
     assert list(TarSource(str(shards), str(kept)).names) == ["b", "deep/a", "n"]
-    with pytest.raises(ValueError, match=r"config\.data\.tar_index='.*00000\.tar' cannot be written to"):
-        TarSource(str(shards), str(shards / "00000.tar"))
+    assert len(TarSource(str(shards), str(shards / "00000.tar"))) == 3  # no place for an index: only slower
     for file in kept.iterdir():
         file.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"is no index of a shard .*: remove it"):
-        TarSource(str(shards), str(kept))
+    assert list(TarSource(str(shards), str(kept)).names) == ["b", "deep/a", "n"]
+    monkeypatch.setattr(tarfile, "open", None)  # and it is whole again
+    TarSource(str(shards), str(kept))
 
 
 def test_what_is_no_shard_is_named(shards):
@@ -125,7 +125,7 @@ def test_what_is_no_shard_is_named(shards):
     with pytest.raises(ValueError, match=r"no \.tar shards there"):
         TarSource(str(shards / "*.none"))
     write_tar(shards / "z.tar", [("a.txt", b"x")])
-    with pytest.raises(ValueError, match="hold no pictures"):
+    with pytest.raises(ValueError, match="hold no images"):
         TarSource(str(shards / "z.tar"))
     with pytest.raises(ValueError, match=r"source webdataset needs path"):
         data.make_source(config.Data(source="mixture", mixture=({"source": "webdataset", "weight": 1},)))
@@ -133,4 +133,4 @@ def test_what_is_no_shard_is_named(shards):
 
 def test_buckets_take_sizes_from_the_headers(shards):
     chosen = settings(shards, sample_type="captioned", buckets=True, bucket_step=2, bucket_index="")
-    assert buckets.record_sizes(chosen, data.make_source(chosen)).tolist() == [[9, 9]] * 4 + [[0, 0]]
+    assert aspect.record_sizes(chosen, data.make_source(chosen)).tolist() == [[9, 9]] * 4 + [[0, 0]]

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from lumos_jax import config, data
-from lumos_jax.data import cameras, objaverse
-from lumos_jax.data.decode import UndecodableImage
+from lumos_jax.data import CorruptRecord, cameras
+from lumos_jax.data.sources import objaverse
+from lumos_jax.data.sources.scenes import ScenesSource
 from lumos_jax.scenes import render as scene_render
 from lumos_jax.scenes import scene as scenes
 
@@ -163,18 +164,16 @@ def test_damaged_objects_are_corrupt_records(renders):
     assert told[0] == "alone: 1 view(s), and 2 are needed"
     assert told[1] == "gap: 001.png has no 001.npy"
     assert "npy: float64 of shape (4, 4) is no 3x4 world-to-camera matrix" in told[2]
-    assert "npy is no NumPy array" in told[3]
+    assert "npy: no NumPy file" in told[3]
     assert told[4].startswith("object2: ")
-    with pytest.raises(UndecodableImage, match="has no"):
+    with pytest.raises(CorruptRecord, match="has no"):
         objaverse.ObjaverseSource(str(renders)).read(1)
 
 
 def test_pickled_objects_are_never_run(renders):
     np.save(renders / "object0" / "000.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     np.save(renders / "object0" / "001.npy", np.zeros((3000, 4)))
-    with pytest.raises(
-        UndecodableImage, match=r"000\.npy is no NumPy array: Object arrays cannot be loaded|001\.npy is too"
-    ):
+    with pytest.raises(CorruptRecord, match=r"000\.npy: no NumPy file: Object arrays cannot be loaded|001\.npy is too"):
         objaverse.ObjaverseSource(str(renders)).posed_views(0, np.random.default_rng(0), 2)
 
 
@@ -189,10 +188,10 @@ def test_other_layouts_are_refused(renders, tmp_path_factory):
     with pytest.raises(ValueError, match=r"folder scene holds transforms\.json, and none of 1 has numbered views"):
         objaverse.ObjaverseSource(str(empty))
     (empty / "scene" / "000.png").write_bytes(b"x")
-    with pytest.raises(ValueError, match="folder scene has 1 numbered pictures, 0 matrices, and no pair"):
+    with pytest.raises(ValueError, match="folder scene has 1 numbered images, 0 matrices, and no pair"):
         objaverse.ObjaverseSource(str(empty))
     folder = settings("folder", path=str(renders))
-    with pytest.raises(ValueError, match=r"data\.sample_type=views: .* have no cameras"):
+    with pytest.raises(ValueError, match=r"data\.sample_type=views: .* have no views"):
         data.read_batch(folder, data.make_source(folder), [0])
 
 
@@ -212,7 +211,7 @@ def test_mixtures_of_scenes_and_renders_give_pairs(renders):
 
 def test_views_of_scenes_are_turned_no_further_than_asked():
     def turns(degrees):
-        source = scenes.ScenesSource(40, 8, turn=np.radians(degrees))
+        source = ScenesSource(40, 8, turn=np.radians(degrees))
         pairs = [source.posed_views(i, np.random.default_rng(i), 2) for i in range(40)]
         numbers = np.array([cameras.relative_camera(target, given) for (_, given), (_, target) in pairs])
         return np.degrees(np.arctan2(numbers[:, 1], numbers[:, 2]))

@@ -1,4 +1,4 @@
-"""Round trips over every parameterisation, the weights of the losses, timesteps and guidance."""
+"""Round trips over every parameterization, the weights of the losses, timesteps and guidance."""
 
 import dataclasses
 import itertools
@@ -17,9 +17,7 @@ ALL = (*DISCRETE, ("flow", "flow"))
 
 
 def make(kind, prediction, **more):
-    return diffusion.make_process(
-        config.Diffusion(schedule=kind, prediction=prediction, learned_variance=False, loss="simple", **more)
-    )
+    return diffusion.make_process(config.Diffusion(schedule=kind, prediction=prediction, loss="simple", **more))
 
 
 def draw(process, size=6):

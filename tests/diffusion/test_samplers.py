@@ -14,9 +14,7 @@ MEAN, STD = 0.7, 0.3
 
 def make(kind, prediction, learned=False):
     loss = "hybrid" if learned else "simple"
-    return diffusion.make_process(
-        config.Diffusion(schedule=kind, prediction=prediction, learned_variance=learned, loss=loss)
-    )
+    return diffusion.make_process(config.Diffusion(schedule=kind, prediction=prediction, loss=loss))
 
 
 def exact_denoiser(process):

@@ -197,7 +197,10 @@ def test_posterior_mode_sample_and_scale(goldens):
     )
     np.testing.assert_allclose(autoencoder.mode(params, image), mean, rtol=1e-5, atol=1e-6)  # unscaled
     drawing, _ = encoders.make_autoencoder(dataclasses.replace(small, posterior="sample"))
-    draws = np.stack([drawing.encode(params, image, jax.random.key(i)) for i in range(40)]) / 0.18215
+    moments = drawing.moments(params, image)
+    first = drawing.encode(params, image, jax.random.key(0))
+    np.testing.assert_array_equal(first, drawing.draw(moments, jax.random.key(0)))
+    draws = np.stack([drawing.draw(moments, jax.random.key(i)) for i in range(40)]) / 0.18215
     np.testing.assert_allclose(draws.std(0).mean(), np.exp(0.5 * log_variance).mean(), rtol=0.1)
     with pytest.raises(ValueError, match="not divisible"):
         autoencoder.latent_shape(33)

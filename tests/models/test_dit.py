@@ -109,6 +109,17 @@ def test_initial_values_follow_the_recipe():
         np.testing.assert_allclose(kernel.std(), std, rtol=0.1)
 
 
+def test_initial_values_of_a_seed_stay():
+    """Same seed, identical run: sums of magnitudes, as every version so far has had them."""
+    params = jax.jit(tiny(vector_dim=6).init)(jax.random.key(0))
+    sums = {name: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(part)) for name, part in params.items()}
+    expected = {
+        "blocks": 5051.967938, "final": 8.008235504, "null": 15.64292912, "patch": 92.18763872, "time": 147.8838863,
+        "tokens": 22.19695773, "vector": 37.64493893,
+    }  # fmt: skip
+    assert sums == pytest.approx(expected, rel=1e-6)
+
+
 def test_scan_gives_what_a_loop_over_blocks_gives():
     def run_blocks(model, *inputs):
         return model.blocks(*inputs)
@@ -221,7 +232,7 @@ def test_null_condition_has_the_tables_and_no_gradient():
 
 
 def test_non_square_grids():
-    """Rows and columns are told apart: turning the picture and every x <-> y in the network gives the turned output."""
+    """Rows and columns are told apart: transposing the image and every x <-> y in the network gives the transposed output."""
     wide, tall = tiny(latent_shape=(8, 16, 4)), tiny(latent_shape=(16, 8, 4))
     params = make_params(wide)
     x, t, condition = inputs(wide, h=8, w=16)

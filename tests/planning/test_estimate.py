@@ -9,9 +9,9 @@ from configs import i2i
 from lumos_jax.config import io as config_io
 from lumos_jax.planning import advice, report, search
 from lumos_jax.planning.ahead import Compiled, Memory
-from lumos_jax.planning.build import make_job
 from lumos_jax.planning.chips import Chip, Target
 from lumos_jax.planning.estimate import compile_sampler, estimate
+from lumos_jax.planning.job import make_job
 from lumos_jax.planning.program import Kernel, Program
 
 MACHINE = Target(Chip("here", "cpu", 2**30, 1e12, 1e11, 1e10, 1, 1e9), (8,))
@@ -45,7 +45,7 @@ def test_the_step_that_trains_is_what_is_compiled(planned):
 def test_figures_follow_from_cycles(planned):
     program = Program(2_000_000, planned.step.program.collectives, {})
     f = dataclasses.replace(planned, step=dataclasses.replace(planned.step, program=program))
-    assert f.computing == 2e-3
+    assert f.times.computing == 2e-3
     assert f.seconds == pytest.approx(2e-3 + program.exposed / 1e10)
     assert f.mfu == pytest.approx(f.model_flops / (f.seconds * 8e12))
     # Kernels are costed at the least: here by computing, at 1 TFLOP/s, and by memory, at 100 GB/s.
@@ -53,11 +53,11 @@ def test_figures_follow_from_cycles(planned):
     with_kernels = dataclasses.replace(
         f, step=dataclasses.replace(f.step, program=dataclasses.replace(program, kernels=kernels))
     )
-    assert with_kernels.computing - f.computing == pytest.approx(3e-3 + 8e-3)
+    assert with_kernels.times.computing - f.times.computing == pytest.approx(3e-3 + 8e-3)
     assert with_kernels.seconds - f.seconds == pytest.approx(11e-3)
     rows = dict(report.rows(f))
-    assert "16 pictures" not in rows["sampler"]
-    assert "4 pictures, 4 steps" in rows["sampler"]
+    assert "16 images" not in rows["sampler"]
+    assert "4 images, 4 steps" in rows["sampler"]
     assert "1 host" in rows["input"]
     assert "unknown" in dict(report.rows(planned))["step time"]  # a CPU's compiler estimates none
 

@@ -17,7 +17,7 @@ from PIL import Image
 from configs import dino, i2i, t2i
 from lumos_jax import data, tasks
 from lumos_jax.config import io as config_io
-from lumos_jax.data import cached
+from lumos_jax.data.sources import cached
 from lumos_jax.preparation import cache
 from lumos_jax.scenes.scene import captions as scene_captions
 from lumos_jax.scenes.scene import make_scene
@@ -249,7 +249,7 @@ def test_mistakes_are_one_clear_line(prepare, tmp_path):
         (
             {"data__crop": "random"},
             {},
-            r"crop=random, flip=False: a cache holds one picture .* set --config\.data\.crop=center",
+            r"crop=random, flip=False: a cache holds one image .* set --config\.data\.crop=center",
         ),
         ({"data__flip": True}, {}, "crop=center, flip=True: a cache holds one"),
         ({"data__source": "cached", "data__path": "x"}, {}, "is a cache already"),

@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
+from lumos_jax.data.sources.scenes import ScenesSource
 from lumos_jax.scenes import render as scene_render
 from lumos_jax.scenes import scene as scenes
 
@@ -132,9 +133,9 @@ def test_captions_tell_the_truth():
 
 
 def test_source_is_a_picklable_random_access_source():
-    source = scenes.ScenesSource(10, 16)
+    source = ScenesSource(10, 16)
     again = pickle.loads(pickle.dumps(source))
     assert len(source) == 10
     assert np.array_equal(source.read(7), again.read(7))
-    assert source.fingerprint() == again.fingerprint() != scenes.ScenesSource(10, 32).fingerprint()
+    assert source.fingerprint() == again.fingerprint() != ScenesSource(10, 32).fingerprint()
     assert source.describe(7) == "scene 7"

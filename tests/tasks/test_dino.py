@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from configs import dino as dino_config
-from lumos_jax import convert, data, encoders
+from lumos_jax import config, convert, data, encoders
 from lumos_jax.config import io as config_io
-from lumos_jax.config import rules as config_rules
 from lumos_jax.tasks import dino, make_task
 from lumos_jax.tasks.dino import Crops
 from lumos_jax.train import loop, rngs
@@ -20,7 +19,7 @@ from lumos_jax.train import loop, rngs
 def settings(**changes):
     """configs/dino.py:test without masked patches and pixels, unless told."""
     made = dino_config.test()
-    made.dino.mask_weight = made.dino.pixel_weight = 0.0
+    made.task.mask_weight = made.task.pixel_weight = 0.0
     for name, value in changes.items():
         group, field = name.split("__")
         made[group][field] = value
@@ -71,7 +70,7 @@ def softmax(x):
     ("balance", "mask", "pixel"), [("center", 0.5, 0.0), ("sinkhorn", 0.5, 0.3), ("sinkhorn", 0.0, 0.0)]
 )
 def test_loss_by_its_definition(example, balance, mask, pixel):
-    task, _ = make_task(settings(dino__balance=balance, dino__mask_weight=mask, dino__pixel_weight=pixel))
+    task, _ = make_task(settings(task__balance=balance, task__mask_weight=mask, task__pixel_weight=pixel))
     example = example if mask else dataclasses.replace(example, masked=None)
     centres = {"centre": jnp.linspace(-0.2, 0.3, 16), "patch_centre": jnp.linspace(0.4, -0.1, 16)}
     params = task.network.init(jax.random.key(0))
@@ -106,12 +105,12 @@ def test_loss_by_its_definition(example, balance, mask, pixel):
     answer = answers(given[:, :, 0], centres["centre"])
     whole = scores(params, example.large, example.masked)
     seen = np.concatenate([whole[:, :, 0], scores(params, example.local)[:, :, 0]], 1)
-    logs = np.log(softmax(seen / task.settings.student_temperature))
+    logs = np.log(softmax(seen / dino.STUDENT_TEMPERATURE))
     pairs = [(t, s) for t in range(2) for s in range(4) if t != s]
     rows = np.mean([-(answer[:, t] * logs[:, s]).sum(-1) for t, s in pairs], axis=0)
     if mask:
         patches = answers(given[:, :, 1:].reshape(4, 8, 16), centres["patch_centre"]).reshape(4, 2, 4, 16)
-        missed = -(patches * np.log(softmax(whole[:, :, 1:] / task.settings.student_temperature))).sum(-1)
+        missed = -(patches * np.log(softmax(whole[:, :, 1:] / dino.STUDENT_TEMPERATURE))).sum(-1)
         of_rows = np.array([row[hidden].mean() for row, hidden in zip(missed, example.masked, strict=True)])
         np.testing.assert_allclose(sums["patch_loss"], (of_rows * example.weight).sum() / 3, rtol=1e-4)
         rows = rows + mask * of_rows
@@ -125,7 +124,7 @@ def test_loss_by_its_definition(example, balance, mask, pixel):
     np.testing.assert_allclose(sums["loss"], (rows * example.weight).sum() / 3, rtol=1e-4)
 
     moved, metrics = task.post_update(params, sums)
-    m = task.settings.center_momentum
+    m = dino.CENTER_MOMENTUM
     of_rows = {"centre": given[:, :, 0].mean(1), "patch_centre": given[:, :, 1:].mean((1, 2))}
     for name in ("centre", "patch_centre")[: 2 if mask else 1]:
         np.testing.assert_allclose(sums[name], of_rows[name][example.weight > 0].mean(0), rtol=1e-4, atol=1e-5)
@@ -135,7 +134,7 @@ def test_loss_by_its_definition(example, balance, mask, pixel):
 
 
 def test_masked_patches_do_not_reach_the_student(example):
-    task, _ = make_task(settings(dino__mask_weight=1.0))
+    task, _ = make_task(settings(task__mask_weight=1.0))
     params, hidden = task.network.init(jax.random.key(0)), example.masked[:, 0]
     image = example.large[:, 0]
     shown = np.repeat(np.repeat(hidden.reshape(4, 2, 2), 8, 1), 8, 2)[..., None]  # patches are 8 px wide
@@ -169,7 +168,7 @@ def test_views_follow_the_key_and_not_the_batch():
     image = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
     batch = {"image": image, "weight": np.ones(4, np.float32)}
     assert task.example({}, batch, rngs.streams(0, "train", 1)).masked is None
-    task, _ = make_task(settings(dino__mask_weight=1.0, dino__mask_share=(0.5, 0.5)))
+    task, _ = make_task(settings(task__mask_weight=1.0, task__mask_share=(0.5, 0.5)))
     draw = jax.jit(lambda batch, step: task.example({}, batch, rngs.streams(0, "train", step)))
     one, two = draw(batch, 1), draw(batch, 2)
     assert one.large.shape == (4, 2, 16, 16, 3)
@@ -181,7 +180,7 @@ def test_views_follow_the_key_and_not_the_batch():
     assert np.any(one.masked != two.masked)
     assert np.abs(one.large - two.large).max() > 0.1
     assert np.abs(one.large[:, 0] - one.large[:, 1]).max() > 0.1
-    plain, _ = make_task(settings(dino__mirror=False, dino__jitter=0.0, dino__global_scale=(1.0, 1.0)))
+    plain, _ = make_task(settings(task__mirror=False, task__jitter=0.0, task__global_scale=(1.0, 1.0)))
     ramp = dict(
         batch, image=np.broadcast_to(np.arange(0, 160, 10, dtype=np.uint8)[None, None, :, None], (4, 16, 16, 3))
     )
@@ -191,8 +190,8 @@ def test_views_follow_the_key_and_not_the_batch():
 
 def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
     made = settings(
-        train__steps=6, log__tensorboard=False, train__compilation_cache="", checkpoint__every=3, dino__mask_weight=1.0,
-        dino__pixel_weight=1.0,
+        train__steps=6, log__tensorboard=False, train__compilation_cache="", checkpoint__every=3, task__mask_weight=1.0,
+        task__pixel_weight=1.0,
     )  # fmt: skip
     assert loop.train(loop.prepare(made, str(tmp_path / "run"))) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -212,7 +211,7 @@ def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
     assert convert.main(["export", f"--workdir={tmp_path / 'run'}", "--format=encoder", f"--out={out}"]) == 0
     wanted = dataclasses.replace(made.encoder, weights=str(out), output="all", size="B", width=0, depth=0, heads=0)
     wanted = dataclasses.replace(wanted, normalize="white")
-    config_rules.validate(dataclasses.replace(made, encoder=wanted))
+    config.validate(dataclasses.replace(made, encoder=wanted))
     encoder, params = encoders.make_encoder(wanted)
     pictures = data.read_batch(made.data, data.make_source(made.data), range(256))["image"]
     white, raw = (
@@ -229,10 +228,10 @@ def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
 
 
 def test_impossible_crops_are_refused():
-    with pytest.raises(ValueError, match=r"dino\.local_side=9 is not divisible by config\.encoder\.patch_size=8"):
-        make_task(settings(dino__local_side=9))
-    with pytest.raises(ValueError, match=r"dino\.local_scale=\(0\.5, 0\.2\)"):
-        settings(dino__local_scale=(0.5, 0.2))
+    with pytest.raises(ValueError, match=r"task\.local_size=9 is not divisible by config\.encoder\.patch_size=8"):
+        make_task(settings(task__local_size=9))
+    with pytest.raises(ValueError, match=r"task\.local_scale=\(0\.5, 0\.2\)"):
+        settings(task__local_scale=(0.5, 0.2))
     named = dataclasses.replace(settings().encoder, weights="x/y", size="B", width=0, depth=0, heads=0)
     with pytest.raises(ValueError, match="a network that is to be trained is random:<seed>"):
         make_task(dataclasses.replace(settings(), encoder=named))

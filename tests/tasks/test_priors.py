@@ -116,6 +116,6 @@ def test_a_prior_that_gains_cross_attention_is_at_first_itself_without_a_conditi
     x, t = rng.normal(size=(2, 16, 16, 3)).astype(np.float32), jnp.array([5.0, 700.0])
     vector = jnp.zeros((2, 1 if kind == "dit" else released.FEATURES))
     null = before.null_condition(prior.params, Condition(vector=vector))
-    tokens = rng.normal(size=(2, *run.task.dit.token_shape)).astype(np.float32)
-    out = jax.jit(run.task.dit.apply)(run.start.state.params, x, t, Condition(tokens=jnp.asarray(tokens)))
+    tokens = rng.normal(size=(2, *run.experiment.task.dit.token_shape)).astype(np.float32)
+    out = jax.jit(run.experiment.task.dit.apply)(run.start.state.params, x, t, Condition(tokens=jnp.asarray(tokens)))
     np.testing.assert_allclose(out, jax.jit(before.apply)(prior.params, x, t, null), atol=1e-5)

@@ -32,8 +32,8 @@ class MeanColor(denoising.Denoising):
     def sampling_class(cls):
         return ColorSampling
 
-    def describe_condition(self):
-        return "a color"
+    def describe(self):
+        return super().describe() | {"condition": "a color"}
 
     def condition(self, frozen, batch):
         color = batch["color"] if "color" in batch else batch["image"].astype(jnp.float32).mean((1, 2))

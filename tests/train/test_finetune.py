@@ -120,7 +120,7 @@ def test_only_named_parameters_train_and_the_rest_keeps_its_bits():
     state, losses = trainer.run(trainer.first, range(3))
     names = {"final/table", "final/out/kernel", "final/out/bias", "blocks/attn/qkv_kernel", "blocks/attn/qkv_bias"}
     assert_only_these_trained(trainer, state, names)
-    whole = trainer.plan.averaged(state.params, state.ema)
+    whole = trainer.plan.ema_weights(state.params, state.ema)
     assert_same_bits(whole["final"], state.ema["final"])
     assert_same_bits(whole["patch"], state.params["patch"])
     assert set(flatten(whole)) == set(flatten(state.params))
@@ -229,8 +229,8 @@ def test_shards_and_micro_batches_agree_with_one_device(tuned):
             assert leaf.addressable_shards[0].data.size * 4 == leaf.size
     state, losses = trainer.run(trainer.first, range(STEPS))
     np.testing.assert_allclose(losses, tuned[2], rtol=1e-5)
-    theirs = flatten(tuned[0].plan.averaged(tuned[1].params, tuned[1].ema))
-    for path, ours in flatten(trainer.plan.averaged(state.params, state.ema)).items():
+    theirs = flatten(tuned[0].plan.ema_weights(tuned[1].params, tuned[1].ema))
+    for path, ours in flatten(trainer.plan.ema_weights(state.params, state.ema)).items():
         np.testing.assert_allclose(ours, theirs[path], atol=2e-5, err_msg=path)
 
 
@@ -254,7 +254,7 @@ def start(settings, workdir):
 
 def test_adapters_are_handed_on_merged_and_start_fresh(tuned, tmp_path):
     trainer, state, _, workdir = tuned
-    handed = trainer.plan.averaged(state.params, state.ema)
+    handed = trainer.plan.ema_weights(state.params, state.ema)
     whole = start(dataclasses.replace(settings_with(), init_from=str(workdir)), tmp_path / "whole")
     assert_same_bits(whole.state.params, handed)
     again = settings_with(finetune={"lora_rank": 2, "lora_targets": ("blocks/mlp/*/kernel",)})

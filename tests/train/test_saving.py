@@ -129,7 +129,7 @@ def test_lost_time_is_booked_over_restarts(tmp_path):
         "down": 4.0,
     }  # fmt: skip
     assert second.metrics()["goodput"] == pytest.approx(15 / 40)
-    assert "37.5% of 40 s in steps; lost to startup 10.0 s, restore 5.0 s" in second.told()
+    assert "37.5% of 40 s in steps; lost to startup 10.0 s, restore 5.0 s" in second.summary()
 
 
 ACCOUNT = {"began": 1, "until": 2, "lost": {}, "useful_at": {}}

@@ -14,7 +14,7 @@ import pytest
 
 from lumos_jax import config
 from lumos_jax.models import Condition, attention, make_dit
-from lumos_jax.planning import ahead, parse_target
+from lumos_jax.planning import ahead, parse_target, read_program
 from lumos_jax.train import sharded_forward, sharding
 
 ROWS = 4
@@ -98,6 +98,33 @@ def test_spread_over_gpus_it_gives_the_same(network, asked, mesh, queries):
     assert asked[:1] == queries
     for ours, theirs in zip(there, alone, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(np.abs(theirs).max()))
+
+
+def test_under_fsdp_the_scan_gathers_each_layer_and_reduce_scatters_its_gradient():
+    model = config.Model(size="custom", width=64, depth=3, heads=4, patch_size=2, remat="mlp", scan_unroll=1)
+    dit = make_dit(model, latent_shape=(8, 8, 4), out_channels=4, token_shape=(2, 12))
+    mesh = sharding.make_mesh(config.Mesh(data=1, fsdp=8))
+    rows = jax.NamedSharding(mesh, sharding.BATCH)
+    shapes = jax.eval_shape(dit.init, jax.random.key(0))
+    layouts = sharding.param_shardings(mesh, shapes, dit.logical_axes())
+    params = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, layouts)
+    x, t, tokens = (jax.ShapeDtypeStruct(s, jnp.float32, sharding=rows) for s in ((8, 8, 8, 4), (8,), (8, 2, 12)))
+    sharded = sharded_forward.ShardedForward(**vars(dit), mesh=mesh)
+
+    def loss(params, x, t, tokens):
+        return (sharded.apply(params, x, t, Condition(tokens=tokens)) ** 2).mean()
+
+    text = jax.jit(jax.grad(loss), out_shardings=layouts).lower(params, x, t, tokens).compile().as_text()
+    kernels = sum("fsdp" in layout.spec for layout in jax.tree.leaves(layouts["blocks"]) if len(layout.spec) > 2)
+    assert kernels == 8
+    assert sorted(read_program(text, 8).trips.values()) == [3, 3]
+    loops, entry = text.split("\nENTRY ")
+    assert {name: loops.count(f" {name}(") for name in ("all-gather", "reduce-scatter", "all-reduce")} == {
+        "all-gather": 2 * kernels,  # forward, and again for backward
+        "reduce-scatter": kernels,
+        "all-reduce": 0,
+    }
+    assert " reduce-scatter(" not in entry
 
 
 @pytest.mark.skipif(

@@ -15,7 +15,7 @@ import pytest
 
 from configs import i2i
 from lumos_jax.config import io as config_io
-from lumos_jax.planning import build
+from lumos_jax.planning import job
 from lumos_jax.train import sharding
 
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens" / "shardings"
@@ -32,7 +32,7 @@ def layout(size):
         model=dataclasses.replace(settings.model, size=size),
         mesh=dataclasses.replace(settings.mesh, data=2, fsdp=4),
     )
-    state = build.make_job(settings, jax.devices(), cached=True).state
+    state = job.make_job(settings, jax.devices(), cached=True).state
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         spec = [*leaf.sharding.spec, *[None] * (leaf.ndim - len(leaf.sharding.spec))]

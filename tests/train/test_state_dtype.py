@@ -10,8 +10,7 @@ import pytest
 from configs import i2i
 from lumos_jax import config
 from lumos_jax.config import io as config_io
-from lumos_jax.config import rules as config_rules
-from lumos_jax.planning import build
+from lumos_jax.planning.job import make_job
 from lumos_jax.train import state_dtype
 from lumos_jax.train.optimizer import make_optimizer
 from lumos_jax.train.step import update_ema
@@ -91,7 +90,7 @@ def test_what_is_kept_is_counted_where_it_is():
         "muon": LOW | {"name": "muon"},
     }.items():
         optimizer = dataclasses.replace(settings.optimizer, **fields)
-        job = build.make_job(dataclasses.replace(settings, optimizer=optimizer), jax.devices()[:1], cached=True)
+        job = make_job(dataclasses.replace(settings, optimizer=optimizer), jax.devices()[:1], cached=True)
         state[name] = job.resident_bytes() | {"host": job.host_bytes}
     weights = state["plain"]["parameters"]
     assert state["low"]["optimizer"] == weights + 8
@@ -106,4 +105,4 @@ def test_dtypes_of_checkpoints_cannot_change_within_a_run(field):
     settings = config_io.resolve(i2i.get_config("test"))
     allowed = dataclasses.replace(settings.checkpoint, allow_change=(f"optimizer.{field}",))
     with pytest.raises(ValueError, match="with init_from only"):
-        config_rules.validate(dataclasses.replace(settings, checkpoint=allowed))
+        config.validate(dataclasses.replace(settings, checkpoint=allowed))

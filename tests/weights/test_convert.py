@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from lumos_jax.config import io as config_io
 from lumos_jax.encoders import frozen
 from lumos_jax.tasks import releases
 from lumos_jax.train import finetune, loop
-from lumos_jax.weights import diffusers_names, torch_files
+from lumos_jax.weights import diffusers_names, rules, torch_files
 
 KINDS = {
     "lumos_i2i_xl_2_256": ("lumos-i2i", 822_006_176 + 768),
@@ -50,6 +51,11 @@ def test_dry_run_covers_every_full_size_list(goldens, name, capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def save_encoder(folder, encoder, params):
+    folder.mkdir()
+    frozen.save(folder, frozen.Imported("image-encoder", encoder.vit, rules.flatten(params), None), "a test")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of two steps, and its EMA."""
@@ -61,6 +67,10 @@ def trained(tmp_path_factory):
     settings.optimizer.decay = "constant"
     settings.train.compilation_cache = ""
     settings.log.tensorboard = False
+    made = encoders.make_encoder(config_io.resolve(settings).encoder)
+    save_encoder(workdir / "encoder", *made)
+    settings.encoder.weights, settings.encoder.size = str(workdir / "encoder"), "B"
+    settings.encoder.width = settings.encoder.depth = settings.encoder.heads = 0
     assert loop.train(loop.prepare(config_io.resolve(settings), str(workdir))) == 0
     return workdir, weights(workdir)
 
@@ -98,6 +108,45 @@ def test_exported_names_are_the_official_ones(trained, tmp_path, goldens):
     state = torch_files.load(tmp_path / "out" / "lumos_2.pth")
     official = json.loads((goldens / "full_size_shapes" / "lumos_i2i_xl_2_256.json").read_text())
     assert set(state) == {name for name in official if not any(f"blocks.{i}." in name for i in range(2, 28))}
+
+
+def test_files_of_exports_are_readable_as_the_umask_says(trained, tmp_path):
+    workdir, _ = trained
+    before = os.umask(0o027)
+    try:
+        convert.main(["export", f"--workdir={workdir}", "--format=safetensors", f"--out={tmp_path / 'out'}"])
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "out").iterdir()} == {"0o640"}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_prefixes_of_wrappers_are_stripped_and_told(trained, tmp_path, prefix, caplog):
+    workdir, before = trained
+    convert.main(["export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}"])
+    (file,) = (tmp_path / "out").glob("*.pth")
+    state = torch_files.load(file)
+    wrapped = shutil.copytree(tmp_path / "out", tmp_path / "wrapped") / file.name
+    torch_files.save(wrapped, {"model": {f"{prefix}{name}": value for name, value in state.items()}})
+    assert convert.main(["import", "--kind=lumos-i2i", f"--source={wrapped}", f"--out={tmp_path / 'back'}"]) == 0
+    assert f"stripped the prefix {prefix!r} from its names" in caplog.text
+    assert jax.tree.all(jax.tree.map(np.array_equal, weights(tmp_path / "back"), before))
+
+
+def test_weights_that_have_moved_are_named_anew_if_they_are_the_same(trained, tmp_path, capsys):
+    workdir, _ = trained
+    moved = shutil.copytree(workdir / "encoder", tmp_path / "renamed")
+    command = ["export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}"]
+    assert convert.main([*command, f"--encoder-weights={moved}"]) == 0
+    assert config_io.load(tmp_path / "out" / "config.json").encoder.weights == str(moved)
+    command[-1] = f"--out={tmp_path / 'other'}"
+    encoder, params = encoders.make_encoder(config_io.load(workdir / "config.json").encoder)
+    save_encoder(tmp_path / "different", encoder, jax.tree.map(lambda a: a + 1, params))
+    assert convert.main([*command, f"--encoder-weights={tmp_path / 'different'}"]) == 2
+    assert "different is not the network that this run was trained with: encoder@" in capsys.readouterr().err
+    assert convert.main([*command, f"--autoencoder-weights={moved}"]) == 2
+    assert "config.autoencoder.kind=identity has no weights" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_imported_weights_train_only_elsewhere(trained, tmp_path):

@@ -7,13 +7,11 @@ is whole. A record describes itself (little-endian, no padding):
     "LMC1" | number uint64 | weight float32 | arrays uint8 | problem's length uint16 | problem, UTF-8
     and for each array: name's length uint8 | name | dtype's length uint8 | dtype | dims uint8 | each dim uint32 | its bytes
 
-`train.cache` writes caches; this module knows no network.
+`preparation.cache` writes caches; this module knows no network.
 """
 
 from __future__ import annotations
 
-import bisect
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -26,10 +24,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lumos_jax.config import io as config_io
-from lumos_jax.config import migration
-from lumos_jax.data.shards import OpenedLater, count_records
-from lumos_jax.data.sources import MixtureSource, Source, digest, printable
+from lumos_jax import fileio
+from lumos_jax.data.base import Data, Source, digest, register
+from lumos_jax.data.shards import Shards, count_records, read_all
+from lumos_jax.data.sources.mixture import MixtureSource
 
 FORMAT = 1
 PLAN, MANIFEST = "plan.json", "manifest.json"
@@ -155,13 +153,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
         raise ValueError(
             f"{path} has format {tree.get('format')!r}, and this version reads {FORMAT}: make the cache anew elsewhere"
         )
-    if "made_by" in tree:  # by settings whose names may have changed since
-        tree["made_by"] = migration.upgrade_flat(tree["made_by"])
-    return migration.upgrade_flat(tree)
+    return tree
 
 
 def write_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
-    config_io.save_json({"format": FORMAT, **dataclasses.asdict(manifest)}, directory / MANIFEST)
+    fileio.save_json({"format": FORMAT, **dataclasses.asdict(manifest)}, directory / MANIFEST)
 
 
 def read_manifest(path: str) -> Manifest:
@@ -202,22 +198,8 @@ def shard_is_whole(path: pathlib.Path, records: int) -> bool:
 
 
 def read_shard(path: pathlib.Path) -> Iterator[Record]:
-    """The records of a shard in turn.
-
-    Raises:
-      ValueError: no such shard, or damaged.
-      OSError: it cannot be read.
-    """
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    count = count_records(str(path))
-    with contextlib.closing(ArrayRecordReader(str(path))) as reader:
-        for first in range(0, count, 64):
-            try:
-                found = reader.read(list(range(first, min(first + 64, count))))
-            except (RuntimeError, IndexError) as error:
-                raise ValueError(str(error)) from error
-            yield from map(decode_record, found)
+    """The records of a shard in turn. Raises ValueError, CorruptRecord (damage) or OSError."""
+    return map(decode_record, read_all(str(path)))
 
 
 def open_cache(path: str) -> Source:
@@ -243,29 +225,31 @@ def open_cache(path: str) -> Source:
     return parts[0] if len(parts) == 1 else MixtureSource(parts, [weight for _, weight in manifest.parts])
 
 
-class CachedSource(OpenedLater):
+@register("cached")
+class CachedSource(Source):
     """`count` records of a cache from record `first` on. `read` gives the bytes that `decode_record` takes."""
 
+    needs = "path"
+    in_mixture = False
+
     def __init__(self, directory: pathlib.Path, manifest: Manifest, first: int, count: int):
-        self.paths = [str(directory / name) for name, _, _ in manifest.shards]
-        self._ends = list(itertools.accumulate(records for _, records, _ in manifest.shards))
+        shards = manifest.shards
+        self._shards = Shards([str(directory / name) for name, _, _ in shards], [number for _, number, _ in shards])
         self._first, self._count = first, count
         self._fingerprint = digest([manifest.made_by, manifest.arrays, manifest.shards, first, count])
+
+    @classmethod
+    def open(cls, data: Data) -> Source:
+        return open_cache(data.path)
 
     def __len__(self) -> int:
         return self._count
 
     def read(self, index: int) -> bytes:
-        try:
-            return self._records[self._first + index]
-        except (ValueError, RuntimeError, IndexError) as error:
-            raise OSError(f"shard damaged: {error}") from error
+        return self._shards[self._first + index]
 
     def describe(self, index: int) -> str:
-        index += self._first
-        shard = bisect.bisect_right(self._ends, index)
-        name = printable(self.paths[shard])
-        return f"{name}#{index - (self._ends[shard - 1] if shard else 0)}"
+        return self._shards.describe(self._first + index)
 
     def fingerprint(self) -> str:
         return self._fingerprint

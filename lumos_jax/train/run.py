@@ -13,8 +13,7 @@ import jax
 from lumos_jax import config, data, fileio
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
-from lumos_jax.preparation import cache
-from lumos_jax.train import sharding, startup
+from lumos_jax.train import cached_features, sharding, startup
 from lumos_jax.train.evaluator import Evaluator, make_evaluator
 from lumos_jax.train.experiment import Experiment, check_batches, use_compilation_cache
 
@@ -62,7 +61,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     data.make_loader(settings.data, source, training=True)  # refuses now what has no such records
     experiment = Experiment.build(settings)
     if settings.data.source == "cached":
-        cache.check(settings, experiment.task)
+        cached_features.check(settings, experiment.task)
         experiment = experiment.without_encoders()
     fingerprints = {"data": source.fingerprint(), **experiment.task.identity}
 

@@ -1,0 +1,119 @@
+"""What stands beside a field of the settings: its rule and its meaning, as `Annotated[int, at_least(1), "meaning"]`.
+
+Values are checked, and documented, from these annotations alone; choices are Literals. Rules between the fields of a group are
+its method `check`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What values a field may have. text: what they must be, for messages."""
+
+    allows: Callable[[Any], bool]
+    text: str
+
+
+def at_least(low: float) -> Rule:
+    return Rule(lambda value: value >= low, f"at least {low}")
+
+
+def above(low: float) -> Rule:
+    return Rule(lambda value: value > low, f"above {low}")
+
+
+def between(low: float, high: float) -> Rule:
+    return Rule(lambda value: low <= value <= high, f"at least {low} and at most {high}")
+
+
+def rising(low: float, high: float) -> Rule:
+    """Of a tuple: its values do not fall, and are within the bounds."""
+
+    def allows(values: tuple[float, ...]) -> bool:
+        return low <= values[0] and values[-1] <= high and all(a <= b for a, b in itertools.pairwise(values))
+
+    return Rule(allows, f"rising within {low} and {high}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with that message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of a group: its type without annotations, its choices if it has any, its rules, meaning and default."""
+
+    name: str
+    type: Any
+    choices: tuple[Any, ...]
+    rules: tuple[Rule, ...]
+    meaning: str
+    default: Any
+
+
+@functools.cache
+def fields(group: type) -> dict[str, Field]:
+    """The fields of a dataclass of settings by name, sub-groups included."""
+    hints, found = typing.get_type_hints(group, include_extras=True), {}
+    for field in dataclasses.fields(group):
+        kind, *extras = (
+            typing.get_args(hints[field.name]) if hasattr(hints[field.name], "__metadata__") else (hints[field.name],)
+        )
+        choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+        rules = tuple(extra for extra in extras if isinstance(extra, Rule))
+        meaning = " ".join(extra for extra in extras if isinstance(extra, str))
+        found[field.name] = Field(field.name, str if choices else kind, choices, rules, meaning, field.default)
+    return found
+
+
+def validate(group: Any, where: str = "config") -> None:
+    """Checks the values of a group and of its sub-groups, then the rules between them.
+
+    Raises:
+      ValueError: names the field, its value and what is allowed.
+    """
+    for name, field in fields(type(group)).items():
+        value = getattr(group, name)
+        if dataclasses.is_dataclass(value):
+            validate(value, f"{where}.{name}")
+            continue
+        if field.choices:
+            allowed = ", ".join(map(str, field.choices))
+            require(value in field.choices, f"{where}.{name}={value!r} is not one of {allowed}")
+        for rule in field.rules:
+            require(rule.allows(value), f"{where}.{name}={value!r} must be {rule.text}")
+    if hasattr(group, "check"):
+        group.check()
+
+
+def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
+    """("group.field", Field) of every setting of a group and its sub-groups, in order."""
+    for name, field in fields(type(group)).items():
+        value = getattr(group, name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups -> {"group.field": value}, tuples as lists (as JSON gives them back)."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,195 @@
+"""Settings of the networks: the frozen encoder and autoencoder, the diffusion transformer and its process."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, ClassVar, Literal
+
+from lumos_jax.config.fields import Dtype, above, at_least, require
+
+TEXT_KINDS = ("t5", "clip_text")  # of encoder.kind
+_OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "clip_text": ("all", "pooled")}
+
+
+def _check_sizes(where: str, size: str, sizes: tuple[int, int, int], heads_given: bool) -> None:
+    width, depth, heads = sizes
+    if size != "custom":
+        fixed = width or depth or heads_given
+        require(not fixed, f"{where}.size={size} fixes width, depth and heads; set {where}.size=custom to choose")
+        return
+    require(min(sizes) >= 1, f"{where}.size=custom needs {where}.width, depth and heads, not {sizes}")
+    require(width % heads == 0, f"{where}.width={width} is not divisible by heads={heads}")
+    require(width % 4 == 0, f"{where}.width={width}: sin-cos positions need a multiple of 4")
+
+
+def _check_weights(where: str, weights: str) -> None:
+    require(
+        bool(weights), f"{where}.weights is empty: give a directory, a .safetensors file, a hub id or random:<seed>"
+    )
+    seed = weights.removeprefix("random:")
+    require(
+        seed == weights or seed.isdecimal(),
+        f"{where}.weights={weights!r}: write random:<seed> with a whole number, as random:0",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """The frozen encoder, of images (vit) or of captions (t5, clip_text), whose features are the condition."""
+
+    kind: Annotated[Literal["vit", "t5", "clip_text"], "t5: the encoder of T5 v1.1 or Flan-T5"] = "vit"
+    weights: Annotated[
+        str,
+        'directory; .safetensors, .npz, .pth file; hub id; random:<seed>; or "scenes", which comes with the package',
+    ] = "facebook/dino-vitb16"
+    output: Annotated[
+        Literal["cls", "patch", "all", "pooled"],
+        "vit: any; pooled is what its projection head makes of [CLS] (CLIP, MoCo-v3); t5: all; clip_text: all, pooled",
+    ] = "cls"
+    normalize: Annotated[
+        Literal["none", "unit", "standard", "white"],
+        "vit: unit: each token to length 1 (Lumos); standard: each token to mean 0 and variance 1 over its features (RCG);",
+        "white: see lumos_jax/encoders/whitening.py, of weights that hold its statistics, as exported encoders do",
+    ] = "unit"
+    resize: Annotated[int, "vit: shorter side after resizing (antialiased), pixels"] = 224
+    interpolation: Annotated[
+        Literal["bilinear", "bicubic"], "vit: bilinear as Lumos, bicubic as CLIP and DINOv2 were trained"
+    ] = "bilinear"
+    image_size: Annotated[int, at_least(1), "vit: side of the center crop that the encoder sees, pixels"] = 224
+    max_tokens: Annotated[
+        int, at_least(1), "t5, clip_text: token ids a caption, padding included; clip_text's weights have 77 at most"
+    ] = 120
+    tokenizer: Annotated[
+        str,
+        't5, clip_text: directory, hub id, or "scenes", which comes with the package; empty: the files beside the weights',
+    ] = ""
+    vocabulary: Annotated[
+        int, at_least(0), "t5, clip_text of random weights: number of token ids; at least the tokenizer's"
+    ] = 0
+    size: Annotated[Literal["Ti", "S", "B", "L", "custom"], "random weights only"] = "B"
+    patch_size: Annotated[int, at_least(1), "vit of random weights only"] = 16
+    width: Annotated[int, "size=custom only"] = 0
+    depth: Annotated[int, "size=custom only"] = 0
+    heads: Annotated[int, "size=custom; weights without a config.json: 0 means width / 64"] = 0
+    dtype: Annotated[Dtype, "compute dtype"] = "bfloat16"
+
+    def check(self) -> None:
+        _check_sizes("config.encoder", self.size, (self.width, self.depth, self.heads), heads_given=False)
+        _check_weights("config.encoder", self.weights)
+        random, text, wrong = self.weights.startswith("random:"), self.kind in TEXT_KINDS, []
+        if self.output not in _OUTPUTS[self.kind]:
+            wrong.append(f"config.encoder.output={self.output} ({' or '.join(_OUTPUTS[self.kind])} allowed)")
+        if not text and self.tokenizer:
+            wrong.append(f"config.encoder.tokenizer={self.tokenizer!r} (images have none)")
+        if self.vocabulary and not (text and random):
+            wrong.append(f"config.encoder.vocabulary={self.vocabulary} (only for text encoders of random weights)")
+        if text and random and not self.vocabulary:
+            wrong.append("config.encoder.vocabulary=0 (random weights do not say how many token ids there are)")
+        if text and random and not self.tokenizer:
+            wrong.append("config.encoder.tokenizer='' (random weights have none beside them; \"scenes\" comes with us)")
+        require(
+            not wrong,
+            f"config.encoder.kind={self.kind} with weights={self.weights} does not go with {'; '.join(wrong)}",
+        )
+        if text:
+            return
+        require(
+            self.resize >= self.image_size,
+            f"config.encoder.resize={self.resize} is smaller than the crop, encoder.image_size={self.image_size}",
+        )
+        require(
+            not random or self.image_size % self.patch_size == 0,
+            f"config.encoder.image_size={self.image_size} is not divisible by encoder.patch_size={self.patch_size}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+    """The frozen map between pixels and latents."""
+
+    kind: Annotated[
+        Literal["kl", "identity"], "kl: Stable Diffusion's autoencoder; identity: pixels in [-1, 1] are the latents"
+    ] = "kl"
+    weights: Annotated[str, "directory (diffusers layout), .safetensors file, hub id, or random:<seed>"] = (
+        "stabilityai/sd-vae-ft-mse"
+    )
+    scaling_factor: Annotated[float, "multiplies the latents so that their variance is near one"] = 0.18215
+    posterior: Annotated[Literal["sample", "mode"], "what of the posterior the latents are"] = "sample"
+    tile: Annotated[int, at_least(0), "decode in tiles of this many latent pixels a side; 0 decodes whole"] = 0
+    channels: Annotated[tuple[int, ...], "random weights only: width of each resolution"] = (128, 256, 512, 512)
+    layers: Annotated[int, at_least(1), "random weights only: residual blocks per resolution"] = 2
+    groups: Annotated[int, at_least(1), "random weights only: group-norm groups"] = 32
+    dtype: Annotated[Dtype, "compute dtype"] = "bfloat16"
+
+    def check(self) -> None:
+        if self.kind != "identity" or self.weights:
+            _check_weights("config.autoencoder", self.weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The diffusion transformer."""
+
+    size: Annotated[Literal["S", "B", "L", "XL", "custom"], "the DiT paper's table"] = "XL"
+    patch_size: Annotated[int, at_least(1), "latent pixels a side of a token"] = 2
+    width: Annotated[int, "size=custom only"] = 0
+    depth: Annotated[int, "size=custom only"] = 0
+    heads: Annotated[int, "size=custom only"] = 0
+    mlp_ratio: ClassVar[float] = 4.0
+    position_scale: Annotated[float, "distance of positions: 1.0 at 256 and 512 px, 2.0 at 1024 px"] = 1.0
+    final: Annotated[
+        Literal["auto", "table", "adaln"],
+        "where the last modulation is from: table: a learned table and the timestep (PixArt, Lumos); adaln: SiLU and a Linear",
+        "(DiT); auto: adaln for priors without cross-attention, table for the rest; what starts from the former sets adaln",
+    ] = "auto"
+    activation: Annotated[
+        Literal["gelu_tanh", "gelu"], "of the MLPs: gelu_tanh as DiT and Lumos, gelu (exact) as RCG"
+    ] = "gelu_tanh"
+    position_base: ClassVar[int] = 0
+    dtype: Annotated[Dtype, "compute dtype; parameters are float32"] = "bfloat16"
+    remat: Annotated[
+        Literal["none", "dots", "mlp", "full"],
+        "what the backward pass recomputes: nothing; dots: all but matmuls; mlp: all but the MLPs' matmuls; everything",
+    ] = "none"
+    scan_unroll: Annotated[
+        int, at_least(0), "blocks per iteration of the layer scan; 0: 12 on a CPU (faster steps), 1 elsewhere"
+    ] = 0
+
+    def check(self) -> None:
+        _check_sizes("config.model", self.size, (self.width, self.depth, self.heads), heads_given=self.heads != 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """The corruption process, what the network predicts, and its loss."""
+
+    schedule: Annotated[Literal["linear", "cosine", "flow"], "flow: straight lines, flow matching"] = "linear"
+    steps: Annotated[
+        int, at_least(1), "discrete timesteps (linear and cosine); network time is scaled to it for flow"
+    ] = 1000
+    prediction: Annotated[Literal["noise", "x0", "v", "flow"], "what the network predicts"] = "noise"
+    loss: Annotated[
+        Literal["hybrid", "simple"],
+        "hybrid: MSE + VLB with the mean detached; the network's second half of channels interpolates the log variance;",
+        "simple: the MSE alone, eq. (1)",
+    ] = "hybrid"
+    min_snr_gamma: Annotated[float, at_least(0), "min-SNR weighting; 0: none; 5 is its paper's value"] = 0.0
+    timesteps: Annotated[Literal["uniform", "logit_normal"], "distribution of timesteps in training"] = "uniform"
+    logit_mean: Annotated[float, "logit_normal: mean"] = 0.0
+    logit_std: Annotated[float, above(0), "logit_normal: standard deviation"] = 1.0
+
+    @property
+    def learned_variance(self) -> bool:
+        return self.loss == "hybrid"
+
+    def check(self) -> None:
+        flow = self.schedule == "flow"
+        require(
+            flow == (self.prediction == "flow"),
+            f"config.diffusion.schedule={self.schedule} does not go with prediction={self.prediction}: flow goes with flow; "
+            "linear and cosine go with noise, x0 and v",
+        )
+        require(not (flow and self.loss == "hybrid"), "config.diffusion.loss=hybrid is for schedules linear and cosine")
+        require(
+            not (flow and self.min_snr_gamma > 0), "config.diffusion.min_snr_gamma is for schedules linear and cosine"
+        )

@@ -1,0 +1,161 @@
+"""Settings of training: optimizer, what trains, the run, its mesh, checkpoints, logs and evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, ClassVar, Literal
+
+from lumos_jax.config.fields import Dtype, at_least, between, require
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """The optimizer, its schedule, and the EMA of the weights."""
+
+    name: Annotated[
+        Literal["adamw", "muon"], "muon: of the blocks' matrices, momentum 0.95; the rest is AdamW's, after Nesterov"
+    ] = "adamw"
+    learning_rate: Annotated[float, at_least(0), "its peak"] = 1e-4
+    b1: ClassVar[float] = 0.9
+    b2: Annotated[float, between(0, 1), "decay of Adam's second moment; the first's is 0.9"] = 0.999
+    eps: Annotated[float, at_least(0), "Adam's"] = 1e-8
+    weight_decay: Annotated[float, at_least(0), "of every trainable parameter"] = 0.0
+    warmup_steps: Annotated[int, at_least(0), "linear warm-up from 0"] = 0
+    decay: Annotated[Literal["constant", "cosine"], "cosine: to zero at train.steps"] = "constant"
+    lr_multipliers: Annotated[
+        tuple[tuple[str, float], ...],
+        "(pattern, factor) pairs: multiplies the learning rate of parameters whose path matches the pattern (fnmatch)",
+    ] = ()
+    clip_norm: Annotated[float, at_least(0), "global gradient norm; 0: no clipping"] = 0.0
+    accumulate: Annotated[int, at_least(1), "gradient accumulation: micro-batches per step"] = 1
+    ema_decay: Annotated[float, between(0, 1), "of the EMA of the weights"] = 0.9999
+    ema_dtype: Annotated[
+        Dtype,
+        "the EMA between steps; bfloat16 halves its memory, rounded stochastically (lumos_jax/train/state_dtype.py)",
+    ] = "float32"
+    moments_dtype: Annotated[Dtype, "AdamW's two moments and Muon's momentum between steps, likewise"] = "float32"
+    ema_memory: Annotated[Literal["device", "host"], "host: EMA in host memory, copied every step"] = "device"
+
+    def check(self) -> None:
+        wrong = [pair for pair in self.lr_multipliers if pair[1] <= 0]
+        require(not wrong, f"config.optimizer.lr_multipliers has {wrong}: factors must be above 0")
+
+
+_TARGETS = ("blocks/attn/*_kernel", "blocks/cross/*_kernel", "blocks/mlp/*/kernel")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    """What trains; frozen parameters stay bit-identical to `init_from`. Patterns (fnmatch) are over paths of parameters."""
+
+    trainable: Annotated[
+        tuple[str, ...], 'as ("final/*", "blocks/attn/*"); empty: everything, or the adapters alone'
+    ] = ()
+    lora_rank: Annotated[
+        int, at_least(0), "of low-rank adapters, W + alpha / rank A B, which train beside `trainable`; 0: none"
+    ] = 0
+    lora_alpha: Annotated[float, at_least(0), "0: equal to the rank"] = 0.0
+    lora_targets: Annotated[tuple[str, ...], "the kernels of the blocks that have adapters"] = _TARGETS
+
+    def check(self) -> None:
+        require(
+            self.lora_rank > 0 or (self.lora_alpha, self.lora_targets) == (0, _TARGETS),
+            "config.finetune.lora_alpha and lora_targets need config.finetune.lora_rank of 1 or more",
+        )
+        require(bool(self.lora_targets), "config.finetune.lora_targets is empty: name kernels, or set lora_rank=0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The run."""
+
+    steps: Annotated[int, at_least(1), "of the run"] = 400_000
+    batch_size: Annotated[int, at_least(1), "global"] = 256
+    seed: Annotated[int, "of initialization, noise, timesteps and dropout"] = 0
+    watchdog_minutes: Annotated[
+        float, at_least(0), "without a finished step, after which the stacks of all threads are printed; 0: never"
+    ] = 30.0
+    nonfinite_limit: ClassVar[int] = 10
+    profile_at: Annotated[int, "first of 5 steps of a profiler trace; -1: none"] = -1
+    profile_steps: ClassVar[int] = 5
+    compilation_cache: Annotated[str, "persistent compilation cache; empty: none"] = "~/.cache/lumos_jax/xla"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices per mesh axis; -1 takes what the others leave."""
+
+    data: Annotated[int, "data parallel"] = -1
+    fsdp: Annotated[int, "parameters, gradients and optimizer state sharded as well"] = 1
+    tensor: ClassVar[int] = 1
+    context: Annotated[int, "frames of clips sharded"] = 1
+
+    def check(self) -> None:
+        axes = dataclasses.asdict(self)
+        require(list(axes.values()).count(-1) <= 1, f"config.mesh: only one axis may be -1, not {axes}")
+        require(
+            all(n >= 1 or n == -1 for n in axes.values()), f"config.mesh: axis sizes are positive or -1, not {axes}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When checkpoints are written, and which are kept."""
+
+    every: Annotated[int, at_least(1), "steps"] = 5000
+    keep: Annotated[int, at_least(1), "newest checkpoints kept"] = 3
+    keep_every: Annotated[int, at_least(0), "steps whose checkpoints are kept for ever; 0: none"] = 0
+    allow_change: Annotated[
+        tuple[str, ...], 'fields that may differ from the checkpoint\'s, as ("train.batch_size",)'
+    ] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """What is reported while training."""
+
+    every: Annotated[int, at_least(1), "steps"] = 50
+    tensorboard: Annotated[bool, "write TensorBoard events"] = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """The held-out loss and the sample sheet, of `data.holdout` records with the EMA weights."""
+
+    every: Annotated[int, at_least(0), "steps; 0: never"] = 0
+    num_examples: Annotated[int, at_least(1), "held-out records whose denoising loss is averaged"] = 512
+    batch_size: Annotated[int, at_least(1), "global"] = 64
+    knn_bank_size: Annotated[
+        int,
+        at_least(0),
+        "held-out records among which a task that learns features finds neighbors of num_examples others",
+    ] = 0
+    num_scored: Annotated[
+        int,
+        at_least(0),
+        "held-out records of which one sample each is scored against the truth, where there is one: the image of a feature,",
+        "the true view, the clip, what the caption of a scene says; 0: none",
+    ] = 0
+    rows: Annotated[int, at_least(1), "held-out records on the sample sheet"] = 8
+    samples: Annotated[int, at_least(1), "samples of each"] = 2
+    sampler: Annotated[
+        Literal["ddpm", "ddim", "dpm++", "euler", "heun"],
+        "euler and heun solve diffusion.schedule=flow, the others the rest",
+    ] = "dpm++"
+    steps: Annotated[int, at_least(1), "of the sampler"] = 20
+    guidance: Annotated[float, at_least(0), "scale of classifier-free guidance; 1: none"] = 4.5
+    guidance_interval: Annotated[tuple[float, float], "share of the time (0 clean, 1 noise) with guidance"] = (0.0, 1.0)
+    guidance_rescale: Annotated[float, between(0, 1), "0: none; 0.7 is usual (Lin et al. 2023)"] = 0.0
+
+    def check(self) -> None:
+        low, high = self.guidance_interval
+        require(
+            0 <= low <= high <= 1, f"config.eval.guidance_interval={(low, high)} must satisfy 0 <= low <= high <= 1"
+        )
+        if not self.every:
+            return
+        for name in ("knn_bank_size", "num_examples", "num_scored"):
+            require(
+                getattr(self, name) % self.batch_size == 0,
+                f"config.eval.{name}={getattr(self, name)} must be a multiple of eval.batch_size={self.batch_size}",
+            )

@@ -1,0 +1,171 @@
+"""Files as sources meet them: lists and reads them without ever waiting, and tells the system's errors from a file's own."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import math
+import os
+import pathlib
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
+
+import numpy as np
+from absl import logging
+
+from lumos_jax import fileio
+from lumos_jax.data.base import printable
+
+IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
+# What says nothing about a record: storage or the machine has failed, and other records would fail alike.
+_SYSTEM = fileio.TRANSIENT | {errno.ENOMEM, errno.ENOBUFS}
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The failure of storage or of the machine that `error` is, or quotes, as C++ libraries do; None for a record's own."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error if error.errno in _SYSTEM else None
+    text = str(error)
+    quoted = next((code for code in _SYSTEM if os.strerror(code) in text), None)
+    return None if quoted is None else OSError(quoted, os.strerror(quoted))
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (12 suffice) is a JPEG, PNG, WebP, GIF, BMP or TIFF file."""
+    known = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+    return head.startswith(known) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+class Names:
+    """A list of file names in two flat buffers: a few bytes each, and quick to hand to worker processes."""
+
+    def __init__(self, names: Iterable[str]):
+        encoded = [os.fsencode(name) for name in names]
+        self._text = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return os.fsdecode(self._text[self._ends[index] : self._ends[index + 1]])
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
+
+
+def files_below(root: pathlib.Path) -> list[str]:
+    """Paths of all files below a directory; links are followed, names that begin with a dot left out.
+
+    Named pipes, sockets and devices, for which a reader would wait, are left out and their number logged. Links to nowhere are
+    files that cannot be read.
+
+    Raises:
+      ValueError: a directory cannot be listed.
+    """
+    found, special, entered, pending = [], [], set(), [os.fspath(root)]
+    while pending:
+        directory, folders = pending.pop(), []
+        try:
+            status = os.stat(directory)
+            if (
+                status.st_dev,
+                status.st_ino,
+            ) in entered:  # a link that leads back up, or a second way to the same files
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        (folders if _is_folder(entry) else special if _is_special(entry) else found).append(entry.path)
+        except OSError as error:
+            raise ValueError(f"{error.filename} cannot be listed: {error.strerror}") from error
+        pending += sorted(folders, reverse=True)  # the first of them is visited next
+    if special:
+        example = printable(min(special))
+        logging.warning("%s: %d pipes, sockets or devices are left out, as %s", root, len(special), example)
+    return found
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_special(entry: os.DirEntry) -> bool:
+    try:
+        return not entry.is_file() and not stat.S_ISREG(entry.stat().st_mode)
+    except OSError:  # a link to nowhere
+        return False
+
+
+def find_shards(path: str, is_shard: Callable[[str], bool]) -> list[str]:
+    """Sorted paths of the shards in a directory, of those that a glob finds, or of one file; [] where there are none.
+
+    What is no file (a folder of a shard's name, a named pipe) is left out, and its number logged.
+    """
+    given = pathlib.Path(path).expanduser().absolute()
+    if given.is_dir():
+        found = [str(p) for p in given.iterdir() if is_shard(p.name) and not p.name.startswith(".")]
+    else:  # the name of a file may hold what a glob reads as a pattern
+        found = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
+    others = [p for p in found if os.path.exists(p) and not os.path.isfile(p)]
+    if others:
+        logging.warning("%s: %d are no files and are left out, as %s", given, len(others), printable(min(others)))
+    return sorted(set(found) - set(others))
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file for reading; a named pipe or device is refused at once instead of waited for.
+
+    Raises:
+      OSError: it is no regular file, or cannot be opened.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("a pipe or a device, no regular file")
+    return file
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """The content of a regular file. Raises OSError as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def file_size(path: str | os.PathLike) -> int:
+    """Bytes, or -1 for a file that has gone since it was listed."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def read_npy(data: bytes) -> np.ndarray:
+    """The array of numbers in a .npy file; a view of `data`.
+
+    NumPy's own reader compiles the header as Python, and the compiler of CPython 3.11 may fail when several threads use it.
+
+    Raises:
+      ValueError: these bytes are no such file, or are too few.
+    """
+    if data[:6] != b"\x93NUMPY" or len(data) < 12:
+        raise ValueError("no NumPy file")
+    begin = 10 if data[6] == 1 else 12
+    end = begin + int.from_bytes(data[8:begin], "little")
+    header = data[begin:end].decode("latin-1")
+    dtype = re.search(r"""['"]descr['"]\s*:\s*['"]([<>|=]?[biufc?]\d*)['"]""", header)
+    order = re.search(r"""['"]fortran_order['"]\s*:\s*(True|False)""", header)
+    shape = re.search(r"""['"]shape['"]\s*:\s*\(([\d\s,]*)\)""", header)
+    if not (dtype and order and shape):
+        raise ValueError(f"a NumPy file of something else than numbers: {header.strip()[:80]}")
+    dims = [int(dim) for dim in shape[1].split(",") if dim.strip()]
+    array = np.frombuffer(data, np.dtype(dtype[1]), math.prod(dims), end)
+    return array.reshape(dims, order="F" if order[1] == "True" else "C")

@@ -1,0 +1,50 @@
+"""Sample types: what one record gives to a batch. Every file here registers in `base.SAMPLE_TYPES` under the value of
+config.data.sample_type that names it; `cached` reads what `prepare cache` made of the others. A new one is a file here."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+
+import numpy as np
+
+from lumos_jax.data.base import Data, Source
+from lumos_jax.data.records import cached
+from lumos_jax.data.records.base import SAMPLE_TYPES, Loader, Row, Use
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def make_loader(
+    data: Data,
+    source: Source,
+    *,
+    training: bool,
+    everything: bool = False,
+    assigned: np.ndarray | None = None,
+    batch_size: int = 1,
+) -> Loader:
+    """What makes batches of the records of a source, as config.data.sample_type says; for the other arguments see `Use`.
+
+    Raises:
+      ValueError: the source has no such records.
+    """
+    use = Use(training, everything, assigned, batch_size)
+    if data.source == "cached":
+        return cached.make(data, source, use)
+    if data.sample_type not in SAMPLE_TYPES:
+        raise ValueError(
+            f"config.data.sample_type={data.sample_type!r} is not one of {', '.join(sorted(SAMPLE_TYPES))}"
+        )
+    kind = SAMPLE_TYPES[data.sample_type]
+    kind.check(data, source)
+    return kind.make(data, source, use)
+
+
+def describe_row(data: Data) -> Row:
+    """What batches of config.data hold, decoded from records of any source; none is opened, and caches are passed by."""
+    return (
+        SAMPLE_TYPES[data.sample_type].make(dataclasses.replace(data, source="folder"), None, Use(training=True)).row()
+    )
