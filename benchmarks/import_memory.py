@@ -31,12 +31,12 @@ def write(folder: pathlib.Path, layers: int) -> tuple[int, int]:
     """Writes the checkpoint; returns (all bytes, bytes of the largest shard)."""
     from safetensors.numpy import save_file
 
-    told = {
+    architecture = {
         "model_type": "t5", "feed_forward_proj": "gated-gelu", "d_model": WIDTH, "num_layers": layers, "num_heads": HEADS,
         "d_kv": HEAD_DIM, "d_ff": HIDDEN, "vocab_size": VOCABULARY, "relative_attention_num_buckets": 32,
         "layer_norm_epsilon": 1e-6,
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "config.json").write_text(json.dumps(architecture))
     inner = HEADS * HEAD_DIM
     block = {f"layer.0.SelfAttention.{part}.weight": (inner, WIDTH) for part in "qkv"}
     block |= {"layer.0.SelfAttention.o.weight": (WIDTH, inner), "layer.0.layer_norm.weight": (WIDTH,)}
@@ -114,14 +114,14 @@ def main() -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(done.stderr)
-        told = json.loads(done.stdout.splitlines()[-1])
-    used, bound = told["peak"] - told["before"], told["held"] + 1.5 * largest
+        found = json.loads(done.stdout.splitlines()[-1])
+    used, bound = found["peak"] - found["before"], found["held"] + 1.5 * largest
     print(
         f"checkpoint {total / GIB:.2f} GiB, largest shard {largest / GIB:.2f} GiB, on the devices "
-        f"{told['held'] / GIB:.2f} GiB, {told['first']:.1%} of the parameters on the first"
+        f"{found['held'] / GIB:.2f} GiB, {found['first']:.1%} of the parameters on the first"
     )
     print(f"peak {used / GIB:.2f} GiB of at most {bound / GIB:.2f} GiB, {time.perf_counter() - begun:.0f} s")
-    print(f"beyond the copy: {(used - told['held']) / largest:.2f} times the largest shard (bound 1.5)")
+    print(f"beyond the copy: {(used - found['held']) / largest:.2f} times the largest shard (bound 1.5)")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Per round, each for `--seconds`, all of it pinned to the same `--cores` CPUs:
     decode      read the file, simplejpeg.decode_jpeg: no resize, no crop, nothing kept
-    bare        the same, then the centre square resized with Pillow (bilinear, antialiased): the work itself, as a plain loop
+    bare        the same, then the center square resized with Pillow (bilinear, antialiased): the work itself, as a plain loop
     threads     data.make_train_iterator, data.threads = cores
     workers     data.make_train_iterator, data.workers = cores, one thread each
     torch       torch DataLoader with as many workers, Pillow decode and resize (where PyTorch is installed)

@@ -3,8 +3,8 @@
     python -m benchmarks.train_step --size=S --patch=2 --input=16 --batch=16
     python -m benchmarks.train_step --size=desk
 
-Both sides: forward, backward, AdamW and the running average of the weights, in float32, on the same shapes, with the plain
-MSE on the noise. Theirs is `diffusers`' PixArtTransformer2DModel, with PyTorch's fused AdamW and multi-tensor averages. It
+Both sides: forward, backward, AdamW and the EMA of the weights, in float32, on the same shapes, with the plain
+MSE on the noise. Theirs is `diffusers`' PixArtTransformer2DModel, with PyTorch's fused AdamW and multi-tensor EMA. It
 shares one modulation Linear(D, 6 D) between blocks where ours has one in each, as Lumos has: at equal sizes we have a third
 more parameters to differentiate and update. `--own-modulation` gives each of their blocks its own, so that both sides are
 the same network. Both run with the allocator setting of `launch/` (GLIBC_TUNABLES, below), unless the caller's
@@ -77,7 +77,7 @@ def arrays(args: argparse.Namespace) -> dict[str, np.ndarray]:
 def make_ours(args: argparse.Namespace) -> tuple[Callable[[], float], int]:
     """(a function that takes one step and returns the loss, number of parameters)."""
     model = config.Model(
-        size="custom", width=args.width, depth=args.depth, heads=args.heads, patch_size=args.patch,
+        size=f"{args.width}x{args.depth}x{args.heads}", patch_size=args.patch,
         dtype="float32", remat=args.remat,
     )  # fmt: skip
     dit = models.make_dit(

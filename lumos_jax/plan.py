@@ -1,10 +1,10 @@
 """Plans a run: python -m lumos_jax.plan --config=configs/i2i.py --target=v5e:16x16
 
-What it needs and how fast it goes on machines that are not there: compiles the config's train step and sampler ahead of time
-for each --target (v5e:4x4, v5p:4x4x4, v6e:4x4, h100:8 ...) and prints memory a chip, model FLOPs, the compiler's estimate of a
-step's time, what moves between chips, and what the whole run takes. No accelerator, data or weights are needed; TPUs need the
-package libtpu (pip install 'lumos_jax[plan]'). --search tries batches, remat policies, mesh splits and precisions, prints
-those that none beats in both speed and memory, and writes the winner as a config file for lumos_jax.main.
+Memory and speed on machines that are not here: compiles the config's train step and sampler ahead of time for each --target
+(v5e:4x4, v5p:4x4x4, v6e:4x4, h100:8 ...) and prints memory a chip, model FLOPs, the compiler's estimate of a step's time,
+collectives, and the time of the whole run. No accelerator, data or weights are needed; TPUs need the package libtpu
+(pip install '.[plan]'). --search tries batches, remat policies, mesh splits and precisions, prints those that no other
+beats in both speed and memory, and writes the winner as a config file for lumos_jax.main.
 
 Any field can be set on the command line, as --config.train.batch_size=512; docs/settings.md documents them all.
 """
@@ -16,7 +16,7 @@ import os
 import time
 from concurrent import futures
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: the targets' devices are compiled for only
+os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: programs are only compiled
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags, logging
@@ -34,7 +34,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _TARGET = flags.DEFINE_multi_string("target", None, "CHIP:SHAPE, as v5e:16x16 or h100:8; may be given several times.")
 _FEATURES = flags.DEFINE_enum(
     "features", "both", ["online", "cached", "both"],
-    "Whether the frozen encoders run within the step, or a cache holds what they made; both: one table each.",
+    "online: the frozen encoders run within the step; cached: a cache holds their features; both: one table each.",
 )  # fmt: skip
 _SAMPLER = flags.DEFINE_bool("sampler", True, "Whether to compile the sampler as well.")
 _SEARCH = flags.DEFINE_bool("search", False, "Whether to look for better settings; takes minutes.")
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _variants(settings: config.Settings) -> list[bool]:
-    """Cached or not, in the order of the tables. Records that cannot be cached have one."""
+    """Cached or not, in the order of the tables."""
     if settings.data.source == "cached":
         return [True]
     if _FEATURES.value != "both":
@@ -72,9 +72,11 @@ def _plan(settings: config.Settings, target: Target, devices) -> bool:
     """Prints the tables of one target; returns whether the run fits as configured or as the search found."""
     variants, fits = _variants(settings), []
     wall, processor = time.perf_counter(), time.process_time()
-    with futures.ThreadPoolExecutor(2) as pool:  # a compiler keeps one core busy, for the most part
+    with futures.ThreadPoolExecutor(2) as pool:  # a compiler keeps about one core busy
         jobs = {cached: pool.submit(estimate, settings, target, devices, cached=cached) for cached in variants}
-        drawn = pool.submit(compile_sampler, settings, target, devices, cached=variants[0]) if _SAMPLER.value else None
+        sampler = (
+            pool.submit(compile_sampler, settings, target, devices, cached=variants[0]) if _SAMPLER.value else None
+        )
         for cached, job in jobs.items():
             try:
                 figures = job.result()
@@ -83,8 +85,8 @@ def _plan(settings: config.Settings, target: Target, devices) -> bool:
                     raise
                 print(f"{target}: no cached features: {error}\n", flush=True)
                 continue
-            if drawn is not None and cached == variants[0]:
-                figures = dataclasses.replace(figures, sampler=drawn.result())
+            if sampler is not None and cached == variants[0]:
+                figures = dataclasses.replace(figures, sampler=sampler.result())
             lines = report.rows(figures)
             if not figures.fits:
                 lines += [("try", tip) for tip in advice.suggest(figures, devices)]

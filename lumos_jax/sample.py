@@ -38,7 +38,7 @@ def _parser(**options) -> argparse.ArgumentParser:
     )  # fmt: skip
     add = parser.add_argument
     add("--workdir", required=True, help="the run's directory")
-    add("--out", help="the file to write; default: samples.png, or samples.mp4 for clips")
+    add("--out", help="the file to write; default: samples.png, or samples.gif for clips")
     add("--num", type=int, default=4, help="samples a condition, or in all where there is none (4)")
     add("--sampler", choices=tuple(SAMPLERS), help="default: config.eval.sampler")
     add("--steps", type=int, help="sampling steps; default: config.eval.steps")

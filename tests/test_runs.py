@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(small_disk, command):
     output = finish(start(command(small_disk / "run", *fields)), code=1)
     told = output.splitlines()[-1]
     # Metrics, if it was they that found the disk full.
-    assert re.match("error: writing (a checkpoint|metrics or pictures beside the checkpoints) into ", told), output
+    assert re.match("error: writing (a checkpoint|metrics or images beside the checkpoints) into ", told), output
     assert "No space left on device" in told
     steps = sorted(int(p.name) for p in (small_disk / "run" / "checkpoints").iterdir() if p.name.isdecimal())
     assert steps
@@ -151,11 +151,10 @@ def prepared(workdir, fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model.size": "XXL"}, "not one of S, B, L, XL, custom"),
+        ({"model.size": "XXL"}, "must be one of S, B, L, XL, or"),
         ({"mesh.data": 3}, "does not fit 8 device"),
         ({"data.source": "folder", "data.path": "/nowhere"}, "not a directory"),
-        ({"encoder.weights": "/nowhere.safetensors", "encoder.size": "B", "encoder.width": 0, "encoder.depth": 0,
-          "encoder.heads": 0}, "no such file"),
+        ({"encoder.weights": "/nowhere.safetensors"}, "no such file"),
         ({"init_from": "/nowhere"}, "no checkpoint"),
     ],
 )  # fmt: skip
@@ -185,8 +184,8 @@ def test_init_from_starts_from_the_other_runs_ema(undisturbed, command, tmp_path
     account = json.loads((tmp_path / "handoff.json").read_text())
     assert account["dropped"] == account["reinitialised"] == []
     assert_same_bits(arrays(tmp_path)[1]["params"], arrays(undisturbed[0])[1]["ema"])
-    narrow = {"init_from": str(undisturbed[0]), "model.width": 64}
-    with pytest.raises(ValueError, match=r"model\.width"):
+    narrow = {"init_from": str(undisturbed[0]), "model.size": "64x2x2"}
+    with pytest.raises(ValueError, match=r"model\.size"):
         prepared(tmp_path, narrow)
     with pytest.raises(ValueError, match="do not fit this model"):
         prepared(tmp_path / "other", narrow)

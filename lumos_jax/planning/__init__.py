@@ -1,4 +1,4 @@
-"""What a run costs on machines that are not there: compiled ahead of time, read from the compiler's own figures."""
+"""What a run costs on machines that are not here: compiled ahead of time, from the compiler's own figures."""
 
 from lumos_jax.planning.chips import Chip, Target, parse_target
 from lumos_jax.planning.program import Program, read_program

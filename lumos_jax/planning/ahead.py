@@ -1,4 +1,4 @@
-"""Compiles for a target that is not there. Running out of memory is an answer, not a failure."""
+"""Compiles ahead of time for a target that does not exist here. Running out of memory is an answer, not a failure."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from jax.experimental import topologies
 from lumos_jax.planning.chips import GIB, Target
 from lumos_jax.planning.program import Program, read_program
 
-# libtpu asks a cloud's metadata server which machine it is on, and says at length that it found none.
+# libtpu asks a cloud's metadata server for the machine's type, and logs at length that there is none.
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is taken, and so two plans at once do no harm
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is used, so that two plans may run at once
 }
 _CUDNN = "libcudnn.so.9"
 _CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
-# Kernels are chosen by trying them on a GPU; without one the compiler takes its defaults, which for Triton need not compile.
+# Autotuning needs a GPU; without one the compiler takes its defaults, which for Triton may not compile.
 _CUDA_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
-# What NVIDIA's parts report of themselves, for the compiler: compute capability, cores, shared memory per core and per block at
-# most, L2 bytes, clock in GHz, name.
+# Device descriptions for the compiler: compute capability, cores, FPUs a core, shared memory per core and per block at most, L2
+# bytes, clock in GHz, name.
 _GPUS = {
     "h100": ((9, 0), 132, 128, 233_472, 232_448, 52_428_800, 1.98, "NVIDIA H100 80GB HBM3"),
     "a100": ((8, 0), 108, 64, 167_936, 166_912, 41_943_040, 1.41, "NVIDIA A100-SXM4-80GB"),
@@ -39,18 +39,18 @@ _GPUS = {
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one chip. total: what the program needs; the parts are 0 where it did not fit, and the compiler tells none."""
+    """Bytes on one chip. total: what the program needs. The parts are 0 if it did not fit."""
 
     total: float
     arguments: float
-    outputs: float  # beyond the arguments whose place they take
+    outputs: float  # without those that alias arguments
     temporaries: float
     code: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a program; `program` is None, and the text its message, if it ran out of memory."""
+    """A compiled program. If the compiler ran out of memory, `program` is None and `text` is its message."""
 
     memory: Memory
     program: Program | None
@@ -58,10 +58,10 @@ class Compiled:
 
 
 def devices_of(target: Target) -> list[Any]:
-    """The target's devices, which can be compiled for and nothing else.
+    """The target's devices, to compile for only.
 
     Raises:
-      ValueError: the compiler for it is not installed, or it has no such machine.
+      ValueError: the compiler is not installed, or does not know the machine.
     """
     if target.chip.platform == "tpu":
         return _tpu_devices(target)
@@ -72,7 +72,7 @@ def _tpu_devices(target: Target) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             f"--target={target}: the TPU's compiler is in the package libtpu, which is not installed: pip install "
-            "'lumos_jax[plan]', or pip install 'jax[tpu]' (x86-64 Linux, 140 MB to download; no TPU is needed)"
+            "'.[plan]', or pip install 'jax[tpu]' (x86-64 Linux, 140 MB to download; no TPU is needed)"
         )
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -88,7 +88,7 @@ def _cuda_devices(target: Target) -> list[Any]:
     if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
         raise ValueError(
             f"--target={target}: the compiler for CUDA is in jax's plugin, which is not installed: pip install "
-            "'lumos_jax[plan-cuda]' (x86-64 Linux, 625 MB to download; no GPU is needed)"
+            "'.[plan-cuda]' (x86-64 Linux, 625 MB to download; no GPU is needed)"
         )
     try:
         devices = topologies.get_topology_desc(
@@ -101,7 +101,7 @@ def _cuda_devices(target: Target) -> list[Any]:
     except OSError as error:
         raise ValueError(
             f"--target={target}: cuDNN, of whose version jax asks before it takes cuDNN's attention, is not installed: "
-            "pip install 'lumos_jax[plan-cuda]', or nvidia-cudnn-cu13 alone (493 MB to download; no GPU is needed)"
+            "pip install '.[plan-cuda]', or nvidia-cudnn-cu13 alone (493 MB to download; no GPU is needed)"
         ) from error
     return devices
 
@@ -131,7 +131,7 @@ def _first_line(error: Exception) -> str:
 
 
 def compile_for(target: Target, lowered: Any) -> Compiled:
-    """Compiles what `jax.jit(...).lower` gave.
+    """Compiles the result of `jax.jit(...).lower`.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler failed for another reason than memory.
@@ -144,18 +144,18 @@ def compile_for(target: Target, lowered: Any) -> Compiled:
         if needed is None:
             raise
         return Compiled(Memory(needed, 0, 0, 0, 0), None, str(error))
-    text, told = compiled.as_text(), compiled.memory_analysis()
+    text, sizes = compiled.as_text(), compiled.memory_analysis()
     parts = (
-        told.argument_size_in_bytes,
-        told.output_size_in_bytes - told.alias_size_in_bytes,
-        told.temp_size_in_bytes,
-        told.generated_code_size_in_bytes,
+        sizes.argument_size_in_bytes,
+        sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        sizes.temp_size_in_bytes,
+        sizes.generated_code_size_in_bytes,
     )
     return Compiled(Memory(sum(parts), *parts), read_program(text, target.chips), text)
 
 
 def needed_bytes(message: str) -> float | None:
-    """Bytes that a program would have needed, from a compiler's message that it ran out of memory; None for other messages."""
+    """Bytes that a program needed, from the compiler's message that it ran out of memory; None for other messages."""
     if "RESOURCE_EXHAUSTED" not in message and "out of memory" not in message.lower():
         return None
     for pattern in (r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", r"required for [^()]*\(([\d.]+)([KMGT]?)i?B?\)"):

@@ -5,7 +5,7 @@ Sources, per chip:
                   bandwidth, interconnect bandwidth, which counts both directions of all links; clocks follow from the peak
                   and the size of the matrix units (v5e: 4 of 128 x 128; v5p: 8; v6e: 2 of 256 x 256)
   a100, h100      NVIDIA's data sheets of the SXM parts with 80 GB: dense bfloat16, memory bandwidth, NVLink in both directions
-Some memory is not for programs: `usable` of v5e is what its compiler reports as the limit, of the others about the same share.
+Programs cannot use all memory: `usable` of v5e is the limit that its compiler reports, of the others about the same share.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Chip:
       usable: bytes of memory that a program may take.
       peak: dense bfloat16 FLOP/s.
       bandwidth: of its memory, bytes/s.
-      links: bytes/s that it can receive from its neighbours over all links at once, which is half of what counts both ways.
-      dims: of the grid that it is built into; 0 for GPUs, each of which reaches every other.
-      clock: Hz of the compiler's cycles; 0 where the compiler estimates none.
+      links: bytes/s that it can receive over all links at once: half of the bandwidth that counts both directions.
+      dims: of the grid of chips; 0 for GPUs, which are all connected.
+      clock: Hz of the compiler's cycles; 0 if the compiler estimates none.
     """
 
     name: str
@@ -57,7 +57,7 @@ CHIPS: Mapping[str, Chip] = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A machine: chips of one kind, in a grid (TPU) or in number (GPUs of one host)."""
+    """A machine: chips of one kind, in a grid (TPU) or a number of them (GPUs of one host)."""
 
     chip: Chip
     shape: tuple[int, ...]

@@ -1,8 +1,8 @@
-"""FLOPs that an algorithm needs, counted in its traced form: matmuls and convolutions, whatever the hardware makes of them.
+"""FLOPs of an algorithm: its matmuls and convolutions, counted in its jaxpr, whatever the hardware executes.
 
-A matmul of (m, k) and (k, n) counts 2 m k n. What is recomputed, padded or elementwise counts nothing, so that the ratio to a
-chip's peak, model FLOPs utilisation (Chowdhery et al. 2022, appendix B), rewards none of it. The gradient of a network is
-taken to need twice its forward pass.
+A matmul of (m, k) and (k, n) counts 2 m k n. Recomputation, padding and elementwise ops count nothing, so that model FLOPs
+utilization, the ratio to a chip's peak (Chowdhery et al. 2022, appendix B), does not reward them. The backward pass of a
+network is taken to need twice its forward pass.
 """
 
 from __future__ import annotations

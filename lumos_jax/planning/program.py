@@ -1,9 +1,9 @@
-"""Reads a compiled program's text (HLO): the compiler's estimate of cycles, and what moves between chips.
+"""Reads a compiled program's text (HLO): the compiler's estimate of cycles, and the bytes of collectives.
 
-An instruction counts once for each time that it runs: the body of a loop as often as its condition lets it, which is read from
-the constant that the loop's counter is compared with. What is inside a fusion or a called computation runs where it is called.
+An instruction counts once for each time that it runs: the body of a loop as often as the constant that its condition compares
+the loop's counter with. Instructions of a fusion or a called computation run where it is called.
 
-Bytes are what one chip must receive at the least, by the definition of each operation over n chips and whole arrays of size S:
+Bytes are what one chip must receive at least, by the definition of each operation over n chips and whole arrays of size S:
 
     all-gather        (n - 1) / n S     S the result
     reduce-scatter    (n - 1) / n S     S the operand
@@ -37,9 +37,9 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computat
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """What one kind of collective moves in one run: how often it runs, and bytes that a chip receives at the least.
+    """One kind of collective in one run of a program: how often it runs, and bytes that a chip receives at least.
 
-    exposed: the part of these bytes that nothing is computed beside, as the collective is not asynchronous.
+    exposed: those of collectives that are not asynchronous, beside which nothing is computed.
     """
 
     count: int
@@ -49,8 +49,8 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A kernel of ours, whose time the compiler does not estimate: how often it runs, and what one run of it computes and moves
-    to and from memory, as the kernel itself says."""
+    """A kernel of ours, whose time the compiler does not estimate: how often it runs, and the FLOPs and memory
+    traffic of one run, as the kernel declares them."""
 
     count: int
     flops: float
@@ -59,13 +59,13 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a compiled program's text says.
+    """What the text of a compiled program says.
 
     Attributes:
-      cycles: the compiler's estimate for one run on one chip, without collectives and kernels; 0 if it makes none.
+      cycles: the compiler's estimate for one run on one chip, without collectives and kernels; 0 if it has none.
       collectives: by kind.
-      trips: how often each loop's body runs, by the body's name; None where the text does not say, which counts once.
-      kernels: each as it stands in the text.
+      trips: how often each loop's body runs, by the body's name; None if the text does not say, which counts as once.
+      kernels: in the order of the text.
     """
 
     cycles: int
@@ -101,7 +101,7 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
         elif current is not None and (made := _INSTRUCTION.match(line)):
             current.append(_Instruction(*made.groups(), line))
     if not entry:
-        raise ValueError("this is no text of a compiled program: it has no ENTRY computation")
+        raise ValueError("not the text of a compiled program: it has no ENTRY computation")
     return found, entry
 
 
@@ -126,7 +126,7 @@ def _elements(shape: str) -> list[str]:
 
 
 def group_size(line: str, chips: int) -> int:
-    """How many chips take part in a collective, from its replica_groups; all of them where it names none."""
+    """How many chips take part in a collective, from its replica_groups; all of them if it has none."""
     if named := re.search(r"replica_groups=@?mesh\[(.*?)\] ?\{(.*?)\}", line):
         sizes = dict(re.findall(r"'?([\w.]+)'?=(\d+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'?([\w.]+)'?", named[2]))
@@ -138,7 +138,7 @@ def group_size(line: str, chips: int) -> int:
 
 
 def _trip_count(body: _Instruction, condition: list[_Instruction]) -> int | None:
-    """How often a loop runs: as it says itself, or the constant that its condition compares a counter from 0 with."""
+    """How often a loop runs: its known_trip_count, or the constant that its condition compares a counter from 0 with."""
     if known := re.search(r'known_trip_count":\{"n":"?(\d+)', body.line):
         return int(known[1])
     constants = {one.name: int(n[1]) for one in condition if (n := re.search(r" constant\((\d+)\)", one.line))}
@@ -151,7 +151,7 @@ def _trip_count(body: _Instruction, condition: list[_Instruction]) -> int | None
 
 
 class _Reader:
-    """Goes through the computations from the entry on, and adds up."""
+    """Walks the computations from the entry on, and adds up."""
 
     def __init__(self, text: str, chips: int):
         self._computations, self._entry = _computations(text)
@@ -196,9 +196,9 @@ class _Reader:
 
     def _collective(self, kind: str, one: _Instruction, within: str, times: int, owner: str, costed: bool) -> None:
         """within: the computation that it stands in; costed: whether that is a fusion, which computes meanwhile."""
-        # TPUs cut a collective into pieces that run inside several fusions: these share its channel.
+        # TPUs split a collective into pieces inside several fusions, which share its channel.
         channel = re.search(r"channel_id=(\d+)", one.line)
-        chain = re.search(r'chain_id="(\d+)"', one.line)  # tells those apart that `shard_map` gave one channel
+        chain = re.search(r'chain_id="(\d+)"', one.line)  # distinguishes those that `shard_map` gave one channel
         pieces = channel and (costed or one.opcode != kind)
         key = (owner, kind, channel[1], chain and chain[1]) if pieces else (owner, kind, one.name)
         if key in self._seen:
@@ -217,13 +217,13 @@ class _Reader:
         share = 1.0 if kind == "collective-permute" else (n - 1) / n * (2 if kind == "all-reduce" else 1)
         self._moved[kind][0] += times
         self._moved[kind][1] += share * whole * times
-        # A reduce-scatter is a fusion too, of nothing but an all-reduce and its slice.
+        # A reduce-scatter is a fusion of an all-reduce and its slice, which computes nothing else.
         beside = one.opcode.endswith("-start") or (costed and not within.startswith("all-reduce-scatter"))
         self._moved[kind][2] += 0.0 if beside else share * whole * times
 
     @staticmethod
     def _only_sliced(one: _Instruction, around: list[_Instruction]) -> bool:
-        """Whether all that is left of an all-reduce is a slice of it, within a fusion: how TPUs write reduce-scatter."""
+        """Whether only a slice of an all-reduce is used, within a fusion: how TPUs write reduce-scatter."""
         users = [other for other in around if re.search(rf"%{re.escape(one.name)}[,)]", other.line.split(" = ", 1)[-1])]
         return bool(users) and all(other.opcode == "dynamic-slice" for other in users)
 
@@ -232,10 +232,10 @@ def read_program(text: str, chips: int) -> Program:
     """What the text of a compiled program says.
 
     Args:
-      text: as `compiled.as_text()` gives it.
+      text: from `compiled.as_text()`.
       chips: how many it runs on.
 
     Raises:
-      ValueError: it is no such text.
+      ValueError: not such a text.
     """
     return _Reader(text, chips).run()

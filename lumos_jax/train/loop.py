@@ -108,7 +108,7 @@ def _evaluate(run: Run, telemetry: Telemetry, step: int, state: TrainState, shee
         telemetry.say(f"step {step}: {sentence}")
         if sheet:
             image = run.evaluator.sheet(state)
-            telemetry.report.pictures(step, image)
+            telemetry.report.images(step, image)
             if jax.process_index() == 0:
                 media.save_png(image, run.workdir / "samples" / f"step_{step}.png")
 
@@ -137,7 +137,7 @@ def _close(closers: Sequence[Callable[[], None]], failure: Exception | None) -> 
 def _report(failure: Exception, run: Run) -> int:
     """Prints one line about a failure that is no fault of the program; raises any other. Returns the exit code."""
     if isinstance(failure, OSError) and fileio.permanent_reason(failure):
-        failure = run.checkpoints.failed(failure, "metrics or pictures beside the checkpoints")
+        failure = run.checkpoints.failed(failure, "metrics or images beside the checkpoints")
     if not isinstance(failure, (FloatingPointError, CheckpointError, data.TooManyCorruptRecords, OSError)):
         raise failure
     if jax.process_index() == 0 or not isinstance(failure, FloatingPointError):  # all processes have the same loss

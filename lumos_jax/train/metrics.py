@@ -158,10 +158,10 @@ class Reporter:
         left = elapsed / max(done, 1) * (self.total - step)
         print(f"step {step}/{self.total}  {loss}  {rate}  {_clock(left)} left", file=sys.stderr, flush=True)
 
-    def pictures(self, step: int, picture: np.ndarray) -> None:
+    def images(self, step: int, sheet: np.ndarray) -> None:
         """A sample sheet (H, W, 3) uint8 for TensorBoard."""
         if self.active and self.events is not None:
-            self.events.write_images(step, {"samples": picture})
+            self.events.write_images(step, {"samples": sheet})
 
     def sync(self) -> None:
         """Syncs metrics.jsonl to disk, before a checkpoint that relies on it."""

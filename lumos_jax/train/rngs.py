@@ -1,7 +1,7 @@
 """Named random streams: every key is folded from (seed, name, step) and never carried (invariant 2).
 
 A carried key would have to be checkpointed and would change with the number of calls before it; a folded one is a pure
-function of what it is for. With partitionable threefry the numbers drawn for a row do not depend on the mesh either.
+function of its use. With partitionable threefry the random numbers of a row do not depend on the mesh either.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def make_train_step(settings: config.Settings, task, plan: finetune.Plan, optimi
     differentiate = jax.grad(loss, has_aux=True)
 
     def step(state: TrainState, frozen: Any, batch: Mapping[str, jax.Array]):
-        # Everything random about the batch is drawn here, so that micro-batches and meshes see the same numbers.
+        # Every random choice is made here, so that micro-batches and meshes see the same numbers.
         example = task.example(frozen, batch, rngs.streams(seed, "train", state.step))
         example = sharding.constrain(mesh, example)
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 
 import av
 import numpy as np
@@ -231,3 +232,9 @@ def test_measured_motion_is_that_of_a_moving_picture():
     assert clips.motion_score(clip(0), 8.0) < 0.05
     np.testing.assert_allclose(clips.motion_score(clip(2)[:3], 8.0), slow, rtol=0.4)  # shorter than half a second
     assert clips.motion_score(clip(2)[:1], 8.0) == 0
+
+
+def test_videos_need_the_extra(folder, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"data\.source=videos needs PyAV and OpenCV: pip install '\.\[video\]'"):
+        data.make_source(videos(folder))

@@ -28,12 +28,12 @@ def test_nearest_neighbours_of_the_shipped_encoder_agree_on_what_is_shown():
         assert (encoder.dim, encoder.vit.depth, encoder.vit.patch_size) == (128, 4, 8)
         plain = jax.jit(dataclasses.replace(encoder, normalize="none").apply)
         tokens = np.concatenate([plain(params, part) for part in np.split(images, 6)])
-        cls[name] = evaluation.neighbor_accuracy(tokens[:BANK, 0], tokens[BANK:, 0], truth, BANK)
+        cls[name] = evaluation.neighbor_accuracy(tokens[:BANK, 0], tokens[BANK:, 0], truth)
         if name == "shipped":
             tokens = np.asarray(whitening.apply(params["whitening"], tokens))
             np.testing.assert_allclose(encoder.apply(params, images[:2]), tokens[:2], rtol=1e-3, atol=1e-3)
         features = tokens.reshape(len(tokens), -1)
-        every[name] = evaluation.neighbor_accuracy(features[:BANK], features[BANK:], truth, BANK)
+        every[name] = evaluation.neighbor_accuracy(features[:BANK], features[BANK:], truth)
         if name == "shipped":
             flat = tokens.reshape(-1, tokens.shape[-1])
             assert np.abs(flat.mean(0)).max() < 0.1

@@ -89,7 +89,7 @@ class _OpenSet:
         # Not TFDS's own command line, which needs Apache Beam even where the data set does not.
         prepare = (
             f"""python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={where!r}, """
-            """file_format='array_record').download_and_prepare()\" (needs TensorFlow: pip install 'lumos_jax[tensorflow]')"""
+            """file_format='array_record').download_and_prepare()\" (needs TensorFlow: pip install '.[tensorflow]')"""
         )
         try:
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import importlib.util
 import math
 import os
 import pathlib
@@ -23,6 +24,7 @@ from lumos_jax.data.captions import encoding_of
 from lumos_jax.data.files import Names, file_size, files_below, open_regular
 
 VIDEO_ENDINGS = frozenset((".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"))
+PACKAGES = {"av": "PyAV", "cv2": "OpenCV"}  # to decode videos, and to measure how much moves in a clip
 MOTION = "motion score"  # OpenVid's column
 # Columns that say where a video lies, as (WebVid) <page_dir>/<videoid>.mp4 or (OpenVid) <video>.
 _WEBVID, _OPENVID = ("videoid", "page_dir"), ("video",)
@@ -61,6 +63,9 @@ class VideosSource(Source, HasClips):
 
     @classmethod
     def open(cls, data: Data) -> VideosSource:
+        missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+        if missing:
+            raise ValueError(f"config.data.source=videos needs {' and '.join(missing)}: pip install '.[video]'")
         return cls(data.path)
 
     def __len__(self) -> int:
