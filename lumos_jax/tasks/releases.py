@@ -200,7 +200,7 @@ def _settings(
     if named and heads in (0, sizes.SIZES[named[0]].heads):
         model = config.Model(size=named[0])
     elif heads:
-        model = config.Model(size="custom", width=width, depth=depth, heads=heads)
+        model = config.Model(size=f"{width}x{depth}x{heads}")
     else:
         raise ValueError(
             f"{origin}: width {width} and depth {depth} are in no table that tells the heads; give --heads"
