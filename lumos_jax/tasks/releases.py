@@ -95,8 +95,7 @@ def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only
     Args:
       source: as `weights.files.read_release` takes it; names may be official, or diffusers'.
       field: the setting it is from, for messages.
-      kind: a key of RELEASES; empty: by the names.
-      heads: attention heads; 0: as in the DiT paper's table.
+      kind, heads: as for `read`.
       shapes_only: read no arrays, for the report alone.
 
     Raises:
@@ -111,9 +110,7 @@ def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only
         settings = config_io.from_saved(json.loads(metadata[SETTINGS_KEY]))
     else:  # a run's config.json beside a .pth
         settings = config_io.from_saved(described) if "autoencoder" in described else None
-    return read(
-        kind or kind_of(rules.shapes_of(state)), state, origin=source, heads=heads, settings=settings, side=side
-    )
+    return read(kind, state, origin=source, heads=heads, settings=settings, side=side)
 
 
 def read(
@@ -128,7 +125,7 @@ def read(
     """A state dict of a release as a prior.
 
     Args:
-      kind: a key of RELEASES.
+      kind: a key of RELEASES; empty: by the names.
       state: name -> array, or name -> shape to see the report without data.
       origin: what the state dict is, for messages.
       heads: attention heads; 0: as in the DiT paper's table.
@@ -138,7 +135,9 @@ def read(
     Raises:
       ValueError: another kind of file, a network that the shapes do not settle, or names that no rule accounts for.
     """
-    release, shapes = RELEASES[kind], rules.shapes_of(state)
+    shapes = rules.shapes_of(state)
+    kind = kind or kind_of(shapes)
+    release = RELEASES[kind]
     try:
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
         out_channels = shapes["final_layer.linear.weight"][0] // patch**2
