@@ -103,7 +103,8 @@ def _read_file(path: pathlib.Path, shapes_only: bool, prefer: Sequence[str] = ()
         except TypeError:
             raise ValueError(f"{path} does not map names to shapes, as lists of whole numbers") from None
     if path.suffix not in _SUFFIXES:
-        raise ValueError(f"{path}: weights are a directory or a {', '.join(_SUFFIXES)} file")
+        kinds = ", ".join(_SUFFIXES)
+        raise ValueError(f"{path}: weights are a directory or a {kinds} file, not {path.suffix or 'this'}")
     if path.suffix == ".safetensors":
         state = _read_safetensors(path)
     elif path.suffix == ".npz":
