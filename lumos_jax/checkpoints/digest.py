@@ -6,6 +6,8 @@ changes the sum, and the order in which devices add their parts does not, so tha
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,17 +27,20 @@ def _sum_of(array: jax.Array) -> jax.Array:
     return jnp.sum(bits * (place * np.uint32(2) + np.uint32(1)), dtype=jnp.uint32)
 
 
+@functools.cache  # one program a layout: a new function would be compiled again at each save
+def _compiled_sums(layout: jax.sharding.Sharding | None) -> Callable:
+    def sums_of(leaves):
+        # Some leaves are in host memory.
+        return jnp.stack([_sum_of(jax.device_put(leaf, jax.memory.Space.Device)) for leaf in leaves])
+
+    return jax.jit(sums_of, out_shardings=layout)
+
+
 def digest(tree: Any) -> dict[str, int]:
     """{path: checksum} of a tree of arrays of up to 32 bits per element, on any mesh; the same in every process."""
     named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    layout = getattr(next(iter(named.values())), "sharding", None)
-    replicated = None
+    layout, replicated = getattr(next(iter(named.values())), "sharding", None), None
     if isinstance(layout, jax.sharding.NamedSharding):
         replicated = jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
-
-    def sums_of(leaves):
-        on_device = [jax.device_put(leaf, jax.memory.Space.Device) for leaf in leaves]  # EMA may be in host memory
-        return jnp.stack([_sum_of(leaf) for leaf in on_device])
-
-    sums = jax.jit(sums_of, out_shardings=replicated)
-    return dict(zip(named, np.asarray(sums(list(named.values()))).tolist(), strict=True))
+    sums = _compiled_sums(replicated)(list(named.values()))
+    return dict(zip(named, np.asarray(sums).tolist(), strict=True))
