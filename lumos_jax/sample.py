@@ -30,11 +30,11 @@ from lumos_jax.tasks.sampling import check_output
 from lumos_jax.train import sampler
 
 
-def _parser(**options) -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     """The flags that every task has."""
     parser = cli.Parser(
         prog="python -m lumos_jax.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False, **options,
+        allow_abbrev=False,
     )  # fmt: skip
     add = parser.add_argument
     add("--workdir", required=True, help="the run's directory")

@@ -33,15 +33,8 @@ from lumos_jax.models.layers import Dense
 
 # Ops on gathered weights; never saved for backward. On activations the same ops are cheap to recompute.
 _WEIGHT_OPS = (
-    "convert_element_type",
-    "sharding_constraint",
-    "reshape",
-    "squeeze",
-    "slice",
-    "split",
-    "broadcast_in_dim",
-    "all_gather",
-)
+    "convert_element_type", "sharding_constraint", "reshape", "squeeze", "slice", "split", "broadcast_in_dim", "all_gather",
+)  # fmt: skip
 
 
 def _save_all_but_weights(primitive, *_, **__) -> bool:
@@ -49,7 +42,7 @@ def _save_all_but_weights(primitive, *_, **__) -> bool:
     return primitive.name not in _WEIGHT_OPS
 
 
-# What of a block's forward pass is saved for backward. "dots" saves matmuls with weights and recomputes attention's, which are
+# Results of a block that are saved for backward. "dots" saves matmuls with weights and recomputes attention's, which are
 # cheap and of N x N numbers a head. "mlp" saves the two matmuls of the MLP: on TPUs their stores are hidden behind the matmuls
 # themselves, and attention's are not.
 REMAT_POLICIES = {
@@ -169,9 +162,9 @@ class DiT(nn.Module):
         if condition.vector is not None:
             s_BD = s_BD + self.vector(condition.vector.astype(jnp.float32))  # (R, V) -> (R, D)
         s_BD = jnp.repeat(s_BD, frames, axis=0) if frames else s_BD  # (R, D) -> (B, D)
-        y_RLD = (
-            None if condition.tokens is None else self.tokens(condition.tokens.astype(dtype))
-        )  # (R, L, C) -> (R, L, D)
+        y_RLD = condition.tokens
+        if y_RLD is not None:
+            y_RLD = self.tokens(y_RLD.astype(dtype))  # (R, L, C) -> (R, L, D)
 
         x_BND, _ = self.blocks(x_BND, nn.silu(s_BD).astype(dtype), y_RLD, condition.token_mask, frames)
         out_Bhwc = layers.unpatchify(self.final(x_BND, s_BD), cfg.patch_size, grid)  # (B, N, P) -> (B, h, w, c_out)

@@ -9,8 +9,6 @@ import importlib
 import pkgutil
 from typing import Any
 
-import jax
-
 from lumos_jax import config
 from lumos_jax.encoders import Placement
 from lumos_jax.tasks.base import Task
@@ -51,11 +49,7 @@ def make_task(settings: config.Settings, place: Placement | None = None) -> tupl
     Raises:
       ValueError: an unknown task, settings that do not fit it, or weights that cannot be loaded.
     """
-    task, frozen = task_class(settings.task.name).build(settings, place)
-    assert place is None or all(
-        isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)
-    ), "a parameter was not placed"
-    return task, frozen
+    return task_class(settings.task.name).build(settings, place)
 
 
 __all__ = ["Task", "make_task", "task_class", "task_names"]

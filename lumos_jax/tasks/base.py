@@ -25,6 +25,7 @@ class Task:
       name: as in config.task.name.
       settings_class: of the group config.task: config.Task, or a dataclass derived from it with settings of its own.
       evaluator: which of train.evaluator.EVALUATORS measures it on held-out records.
+      sampling_class: how it samples; None for a task whose network generates nothing.
       uncacheable: why nothing of its frozen networks can be cached; empty if `encode` can.
       network: what is trained: `init`, `trainable` and `logical_axes`, as of models.Network.
       latent_shape: of a task that samples: ([F,] h, w, c) of what its network denoises.
@@ -33,6 +34,7 @@ class Task:
     name: ClassVar[str]
     settings_class: ClassVar[type[config.Task]] = config.Task
     evaluator: ClassVar[str]
+    sampling_class: ClassVar[type[Sampling] | None] = None
     uncacheable: ClassVar[str] = ""
     network: Any
     latent_shape: tuple[int, ...]
@@ -109,14 +111,6 @@ class Task:
         """`frozen` without the parameters that only `encode` needs: enough for batches from a cache."""
         return frozen
 
-    # Sampling.
-
-    @classmethod
-    def sampling_class(cls) -> type[Sampling] | None:
-        """How it samples; None for a task whose network generates nothing."""
-        return None
-
     @property
     def sampling(self) -> Sampling | None:
-        kind = self.sampling_class()
-        return None if kind is None else kind(self, self.latent_shape)
+        return self.sampling_class and self.sampling_class(self, self.latent_shape)

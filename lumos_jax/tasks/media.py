@@ -8,8 +8,7 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -77,17 +76,9 @@ def check_writable(path: str | os.PathLike, given: str) -> None:
         raise ValueError(f"{given} cannot be written: {error.strerror or error}: {path.parent}") from error
 
 
-@contextmanager
-def _replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """As fileio.replacing, in a folder that is made where it is missing."""
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with fileio.replacing(path) as partial:
-        yield partial
-
-
 def save_png(image: np.ndarray, path: str | os.PathLike) -> None:
     """Writes (H, W, 3) uint8."""
-    with _replacing(path) as partial:
+    with fileio.replacing(path) as partial:
         Image.fromarray(image).save(partial, format="PNG")
 
 
@@ -120,7 +111,7 @@ def save_gif(frames: np.ndarray, path: str | os.PathLike, fps: float = 8.0) -> N
     """Writes (F, H, W, 3) uint8 as a GIF that loops; each frame has 256 colors of its own. GIF counts in hundredths of a
     second, so that 50 frames a second are the most."""
     first, *others = [Image.fromarray(frame) for frame in frames]
-    with _replacing(path) as partial:
+    with fileio.replacing(path) as partial:
         first.save(partial, format="GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
 
 
@@ -130,7 +121,7 @@ def save_mp4(frames: np.ndarray, path: str | os.PathLike, fps: float = 8.0) -> N
 
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with _replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+    with fileio.replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "16"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for frame in frames:

@@ -18,11 +18,26 @@ from lumos_jax.tasks.sampling import Sampling
 _COLUMNS = 8  # of a sheet
 
 
+class UnconditionalSampling(Sampling):
+    """Samples of noise alone, row after row."""
+
+    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+        return {"row": np.zeros(1, np.int32)}
+
+    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """The samples alone: they have nothing to do with the batch's images."""
+        samples = samples.reshape(-1, *samples.shape[2:])
+        columns = min(len(samples), _COLUMNS)
+        white = np.full((-len(samples) % columns, *samples.shape[1:]), 255, np.uint8)
+        return media.image_grid(np.concatenate([samples, white]).reshape(-1, columns, *samples.shape[1:]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Unconditional(denoising.Denoising):
     """The task without a condition; batches hold `image`, or `latent` of a cache."""
 
     name: ClassVar[str] = "unconditional"
+    sampling_class: ClassVar[type[Sampling]] = UnconditionalSampling
 
     @classmethod
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[Unconditional, dict[str, Any]]:
@@ -36,26 +51,8 @@ class Unconditional(denoising.Denoising):
                 )
         return denoising.make(cls, settings, place)
 
-    @classmethod
-    def sampling_class(cls) -> type[UnconditionalSampling]:
-        return UnconditionalSampling
-
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
         return Condition()
-
-
-class UnconditionalSampling(Sampling):
-    """Samples of noise alone, row after row."""
-
-    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        return {"row": np.zeros(1, np.int32)}
-
-    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """The samples alone: they have nothing to do with the batch's images."""
-        samples = samples.reshape(-1, *samples.shape[2:])
-        columns = min(len(samples), _COLUMNS)
-        white = np.full((-len(samples) % columns, *samples.shape[1:]), 255, np.uint8)
-        return media.image_grid(np.concatenate([samples, white]).reshape(-1, columns, *samples.shape[1:]))
 
 
 TASK = Unconditional

@@ -47,10 +47,6 @@ class Sampler:
         return held_out(settings, path) if path.startswith(HELD_OUT) else data.load_image(path, settings.image_size)
 
     @functools.cached_property
-    def _condition(self) -> Any:
-        return jax.jit(self.sampling.condition)
-
-    @functools.cached_property
     def _generate(self) -> Any:
         return jax.jit(self.sampling.generate, static_argnums=(5, 6, 7))
 
@@ -60,13 +56,13 @@ class Sampler:
 
     def condition(self, host: Mapping[str, np.ndarray]) -> Any:
         """The condition of each row of a host batch."""
-        return self._condition(self.experiment.frozen, device_arrays(host))
+        return jax.jit(self.sampling.condition)(self.experiment.frozen, device_arrays(host))
 
     def source_images(self, host: Mapping[str, np.ndarray]) -> np.ndarray:
         """See Sampling.source_images."""
         return np.asarray(jax.jit(self.sampling.source_images)(self.experiment.frozen, device_arrays(host)))
 
-    def generate(self, condition: Any, noise: jax.Array, lower_last: str = "auto") -> np.ndarray:
+    def generate(self, condition: Any, noise: jax.Array, lower_last: bool = False) -> np.ndarray:
         """A sample for every row of `condition` and `noise`, `batch_size` at a time: uint8 (B, [F,] H, W, 3).
 
         Rows are independent for the deterministic samplers (dpm++, ddim, euler, heun): their samples do not depend on
@@ -108,7 +104,7 @@ def load_settings(workdir: str) -> tuple[config.Settings, type[Sampling]]:
       ValueError: there is no such run, or its task generates nothing.
     """
     settings = config_io.load(pathlib.Path(workdir) / "config.json")
-    kind = tasks.task_class(settings.task.name).sampling_class()
+    kind = tasks.task_class(settings.task.name).sampling_class
     if kind is None:
         raise ValueError(
             f"{workdir} trained an encoder (config.task.name={settings.task.name}), which generates nothing; look at "
