@@ -77,7 +77,7 @@ def arrays(args: argparse.Namespace) -> dict[str, np.ndarray]:
 def make_ours(args: argparse.Namespace) -> tuple[Callable[[], float], int]:
     """(a function that takes one step and returns the loss, number of parameters)."""
     model = config.Model(
-        size="custom", width=args.width, depth=args.depth, heads=args.heads, patch_size=args.patch,
+        size=f"{args.width}x{args.depth}x{args.heads}", patch_size=args.patch,
         dtype="float32", remat=args.remat,
     )  # fmt: skip
     dit = models.make_dit(

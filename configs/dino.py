@@ -48,8 +48,7 @@ def desk():
     config.data.workers = 0
     config.data.image_size = 48
     config.data.holdout = 3072
-    config.encoder.size = "custom"
-    config.encoder.width, config.encoder.depth, config.encoder.heads = 128, 4, 4
+    config.encoder.size = "128x4x4"
     config.encoder.patch_size = 8
     config.encoder.resize = config.encoder.image_size = 32
     config.encoder.dtype = "float32"
@@ -80,7 +79,7 @@ def test():
     config.data.image_size = 16
     config.data.num_scenes = 256
     config.data.holdout = 64
-    config.encoder.width, config.encoder.depth, config.encoder.heads = 32, 2, 2
+    config.encoder.size = "32x2x2"
     config.encoder.resize = config.encoder.image_size = 16
     config.task.local_size = 8
     config.task.head = (32, 8, 16)

@@ -39,8 +39,7 @@ def desk():
     common.shipped_encoder(config)
     config.encoder.output = "all"  # 17 tokens say within minutes what is where; [CLS] alone takes a prior far longer
     config.autoencoder.kind = "identity"
-    config.model.size = "custom"
-    config.model.width, config.model.depth, config.model.heads = 128, 4, 4
+    config.model.size = "128x4x4"
     config.model.patch_size = 4
     config.model.dtype = "float32"
     # Pixels of a patch are many numbers for a network this narrow: predicting them gives clean pictures within minutes, where
@@ -73,12 +72,11 @@ def test():
     config.data.num_scenes = 256
     config.data.holdout = 32
     config.encoder.weights = "random:0"
-    config.encoder.size = "custom"
-    config.encoder.width, config.encoder.depth, config.encoder.heads = 32, 2, 4
+    config.encoder.size = "32x2x4"
     config.encoder.patch_size = 8
     config.encoder.resize = config.encoder.image_size = 16
     config.encoder.normalize = "none"
-    config.model.width, config.model.depth, config.model.heads = 32, 2, 2
+    config.model.size = "32x2x2"
     config.optimizer.name = "adamw"  # compiles sooner
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 2

@@ -65,9 +65,7 @@ def _words(config, width):
     encoder.kind = "t5"
     encoder.weights = "random:0"
     encoder.tokenizer = "scenes"
-    encoder.vocabulary = 64
-    encoder.size = "custom"
-    encoder.width, encoder.depth, encoder.heads = width, 2, 4
+    encoder.size = f"{width}x2x4"
     encoder.output = "all"
     encoder.dtype = "float32"
     config.encoder = encoder

@@ -39,7 +39,7 @@ def test_every_size_and_variant_resolves(study):
             resolved[size, variant] = config_io.resolve(made)
     assert len(set(resolved.values())) == len(resolved), "two variants are the same run"
     for (size, _), settings in resolved.items():
-        assert settings.model.size == ("custom" if size else "XL")
+        assert (settings.model.size == "XL") != bool(size)
         assert (settings.data.source == "scenes") == bool(size)
     with pytest.raises(ValueError, match=r"after the (file's )?name"):
         get(study, "desc")
@@ -55,7 +55,7 @@ def test_a_study_trains(tmp_path):
     made = get("class_conditional", "test")
     made.train.steps = made.checkpoint.every = made.eval.every = made.log.every = 2
     made.optimizer.decay, made.log.tensorboard, made.eval.steps = "constant", False, 2
-    made.model.width, made.model.depth = 16, 1
+    made.model.size = "16x1x2"
     assert loop.train(loop.prepare(config_io.resolve(made), str(tmp_path))) == 0
     last = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][-1]
     assert last["held_out_shuffled_loss"] > 0

@@ -27,9 +27,9 @@ def changed(**fields):
         ({"train__batch_siz": 3}, "did you mean batch_size"),
         ({"train__batch_size": "many"}, "must be of type int"),
         ({"train__batch_size": True}, "must be of type int"),
-        ({"model__size": "XXL"}, "not one of S, B, L, XL, custom"),
-        ({"model__size": "custom"}, "needs config.model.width"),
-        ({"model__width": 64}, "set config.model.size=custom"),
+        ({"model__size": "XXL"}, "must be one of S, B, L, XL, or"),
+        ({"model__size": "36x1x5"}, "must be one of S, B, L, XL, or WIDTHxDEPTHxHEADS"),
+        ({"encoder__size": "0x1x1"}, "must be one of Ti, S, B, L, or WIDTHxDEPTHxHEADS"),
         ({"diffusion__prediction": "flow"}, "does not go with prediction=flow"),
         (
             {"diffusion__schedule": "flow", "diffusion__prediction": "flow", "eval__sampler": "heun"},

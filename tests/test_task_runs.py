@@ -25,7 +25,7 @@ STEPS, SAVED = 120, 80
 COMMON = (
     f"train.steps={STEPS}", f"checkpoint.every={SAVED}", "log.every=2", f"eval.every={STEPS}", "eval.num_scored=0",
     "eval.rows=1", "eval.samples=1", "eval.steps=1", "eval.batch_size=16", "eval.num_examples=32", "data.holdout=32",
-    "model.depth=1", "encoder.depth=1", "train.batch_size=16", "optimizer.decay=constant", "optimizer.ema_decay=0.9",
+    "model.size=32x1x2", "encoder.size=32x1x4", "train.batch_size=16", "optimizer.decay=constant", "optimizer.ema_decay=0.9",
 )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def prior(tmp_path_factory):
     """The directory of an I2I run whose weights are noise."""
     workdir = tmp_path_factory.mktemp("prior")
     made = i2i.test()
-    made.model.depth = made.encoder.depth = 1
+    made.model.size, made.encoder.size = "32x1x2", "32x1x4"
     settings = config_io.resolve(made)
     task, _ = tasks.make_task(settings)
     leaves, tree = jax.tree.flatten(jax.eval_shape(task.network.init, rngs.key(0, "init")))

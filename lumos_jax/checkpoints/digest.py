@@ -7,6 +7,8 @@ mesh.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,18 +28,20 @@ def _sum_of(array: jax.Array) -> jax.Array:
     return jnp.sum(bits * (place * np.uint32(2) + np.uint32(1)), dtype=jnp.uint32)
 
 
+@functools.cache  # one program a layout: a new function would be compiled again at each save
+def _compiled_sums(layout: jax.sharding.Sharding | None) -> Callable:
+    def sums_of(leaves):
+        # Some leaves are in host memory.
+        return jnp.stack([_sum_of(jax.device_put(leaf, jax.memory.Space.Device)) for leaf in leaves])
+
+    return jax.jit(sums_of, out_shardings=layout)
+
+
 def digest(tree: Any) -> dict[str, int]:
     """{path: sum} of arrays of up to 32 bits an element, on any mesh; every process of a run gets the same."""
     named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    layout = getattr(next(iter(named.values())), "sharding", None)
-    whole = None
+    layout, replicated = getattr(next(iter(named.values())), "sharding", None), None
     if isinstance(layout, jax.sharding.NamedSharding):
-        whole = jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
-
-    def sums_of(leaves):
-        return jnp.stack(
-            [_sum_of(jax.device_put(leaf, jax.memory.Space.Device)) for leaf in leaves]
-        )  # some are the host's
-
-    sums = jax.jit(sums_of, out_shardings=whole)
-    return dict(zip(named, np.asarray(sums(list(named.values()))).tolist(), strict=True))
+        replicated = jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
+    sums = _compiled_sums(replicated)(list(named.values()))
+    return dict(zip(named, np.asarray(sums).tolist(), strict=True))

@@ -2,7 +2,7 @@
 
 from lumos_jax.config.data import Data
 from lumos_jax.config.fields import flatten
-from lumos_jax.config.networks import TEXT_KINDS, Autoencoder, Diffusion, Encoder, Model
+from lumos_jax.config.networks import TEXT_KINDS, Autoencoder, Diffusion, Encoder, Model, custom_size
 from lumos_jax.config.settings import Settings, validate
 from lumos_jax.config.tasks import Task
 from lumos_jax.config.training import Checkpoint, Eval, Finetune, Log, Mesh, Optimizer, Train
@@ -23,6 +23,7 @@ __all__ = [
     "Settings",
     "Task",
     "Train",
+    "custom_size",
     "flatten",
     "validate",
 ]

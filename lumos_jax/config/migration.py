@@ -48,7 +48,8 @@ _DELETED = {
 # Fields that are gone and did not change what is learned, or follow from others.
 _DROPPED = frozenset(
     (
-        "data.prefetch", "diffusion.learned_variance", "train.nonfinite_limit", "train.profile_steps", "train.meeting_seconds",
+        "data.prefetch", "diffusion.learned_variance", "encoder.vocabulary", "train.nonfinite_limit", "train.profile_steps",
+        "train.meeting_seconds",
         "train.silence_seconds", "checkpoint.retries",
     )
 )  # fmt: skip
@@ -87,11 +88,23 @@ def upgrade_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
     if "optimizer.boosted" in new:
         patterns, factor = new.pop("optimizer.boosted"), new.pop("optimizer.boost", 1.0)
         new["optimizer.lr_multipliers"] = tuple((pattern, factor) for pattern in patterns)
+    for group in ("model", "encoder"):
+        if f"{group}.width" in new:
+            _join_size(new, group)
     if "task.prototypes" in new:
         new["task.head"] = tuple(new.pop(f"task.{name}") for name in ("hidden", "bottleneck", "prototypes"))
     if "data.mixture" in new:
         new["data.mixture"] = tuple(_upgrade_entry(entry) for entry in new["data.mixture"])
     return new
+
+
+def _join_size(flat: dict[str, Any], group: str) -> None:
+    """Width, depth and heads of size=custom become the size; `heads` of an encoder's weights stays a field."""
+    sizes = [flat.pop(f"{group}.{name}") for name in ("width", "depth")] + [flat.pop(f"{group}.heads")]
+    if flat[f"{group}.size"] == "custom":
+        flat[f"{group}.size"] = "x".join(map(str, sizes))
+    elif group == "encoder":
+        flat[f"{group}.heads"] = sizes[2]
 
 
 def new_name(old: str) -> str | None:

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Annotated, ClassVar, Literal
 
-from lumos_jax.config.fields import Dtype, above, at_least, require
+from lumos_jax.config.fields import Dtype, Rule, above, at_least, require
 
 TEXT_KINDS = ("t5", "clip_text")  # of encoder.kind
 _OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "clip_text": ("all", "pooled")}
 
 
-def _check_sizes(where: str, size: str, sizes: tuple[int, int, int], heads_given: bool) -> None:
-    width, depth, heads = sizes
-    if size != "custom":
-        fixed = width or depth or heads_given
-        require(not fixed, f"{where}.size={size} fixes width, depth and heads; set {where}.size=custom to choose")
-        return
-    require(min(sizes) >= 1, f"{where}.size=custom needs {where}.width, depth and heads, not {sizes}")
-    require(width % heads == 0, f"{where}.width={width} is not divisible by heads={heads}")
-    require(width % 4 == 0, f"{where}.width={width}: sin-cos positions need a multiple of 4")
+def custom_size(size: str) -> tuple[int, int, int] | None:
+    """Width, depth and heads of a size written out, as "128x4x4"; None of names."""
+    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", size)
+    return tuple(map(int, found.groups())) if found else None
+
+
+def size_of(*names: str) -> Rule:
+    """One of these names, or a size written out."""
+
+    def allows(size: str) -> bool:
+        return size in names or (
+            (sizes := custom_size(size)) is not None
+            and min(sizes) >= 1
+            and sizes[0] % sizes[2] == 0
+            and sizes[0] % 4 == 0  # sin-cos positions
+        )
+
+    listed = ", ".join(names)
+    return Rule(allows, f"one of {listed}, or WIDTHxDEPTHxHEADS as 128x4x4, the width a multiple of heads and of 4")
 
 
 def _check_weights(where: str, weights: str) -> None:
@@ -63,28 +74,18 @@ class Encoder:
         str,
         't5, clip_text: directory, hub id, or "scenes", which comes with the package; empty: the files beside the weights',
     ] = ""
-    vocabulary: Annotated[
-        int, at_least(0), "t5, clip_text of random weights: number of token ids; at least the tokenizer's"
-    ] = 0
-    size: Annotated[Literal["Ti", "S", "B", "L", "custom"], "random weights only"] = "B"
+    size: Annotated[str, size_of("Ti", "S", "B", "L"), "of random weights"] = "B"
     patch_size: Annotated[int, at_least(1), "vit of random weights only"] = 16
-    width: Annotated[int, "size=custom only"] = 0
-    depth: Annotated[int, "size=custom only"] = 0
-    heads: Annotated[int, "size=custom; weights without a config.json: 0 means width / 64"] = 0
+    heads: Annotated[int, at_least(0), "of weights without a config.json; 0: width / 64"] = 0
     dtype: Annotated[Dtype, "compute dtype"] = "bfloat16"
 
     def check(self) -> None:
-        _check_sizes("config.encoder", self.size, (self.width, self.depth, self.heads), heads_given=False)
         _check_weights("config.encoder", self.weights)
         random, text, wrong = self.weights.startswith("random:"), self.kind in TEXT_KINDS, []
         if self.output not in _OUTPUTS[self.kind]:
             wrong.append(f"config.encoder.output={self.output} ({' or '.join(_OUTPUTS[self.kind])} allowed)")
         if not text and self.tokenizer:
             wrong.append(f"config.encoder.tokenizer={self.tokenizer!r} (images have none)")
-        if self.vocabulary and not (text and random):
-            wrong.append(f"config.encoder.vocabulary={self.vocabulary} (only for text encoders of random weights)")
-        if text and random and not self.vocabulary:
-            wrong.append("config.encoder.vocabulary=0 (random weights do not say how many token ids there are)")
         if text and random and not self.tokenizer:
             wrong.append("config.encoder.tokenizer='' (random weights have none beside them; \"scenes\" comes with us)")
         require(
@@ -130,11 +131,8 @@ class Autoencoder:
 class Model:
     """The diffusion transformer."""
 
-    size: Annotated[Literal["S", "B", "L", "XL", "custom"], "the DiT paper's table"] = "XL"
+    size: Annotated[str, size_of("S", "B", "L", "XL"), "the DiT paper's table"] = "XL"
     patch_size: Annotated[int, at_least(1), "latent pixels a side of a token"] = 2
-    width: Annotated[int, "size=custom only"] = 0
-    depth: Annotated[int, "size=custom only"] = 0
-    heads: Annotated[int, "size=custom only"] = 0
     mlp_ratio: ClassVar[float] = 4.0
     position_scale: Annotated[float, "distance of positions: 1.0 at 256 and 512 px, 2.0 at 1024 px"] = 1.0
     final: Annotated[
@@ -154,9 +152,6 @@ class Model:
     scan_unroll: Annotated[
         int, at_least(0), "blocks per iteration of the layer scan; 0: 12 on a CPU (faster steps), 1 elsewhere"
     ] = 0
-
-    def check(self) -> None:
-        _check_sizes("config.model", self.size, (self.width, self.depth, self.heads), heads_given=self.heads != 0)
 
 
 @dataclasses.dataclass(frozen=True)

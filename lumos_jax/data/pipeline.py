@@ -99,7 +99,7 @@ def _finished(batch: HostBatch, finish: Finish, source: Source) -> HostBatch:
     """`finish` of a batch; rows for which it raises (a caption that cannot be tokenized) become corrupt records."""
     try:
         return finish(batch)
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise
     except Exception:
         wrong = {}

@@ -135,6 +135,5 @@ def vit_of(encoder: config.Encoder) -> Vit:
         raise ValueError(
             f"config.encoder.weights={encoder.weights!r}: a network that is to be trained is random:<seed> at first"
         )
-    sizes = (encoder.width, encoder.depth, encoder.heads)
-    width, depth, heads = sizes if encoder.size == "custom" else SIZES[encoder.size]
+    width, depth, heads = config.custom_size(encoder.size) or SIZES[encoder.size]
     return Vit(width, depth, heads, encoder.patch_size, encoder.image_size)

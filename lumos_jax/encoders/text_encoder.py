@@ -91,11 +91,10 @@ def make_text_encoder(encoder: config.Encoder, place: Placement | None = None) -
 
 
 def _random_network(encoder: config.Encoder) -> Network:
-    if encoder.vocabulary < 1:
-        raise ValueError("config.encoder.vocabulary must say how many token ids a text encoder of random weights knows")
-    sizes = (encoder.width, encoder.depth, encoder.heads)
-    width, depth, heads = sizes if encoder.size == "custom" else SIZES[encoder.size]
+    """Its vocabulary is the tokenizer's, rounded up to a multiple of 64."""
+    width, depth, heads = config.custom_size(encoder.size) or SIZES[encoder.size]
+    vocabulary = -(-len(tokenizer.load_tokenizer(encoder.tokenizer, "config.encoder.tokenizer")) // 64) * 64
     if encoder.kind == "t5":  # the MLP's share of the width is that of T5 v1.1 XXL
-        return T5Encoder(width, depth, heads, width // heads, 5 * width // 2, encoder.vocabulary)
+        return T5Encoder(width, depth, heads, width // heads, 5 * width // 2, vocabulary)
     length = encoder.max_tokens
-    return ClipText(width, depth, heads, 4 * width, encoder.vocabulary, length, width, tokenizer.SCENE_EOS)
+    return ClipText(width, depth, heads, 4 * width, vocabulary, length, width, tokenizer.SCENE_EOS)

@@ -36,7 +36,7 @@ def make_tokenizer(encoder: config.Encoder, made: Any) -> Any:
     if len(tokenizer) > made.network.vocabulary:  # XLA would clamp them to the last row, and say nothing
         raise ValueError(
             f"the tokenizer of {field} has {len(tokenizer)} ids, the network of {encoder.weights} only "
-            f"{made.network.vocabulary}" + (": set config.encoder.vocabulary" if encoder.vocabulary else "")
+            f"{made.network.vocabulary}"
         )
     eos = getattr(made.network, "eos", None)
     if made.output == "pooled" and eos != tokenizer.eos_token_id and eos != LEGACY_EOS:

@@ -232,7 +232,7 @@ def _settings(
     if named and heads in (0, SIZES[named[0]].heads):
         model = config.Model(size=named[0])
     elif heads:
-        model = config.Model(size="custom", width=width, depth=depth, heads=heads)
+        model = config.Model(size=f"{width}x{depth}x{heads}")
     else:
         raise ValueError(
             f"{origin}: width {width} and depth {depth} are no size of the DiT paper's table, so its number of attention heads "

@@ -53,7 +53,7 @@ def test_corruption_loss_and_reverse_step(golden):
 @pytest.mark.parametrize(("name", "lower_last"), [("dpms", False), ("dpms_inter", True)])
 def test_dpm_solver_with_the_reference_network(goldens, steps, name, lower_last):
     golden, network = np.load(goldens / "dpm_solver.npz"), np.load(goldens / "lumos_i2i.npz")
-    size = config.Model(size="custom", width=48, depth=2, heads=4, dtype="float32")
+    size = config.Model(size="48x2x4", dtype="float32")
     dit = models.make_dit(size, latent_shape=(8, 8, 4), out_channels=8, token_shape=(1, 24))
     state = {key.removeprefix("param/"): network[key] for key in network if key.startswith("param/")}
     params, _ = from_official(state, parameter_shapes(dit), origin="golden")

@@ -38,7 +38,7 @@ def test_networks_of_the_hub_are_known_without_their_weights():
 
 def test_shapes_are_those_of_the_weights(tmp_path):
     """Of random weights, and of weights in a file, which are read."""
-    small = config.Encoder(weights="random:0", size="custom", width=32, depth=2, heads=2, patch_size=8)
+    small = config.Encoder(weights="random:0", size="32x2x2", patch_size=8)
     made, params = encoders.make_encoder(small)
     planned, shapes = encoders.make_encoder(small, Shapes())
     assert planned.vit == made.vit

@@ -127,7 +127,7 @@ def test_preprocess_agrees_with_pillow(shape, interpolation):
 
 
 SMALL = config.Encoder(
-    weights="random:3", size="custom", width=96, depth=2, heads=4, patch_size=8, resize=32, image_size=32, dtype="float32"
+    weights="random:3", size="96x2x4", patch_size=8, resize=32, image_size=32, dtype="float32"
 )  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def test_identity_keeps_pixels():
 
 def test_tokens_are_normalised_as_the_config_says():
     settings = config.Encoder(
-        weights="random:0", size="custom", width=32, depth=1, heads=2, patch_size=8, resize=16, image_size=16,
+        weights="random:0", size="32x1x2", patch_size=8, resize=16, image_size=16,
         output="all", dtype="float32",
     )  # fmt: skip
     image = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)

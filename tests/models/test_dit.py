@@ -16,7 +16,7 @@ from lumos_jax.models.blocks import Block
 from lumos_jax.models.dit import DiT
 from lumos_jax.planning import flops
 
-TINY = config.Model(size="custom", width=32, depth=3, heads=2, patch_size=2, dtype="float32", scan_unroll=1)
+TINY = config.Model(size="32x3x2", patch_size=2, dtype="float32", scan_unroll=1)
 BATCH, TOKENS, FEATURES = 2, 5, 12
 
 
@@ -92,7 +92,7 @@ def test_logical_axes_name_every_dim_of_every_parameter():
 
 
 def test_initial_values_follow_the_recipe():
-    wide = dataclasses.replace(TINY, width=128)
+    wide = dataclasses.replace(TINY, size="128x3x2")
     dit = make_dit(wide, latent_shape=(8, 8, 4), out_channels=8, token_shape=(4, 96))
     params = jax.jit(dit.init)(jax.random.key(0))
     blocks = params["blocks"]
@@ -289,7 +289,7 @@ def test_shapes_that_do_not_fit_are_named(make, message):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"size": "M"}, "S, B, L, XL, custom"), ({"heads": 5}, "multiple of heads"), ({"patch_size": 3}, "patches of"),
+    [({"size": "M"}, "S, B, L, XL, or as 128x4x4"), ({"patch_size": 3}, "patches of"),
      ({"remat": "some"}, "none, dots, mlp, full")],
 )  # fmt: skip
 def test_models_that_cannot_be_made_are_named(change, message):

@@ -209,7 +209,7 @@ def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
     assert convert.main(["export", f"--workdir={tmp_path / 'run'}", "--format=official", f"--out={out}"]) == 2
     assert "can be exported as encoder" in capsys.readouterr().err
     assert convert.main(["export", f"--workdir={tmp_path / 'run'}", "--format=encoder", f"--out={out}"]) == 0
-    wanted = dataclasses.replace(made.encoder, weights=str(out), output="all", size="B", width=0, depth=0, heads=0)
+    wanted = dataclasses.replace(made.encoder, weights=str(out), output="all", size="B")
     wanted = dataclasses.replace(wanted, normalize="white")
     config.validate(dataclasses.replace(made, encoder=wanted))
     encoder, params = encoders.make_encoder(wanted)
@@ -232,6 +232,6 @@ def test_impossible_crops_are_refused():
         make_task(settings(task__local_size=9))
     with pytest.raises(ValueError, match=r"task\.local_scale=\(0\.5, 0\.2\)"):
         settings(task__local_scale=(0.5, 0.2))
-    named = dataclasses.replace(settings().encoder, weights="x/y", size="B", width=0, depth=0, heads=0)
+    named = dataclasses.replace(settings().encoder, weights="x/y", size="B")
     with pytest.raises(ValueError, match="a network that is to be trained is random:<seed>"):
         make_task(dataclasses.replace(settings(), encoder=named))

@@ -21,8 +21,8 @@ from tests.weights import test_official_dit as released
 
 def settings(study, **changes):
     made = study.test()
-    made.model.width = made.train.batch_size = made.eval.batch_size = made.eval.num_examples = 16
-    made.model.depth = 1
+    made.train.batch_size = made.eval.batch_size = made.eval.num_examples = 16
+    made.model.size = "16x1x2"
     made.train.steps = made.checkpoint.every = made.eval.every = 2
     made.eval.steps, made.eval.rows = 2, 1
     made.optimizer.decay, made.log.tensorboard = "constant", False

@@ -51,7 +51,7 @@ def test_meshes_and_accumulation_agree(alone, devices, mesh, accumulate):
 )
 def test_eight_devices_agree_with_one(of, optimizer):
     """Two rows a device, or one a micro-batch; parameters split over four."""
-    groups = {"model": {"depth": 1}, "optimizer": optimizer}
+    groups = {"model": {"size": "32x1x2"}, "optimizer": optimizer}
     alone, alone_state = train(settings_with(of, **groups), 1, 3)
     metrics, state = train(settings_with(of, mesh={"data": 2, "fsdp": 4}, **groups), 8, 3)
     muon = "name" in optimizer  # its Newton-Schulz iterations amplify rounding
@@ -70,7 +70,7 @@ def test_meshes_agree_on_captions_in_buckets(quick_to_compile):
     """Two steps in two buckets, so two programs a mesh."""
     groups = {
         "data": {"buckets": True, "bucket_step": 4, "bucket_ratios": (0.6, 1.2), "seed": 1},
-        "model": {"depth": 1},
+        "model": {"size": "32x1x2"},
         "optimizer": {"learning_rate": 0.01, "warmup_steps": 0},
     }
     alone, _ = train(settings_with(t2i, **groups), 1, 2)

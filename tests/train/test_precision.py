@@ -17,7 +17,7 @@ WIDTH, BATCH, STEPS = 32, 8, 24
 def settings_of(dtype):
     made = i2i.get_config("test")
     made.task.name, made.task.condition_dropout, made.eval.guidance = "unconditional", 0.0, 1.0
-    made.model.width, made.model.depth, made.model.heads, made.model.patch_size = WIDTH, 1, 1, 2
+    made.model.size, made.model.patch_size = f"{WIDTH}x1x1", 2
     made.model.dtype = dtype
     # Queries and keys keep their first dims, see `sensitive`.
     made.finetune.trainable = ("blocks/mlp/*", "patch/*", "final/*")

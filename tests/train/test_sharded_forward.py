@@ -64,7 +64,7 @@ def asked(monkeypatch):
 @pytest.fixture(scope="module")
 def network():
     """A network, its parameters with no zeros, what it is given, and what `passes` gives of it alone."""
-    model = config.Model(size="custom", width=32, depth=1, heads=2, patch_size=2, dtype="float32", scan_unroll=1)
+    model = config.Model(size="32x1x2", patch_size=2, dtype="float32", scan_unroll=1)
     dit = make_dit(model, latent_shape=(8, 8, 4), out_channels=4, token_shape=(1, 12))
     numbers = np.random.default_rng(0)
     params = jax.eval_shape(dit.init, jax.random.key(0))
@@ -101,7 +101,7 @@ def test_split_over_gpus_it_gives_the_same(network, asked, mesh, queries):
 
 
 def test_under_fsdp_the_scan_gathers_each_layer_and_reduce_scatters_its_gradient():
-    model = config.Model(size="custom", width=64, depth=3, heads=4, patch_size=2, remat="mlp", scan_unroll=1)
+    model = config.Model(size="64x3x4", patch_size=2, remat="mlp", scan_unroll=1)
     dit = make_dit(model, latent_shape=(8, 8, 4), out_channels=4, token_shape=(2, 12))
     mesh = sharding.make_mesh(config.Mesh(data=1, fsdp=8))
     rows = jax.NamedSharding(mesh, sharding.BATCH)

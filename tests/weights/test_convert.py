@@ -70,7 +70,6 @@ def trained(tmp_path_factory):
     made = encoders.make_encoder(config_io.resolve(settings).encoder)
     save_encoder(workdir / "encoder", *made)
     settings.encoder.weights, settings.encoder.size = str(workdir / "encoder"), "B"
-    settings.encoder.width = settings.encoder.depth = settings.encoder.heads = 0
     assert loop.train(loop.prepare(config_io.resolve(settings), str(workdir))) == 0
     return workdir, weights(workdir)
 
@@ -360,4 +359,4 @@ def test_help_and_metadata(trained, tmp_path):
     workdir, _ = trained
     convert.main(["export", f"--workdir={workdir}", "--format=safetensors", f"--out={tmp_path / 'out'}"])
     with safe_open(tmp_path / "out" / "lumos_2.safetensors", "numpy") as file:
-        assert json.loads(file.metadata()[releases.SETTINGS_KEY])["model"]["width"] == 32
+        assert json.loads(file.metadata()[releases.SETTINGS_KEY])["model"]["size"] == "32x2x2"

@@ -21,9 +21,7 @@ GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
 def network(arrays, **more):
     width, depth, heads, side = (int(arrays[k]) for k in ("hidden_size", "depth", "num_heads", "input_size"))
-    model = config.Model(
-        size="custom", width=width, depth=depth, heads=heads, dtype="float32", position_scale=more.pop("scale", 1.0)
-    )
+    model = config.Model(size=f"{width}x{depth}x{heads}", dtype="float32", position_scale=more.pop("scale", 1.0))
     tokens = arrays["y"].shape[2:]
     return make_dit(model, latent_shape=(side, side, 4), out_channels=8, token_shape=tokens, **more)
 
