@@ -38,17 +38,13 @@ class ClassConditional(denoising.Denoising):
     """The class, embedded, is added to the timestep embedding; batches hold `label` int32 (B,)."""
 
     name: ClassVar[str] = "class_conditional"
+    sample_type: ClassVar[str] = "labeled"
     sampling_class: ClassVar[type[Sampling]] = ClassSampling
 
     @classmethod
     def build(
         cls, settings: config.Settings, place: encoders.Placement | None
     ) -> tuple[ClassConditional, dict[str, Any]]:
-        if settings.data.sample_type != "labeled":
-            raise ValueError(
-                f"config.data.sample_type={settings.data.sample_type} has no classes: set it to labeled, and "
-                "config.data.classes"
-            )
         return denoising.make(
             cls, settings, place, network={"vector_dim": settings.data.classes, "vector_kind": "class"}
         )

@@ -184,12 +184,10 @@ def make(
     frames: int = 0,
     **fields: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """A task of that class and its frozen parameters {"encoder", "autoencoder"}, as the settings name them.
+    """A task of class `kind` and its frozen parameters {"encoder", "autoencoder"}, as the settings name them.
 
     Args:
-      kind: the class.
-      settings: of the run.
-      place: as for `tasks.make_task`.
+      settings, place: as for `tasks.make_task`.
       encoder, encoder_params: as `encoders.make_encoder` gives them; None for a task that conditions on no features.
       network: further arguments of `models.make_dit`; by default its tokens are the encoder's, and there are none without one.
       concatenated: whether a latent is concatenated on channels.

@@ -137,6 +137,7 @@ class ImageToVideo(denoising.Denoising):
     """
 
     name: ClassVar[str] = "i2v"
+    sample_type: ClassVar[str] = "clip"
     sampling_class: ClassVar[type[Sampling]] = ClipSampling
     uncacheable: ClassVar[str] = "config.data.sample_type=clip: clips are not cached; train on them as they are"
     settings_class: ClassVar[type[config.Task]] = Settings
@@ -144,10 +145,6 @@ class ImageToVideo(denoising.Denoising):
 
     @classmethod
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToVideo, dict[str, Any]]:
-        if settings.data.sample_type != "clip":
-            raise ValueError(
-                f"config.data.sample_type={settings.data.sample_type!r}: this task trains on clips; set it to clip"
-            )
         return denoising.make(
             cls, settings, place, *encoders.make_encoder(settings.encoder, place),
             network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
@@ -159,9 +156,7 @@ class ImageToVideo(denoising.Denoising):
     def handoff(self) -> Handoff:
         """From an image prior: attention over frames and the vector's embedder are new, the input has more channels."""
         return super().handoff() | Handoff(
-            new=("blocks/temporal/*", "vector/*"),
-            refit=("tokens/fc1/*", "null/tokens"),
-            widened=("patch/kernel",),
+            new=("blocks/temporal/*", "vector/*"), refit=("tokens/fc1/*", "null/tokens"), widened=("patch/kernel",)
         )
 
     def dropout_masks(self, key: jax.Array, size: int) -> dict[str, jax.Array]:

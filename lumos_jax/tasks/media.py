@@ -29,19 +29,18 @@ def image_grid(rows: np.ndarray, *, titles: Sequence[str] = (), gap: int = 2, mi
     """
     factor = max(1, -(-min_side // rows.shape[2]))
     rows = rows.repeat(factor, axis=2).repeat(factor, axis=3)
-    count_r, count_c, height, width, _ = rows.shape
     gap *= factor
-    total_width = count_c * (width + gap) + gap
-    strips = []
-    for r in range(count_r):
-        if titles:
-            strips.append(_title(titles[r], total_width, gap))
-        strip = np.full((height + gap, total_width, 3), 255, np.uint8)
-        for c in range(count_c):
-            left = gap + c * (width + gap)
-            strip[gap:, left : left + width] = rows[r, c]
-        strips.append(strip)
-    return np.concatenate([*strips, np.full((gap, total_width, 3), 255, np.uint8)])
+    cells = np.pad(
+        rows, ((0, 0), (0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255
+    )  # white above and to the left
+    strips = cells.transpose(0, 2, 1, 3, 4).reshape(len(rows), cells.shape[2], -1, 3)
+    strips = list(np.pad(strips, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255))
+    width = strips[0].shape[1]
+    if titles:
+        strips = [
+            part for text, strip in zip(titles, strips, strict=True) for part in (_title(text, width, gap), strip)
+        ]
+    return np.concatenate([*strips, np.full((gap, width, 3), 255, np.uint8)])
 
 
 def _title(text: str, width: int, margin: int) -> np.ndarray:
@@ -83,11 +82,7 @@ def save_png(image: np.ndarray, path: str | os.PathLike) -> None:
 
 
 def clip_files(out: str) -> list[str]:
-    """The GIF and MP4 named as `out` but for its ending; without PyAV the GIF alone.
-
-    Raises:
-      ValueError: `out` is the name of an MP4, and PyAV is not installed.
-    """
+    """The GIF and MP4 named as `out` but for its ending; without PyAV the GIF alone, and ValueError for an `out` in .mp4."""
     root, ending = os.path.splitext(out)
     if importlib.util.find_spec("av") is not None:
         return [f"{root}.gif", f"{root}.mp4"]

@@ -114,6 +114,7 @@ class NovelView(denoising.Denoising):
     """
 
     name: ClassVar[str] = "nvs"
+    sample_type: ClassVar[str] = "views"
     sampling_class: ClassVar[type[Sampling]] = OrbitSampling
     settings_class: ClassVar[type[config.Task]] = Settings
     uncacheable: ClassVar[str] = "novel views train on pairs that each epoch samples anew: there is nothing to cache"
@@ -121,10 +122,6 @@ class NovelView(denoising.Denoising):
 
     @classmethod
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[NovelView, dict[str, Any]]:
-        if settings.data.sample_type != "views":
-            raise ValueError(
-                f"config.data.sample_type={settings.data.sample_type!r}: novel views train on pairs of views, set views"
-            )
         if settings.task.condition_dropout != config.Task().condition_dropout:
             raise ValueError(
                 "config.task.condition_dropout is not for novel views, whose parts drop at rates of their own"

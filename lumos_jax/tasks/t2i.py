@@ -109,6 +109,7 @@ class TextToImage(denoising.Denoising):
     """
 
     name: ClassVar[str] = "t2i"
+    sample_type: ClassVar[str] = "captioned"
     sampling_class: ClassVar[type[Sampling]] = CaptionSampling
     tokenizer: Any = dataclasses.field(compare=False)
     buckets: tuple[aspect.Bucket, ...] = ()
@@ -118,10 +119,6 @@ class TextToImage(denoising.Denoising):
         if settings.encoder.kind not in config.TEXT_KINDS:
             raise ValueError(
                 f"config.encoder.kind={settings.encoder.kind} reads no captions: set it to {' or '.join(config.TEXT_KINDS)}"
-            )
-        if settings.data.sample_type != "captioned":
-            raise ValueError(
-                f"config.data.sample_type={settings.data.sample_type} has no captions: set it to captioned"
             )
         encoder, encoder_params = encoders.make_text_encoder(settings.encoder, place)
         shapes_only = place is not None and place.shapes_only  # and no caption is read

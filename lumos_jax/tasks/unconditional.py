@@ -41,14 +41,11 @@ class Unconditional(denoising.Denoising):
 
     @classmethod
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[Unconditional, dict[str, Any]]:
-        for field, value, needed in (
-            ("task.condition_dropout", settings.task.condition_dropout, 0),
-            ("eval.guidance", settings.eval.guidance, 1),
-        ):
-            if value != needed:
-                raise ValueError(
-                    f"config.{field}={value}: there is no condition to drop or guide towards; set it to {needed}"
-                )
+        dropout, guidance = settings.task.condition_dropout, settings.eval.guidance
+        if dropout != 0:
+            raise ValueError(f"config.task.condition_dropout={dropout}: there is no condition to drop; set it to 0")
+        if guidance != 1:
+            raise ValueError(f"config.eval.guidance={guidance}: there is no condition to guide by; set it to 1")
         return denoising.make(cls, settings, place)
 
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:

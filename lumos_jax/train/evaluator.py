@@ -21,11 +21,7 @@ from lumos_jax.train.state import TrainState
 
 
 def make_evaluator(experiment: Experiment, source: data.Source) -> Evaluator | None:
-    """The evaluator of the run's task; None if config.eval.every is 0.
-
-    Raises:
-      ValueError: not one held-out record can be decoded.
-    """
+    """The evaluator of the task; None if config.eval.every is 0. Raises ValueError if no held-out record can be decoded."""
     if not experiment.settings.eval.every:
         return None
     return EVALUATORS[experiment.task.evaluator](experiment, source)

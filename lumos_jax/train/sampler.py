@@ -98,11 +98,7 @@ class Sampler:
 
 
 def load_settings(workdir: str) -> tuple[config.Settings, type[Sampling]]:
-    """The settings of a run, and how its task samples.
-
-    Raises:
-      ValueError: there is no such run, or its task generates nothing.
-    """
+    """The settings of a run, and how its task samples. Raises ValueError if there is no such run, or nothing to sample."""
     settings = config_io.load(pathlib.Path(workdir) / "config.json")
     kind = tasks.task_class(settings.task.name).sampling_class
     if kind is None:
@@ -116,13 +112,11 @@ def load_settings(workdir: str) -> tuple[config.Settings, type[Sampling]]:
 def load(
     workdir: str, settings: config.Settings, step: int | None = None, weights: str = "ema", **fields: Any
 ) -> Sampler:
-    """Loads a run's weights.
+    """Loads a run's weights: "ema", or the raw "params".
 
     Args:
-      workdir: the run's directory.
       settings: of the run; paths of frozen weights and config.eval may differ from what the run saved.
-      step: which checkpoint; None takes the newest.
-      weights: "ema" or "params" (the raw ones).
+      step: of the checkpoint; None takes the newest.
       fields: of the Sampler.
 
     Raises:
@@ -134,7 +128,13 @@ def load(
         raise ValueError(f"there is no checkpoint {'' if step is None else step} in {checkpoints.directory}")
     experiment = Experiment.build(settings, training=False)
     saved = checkpoints.meta(step)
-    _check_frozen(settings, experiment.task.identity, saved["fingerprints"])
+    for group, identity in experiment.task.identity.items():
+        trained_with = saved["fingerprints"].get(group, identity)  # imported weights do not say
+        if not encoders.same_content(identity, trained_with):  # names may differ
+            raise ValueError(
+                f"config.{group}.weights={getattr(settings, group).weights!r} is not the network that this run was trained "
+                f"with: {trained_with} then, {identity} now"
+            )
     everywhere = sharding.replicated(experiment.mesh)
     shapes = jax.eval_shape(experiment.task.network.init, rngs.key(0, "init"))
     params, _ = transfer(finetune.read_weights(checkpoints, step, weights, everywhere), shapes, origin=workdir)
@@ -142,24 +142,9 @@ def load(
     return Sampler(experiment, params, experiment.task.sampling, **fields)
 
 
-def _check_frozen(settings: config.Settings, now: Mapping[str, str], then: Mapping[str, str]) -> None:
-    """Raises ValueError unless the frozen networks have the content that they had in training; names may differ."""
-    for group, identity in now.items():
-        trained_with = then.get(group, identity)  # imported weights do not say
-        if not encoders.same_content(identity, trained_with):
-            raise ValueError(
-                f"config.{group}.weights={getattr(settings, group).weights!r} is not the network that this run was trained "
-                f"with: {trained_with} then, {identity} now"
-            )
-
-
 def held_out(settings: config.Data, name: str) -> np.ndarray:
     """ "held-out:N" -> the image (S, S, 3) uint8 of the run's held-out record N: the input of two views, the first frame of a
-    clip.
-
-    Raises:
-      ValueError: no such record, or it cannot be decoded.
-    """
+    clip. Raises ValueError if there is no such record, or it cannot be decoded."""
     number = name.removeprefix(HELD_OUT)
     if not number.isdecimal() or int(number) >= settings.holdout:
         raise ValueError(f"{name}: this run holds out {settings.holdout} records, held-out:0 and so on")

@@ -215,5 +215,5 @@ def test_sheets_have_the_true_clip_above_its_samples(made, batch):
 def test_records_must_be_clips():
     settings = settings_of(i2v)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, sample_type="image"))
-    with pytest.raises(ValueError, match=r"config\.data\.sample_type='image': this task trains on clips"):
+    with pytest.raises(ValueError, match=r"config\.data\.sample_type=image: .*i2v trains on clip"):
         tasks.make_task(settings)

@@ -163,7 +163,7 @@ def test_a_prior_of_another_encoder_starts_its_first_layer_anew(prior):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__sample_type": "image"}, "novel views train on pairs of views"),
+        ({"data__sample_type": "image"}, "nvs trains on views"),
         ({"data__crop": "random"}, "do not go with config.data.sample_type=views"),
         ({"data__source": "cached", "data__path": "x"}, "holds no pairs of views"),
         ({"task__condition_dropout": 0.2}, "drop at rates of their own"),

@@ -42,7 +42,7 @@ def test_a_run_without_a_condition_has_one_loss_and_draws_without_guidance(tmp_p
     assert sample.main([f"--workdir={tmp_path}", "--num=3", f"--out={tmp_path / 'x.png'}"]) == 0
     assert (tmp_path / "x.png").stat().st_size > 100
     assert sample.main([f"--workdir={tmp_path}", "--guidance=2"]) == 2
-    assert "there is no condition to drop or guide towards" in capsys.readouterr().err
+    assert "there is no condition to guide by" in capsys.readouterr().err
     assert sample.main([f"--workdir={tmp_path}", "--classes", "1"]) == 2
     assert "whose task is unconditional: it takes none of its own" in capsys.readouterr().err
 

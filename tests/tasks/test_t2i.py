@@ -197,7 +197,7 @@ def test_sizes_are_the_condition_of_a_run_with_buckets():
     ("groups", "message"),
     [
         ({"encoder": config.Encoder()}, "config.encoder.kind=vit reads no captions: set it to t5 or clip_text"),
-        ({"data": config.Data()}, "config.data.sample_type=image has no captions"),
+        ({"data": config.Data()}, "config.data.sample_type=image: config.task.name=t2i trains on captioned samples"),
     ],
 )
 def test_settings_without_text_are_refused(groups, message):
