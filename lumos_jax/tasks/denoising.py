@@ -159,6 +159,8 @@ class Denoising(Task):
 
     def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """As of Task: latents, and features of images where there is an encoder."""
+        if self.uncacheable:
+            raise ValueError(self.uncacheable)
         features = {} if self.encoder is None else {"feature": self.image_features(frozen, batch)}
         return self.encode_latents(frozen, batch) | features
 
