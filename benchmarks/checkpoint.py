@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--directory", help="where to write; default: a temporary directory")
     args = parser.parse_args()
     made = i2i.get_config("desk")
-    made.model.update(size="custom", width=args.width, depth=args.depth, heads=args.heads, dtype="float32")
+    made.model.update(size=f"{args.width}x{args.depth}x{args.heads}", dtype="float32")
     settings = config_io.resolve(made)
     experiment = Experiment.build(settings)
     meta = {"settings": config_io.to_dict(settings), "fingerprints": {}, "memory": {}}

@@ -1,8 +1,7 @@
-"""Sums over the bits of arrays, by which a checkpoint is known again: what storage changed silently is found on restoring.
+"""Checksums of arrays, by which a restore detects damage that storage does not report.
 
-Each element's bits are multiplied by an odd number that depends on where it stands, and added up modulo 2^32. Any changed
-element changes its sum, and the order in which devices add theirs does not, so that a checkpoint may be restored on another
-mesh.
+Each element's bits are multiplied by an odd number that depends on its position and summed modulo 2^32. Any changed element
+changes the sum, and the order in which devices add their parts does not, so that a checkpoint may be restored on another mesh.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def _compiled_sums(layout: jax.sharding.Sharding | None) -> Callable:
 
 
 def digest(tree: Any) -> dict[str, int]:
-    """{path: sum} of arrays of up to 32 bits an element, on any mesh; every process of a run gets the same."""
+    """{path: checksum} of a tree of arrays of up to 32 bits per element, on any mesh; the same in every process."""
     named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     layout, replicated = getattr(next(iter(named.values())), "sharding", None), None
     if isinstance(layout, jax.sharding.NamedSharding):

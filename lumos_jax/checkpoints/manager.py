@@ -1,14 +1,15 @@
 """Checkpoints of a run: Orbax, asynchronous, atomic, restorable on any mesh.
 
-A checkpoint is `checkpoints/<step>/` with `state` (arrays) and `meta` (JSON: settings, fingerprints and the little that the
-loop itself remembers). Orbax writes under a temporary name and renames when all is on disk, so that a kill or a full disk
-leaves the ones before it untouched; temporary leftovers are removed at the next start. `meta` holds a digest of the arrays
-too, by which damage is found that storage does not report; a damaged checkpoint is set aside, never used and never deleted.
+A checkpoint is `checkpoints/<step>/` with `state` (arrays) and `meta` (JSON: settings, fingerprints, a digest of each array,
+and what the loop remembers). Orbax writes under a temporary name and renames when all is on disk, so that a kill or a full disk
+leaves the earlier checkpoints untouched; leftovers are removed at the next start. The digest detects damage that storage does
+not report; a damaged checkpoint is moved aside, never used and never deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -276,7 +277,8 @@ class Checkpoints:
             good = []
         reason = fileio.permanent_reason(error) or _short(error)
         last = f"the last good checkpoint is {max(good)}" if good else "there is no earlier checkpoint"
+        full = reason in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+        advice = "Free some space (or lower config.checkpoint.keep) and run" if full else "Run"
         return CheckpointError(
-            f"writing {what} into {self.directory} failed ({reason}); {last}. "
-            "Free some space (or lower config.checkpoint.keep) and run the same command again"
+            f"writing {what} into {self.directory} failed ({reason}); {last}. {advice} the same command again"
         )
