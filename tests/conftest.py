@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import pytest
 
-from tests import running
+from tests import forks, running
 from tests.ports import free_port
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -38,6 +38,7 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 def pytest_unconfigure():
     jax.config.update("jax_compilation_cache_dir", None)
     _COMPILED.cleanup()
+    forks.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -25,8 +26,10 @@ from lumos_jax.data.base import CorruptRecord
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 1 << 28  # of a JPEG, which is read scaled; other formats have Pillow's limit, about 179 million
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0112, 258, 262, 339  # the first is EXIF's, all are TIFF's
-# libjpeg's complaints after which pixels are wrong. Others (stray bytes between markers, odd metadata) are harmless.
-_WRONG_PIXELS = ("bad Huffman code", "premature end of data segment", "instead of RST")
+# libjpeg's complaints after which pixels are wrong. Others (stray bytes before the end or in the header, odd metadata) are
+# harmless. Progressive files have tables and scans between their data.
+_WRONG_PIXELS = re.compile("bad Huffman code|premature end of data segment|instead of RST|before marker 0xd[0-7]")
+_WRONG_IF_PROGRESSIVE = re.compile("before marker 0x(c4|da)")
 
 
 class UndecodableImage(CorruptRecord):
@@ -157,7 +160,8 @@ def _open(data: bytes, side: int) -> tuple[Image.Image, int, tuple[int, int]]:
             return Image.fromarray(pixels), orientation, own
         except ValueError as error:
             # Pillow ignores what libjpeg warns of, but not a missing end.
-            if any(complaint in str(error) for complaint in _WRONG_PIXELS):
+            progressive = image.info.get("progressive")
+            if _WRONG_PIXELS.search(str(error)) or (progressive and _WRONG_IF_PROGRESSIVE.search(str(error))):
                 raise UndecodableImage(str(error)) from error
     if image.format == "PNG":
         _check_png(data)

@@ -77,7 +77,7 @@ def _halved(settings: config.Settings, target: Target) -> list[config.Settings]:
 
 def chosen(figures: Figures) -> dict[str, Any]:
     """The fields that the search chose."""
-    flat = config.flatten(dataclasses.asdict(figures.job.settings))
+    flat = config.flatten_settings(dataclasses.asdict(figures.job.settings))
     return {name: flat[name] for name in FIELDS}
 
 

@@ -2,13 +2,21 @@
 
 import csv
 import dataclasses
+import errno
 import importlib.util
+import os
+import struct
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 
+<<<<<<< HEAD
 from lumos_jax import data
+=======
+from lumos_jax import config, data, fileio
+>>>>>>> restructure
 from lumos_jax.data.records import clip as clips
 from lumos_jax.scenes import motion as scene_motion
 from lumos_jax.scenes import render as scene_render
@@ -113,6 +121,108 @@ def test_damaged_videos_are_named_and_do_not_count(damaged):
     for row in range(1, 7):
         assert f"/{row}-" in batch["problem"][row]
     assert not batch["frames"][1:].any()
+
+
+def numbered_video(path, codec="libx264", rate=24, first=0.0, audio=0.0, count=48):
+    """As `write_video`; it begins at `first` seconds, and has a sound track of `audio` seconds."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=rate)
+        video.width, video.height, video.pix_fmt, video.codec_context.gop_size = 64, 48, "yuv420p", 12
+        if first:
+            video.codec_context.time_base = Fraction(1, 1000)
+        if audio:
+            sound = container.add_stream("aac", rate=16000, layout="mono")
+            for at in range(0, int(16000 * audio), 1024):
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+                frame.sample_rate, frame.pts, frame.time_base = 16000, at, Fraction(1, 16000)
+                container.mux(sound.encode(frame))
+            container.mux(sound.encode(None))
+        for number in range(count):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), GREY * number, np.uint8), format="rgb24")
+            if first:
+                frame.pts, frame.time_base = round(1000 * (first + number / rate)), Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("x.mp4", {}), ("x.mov", {"audio": 3.0}), ("x.mp4", {"first": 10.0}), ("x.avi", {"codec": "mpeg4"}),
+        ("x.mkv", {}), ("x.mkv", {"audio": 3.0}), ("x.mkv", {"first": 10.0}), ("x.webm", {"codec": "libvpx"}),
+        ("x.webm", {"codec": "libvpx", "first": 7.0}), ("x.flv", {"codec": "flv1", "audio": 2.5}),
+        ("x.ts", {}), ("x.ts", {"audio": 3.0}), ("x.ts", {"first": 10.0}),
+        ("x.mpg", {"codec": "mpeg2video", "rate": 25}), ("x.wmv", {"codec": "wmv2"}),
+    ],
+)  # fmt: skip
+def test_clips_of_any_container_are_where_they_should_be(tmp_path, name, options):
+    numbered_video(tmp_path / name, **options)
+    source = data.make_source(videos(tmp_path))
+    found = [numbers(np.stack(source.clip(0, 4, 3, share / 12, 0).frames)) for share in range(12)]
+    gaps = np.diff(found)
+    assert np.abs(gaps - 3).max() <= 1, found  # gray levels are rounded by lossy codecs
+    starts = [clip[0] for clip in found]
+    assert starts[0] == 0
+    assert starts == sorted(starts)
+    assert 30 <= starts[-1] <= 38  # MPEG program streams state a length that is two frames short
+
+
+def boxes(content, begin, end):
+    """name -> bytes of the boxes of an MP4 file."""
+    found = {}
+    while begin < end:
+        size, name = struct.unpack(">I4s", content[begin : begin + 8])
+        found[name] = content[begin : begin + size]
+        begin += size
+    return found
+
+
+def test_covers_and_missing_decoders(tmp_path):
+    numbered_video(tmp_path / "x.mp4")
+    with av.open(str(tmp_path / "cover.mp4"), "w") as out, av.open(str(tmp_path / "x.mp4")) as given:
+        copy = out.add_stream_from_template(given.streams.video[0])
+        cover = out.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        image = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 255, np.uint8), format="rgb24")
+        out.mux(cover.encode(image.reformat(format="yuvj420p")) + cover.encode(None))
+        for packet in given.demux(given.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = copy
+                out.mux(packet)
+    whole = (tmp_path / "cover.mp4").read_bytes()
+    movie = boxes(whole, 0, len(whole))[b"moov"]
+    inner = boxes(movie, 8, len(movie))
+    assert b"covr" in inner[b"udta"]
+    first = movie[:8] + b"".join(inner.pop(name) for name in (b"mvhd", b"udta")) + b"".join(inner.values())
+    (tmp_path / "cover.mp4").write_bytes(whole.replace(movie, first))  # the cover stands before the video
+    with av.open(str(tmp_path / "cover.mp4")) as given:
+        assert given.streams.video[0].width == 32
+    (tmp_path / "z.mp4").write_bytes((tmp_path / "x.mp4").read_bytes().replace(b"avc1", b"zzzz"))
+    batch = load(videos(tmp_path, clips__frame_stride=(3, 3)), range(3))
+    assert batch["weight"].tolist() == [1, 1, 0], batch["problem"]
+    assert [numbers(clip) for clip in batch["frames"][:2]] == [[0, 3, 6, 9]] * 2
+    assert "z.mp4: FFmpeg has no decoder" in batch["problem"][2]
+
+
+def test_videos_never_wait_and_a_failing_system_is_no_corrupt_record(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    table = write_csv(tmp_path / "list.csv", ("video",), ("pipe.mp4",), ("playlist.ts",))
+    # FFmpeg would open what a playlist names.
+    (tmp_path / "playlist.ts").write_text("#EXTM3U\n#EXTINF:1,\nhttp://192.0.2.1/a.ts\n")
+    batch = load(videos(table), [0, 1])
+    assert batch["weight"].tolist() == [0, 0]
+    assert "a pipe or a device" in batch["problem"][0]
+    (tmp_path / "pipe.mp4").unlink()
+    write_video(tmp_path / "pipe.mp4", 20)
+
+    def full(*arguments, **more):
+        raise av.FFmpegError(errno.EMFILE, "Too many open files", "pipe.mp4")
+
+    monkeypatch.setattr(fileio, "delays", lambda retries: [0.0])
+    monkeypatch.setattr(av, "open", full)
+    with pytest.raises(OSError, match=r"pipe\.mp4 cannot be read: Too many open files"):
+        load(videos(table), [0])
 
 
 def write_csv(path, columns, *rows):

@@ -215,7 +215,12 @@ def finish(process, code=0):
 
 
 def test_killed_after_the_first_shard_it_goes_on_to_the_same_bytes(prepare, tmp_path):
-    arguments = ("cache", "--config=configs/i2i.py:test", "--shard_records=32", "--config.data.scenes.num_scenes=640")
+    arguments = (
+        "cache",
+        "--config=configs/i2i.py:test",
+        "--shard_records=32",
+        "--config.data.scenes.scenes__num_scenes=640",
+    )
     output = finish(prepare(*arguments, f"--out={tmp_path / 'whole'}"))
     assert "640 records, 0 of them undecodable" in output
     process = prepare(*arguments, f"--out={tmp_path / 'killed'}")

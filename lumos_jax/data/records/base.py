@@ -85,7 +85,7 @@ class Loader(abc.ABC):
         """
 
     def load_batch(self, element: Sequence[tuple[int, int]]) -> HostBatch:
-        """Raises OSError if storage or the machine fails, MemoryError."""
+        """Raises OSError if storage or the machine fails, MemoryError, and ImportError for a library that is missing."""
         batch = _new_batch(element, self.row_of(element))
         for row, (position, record) in enumerate(element):
             try:
@@ -93,7 +93,7 @@ class Loader(abc.ABC):
                 problem = loaded.pop("problem", "")
                 for name, array in loaded.items():
                     batch[name][row] = array
-            except MemoryError:
+            except (MemoryError, ImportError):  # of the machine and of its installation
                 raise
             except Exception as error:
                 failure = system_error(error)

@@ -148,7 +148,7 @@ def _number(text: str | None, where: str) -> float:
         number = float(text)
     except (TypeError, ValueError):
         number = math.nan
-    if not abs(number) <= np.finfo(np.float32).max:  # false of NaN too
+    if not abs(number) <= float(np.finfo(np.float32).max):  # false of NaN too
         raise ValueError(f"{where} is {text!r}, not a number that is finite in float32")
     return number
 
