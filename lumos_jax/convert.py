@@ -31,7 +31,7 @@ from lumos_jax import cli, config, data, encoders
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import frozen, whitening
-from lumos_jax.models import sizes
+from lumos_jax.models.network import make_size
 from lumos_jax.tasks import releases
 from lumos_jax.train import finetune
 from lumos_jax.weights import diffusers_names, files, model_card, rules, torch_files
@@ -133,7 +133,7 @@ def export(args: argparse.Namespace) -> str:
             inner.mkdir()
             names = diffusers_names.to_diffusers(state)
             files.save_safetensors(names, inner / "diffusion_pytorch_model.safetensors", metadata)
-            heads = sizes.make_size(settings.model).heads
+            heads = make_size(settings.model).heads
             network = diffusers_names.config_json(state, heads, settings.model.position_scale)
             (inner / "config.json").write_text(json.dumps(network, indent=2) + "\n", encoding="utf-8")
         config_io.save(settings, folder / "config.json")

@@ -77,7 +77,7 @@ def prior(tmp_path_factory):
     made.model.size, made.encoder.size = "32x1x2", "32x1x4"
     settings = config_io.resolve(made)
     task, _ = tasks.make_task(settings)
-    leaves, tree = jax.tree.flatten(jax.eval_shape(task.dit.init, rngs.key(0, "init")))
+    leaves, tree = jax.tree.flatten(jax.eval_shape(task.network.init, rngs.key(0, "init")))
     rng = np.random.default_rng(0)
     params = jax.tree.unflatten(tree, [0.05 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
     checkpoints = Checkpoints(workdir, config.Checkpoint())

@@ -23,7 +23,8 @@ from typing import Any
 
 from lumos_jax import config, models
 from lumos_jax.config import io as config_io
-from lumos_jax.models import Network, layers, sizes
+from lumos_jax.models import Network, layers
+from lumos_jax.models.network import SIZES
 from lumos_jax.weights import diffusers_names, files, official, rules
 
 SETTINGS_KEY = "lumos_jax"  # of a safetensors file's metadata: the settings of the run that wrote it
@@ -227,8 +228,8 @@ def _settings(
     release: Release, state, network, width: int, patch: int, side: int, heads: int, origin: str
 ) -> config.Settings:
     depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
-    named = [name for name, size in sizes.SIZES.items() if (size.width, size.depth) == (width, depth)]
-    if named and heads in (0, sizes.SIZES[named[0]].heads):
+    named = [name for name, size in SIZES.items() if (size.width, size.depth) == (width, depth)]
+    if named and heads in (0, SIZES[named[0]].heads):
         model = config.Model(size=named[0])
     elif heads:
         model = config.Model(size=f"{width}x{depth}x{heads}")

@@ -50,7 +50,7 @@ def test_corruption_loss_and_reverse_step(golden):
 
 
 @pytest.mark.parametrize("steps", [5, 20])
-@pytest.mark.parametrize(("name", "lower_last"), [("dpms", "auto"), ("dpms_inter", "always")])
+@pytest.mark.parametrize(("name", "lower_last"), [("dpms", False), ("dpms_inter", True)])
 def test_dpm_solver_with_the_reference_network(goldens, steps, name, lower_last):
     golden, network = np.load(goldens / "dpm_solver.npz"), np.load(goldens / "lumos_i2i.npz")
     size = config.Model(size="48x2x4", dtype="float32")

@@ -31,7 +31,7 @@ def made():
 
 @pytest.fixture(scope="module")
 def fresh(made):
-    return jax.jit(made[0].dit.init)(jax.random.key(2))
+    return jax.jit(made[0].network.init)(jax.random.key(2))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_prior_handed_off_draws_every_frame_as_before(made, fresh):
     task, prior = made[0], tasks.make_task(settings_of(i2i))[0]
     theirs = {
         path: array + 0.05 * normal(i, *array.shape)
-        for i, (path, array) in enumerate(flatten(jax.jit(prior.dit.init)(jax.random.key(1))).items())
+        for i, (path, array) in enumerate(flatten(jax.jit(prior.network.init)(jax.random.key(1))).items())
     }
     fresh = flatten(fresh)
     shapes = [{path: a.shape for path, a in side.items()} for side in (fresh, theirs)]
@@ -71,14 +71,14 @@ def test_a_prior_handed_off_draws_every_frame_as_before(made, fresh):
         unflatten(fresh),
         origin="prior",
         reinitialise=rules["reinitialise"],
-        adapt={"patch/kernel": lambda kernel: task.dit.widen_input("patch/kernel", kernel)},
+        adapt={"patch/kernel": lambda kernel: task.network.widen_input("patch/kernel", kernel)},
     )
     x, t = normal(0, 2, FRAMES, SIDE, SIDE, 3), jnp.asarray([3.0, 700.0])
-    tokens = normal(1, 2, *task.dit.token_shape)
+    tokens = normal(1, 2, *task.network.token_shape)
     numbers = jnp.asarray([[8.0, 20.0, 50.0], [24.0, 200.0, 7.0]])
     given = Condition(tokens=tokens, vector=numbers, latent=normal(2, *x.shape))
-    out = jax.jit(task.dit.apply)(params, x, t, given)
-    one = jax.jit(prior.dit.apply)
+    out = jax.jit(task.network.apply)(params, x, t, given)
+    one = jax.jit(prior.network.apply)
     for frame in range(FRAMES):
         alone = one(unflatten(theirs), x[:, frame], t, Condition(tokens=tokens))
         assert float(jnp.abs(alone).mean()) > 0.01
@@ -176,7 +176,7 @@ def test_images_are_the_image_objective(made, fresh, batch):
     }
     t = jnp.asarray([1.0, 500.0, 900.0])
     # Attention over frames takes no part: other weights in it change nothing.
-    apply = jax.jit(task.dit.apply)
+    apply = jax.jit(task.network.apply)
     np.testing.assert_array_equal(apply(fresh, x0, t, condition), apply(noisy, x0, t, condition))
 
 
@@ -215,5 +215,5 @@ def test_sheets_have_the_true_clip_above_its_samples(made, batch):
 def test_records_must_be_clips():
     settings = settings_of(i2v)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, sample_type="image"))
-    with pytest.raises(ValueError, match=r"config\.data\.sample_type='image': this task trains on clips"):
+    with pytest.raises(ValueError, match=r"config\.data\.sample_type=image: .*i2v trains on clip"):
         tasks.make_task(settings)

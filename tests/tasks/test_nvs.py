@@ -39,7 +39,7 @@ def settings_with(of=nvs, **changes):
 def made():
     """The task, its frozen parameters, and parameters."""
     task, frozen = tasks.make_task(settings_with())
-    return task, frozen, scrambled(task.dit)
+    return task, frozen, scrambled(task.network)
 
 
 def scrambled(dit):
@@ -89,7 +89,7 @@ def test_one_number_decides_what_drops():
 def test_what_drops_is_zero_and_the_camera_stays_until_guidance_takes_it(condition):
     task, _, params = made()
     drop = {"tokens": np.array([0, 1, 1, 0], bool), "latent": np.array([0, 0, 1, 1], bool), "vector": np.zeros(4, bool)}
-    given = task.dit.drop_condition(params, condition, drop)
+    given = task.network.drop_condition(params, condition, drop)
     kernel, bias = (params["camera"]["project"][name] for name in ("kernel", "bias"))
     tokens = np.asarray(condition.tokens)
     turn = np.asarray(params["camera"]["turn"]).reshape(4, 32, 32)  # a matrix a number of the camera
@@ -97,7 +97,7 @@ def test_what_drops_is_zero_and_the_camera_stays_until_guidance_takes_it(conditi
     whole, camera = tokens @ kernel + bias + turned, tokens[..., 32:] @ kernel[32:] + bias
     np.testing.assert_allclose(given.tokens, np.where(drop["tokens"][:, None, None], camera, whole), atol=1e-5)
     assert [bool(np.any(row)) for row in given.latent] == [True, True, False, False]
-    null = task.dit.null_condition(params, task.dit.project_camera(params, condition))
+    null = task.network.null_condition(params, task.network.project_camera(params, condition))
     assert null.tokens.shape == (4, 5, 32)
     assert not np.any(null.tokens)
     assert not np.any(null.latent)
@@ -117,7 +117,7 @@ def prior(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("prior")
     settings = settings_with(i2i)
     task, _ = tasks.make_task(settings)
-    params = scrambled(task.dit)
+    params = scrambled(task.network)
     weights = jax.tree.map(jnp.asarray, {"params": jax.tree.map(np.zeros_like, params), "ema": params})
     checkpoints = Checkpoints(workdir, settings.checkpoint)
     meta = {"settings": config_io.to_dict(settings), "fingerprints": dict(task.identity), "memory": {}}
@@ -143,8 +143,8 @@ def test_the_hand_off_accounts_for_all_and_changes_nothing(prior, condition, tmp
     np.testing.assert_array_equal(ours["tokens"]["fc1"]["kernel"], theirs["tokens"]["fc1"]["kernel"])
 
     x, t = jax.random.normal(jax.random.key(0), (4, 16, 16, 3)), jnp.array([3.0, 200.0, 500.0, 900.0])
-    new = jax.jit(task.dit.apply)(ours, x, t, task.dit.project_camera(ours, condition))
-    old = jax.jit(before.dit.apply)(theirs, x, t, Condition(tokens=condition.tokens[..., :32]))
+    new = jax.jit(task.network.apply)(ours, x, t, task.network.project_camera(ours, condition))
+    old = jax.jit(before.network.apply)(theirs, x, t, Condition(tokens=condition.tokens[..., :32]))
     assert np.abs(old).max() > 0.1
     np.testing.assert_allclose(new, old, atol=1e-5)
 
@@ -163,7 +163,7 @@ def test_a_prior_of_another_encoder_starts_its_first_layer_anew(prior):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__sample_type": "image"}, "novel views train on pairs of views"),
+        ({"data__sample_type": "image"}, "nvs trains on views"),
         ({"data__crop": "random"}, "do not go with config.data.sample_type=views"),
         ({"data__source": "cached", "data__path": "x"}, "holds no pairs of views"),
         ({"task__condition_dropout": 0.2}, "drop at rates of their own"),
