@@ -69,7 +69,9 @@ class Denoising(Task):
         return {group: network.identity for group, network in networks.items() if network is not None}
 
     def describe(self) -> dict[str, str]:
-        condition = "none" if self.encoder is None else f"{self.encoder.output} tokens of {self.identity['encoder']}"
+        condition = (
+            "none" if self.encoder is None else f"{self.encoder.settings.output} tokens of {self.identity['encoder']}"
+        )
         return {"latents": " x ".join(map(str, self.latent_shape)), "condition": condition}
 
     def handoff(self) -> handoffs.Handoff:
@@ -148,7 +150,7 @@ class Denoising(Task):
     def latents(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
         """x0 of uint8 `image` (B, H, W, 3) or of cached `latent` moments; `key` samples the posterior."""
         if "latent" in batch:
-            return self.autoencoder.draw(batch["latent"], key)
+            return self.autoencoder.sample(batch["latent"], key)
         return self.autoencoder.encode(frozen["autoencoder"], batch["image"], key)
 
     def image_features(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -140,7 +140,7 @@ class TextToImage(denoising.Denoising):
 
     @property
     def host(self) -> Callable:
-        return functools.partial(tokenize, self.tokenizer, self.encoder.max_tokens)
+        return functools.partial(tokenize, self.tokenizer, self.encoder.settings.max_tokens)
 
     def handoff(self) -> Handoff:
         return super().handoff() | Handoff(
@@ -153,7 +153,7 @@ class TextToImage(denoising.Denoising):
             tokens = batch["feature"].astype(jnp.float32)
         else:
             tokens = self.encoder.apply(frozen["encoder"], batch["tokens"], batch["token_mask"])
-        mask = None if self.encoder.output == "pooled" else batch["token_mask"]
+        mask = None if self.encoder.settings.output == "pooled" else batch["token_mask"]
         return Condition(tokens, mask, vector=batch["size"] if self.buckets else None)
 
     def shuffled(self, condition: Condition) -> Condition:
@@ -162,7 +162,7 @@ class TextToImage(denoising.Denoising):
 
     @property
     def ragged(self) -> dict[str, str]:
-        if self.encoder.output == "pooled":
+        if self.encoder.settings.output == "pooled":
             return {}
         return {f"feature{kind}": f"token_mask{kind}" for kind in KINDS}
 
