@@ -1,12 +1,7 @@
 """Settings of a run: groups of typed fields with their rules; `io` reads and writes them, `migration` reads earlier layouts."""
 
-<<<<<<< HEAD
 from lumos_jax.config.data import Buckets, Captions, Clips, Data, Scenes, Tfds
-from lumos_jax.config.fields import flatten, replace
-=======
-from lumos_jax.config.data import Data
-from lumos_jax.config.fields import flatten_settings
->>>>>>> restructure
+from lumos_jax.config.fields import flatten_settings, replace
 from lumos_jax.config.networks import TEXT_KINDS, Autoencoder, Diffusion, Encoder, Model, custom_size
 from lumos_jax.config.settings import Settings, validate
 from lumos_jax.config.tasks import Task
@@ -34,11 +29,7 @@ __all__ = [
     "Tfds",
     "Train",
     "custom_size",
-<<<<<<< HEAD
-    "flatten",
-    "replace",
-=======
     "flatten_settings",
->>>>>>> restructure
+    "replace",
     "validate",
 ]

@@ -138,7 +138,7 @@ def make_train_iterator(
       finish: what is done to each batch in the threads or processes that decode; picklable.
 
     Returns:
-      An iterator over dicts: `image` uint8 (len(rows), S, S, 3) (with config.data.buckets.enabled, (len(rows), h, w, 3) of the step's
+      An iterator over dicts: `image` uint8 (len(rows), S, S, 3) (with config.data.buckets, (len(rows), h, w, 3) of the step's
       bucket, and `size`), or what a cache holds instead (`latent` or `image`, and
       `feature`); `weight` float32 (len(rows),), 0 where a record could not be
       decoded; `record` int64 (len(rows),); `problem` (len(rows),) strings, empty where all is well.

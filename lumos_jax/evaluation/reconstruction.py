@@ -14,7 +14,6 @@ Axes: B images, F frames, H height, W width, 3 colors.
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from lumos_jax.evaluation.flow import end_point_error, has_optical_flow, optical_flow
 
@@ -98,6 +97,8 @@ def _unit(images: np.ndarray, name: str) -> np.ndarray:
 
 def _blur(images: np.ndarray) -> np.ndarray:
     """Gaussian means (B, H - 10, W - 10, 3)."""
+    from scipy import ndimage  # takes a quarter of a second, which no start of a run need pay
+
     radius = WINDOW // 2
     means = ndimage.gaussian_filter(images, SIGMA, radius=radius, axes=(1, 2))
     return means[:, radius:-radius, radius:-radius]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,6 +18,12 @@ from lumos_jax.models.conditioning import Condition
 from lumos_jax.models.dit import REMAT_POLICIES, DiT, DiTConfig
 
 
+@functools.lru_cache(maxsize=16)  # a run asks several times, and tracing the network takes its time
+def _shapes(network: Network) -> dict[str, Any]:
+    """Shapes of the parameters, in Flax boxes that carry the logical axis names."""
+    return jax.eval_shape(network.boxed_init, jax.random.key(0))
+
+
 class Network(DiTConfig):
     """The network that its fields describe; hashable. See `make_dit`.
 
@@ -26,9 +33,9 @@ class Network(DiTConfig):
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Parameters from a key."""
-        return nn.meta.unbox(self._boxed_init(key))
+        return nn.meta.unbox(self.boxed_init(key))
 
-    def _boxed_init(self, key: jax.Array) -> dict[str, Any]:
+    def boxed_init(self, key: jax.Array) -> dict[str, Any]:
         """Parameters in Flax boxes that carry the logical axis names.
 
         Each module is initialized by a key of its own name, so that adding one leaves the values of the others as they were.
@@ -69,15 +76,17 @@ class Network(DiTConfig):
         def is_box(leaf):
             return isinstance(leaf, nn.meta.AxisMetadata)
 
-        shapes = jax.eval_shape(self._boxed_init, jax.random.key(0))
         return jax.tree.map(
-            lambda leaf: tuple(leaf.names) if is_box(leaf) else (None,) * leaf.ndim, shapes, is_leaf=is_box
+            lambda leaf: tuple(leaf.names) if is_box(leaf) else (None,) * leaf.ndim, _shapes(self), is_leaf=is_box
         )
 
     def trainable(self) -> dict[str, Any]:
         """A tree like the parameters, of bool: False for the null table of tokens."""
-        shapes = jax.eval_shape(self.init, jax.random.key(0))
-        return jax.tree_util.tree_map_with_path(lambda path, _: [k.key for k in path] != ["null", "tokens"], shapes)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: [k.key for k in path] != ["null", "tokens"],
+            self.logical_axes(),
+            is_leaf=lambda leaf: isinstance(leaf, tuple),
+        )
 
     def apply(
         self,

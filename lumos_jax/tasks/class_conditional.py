@@ -17,42 +17,6 @@ from lumos_jax.tasks import denoising
 from lumos_jax.tasks.sampling import Sampling
 
 
-<<<<<<< HEAD
-@dataclasses.dataclass(frozen=True)
-class ClassConditional(denoising.Denoising):
-    """The class, embedded, is added to the timestep embedding; batches hold `label` int32 (B,)."""
-
-    name: ClassVar[str] = "class_conditional"
-
-    @classmethod
-    def build(
-        cls, settings: config.Settings, place: encoders.Placement | None
-    ) -> tuple[ClassConditional, dict[str, Any]]:
-        if settings.data.sample_type != "labeled":
-            raise ValueError(
-                f"config.data.sample_type={settings.data.sample_type} has no classes: set it to labeled, and "
-                "config.data.num_classes"
-            )
-        return denoising.make(
-            cls, settings, place, network={"vector_dim": settings.data.num_classes, "vector_kind": "class"}
-        )
-
-    @classmethod
-    def sampling_class(cls) -> type[ClassSampling]:
-        return ClassSampling
-
-    def describe(self) -> dict[str, str]:
-        return super().describe() | {"condition": f"{self.dit.vector_dim} classes"}
-
-    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
-        return Condition(vector=batch["label"][:, None].astype(jnp.float32))  # integers are exact up to 2^24
-
-    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return super().encode(frozen, batch) | {"label": batch["label"]}
-
-
-=======
->>>>>>> restructure
 class ClassSampling(Sampling):
     """A row of samples a class."""
 

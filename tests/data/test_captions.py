@@ -198,12 +198,12 @@ def test_mixtures_have_the_captions_of_their_parts(folder):
 
 
 def test_sources_without_captions_are_refused(folder, tmp_path):
-    settings = data_settings(sample_type="captioned", image_size=8)
+    settings = config.Data(sample_type="captioned", image_size=8)
 
     (folder / "object").mkdir()
     Image.new("RGB", (8, 8)).save(folder / "object" / "000.png")
     np.save(folder / "object" / "000.npy", np.eye(3, 4))
-    source = data.make_source(data_settings(source="objaverse", path=str(folder)))
+    source = data.make_source(config.Data(source="objaverse", path=str(folder)))
     with pytest.raises(
         ValueError, match=r"object \.\.\. have no captions. Sources that do are arrayrecord, folder, scenes,"
     ):

@@ -12,11 +12,7 @@ import av
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
-from lumos_jax import data
-=======
-from lumos_jax import config, data, fileio
->>>>>>> restructure
+from lumos_jax import data, fileio
 from lumos_jax.data.records import clip as clips
 from lumos_jax.scenes import motion as scene_motion
 from lumos_jax.scenes import render as scene_render

@@ -20,6 +20,7 @@ from lumos_jax import config, data, fileio
 from lumos_jax.data import cameras, captions, files, pipeline, shards
 from lumos_jax.data.decode import MAX_PIXELS, UndecodableImage, decode_cover, decode_square, size_of
 from lumos_jax.data.sources.folder import FolderSource
+from tests.fields import data_settings
 
 
 def encode(image, kind, **options):
@@ -67,7 +68,7 @@ class Failing(data.Source, data.base.HasCaptions):
         return ""
 
 
-SMALL = data_settings(image_size=8, threads=2, holdout=0)
+SMALL = config.Data(image_size=8, threads=2, holdout=0)
 
 
 # --- Whatever a record raises.
@@ -158,7 +159,7 @@ def test_captions_of_any_encoding(tmp_path, content, text):
             tar.add(tmp_path / name, name)
     for source in ("folder", "webdataset"):
         path = tmp_path / ("a.tar" if source == "webdataset" else "")
-        chosen = data_settings(source=source, path=str(path), sample_type="captioned", image_size=8, index_dir="")
+        chosen = config.Data(source=source, path=str(path), sample_type="captioned", image_size=8, index_dir="")
         assert data.make_source(chosen).captions(0) == (text, "")
 
 
@@ -307,7 +308,7 @@ def write_tar(path, members):
 
 
 def tar_source(path, **fields):
-    return data.make_source(data_settings(source="webdataset", path=str(path), **{"tar_index": "", **fields}))
+    return data.make_source(data_settings(source="webdataset", path=str(path), **{"index_dir": "", **fields}))
 
 
 def test_names_with_dots_are_records_unless_they_belong_to_one(tmp_path, warnings_):
@@ -347,7 +348,7 @@ def test_a_name_may_look_like_a_pattern(tmp_path):
     write_tar(tmp_path / "a[1].tar", [("a.png", png())])
     assert len(tar_source(tmp_path / "a[1].tar")) == 1
     data.write_arrayrecord(tmp_path / "b[1].arrayrecord", [png()])
-    assert len(data.make_source(data_settings(source="arrayrecord", path=str(tmp_path / "b[1].arrayrecord")))) == 1
+    assert len(data.make_source(config.Data(source="arrayrecord", path=str(tmp_path / "b[1].arrayrecord")))) == 1
 
 
 # --- Open files.
@@ -357,7 +358,7 @@ def test_more_shards_than_files_may_be_open(tmp_path, monkeypatch):
     paths = [tmp_path / f"{i:03}.arrayrecord" for i in range(40)]
     for number, path in enumerate(paths):
         data.write_arrayrecord(path, [png(number)])
-    source = data.make_source(data_settings(source="arrayrecord", path=str(tmp_path)))
+    source = data.make_source(config.Data(source="arrayrecord", path=str(tmp_path)))
     shards._readers.clear()
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 40))
@@ -376,7 +377,7 @@ def test_more_shards_than_files_may_be_open(tmp_path, monkeypatch):
 def test_motion_scores_are_finite(tmp_path, score):
     (tmp_path / "list.csv").write_text(f"video,motion score\na.mp4,3.5\nb.mp4,{score}\n")
     with pytest.raises(ValueError, match=r"list\.csv, line 3: motion score is .*, not a number that is finite"):
-        data.make_source(data_settings(source="videos", path=str(tmp_path / "list.csv")))
+        data.make_source(config.Data(source="videos", path=str(tmp_path / "list.csv")))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30, 1e300])
@@ -432,14 +433,14 @@ def test_no_reader_waits_for_a_pipe(special):
         pipeline.load_image(special / "pipe.png", 8)
     (special / "a.png").write_bytes(png())
     os.mkfifo(special / "a.txt")
-    chosen = data_settings(source="folder", path=str(special), sample_type="captioned", image_size=8)
+    chosen = config.Data(source="folder", path=str(special), sample_type="captioned", image_size=8)
     batch = data.read_batch(chosen, data.make_source(chosen), [0])
     assert "a.png: a pipe or a device" in batch["problem"][0]
     for name in ("b.tar", "b.arrayrecord", "b.csv"):
         os.mkfifo(special / name)
     for source, name in (("webdataset", "b.tar"), ("arrayrecord", "b.arrayrecord"), ("videos", "b.csv")):
         with pytest.raises(ValueError, match=r"no .*shards there|neither a directory nor a csv"):
-            data.make_source(data_settings(source=source, path=str(special / name), index_dir=""))
+            data.make_source(config.Data(source=source, path=str(special / name), index_dir=""))
 
 
 # --- The package.
@@ -470,10 +471,11 @@ class ToySource(Source):
 '''
 USE_TOY = """
 from lumos_jax import config, data
+from tests.fields import data_settings
 for fields in ({}, {"name": "gray", "sample_type": "clip"}):
     try: config.validate(config.Settings(data=data_settings(source="toy", **fields)))
     except ValueError as error: print(error)
-chosen = data_settings(source="toy", name="gray", image_size=4)
+chosen = config.Data(source="toy", name="gray", image_size=4)
 config.validate(config.Settings(data=chosen))
 batches = data.make_train_iterator(chosen, data.make_source(chosen), batch_size=8, rows=range(8), start_step=0)
 batch = next(batches)

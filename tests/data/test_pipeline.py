@@ -26,7 +26,7 @@ def folder(tmp_path):
     """23 JPEGs whose grey level is their number times ten."""
     for i in range(23):
         Image.new("RGB", (20, 20), (i * 10,) * 3).save(tmp_path / f"{i:02}.jpg", quality=95)
-    return data_settings(source="folder", path=str(tmp_path), image_size=8, holdout=3, threads=2)
+    return config.Data(source="folder", path=str(tmp_path), image_size=8, holdout=3, threads=2)
 
 
 def steps(settings, rows, count, *, batch=6, start=0):
@@ -112,7 +112,7 @@ class Numbered(data.Source):
 
 @pytest.mark.parametrize("count", [10, 4000, 9000])  # below and above where Grain's shuffle takes over
 def test_large_and_small_sets_are_permuted_alike(count):
-    settings = data_settings(holdout=7)
+    settings = config.Data(holdout=7)
     source = Numbered(count)
     held = data.holdout_records(settings, source)
     positions = order.training_order(settings, source)
@@ -128,7 +128,7 @@ def test_large_and_small_sets_are_permuted_alike(count):
 
 def test_order_stays_as_it_was():
     # These numbers are the contract with runs that resume: they change with data.seed and the records only.
-    settings = data_settings(holdout=2, seed=3)
+    settings = config.Data(holdout=2, seed=3)
     small, large = order.training_order(settings, Numbered(50)), order.training_order(settings, Numbered(2_000_000))
     assert [int(small[i]) for i in (0, 1, 47, 48, 1000)] == [48, 30, 22, 26, 24]
     assert [int(large[i]) for i in (0, 1, 1_999_997, 1_999_998, 10**12)] == [1404590, 1720525, 1659172, 239500, 1328555]
@@ -154,7 +154,7 @@ def mixture(tmp_path):
         {"source": "folder", "path": str(tmp_path / name), "weight": weight}
         for name, weight in (("a", 0.75), ("b", 0.25))
     )
-    return data_settings(source="mixture", mixture=entries, image_size=8, holdout=4, threads=2)
+    return config.Data(source="mixture", mixture=entries, image_size=8, holdout=4, threads=2)
 
 
 def test_mixture_follows_its_weights_and_holds_out_from_all(mixture):
@@ -189,7 +189,7 @@ def test_mixture_weights_are_kept_to_half_a_percent(mixture, weights):
 def test_random_crops_and_flips_belong_to_the_position(tmp_path):
     ramp = np.repeat(np.arange(60, dtype=np.uint8)[None, :, None] * 4, 20, axis=0).repeat(3, axis=2)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    settings = data_settings(source="folder", path=str(tmp_path), image_size=20, crop="random", flip=True, seed=-1)
+    settings = config.Data(source="folder", path=str(tmp_path), image_size=20, crop="random", flip=True, seed=-1)
     batches = steps(settings, range(50), 4, batch=50)
     images = np.concatenate([b["image"] for b in batches])[:, 10, :, 0].astype(int)
     flipped = images[:, 0] > images[:, -1]

@@ -31,7 +31,7 @@ def shards(tmp_path):
 
 
 def test_round_trip(shards):
-    settings = data_settings(source="arrayrecord", path=str(shards), image_size=8, threads=1)
+    settings = config.Data(source="arrayrecord", path=str(shards), image_size=8, threads=1)
     source = data.make_source(settings)
     assert [source.read(i) for i in range(len(source))] == IMAGES
     assert [source.describe(i) for i in (0, 5, 6, 9)] == [
@@ -96,7 +96,7 @@ def test_records_may_be_examples(tmp_path):
         assert image_of_example(nothing) is None
 
     data.write_arrayrecord(tmp_path / "x.array_record-00000-of-00001", [example(**name, label=label), b"rubbish"])
-    settings = data_settings(source="arrayrecord", path=str(tmp_path), image_size=8)
+    settings = config.Data(source="arrayrecord", path=str(tmp_path), image_size=8)
     batch = data.read_batch(settings, data.make_source(settings), [0, 1])
     assert list(batch["weight"]) == [1, 0]
     assert batch["image"][0, 0, 0, 0] == 10
@@ -175,7 +175,7 @@ def test_tfds_data_sets_by_name(flowers):
         data.make_source(replace(captioned, tfds__name="silent_flowers"))
 
     # Its shards are ArrayRecord files of Examples.
-    same = data.make_source(data_settings(source="arrayrecord", path=f"{flowers}/tiny_flowers/1.0.0"))
+    same = data.make_source(config.Data(source="arrayrecord", path=f"{flowers}/tiny_flowers/1.0.0"))
     assert [same.read(i) for i in range(7)] == [source.read(i) for i in range(7)]
 
     # One that TFDS prepared as it does unless told otherwise.

@@ -52,7 +52,7 @@ def test_content_counts_where_the_ending_says_nothing(folder, monkeypatch):
         f"{folder}: 1 pipes, sockets or devices are left out, as {folder}/pipe",
         f"{folder}: 2 files are no images and are left out, as captions.txt",
     ]
-    batch = data.read_batch(data_settings(image_size=8), FolderSource(str(folder)), range(5))
+    batch = data.read_batch(config.Data(image_size=8), FolderSource(str(folder)), range(5))
     assert list(batch["weight"]) == [1, 1, 0, 1, 1]
 
 
@@ -81,7 +81,7 @@ def test_names_that_are_no_utf8_can_be_printed(folder):
     source.describe(number).encode()
     assert source.read(number)[:4] == b"\x89PNG"
     os.truncate(os.fsencode(folder) + b"/\xff.png", 5)
-    problem = data.read_batch(data_settings(image_size=8), source, [number])["problem"][0]
+    problem = data.read_batch(config.Data(image_size=8), source, [number])["problem"][0]
     assert str(problem).encode().startswith(os.fsencode(folder) + b"/\\xff.png: ")
     assert source.fingerprint() == FolderSource(str(folder)).fingerprint()
 
@@ -105,7 +105,7 @@ def entry(path, weight):
 
 def test_mixture_numbers_source_after_source(folder):
     mixture = (entry(folder, 1), {"source": "scenes", "num_scenes": 5, "weight": 3})
-    settings = data_settings(source="mixture", mixture=mixture, image_size=16)
+    settings = config.Data(source="mixture", mixture=mixture, image_size=16)
     source = data.make_source(settings)
     assert len(source) == 9
     assert [source.locate(i) for i in (0, 3, 4, 8)] == [(0, 0), (0, 3), (1, 0), (1, 4)]
@@ -119,7 +119,7 @@ def test_mixture_numbers_source_after_source(folder):
 
 def test_mixture_fingerprint_follows_weights_and_parts(folder):
     def fingerprint(*mixture):
-        return data.make_source(data_settings(source="mixture", mixture=mixture)).fingerprint()
+        return data.make_source(config.Data(source="mixture", mixture=mixture)).fingerprint()
 
     scenes = {"source": "scenes", "num_scenes": 5, "weight": 1}
     assert fingerprint(entry(folder, 1), scenes) == fingerprint(entry(folder, 1), scenes)
@@ -145,7 +145,7 @@ def test_mixture_fingerprint_follows_weights_and_parts(folder):
 def test_mixture_says_what_is_wrong(folder, change, message):
     mixture = (entry(folder, 1), entry(folder, 1) | change)
     with pytest.raises(ValueError, match=message):
-        data.make_source(data_settings(source="mixture", mixture=mixture, path=str(folder)))
+        data.make_source(config.Data(source="mixture", mixture=mixture, path=str(folder)))
 
 
 def test_scenes_are_a_source():
@@ -165,7 +165,7 @@ def test_load_image_names_the_file(folder):
     assert data.load_image(folder / "a.png", 8).shape == (8, 8, 3)
     assert np.array_equal(
         data.load_image(folder / "a.png", 8),
-        data.read_batch(data_settings(image_size=8), FolderSource(str(folder)), [0])["image"][0],
+        data.read_batch(config.Data(image_size=8), FolderSource(str(folder)), [0])["image"][0],
     )
     with pytest.raises(ValueError, match=r"none\.png cannot be read"):
         data.load_image(folder / "none.png", 8)

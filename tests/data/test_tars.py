@@ -129,7 +129,7 @@ def test_what_is_no_shard_is_named(shards):
     with pytest.raises(ValueError, match="hold no images"):
         TarSource(str(shards / "z.tar"))
     with pytest.raises(ValueError, match=r"source webdataset needs path"):
-        data.make_source(data_settings(source="mixture", mixture=({"source": "webdataset", "weight": 1},)))
+        data.make_source(config.Data(source="mixture", mixture=({"source": "webdataset", "weight": 1},)))
 
 
 def test_buckets_take_sizes_from_the_headers(shards):

@@ -105,12 +105,13 @@ def test_cached_and_online_runs_log_the_same_losses(quick_to_compile, tmp_path, 
     assert "3 to write here" in lines[0]
     exact = losses(on_cache(settings, tmp_path / "exact"), tmp_path / "run")
     assert largest_difference(exact, online) < BOUNDS["float32"]
+    if kind == "identity":
+        return
+    check_sheet(settings, tmp_path / "online", tmp_path / "run")
     write(settings, tmp_path / "half", dtype="float16")
     half = losses(on_cache(without_evaluation(settings), tmp_path / "half"), tmp_path / "half_run")
     difference = largest_difference(half, [line for line in online if "loss" in line])
     assert 0 < difference < BOUNDS["float16"]  # not 0: the features count, and the cache was what was read
-    if kind == "kl":
-        check_sheet(settings, tmp_path / "online", tmp_path / "run")
 
 
 def check_sheet(settings, online, on_a_cache):
@@ -219,7 +220,7 @@ def test_killed_after_the_first_shard_it_goes_on_to_the_same_bytes(prepare, tmp_
         "cache",
         "--config=configs/i2i.py:test",
         "--shard_records=32",
-        "--config.data.scenes.scenes__num_scenes=640",
+        "--config.data.scenes.num_scenes=640",
     )
     output = finish(prepare(*arguments, f"--out={tmp_path / 'whole'}"))
     assert "640 records, 0 of them undecodable" in output
