@@ -58,8 +58,10 @@ def with_retries(call: Callable[[], T], retries: int = RETRIES - 1) -> T:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A temporary name beside `path`, synced and renamed at the end: a crash leaves the old file or the new one."""
+    """A temporary name beside `path`, synced and renamed at the end: a crash leaves the old file or the new one. A missing
+    folder is made."""
     path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     yield partial
     with open(partial, "rb+") as file:

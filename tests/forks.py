@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 
+from tests import compiled
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -135,6 +137,7 @@ def serve():
     from lumos_jax.preparation import cache  # noqa: F401
     from lumos_jax.train import loop  # noqa: F401
 
+    compiled.write_whole()
     keep_what_all_compile()
     running = {}
 

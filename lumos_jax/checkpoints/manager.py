@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from lumos_jax import config, fileio
-from lumos_jax.checkpoints.digest import digest
+from lumos_jax.checkpoints.checksums import checksums
 from lumos_jax.weights.rules import flatten, unflatten
 
 DIRECTORY = "checkpoints"
@@ -126,7 +126,7 @@ class Checkpoints:
         Raises:
           CheckpointError: this or the previous write failed (a full disk, say).
         """
-        meta = {**meta, "digest": digest(state)}
+        meta = {**meta, "digest": checksums(state)}
         try:
             self._probe()
             self._manager.save(
@@ -172,7 +172,7 @@ class Checkpoints:
         if smallest is None or jax.process_index() > 0:
             return
         try:
-            found = digest({"params": self.restore_subtree(step, "params", smallest)})
+            found = checksums({"params": self.restore_subtree(step, "params", smallest)})
             if self.meta(step)["digest"] != expected or any(expected[name] != value for name, value in found.items()):
                 raise ValueError("it reads back otherwise than it was written")
         except _UNREADABLE as error:
@@ -227,7 +227,7 @@ class Checkpoints:
         expected = meta.get("digest")
         if expected is None:  # of a version that kept none
             return
-        found = digest(state)
+        found = checksums(state)
         wrong = [name for name in expected if found.get(name) != expected[name]]
         if wrong:
             raise CheckpointError(

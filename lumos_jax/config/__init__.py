@@ -1,7 +1,7 @@
 """Settings of a run: groups of typed fields with their rules; `io` reads and writes them, `migration` reads earlier layouts."""
 
 from lumos_jax.config.data import Data
-from lumos_jax.config.fields import flatten
+from lumos_jax.config.fields import flatten_settings
 from lumos_jax.config.networks import TEXT_KINDS, Autoencoder, Diffusion, Encoder, Model, custom_size
 from lumos_jax.config.settings import Settings, validate
 from lumos_jax.config.tasks import Task
@@ -24,6 +24,6 @@ __all__ = [
     "Task",
     "Train",
     "custom_size",
-    "flatten",
+    "flatten_settings",
     "validate",
 ]

@@ -108,12 +108,12 @@ def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
             yield prefix + name, field
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested groups -> {"group.field": value}, tuples as lists (as JSON gives them back)."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
+            flat.update(flatten_settings(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat

@@ -73,7 +73,7 @@ def load(path) -> config.Settings:
 
 def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[Any, Any]]:
     """The fields, as "group.field", whose values differ, with (old, new)."""
-    old_flat, new_flat = config.flatten(to_dict(old)), config.flatten(to_dict(new))
+    old_flat, new_flat = config.flatten_settings(to_dict(old)), config.flatten_settings(to_dict(new))
     names = [*new_flat, *(name for name in old_flat if name not in new_flat)]  # tasks differ in their fields
     pairs = {name: (old_flat.get(name), new_flat.get(name)) for name in names}
     return {name: (before, after) for name, (before, after) in pairs.items() if before != after}

@@ -86,7 +86,7 @@ def _replace(settings: config.Settings, changes: Mapping[str, Any]) -> config.Se
 
 def chosen(figures: Figures) -> dict[str, Any]:
     """The fields that the search chose."""
-    flat = config.flatten(dataclasses.asdict(figures.job.settings))
+    flat = config.flatten_settings(dataclasses.asdict(figures.job.settings))
     return {name: flat[name] for name in FIELDS}
 
 

@@ -31,7 +31,7 @@ def made_by(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
         fields = dataclasses.asdict(getattr(settings, group))
         if identity == fields["kind"]:  # a map without parameters
             fields = {"kind": identity}
-        found |= {k: v for k, v in config.flatten({group: fields}).items() if k not in _FREE}
+        found |= {k: v for k, v in config.flatten_settings({group: fields}).items() if k not in _FREE}
     if settings.data.sample_type != "image":
         found["data.sample_type"] = settings.data.sample_type
     if settings.data.sample_type == "captioned":

@@ -106,12 +106,13 @@ def test_cached_and_online_runs_log_the_same_losses(quick_to_compile, tmp_path, 
     assert "3 to write here" in lines[0]
     exact = losses(on_cache(settings, tmp_path / "exact"), tmp_path / "run")
     assert largest_difference(exact, online) < BOUNDS["float32"]
+    if kind == "identity":
+        return
+    check_sheet(settings, tmp_path / "online", tmp_path / "run")
     write(settings, tmp_path / "half", dtype="float16")
     half = losses(on_cache(without_evaluation(settings), tmp_path / "half"), tmp_path / "half_run")
     difference = largest_difference(half, [line for line in online if "loss" in line])
     assert 0 < difference < BOUNDS["float16"]  # not 0: the features count, and the cache was what was read
-    if kind == "kl":
-        check_sheet(settings, tmp_path / "online", tmp_path / "run")
 
 
 def check_sheet(settings, online, on_a_cache):

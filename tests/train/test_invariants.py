@@ -27,7 +27,6 @@ def alone():
 @pytest.mark.parametrize(
     ("devices", "mesh", "accumulate"),
     [
-        (2, {"data": 2}, 1),
         (4, {"data": 2, "fsdp": 2}, 1),
         (8, {"data": 1, "fsdp": 8}, 2),
         (8, {"data": 8}, 1),

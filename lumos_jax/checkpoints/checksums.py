@@ -36,7 +36,7 @@ def _compiled_sums(layout: jax.sharding.Sharding | None) -> Callable:
     return jax.jit(sums_of, out_shardings=layout)
 
 
-def digest(tree: Any) -> dict[str, int]:
+def checksums(tree: Any) -> dict[str, int]:
     """{path: checksum} of a tree of arrays of up to 32 bits per element, on any mesh; the same in every process."""
     named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     layout, replicated = getattr(next(iter(named.values())), "sharding", None), None
