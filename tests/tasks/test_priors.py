@@ -110,7 +110,7 @@ def test_a_prior_that_gains_cross_attention_is_at_first_itself_without_a_conditi
     assert all(name.startswith(("blocks/cross/", "tokens/", "null/tokens")) for name in account["reinitialised"])
 
     prior = releases.read(kind, state, origin="it", heads=released.HEADS)
-    before = dataclasses.replace(prior.dit, dtype="float32")
+    before = dataclasses.replace(prior.network, dtype="float32")
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(2, 16, 16, 3)).astype(np.float32), jnp.array([5.0, 700.0])
     vector = jnp.zeros((2, 1 if kind == "dit" else released.FEATURES))
