@@ -35,7 +35,9 @@ def main() -> None:
     args = parser.parse_args()
     made = i2i.get_config("desk")
     made.model.update(size=f"{args.width}x{args.depth}x{args.heads}", dtype="float32")
-    experiment = Experiment.build(config_io.resolve(made))
+    settings = config_io.resolve(made)
+    experiment = Experiment.build(settings)
+    meta = {"settings": config_io.to_dict(settings), "fingerprints": {}, "memory": {}}
     abstract, state = experiment.abstract_state, experiment.init_state()
     jax.block_until_ready(state)
     size_mb = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
@@ -44,7 +46,7 @@ def main() -> None:
         checkpoints = Checkpoints(directory, config.Checkpoint(keep=2))
         for step in range(1, args.repeats + 2):
             begun = time.perf_counter()
-            checkpoints.save(step, vars(state), {"step": step})
+            checkpoints.save(step, vars(state), meta)
             stalls.append(time.perf_counter() - begun)
             checkpoints.wait()
             writes.append(time.perf_counter() - begun)

@@ -83,7 +83,7 @@ def kinds(rng: np.random.Generator, folder: pathlib.Path) -> dict[str, tuple[str
     return (
         found
         | {
-            "tar": ("a.tar", tar.getvalue(), {}, {"source": "webdataset", "tar_index": "", **captioned}),
+            "tar": ("a.tar", tar.getvalue(), {}, {"source": "webdataset", "index_dir": "", **captioned}),
             "arrayrecord": ("a.arrayrecord", (folder / "a.arrayrecord").read_bytes(), {}, {"source": "arrayrecord"}),
             "jsonl": ("captions.jsonl", line, png, {"source": "folder", **captioned}),
             "text": ("a.txt", "a b".encode("utf-16"), png, {"source": "folder", **captioned}),

@@ -24,7 +24,7 @@ import numpy as np
 from configs import i2i
 from lumos_jax import data
 from lumos_jax.config import io as config_io
-from lumos_jax.train import loop, sharding
+from lumos_jax.train import loop
 
 
 class InMemory:
@@ -50,12 +50,12 @@ def bare(run, steps: int) -> float:
     """Seconds per step of the compiled step alone."""
     size = run.settings.train.batch_size
     host = data.read_batch(run.settings.data, run.source, list(range(size)))
-    batch = sharding.global_batch(run.mesh, {"image": host["image"], "weight": host["weight"]}, range(size), size)
+    batch = run.experiment.device_batch(host, size)
     step, state = run.experiment.train_step, run.start.state
     for number in range(steps + 5):
         if number == 5:
             begun = time.perf_counter()
-        state, metrics = step(state, run.frozen, batch)
+        state, metrics = step(state, run.experiment.frozen, batch)
         jax.block_until_ready(metrics)
     return (time.perf_counter() - begun) / steps
 
@@ -76,7 +76,7 @@ def prepare(directory: str, steps: int, memory: bool):
     config.log.tensorboard = True
     config.checkpoint.every = 10**6
     config.train.steps = steps
-    config.data.num_scenes = 1024 if memory else 10**6
+    config.data.scenes.num_scenes = 1024 if memory else 10**6
     with contextlib.redirect_stdout(io.StringIO()):
         run = loop.prepare(config_io.resolve(config), directory)
     return dataclasses.replace(run, source=InMemory(run.source, 1024)) if memory else run

@@ -29,7 +29,7 @@ import numpy as np
 import optax
 
 from lumos_jax import config, models
-from lumos_jax.models.sizes import make_size
+from lumos_jax.models.network import make_size
 
 LEARNING_RATE, EMA_DECAY = 1e-4, 0.9999
 DESK = {

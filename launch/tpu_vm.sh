@@ -17,7 +17,7 @@ while (($#)); do
     --version=*) version=${1#*=} ;;
     --dry-run) dry=1 ;;
     --) shift && break ;;
-    *) echo "error: what is $1? Options of training go behind --" >&2 && exit 2 ;;
+    *) echo "error: unexpected argument '$1'; options of training go behind --" >&2 && exit 2 ;;
   esac
   shift
 done
@@ -49,8 +49,9 @@ if [[ -n "$type" ]]; then
   run gcloud compute tpus tpu-vm create "$name" "${where[@]}" --accelerator-type="$type" --version="$version"
 fi
 
-archive=$(mktemp --suffix=.tar.gz)
-trap 'rm -f "$archive"' EXIT
+folder=$(mktemp -d)
+archive=$folder/lumos_jax.tar.gz  # bash 3.2 and BSD tools, as macOS has them, run this script
+trap 'rm -rf "$folder"' EXIT
 [[ -n "$dry" ]] || git -C "$root" archive --format=tar.gz --output="$archive" HEAD
 run gcloud compute tpus tpu-vm scp "$archive" "$name:lumos_jax.tar.gz" "${where[@]}" --worker=all
 run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all \

@@ -22,6 +22,7 @@ import json
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from lumos_jax import cli, config, data, encoders
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import frozen, whitening
-from lumos_jax.models import sizes
+from lumos_jax.models.network import make_size
 from lumos_jax.tasks import releases
 from lumos_jax.train import finetune
 from lumos_jax.weights import diffusers_names, files, model_card, rules, torch_files
@@ -78,16 +79,9 @@ def import_frozen(args: argparse.Namespace) -> str:
     return made.report.table()
 
 
-def _new(out: str) -> pathlib.Path:
-    folder = pathlib.Path(out).expanduser()
-    if folder.exists():
-        raise ValueError(f"--out={out} exists; give a new directory, or remove it")
-    return folder
-
-
-def _write(out: str, fill) -> None:
+def _write(out: str, fill: Callable[[pathlib.Path], None]) -> None:
     """Fills a new directory under a temporary name and renames it, so that nothing half-written is left under its name."""
-    folder = _new(out)
+    folder = pathlib.Path(out).expanduser()
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -101,7 +95,7 @@ def _write(out: str, fill) -> None:
 
 
 def export(args: argparse.Namespace) -> str:
-    """Writes a run's weights for users of the official release; returns a sentence about it."""
+    """Writes a run's weights for users of the official release, or its encoder for ours; returns a sentence about it."""
     workdir = pathlib.Path(args.workdir)
     settings = config_io.load(workdir / "config.json")
     checkpoints = Checkpoints(workdir)
@@ -115,63 +109,60 @@ def export(args: argparse.Namespace) -> str:
     if ("vit" in params) != (args.format == ENCODER):
         right = ENCODER if "vit" in params else ", ".join(PRIOR_FORMATS)
         raise ValueError(f"--format={args.format} does not suit what {workdir} trained; it can be exported as {right}")
-    if args.format == ENCODER:
-        return _export_encoder(args, settings, params, meta, step)
     moved = {"encoder": args.encoder_weights, "autoencoder": args.autoencoder_weights}
-    settings = encoders.with_moved_weights(settings, meta["fingerprints"], **moved)
-    state, described = releases.write(settings, params), config_io.to_dict(settings)
-    card = model_card.make(workdir, described, meta, step, args.weights, args.format)
+    if args.format == ENCODER:
+        if any(moved.values()):
+            raise ValueError("--encoder-weights and --autoencoder-weights are for runs with frozen networks")
+        encoder = _encoder_of(args, settings, params["vit"])
+        count = sum(value.size for value in encoder.params.values())
+    else:
+        settings = encoders.with_moved_weights(settings, meta["fingerprints"], **moved)
+        state = releases.write(settings, params)
+        count = sum(value.size for value in jax.tree.leaves(params))
+    card = model_card.make(workdir, config_io.to_dict(settings), meta, step, args.weights, args.format)
 
     def fill(folder: pathlib.Path) -> None:
-        metadata = {"format": "pt", releases.SETTINGS_KEY: json.dumps(described)}
-        if args.format == "official":
-            torch_files.save(folder / f"lumos_{step}.pth", {"state_dict": state})
-        elif args.format == "safetensors":
-            files.save_safetensors(state, folder / f"lumos_{step}.safetensors", metadata)
+        if args.format == ENCODER:
+            frozen.save(folder, encoder, f"{args.weights} of step {step} of a lumos_jax run")
         else:
-            inner = folder / "transformer"
-            inner.mkdir()
-            names = diffusers_names.to_diffusers(state)
-            files.save_safetensors(names, inner / "diffusion_pytorch_model.safetensors", metadata)
-            heads = sizes.make_size(settings.model).heads
-            network = diffusers_names.config_json(state, heads, settings.model.position_scale)
-            (inner / "config.json").write_text(json.dumps(network, indent=2) + "\n", encoding="utf-8")
-        config_io.save(settings, folder / "config.json")
+            _save_prior(folder, args.format, settings, state, step)
         card.save(folder / "README.md")
 
     _write(args.out, fill)
-    count = sum(value.size for value in rules.flatten(params).values())
     return f"{count:,} parameters ({args.weights}) of step {step} in {args.out}"
 
 
-def _export_encoder(args: argparse.Namespace, settings: config.Settings, params: Any, meta: Any, step: int) -> str:
-    if args.encoder_weights or args.autoencoder_weights:
-        raise ValueError("--encoder-weights and --autoencoder-weights are for runs with frozen networks")
-    vit, params = encoders.vit_of(settings.encoder), params["vit"]
+def _save_prior(folder: pathlib.Path, layout: str, settings: config.Settings, state: Any, step: int) -> None:
+    metadata = {"format": "pt", releases.SETTINGS_KEY: json.dumps(config_io.to_dict(settings))}
+    if layout == "official":
+        torch_files.save(folder / f"lumos_{step}.pth", {"state_dict": state})
+    elif layout == "safetensors":
+        files.save_safetensors(state, folder / f"lumos_{step}.safetensors", metadata)
+    else:
+        inner = folder / "transformer"
+        inner.mkdir()
+        names = diffusers_names.to_diffusers(state)
+        files.save_safetensors(names, inner / "diffusion_pytorch_model.safetensors", metadata)
+        heads = make_size(settings.model).heads
+        network = diffusers_names.config_json(state, heads, settings.model.position_scale)
+        (inner / "config.json").write_text(json.dumps(network, indent=2) + "\n", encoding="utf-8")
+    config_io.save(settings, folder / "config.json")
+
+
+def _encoder_of(args: argparse.Namespace, settings: config.Settings, params: Any) -> frozen.Imported:
+    vit = encoders.vit_of(settings.encoder)
     if args.whiten:
         params = params | {"whitening": _whitening(settings, vit, params, args.whiten)}
         vit = dataclasses.replace(vit, whitened=True)
     flat = {path: value.astype(args.dtype) for path, value in rules.flatten(params).items()}
-    made = frozen.Imported("image-encoder", vit, flat, None)
-    card = model_card.make(
-        pathlib.Path(args.workdir), config_io.to_dict(settings), meta, step, args.weights, args.format
-    )
-
-    def fill(folder: pathlib.Path) -> None:
-        frozen.save(folder, made, f"{args.weights} of step {step} of a lumos_jax run")
-        card.save(folder / "README.md")
-
-    _write(args.out, fill)
-    return f"{sum(value.size for value in flat.values()):,} parameters ({args.weights}) of step {step} in {args.out}"
+    return frozen.Imported("image-encoder", vit, flat, None)
 
 
 def _whitening(settings: config.Settings, vit: Any, params: Any, images: int) -> Any:
-    """The statistics of so many records, spread over the source that the run was trained on."""
+    """The statistics of so many images, evenly spaced in the source that the run was trained on."""
     source, enc = data.make_source(settings.data), settings.encoder
     records = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
-    encoder = encoders.ImageEncoder(
-        vit, "all", "none", enc.resize, enc.interpolation, enc.image_size, enc.dtype, identity=""
-    )
+    encoder = encoders.ImageEncoder(vit, dataclasses.replace(enc, output="all", normalize="none"), identity="")
     apply = jax.jit(encoder.apply)
 
     def tokens():
@@ -183,39 +174,24 @@ def _whitening(settings: config.Settings, vit: Any, params: Any, images: int) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.Parser(
-        prog="python -m lumos_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = cli.Parser(prog="python -m lumos_jax.convert", description=__doc__, formatter_class=raw)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    add = verbs.add_parser(
-        "import", help="released weights -> a run directory or a frozen network's directory"
-    ).add_argument
+    add = verbs.add_parser("import", help="released weights -> a run or a frozen network's directory").add_argument
     add("--kind", required=True, choices=(*releases.RELEASES, *frozen.KINDS), help="what the source holds")
     add("--source", required=True, help="file, directory or hub id")
     add("--out", help="the directory to make")
     add("--heads", type=int, default=0, help="attention heads, where neither the file nor the size tells")
-    add(
-        "--encoder",
-        help="of a prior: weights of the frozen encoder that it conditions on, where they are not the usual ones",
-    )
+    add("--encoder", help="of a prior: weights of the encoder that it conditions on, where they are not the usual ones")
     add("--dry-run", action="store_true", help="print the report from shapes alone, write nothing")
     add = verbs.add_parser("export", help="a run's weights -> files for others").add_argument
     add("--workdir", required=True, help="the run's directory")
     add("--out", required=True, help="the directory to make")
-    add(
-        "--format",
-        choices=(*PRIOR_FORMATS, ENCODER),
-        default="official",
-        help="official .pth (default), the same as safetensors, diffusers; or encoder, of a self-distillation run",
-    )
+    formats = "official .pth (default), the same as safetensors, diffusers; or encoder, of a self-distillation run"
+    add("--format", choices=(*PRIOR_FORMATS, ENCODER), default="official", help=formats)
     add("--dtype", choices=("float32", "float16"), default="float32", help="of format encoder (float32)")
-    add(
-        "--whiten",
-        type=int,
-        default=2048,
-        metavar="IMAGES",
-        help="of format encoder: records of the run's data that config.encoder.normalize=white goes by (2048); 0: none",
-    )
+    white = "of format encoder: images of the run's data that encoder.normalize=white is fitted to (2048); 0: none"
+    add("--whiten", type=int, default=2048, metavar="IMAGES", help=white)
     add("--weights", choices=("ema", "params"), default="ema", help="the EMA (default) or the raw parameters")
     add("--encoder-weights", metavar="PATH", help="where the run's frozen encoder is now, if its files have moved")
     add("--autoencoder-weights", metavar="PATH", help="where its autoencoder is now")
@@ -225,11 +201,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> Any:
     """Does what the command line says and returns what to print. Raises ValueError for a user's mistake."""
-    dry = args.verb == "import" and args.dry_run
-    if not dry and not args.out:
-        raise ValueError("--out is missing: the directory to make (or --dry-run, to see the report alone)")
-    if not dry:
-        _new(args.out)  # before gigabytes are read
+    if args.verb == "export" or not args.dry_run:  # checked before gigabytes are read
+        if not args.out:
+            raise ValueError("--out is missing: the directory to make (or --dry-run, to see the report alone)")
+        if pathlib.Path(args.out).expanduser().exists():
+            raise ValueError(f"--out={args.out} exists; give a new directory, or remove it")
     if args.verb == "export":
         return export(args)
     return import_prior(args) if args.kind in releases.RELEASES else import_frozen(args)

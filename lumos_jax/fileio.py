@@ -37,11 +37,11 @@ def delays(retries: int = RETRIES) -> list[float]:
     return [min(2.0**i, 60.0) for i in range(retries)]
 
 
-def is_permanent(error: BaseException) -> bool:
-    """Whether a write that failed so would fail again: a full disk, a missing permission."""
+def permanent_reason(error: BaseException) -> str | None:
+    """Why a write that failed so would fail again, as on a full disk; None if it may succeed."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _PERMANENT
-    return any(reason in str(error) for reason in _QUOTED)
+        return os.strerror(error.errno) if error.errno in _PERMANENT else None
+    return next((reason for reason in _QUOTED if reason in str(error)), None)
 
 
 def with_retries(call: Callable[[], T], retries: int = RETRIES - 1) -> T:
@@ -58,8 +58,10 @@ def with_retries(call: Callable[[], T], retries: int = RETRIES - 1) -> T:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A temporary name beside `path`, synced and renamed at the end: a crash leaves the old file or the new one."""
+    """A temporary name beside `path`, synced and renamed at the end: a crash leaves the old file or the new one. A missing
+    folder is made."""
     path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     yield partial
     with open(partial, "rb+") as file:
@@ -95,7 +97,6 @@ def local_directory(flag: str, value: str) -> pathlib.Path:
 
 
 _LEASE = 100.0  # seconds; NFS servers free the locks of a machine that is lost after about 90
-_held: list[Any] = []  # lock files, open as long as this process lives
 
 
 def lock(path: pathlib.Path) -> None:
@@ -106,8 +107,7 @@ def lock(path: pathlib.Path) -> None:
     Raises:
       ValueError: another process holds it.
     """
-    file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (see _held)
-    _held.append(file)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # never closed, as that would free the lock
     host, until = socket.gethostname(), time.monotonic() + _LEASE
     while True:
         try:
@@ -117,11 +117,9 @@ def lock(path: pathlib.Path) -> None:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 print(f"warning: {path.parent} has no file locks ({error}): start no second run in it", file=sys.stderr)
                 return
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
+        holder = os.pread(file, 1000, 0).decode(errors="replace").strip() or "unknown"
         if holder.endswith(f" on {host}") or time.monotonic() > until:
             raise ValueError(f"{path.parent} is in use by another run ({holder}): stop it, or take another directory")
         time.sleep(1.0)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {host}\n")
-    file.flush()
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"process {os.getpid()} on {host}\n".encode(), 0)

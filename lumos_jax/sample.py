@@ -1,19 +1,20 @@
-"""Samples from a trained run. Its task adds flags of its own, which `--workdir=RUN --help` lists.
+"""Samples from a trained run. Each task has flags of its own: `--workdir=RUN --help` lists them.
 
-python -m lumos_jax.sample --workdir=runs/desk --images a.jpg b.jpg --num=4 --out=grid.png
-    one row an image: the source, then samples conditioned on it
-python -m lumos_jax.sample --workdir=runs/desk --images a.jpg b.jpg --interpolate=12 --out=path.png
-    one row: the first image, samples along the line between the two features, the second image
-python -m lumos_jax.sample --workdir=runs/t2i --prompts "a red sphere" "two blue cones" --out=grid.png
-    one row a prompt
-python -m lumos_jax.sample --workdir=runs/classes --classes 3 7 --out=grid.png
-    one row a class; an unconditional run gives --num samples
-python -m lumos_jax.sample --workdir=runs/clips --images a.jpg --frames=16 --fps=8 --motion=20 --out=clip.mp4
-    clips that begin with an image, as clip.mp4 and clip.gif: one row an image, the image, then samples
-python -m lumos_jax.sample --workdir=runs/nvs --images a.jpg --azimuths 0 45 90 --elevation 10 --num=1 --out=orbit.png
-    novel views: a row an image, seen from there; and orbit.gif and orbit.mp4
+Examples (python -m lumos_jax.sample ...):
+  --workdir=runs/desk --images a.jpg b.jpg --num=4 --out=grid.png
+      image to image: a row per image, the image and then its samples
+  --workdir=runs/desk --images a.jpg b.jpg --interpolate=12 --out=path.png
+      one row: the first image, samples along the line between the two features, the second image
+  --workdir=runs/t2i --prompts "a red sphere" "two blue cones" --out=grid.png
+      text to image: a row per prompt
+  --workdir=runs/nvs --images a.jpg --azimuths 0 45 90 --elevation 10 --num=1 --out=orbit.png
+      novel views: a row per image, and an animation, orbit.gif and orbit.mp4
+  --workdir=runs/clips --images a.jpg --frames=16 --fps=8 --motion=20 --out=clip.mp4
+      clips that begin with an image, as clip.mp4 and clip.gif: a row per image, the image and then its samples
+  --workdir=runs/classes --classes 3 7 --out=grid.png
+      a row per class; an unconditional run gives --num samples
 
-An image may be held-out:N, the run's own held-out record number N. The sampler's settings default to the run's (config.eval).
+An image may be held-out:N, held-out record N of the run.
 """
 
 from __future__ import annotations
@@ -30,25 +31,25 @@ from lumos_jax.tasks.sampling import check_output
 from lumos_jax.train import sampler
 
 
-def _parser(**options) -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     """The flags that every task has."""
     parser = cli.Parser(
-        prog="python -m lumos_jax.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False, **options,
+        prog="python -m lumos_jax.sample", usage="%(prog)s --workdir=RUN [flags]", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     add = parser.add_argument
-    add("--workdir", required=True, help="the run's directory")
-    add("--out", help="the file to write; default: samples.png, or samples.gif for clips")
-    add("--num", type=int, default=4, help="samples a condition, or in all where there is none (4)")
-    add("--sampler", choices=tuple(SAMPLERS), help="default: config.eval.sampler")
+    add("--workdir", required=True, metavar="RUN", help="directory of the run")
+    add("--out", metavar="FILE", help="file to write; default: samples.png, of clips samples.gif")
+    add("--num", type=int, default=4, help="samples per condition; default: 4")
+    add("--sampler", choices=tuple(SAMPLERS), help="default: config.eval.sampler of the run")
     add("--steps", type=int, help="sampling steps; default: config.eval.steps")
-    add("--guidance", type=float, help="guidance scale, 1 for none; default: config.eval.guidance")
-    add("--seed", type=int, default=0, help="of the starting noise (0)")
-    add("--batch", type=int, default=16, help="samples generated at a time (16)")
+    add("--guidance", type=float, metavar="SCALE", help="guidance scale, 1 for none; default: config.eval.guidance")
+    add("--seed", type=int, default=0, help="of the starting noise; default: 0")
+    add("--batch", type=int, default=16, metavar="SIZE", help="samples generated at a time; default: 16")
     add("--checkpoint", type=int, metavar="STEP", help="default: the newest")
-    add("--weights", choices=("ema", "params"), default="ema", help="EMA (default) or raw parameters")
+    add("--weights", choices=("ema", "params"), default="ema", help="EMA or raw parameters; default: ema")
     for group in ("encoder", "autoencoder"):
-        add(f"--{group}-weights", metavar="PATH", help=f"where config.{group}.weights are now, if they have moved")
+        add(f"--{group}-weights", metavar="PATH", help=f"new location of config.{group}.weights, if they have moved")
     return parser
 
 
@@ -99,11 +100,7 @@ def _override(settings: config.Settings, args: argparse.Namespace) -> config.Set
 
 
 def run(argv: Sequence[str] | None = None) -> list[str]:
-    """Samples as the command line says and returns the files that it wrote.
-
-    Raises:
-      ValueError: a user's mistake: no such run, unreadable image, impossible options.
-    """
+    """Samples as the command line says and returns the files that it wrote. Raises ValueError for a user's mistake."""
     args, settings = parse(argv)
     loaded = sampler.load(args.workdir, settings, args.checkpoint, args.weights, seed=args.seed, batch_size=args.batch)
     sampling = loaded.sampling.with_flags(args)

@@ -1,8 +1,7 @@
 """Strict globals for every test: 8 fake CPU devices, float32 matmuls, warnings as errors (see pyproject.toml).
 
 Most of the time of a tiny network is its compilation, and tests make the same tiny networks again and again: what a process has
-compiled once it reads back from a directory that ends with it. Each process of `pytest -n` has its own, since jax does not
-write entries in one piece.
+compiled once, it and all others read back from a directory that ends with the run of the tests.
 """
 
 import os
@@ -22,29 +21,50 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import pytest
 
-from tests import running
+from tests import compiled, forks, running
 from tests.ports import free_port
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 
-_COMPILED = tempfile.TemporaryDirectory(prefix="lumos_jax_tests_")
-# LUMOS_JAX_TEST_CACHE=DIR keeps compiled programs from one run of the tests to the next, for one process at a time.
-jax.config.update("jax_compilation_cache_dir", os.environ.get("LUMOS_JAX_TEST_CACHE") or _COMPILED.name)
+# LUMOS_JAX_TEST_CACHE=DIR keeps compiled programs from one run of the tests to the next. Else the first process makes a
+# directory, and the processes of `pytest -n` find it in their environment.
+_CREATED = None
+if not os.environ.get("LUMOS_JAX_TEST_CACHE"):
+    _CREATED = tempfile.TemporaryDirectory(prefix="lumos_jax_tests_")
+    os.environ["LUMOS_JAX_TEST_CACHE"] = _CREATED.name
+_COMPILED = pathlib.Path(os.environ["LUMOS_JAX_TEST_CACHE"])
+compiled.write_whole()
+jax.config.update("jax_compilation_cache_dir", str(_COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+# What takes longest comes first, or one process would work on it alone at the end.
+_LONGEST = (
+    "test_task_runs.py", "test_faults.py", "test_runs.py", "test_cache.py", "test_invariants.py", "test_dit.py",
+    "test_dino.py", "test_finetune.py", "test_clip_steps.py", "test_priors.py", "test_encoders.py", "test_estimate.py",
+    "test_precision.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
+
 def pytest_unconfigure():
     jax.config.update("jax_compilation_cache_dir", None)
-    _COMPILED.cleanup()
+    forks.close()
+    if _CREATED:
+        del os.environ["LUMOS_JAX_TEST_CACHE"]
+        _CREATED.cleanup()
 
 
 @pytest.fixture(scope="session")
-def process_environment(tmp_path_factory):
+def process_environment():
     """(devices) -> the environment of the commands that tests start; they have one compilation cache among them."""
     cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
+        "JAX_COMPILATION_CACHE_DIR": str(_COMPILED / "processes"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }

@@ -1,19 +1,23 @@
-"""Training processes without the seconds that each spends on its imports: a process that has imported everything and computed
-nothing forks one for each line it reads. They are processes like any other, and are killed like any other."""
+"""Programs of ours without the seconds that each spends on its imports: a process that has imported what they need and computed
+nothing forks one for each line that it reads. They are processes like any other, and are killed like any other."""
 
 import json
 import os
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+
+from tests import compiled
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 class Fork:
-    """A process that Forks started: its pid, and what it printed and how it ended, when it has."""
+    """A process that a server started, with the methods of Popen that tests use; stdout and stderr are one."""
 
     def __init__(self, pid, output):
         self.pid, self.path = pid, output
@@ -26,39 +30,77 @@ class Fork:
         """The exit code, negative for a signal; None while it runs."""
         return int(self._code.read_text()) if self._code.exists() else None
 
-    def wait(self, timeout):
-        until = time.monotonic() + timeout
+    returncode = property(poll)
+
+    def wait(self, timeout=None):
+        until = time.monotonic() + (timeout or 900)
         while (code := self.poll()) is None:
             if time.monotonic() > until:
-                self.kill()
-                raise TimeoutError(self.output())
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout, self.output())
             time.sleep(0.02)
         return code
 
-    def kill(self):
+    def communicate(self, timeout=None):
+        self.wait(timeout)
+        return self.output(), None
+
+    def send_signal(self, number):
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
 
 
-class Forks:
-    def __init__(self, environment, directory):
-        self.directory, self.count = directory, 0
-        self.server = subprocess.Popen(
+class Server:
+    """Starts `python -m module arguments` in forks; the environment is that of the server but for XLA_FLAGS."""
+
+    def __init__(self, environment):
+        self.environment, self.count = environment, 0
+        self.directory = tempfile.TemporaryDirectory(prefix="lumos_jax_forks_")
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.forks"], env=environment, cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def start(self, arguments):
-        """python -m lumos_jax.main with these arguments."""
+    def start(self, module, arguments, xla_flags):
         self.count += 1
-        output = self.directory / f"{self.count}.txt"
-        print(json.dumps({"arguments": arguments, "output": str(output)}), file=self.server.stdin, flush=True)
-        return Fork(int(self.server.stdout.readline()), output)
+        output = pathlib.Path(self.directory.name) / f"{self.count}.txt"
+        asked = {"module": module, "arguments": arguments, "xla_flags": xla_flags, "output": str(output)}
+        print(json.dumps(asked), file=self.process.stdin, flush=True)
+        return Fork(int(self.process.stdout.readline()), output)
 
     def close(self):
-        self.server.stdin.close()
-        self.server.wait()
-        self.server.stdout.close()
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+        self.directory.cleanup()
+
+
+_servers = []
+
+
+def start(args, env, cwd):
+    """A Fork for `python -m ...` in the repository, or None where a server cannot run it: there is one, of the first
+    environment that was asked for."""
+    if list(args[:2]) != [sys.executable, "-m"] or pathlib.Path(cwd) != ROOT:
+        return None
+    if not _servers:
+        _servers.append(Server(env))
+    (server,) = _servers
+    if _of_run(env) != _of_run(server.environment):
+        return None
+    return server.start(args[2], args[3:], env.get("XLA_FLAGS", ""))
+
+
+def _of_run(environment):
+    own = ("XLA_FLAGS", "PYTEST_")
+    return {name: value for name, value in environment.items() if not name.startswith(own)}
+
+
+def close():
+    while _servers:
+        _servers.pop().close()
 
 
 def keep_what_all_compile():
@@ -78,10 +120,24 @@ def keep_what_all_compile():
     compiler._cache_write = write_own
 
 
-def serve():
-    from lumos_jax import cli, main
-    from lumos_jax.train import loop  # noqa: F401 (what main imports later)
+def run(asked):
+    """In the fork: what `python -m` does."""
+    file = os.open(asked["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(0)
+    os.environ["XLA_FLAGS"] = asked["xla_flags"]  # read when JAX looks for devices
+    sys.argv = [asked["module"], *asked["arguments"]]
+    runpy.run_module(asked["module"], run_name="__main__", alter_sys=True)
 
+
+def serve():
+    # All that the programs import, but not those that define flags: they do so again as __main__.
+    from lumos_jax import cli, evaluation  # noqa: F401
+    from lumos_jax.preparation import cache  # noqa: F401
+    from lumos_jax.train import loop  # noqa: F401
+
+    compiled.write_whole()
     keep_what_all_compile()
     running = {}
 
@@ -102,12 +158,8 @@ def serve():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         pid = os.fork()
         if not pid:
-            file = os.open(asked["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(file, 1)
-            os.dup2(file, 2)
-            os.close(0)
-            sys.argv = ["lumos_jax.main", *asked["arguments"]]  # config_flags reads them there
-            cli.run(main.main, main.__doc__, required=("config", "workdir"))
+            run(asked)
+            sys.exit(0)
         running[pid] = pathlib.Path(asked["output"])
         signal.signal(signal.SIGCHLD, ended)
         ended()

@@ -6,4 +6,4 @@ source "$root/launch/environment.sh"
 setup_environment "$root" requirements-test.txt
 cd "$root"
 # Files are passed whole, on up to four processes at a time; -n 0 runs all in one.
-exec python -m pytest -n logical --maxprocesses=4 --dist=loadfile "$@"
+exec python -m pytest -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"

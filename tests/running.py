@@ -12,13 +12,16 @@ import numpy as np
 from PIL import Image
 
 from lumos_jax.checkpoints import Checkpoints
+from tests import forks
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMINGS = {"images_per_second", "step_seconds", "data_wait_fraction", "device_wait_fraction", "host_fraction"}
 
 
 def start(command):
-    return subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """The process of a command, as Popen takes it; `output()` is what it has printed so far where a fork could run it."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return forks.start(**command) or subprocess.Popen(**command, **pipes)
 
 
 def finish(process, code=0, timeout=600):

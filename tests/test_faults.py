@@ -2,41 +2,34 @@
 
 import json
 import random
+import resource
 import shutil
+import socket
+import struct
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from tests import forks
+from tests import running
 from tests.ports import free_port
 
 LONG = 900  # seconds, on a busy machine
-FIELDS = (
-    "train.steps=24", "optimizer.decay=constant", "checkpoint.every=2", "log.every=1", "eval.every=0", "log.tensorboard=False",
-    "train.compilation_cache=",
-)  # fmt: skip
+FIELDS = ("train.steps=24", "optimizer.decay=constant", "checkpoint.every=2", "log.every=1", "eval.every=0")
 
 
 @pytest.fixture(scope="module")
-def start(process_environment, tmp_path_factory):
-    """(workdir, count, *fields) -> the processes of one run."""
-    environment = process_environment(1)
-    environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # what is compiled runs a few times only
-    server = forks.Forks(environment, tmp_path_factory.mktemp("printed"))
+def begin(command):
+    """(workdir, count, *fields) -> the processes of one run, which meet at `port`."""
 
-    def begin(workdir, count, *fields):
-        coordinator, processes = f"--coordinator=localhost:{free_port()}", []
-        for i in range(count):
-            arguments = ["--config=configs/i2i.py:test", f"--workdir={workdir}"]
-            arguments += [f"--config.{field}" for field in (*FIELDS, *fields)]
-            if count > 1:
-                arguments += [coordinator, f"--processes={count}", f"--process={i}"]
-            processes.append(server.start(arguments))
-        return processes
+    def run(workdir, count, *fields, port=None):
+        flags, coordinator = [()], f"--coordinator=localhost:{port or free_port()}"
+        if count > 1:
+            flags = [(coordinator, f"--processes={count}", f"--process={i}") for i in range(count)]
+        return [running.start(command(workdir, *FIELDS, *fields, flags=own)) for own in flags]
 
-    yield begin
-    server.close()
+    return run
 
 
 def ends(processes, code=0):
@@ -54,11 +47,40 @@ def losses(workdir):
     return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines(workdir)}
 
 
+def disturb(port, over):
+    """Connects to a port as scanners do, with and without bytes, closing or resetting; returns how often."""
+    noise, count = random.Random(1), 0
+    while not over.is_set():
+        for data in (
+            b"",
+            b"GET / HTTP/1.0\r\n\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + noise.randbytes(99),
+            noise.randbytes(9999),
+        ):
+            try:
+                with socket.create_connection(("localhost", port), timeout=2) as link:
+                    link.sendall(data)
+                    if noise.random() < 0.5:
+                        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    count += 1
+            except OSError:
+                pass
+        over.wait(0.05)
+    return count
+
+
 @pytest.fixture(scope="module")
-def undisturbed(start, tmp_path_factory):
-    """A run of two processes that nobody kills."""
-    workdir = tmp_path_factory.mktemp("undisturbed")
-    outputs = ends(start(workdir, 2))
+def undisturbed(begin, tmp_path_factory):
+    """A run of two processes that nobody kills. Strangers connect to the coordinator's port as it starts and as it trains."""
+    workdir, port, over, counts = tmp_path_factory.mktemp("undisturbed"), free_port(), threading.Event(), []
+    strangers = threading.Thread(target=lambda: counts.append(disturb(port, over)))
+    strangers.start()
+    try:
+        outputs = ends(begin(workdir, 2, port=port))
+    finally:
+        over.set()
+        strangers.join()
+    assert counts[0] > 20
     assert "2 process(es)" in outputs[0]
     assert "goodput" in outputs[0]
     assert "loss" not in outputs[1]  # only the first process speaks
@@ -66,23 +88,29 @@ def undisturbed(start, tmp_path_factory):
     return workdir
 
 
-def test_killed_five_times_and_nothing_is_lost(undisturbed, start, tmp_path):
-    """Either process, at seeded moments: as steps or saves are under way. The other one ends within a minute."""
+def test_killed_four_times_and_nothing_is_lost(undisturbed, begin, tmp_path):
+    """Either process, at seeded moments: as steps or saves are under way; the other one ends within a minute. Last a write
+    fails on its way, which ends the run as well."""
     chance = random.Random(5)
-    for kill in range(5):
-        processes = start(tmp_path, 2)
-        beyond, until = 3 * kill + 2, time.monotonic() + LONG
+    for kill in range(4):
+        processes = begin(tmp_path, 2)
+        beyond, until = 4 * kill + 2, time.monotonic() + LONG
         while not any(line["step"] >= beyond for line in lines_so_far(tmp_path)):
             assert all(process.poll() is None for process in processes), [p.output() for p in processes]
             assert time.monotonic() < until, "nothing happens"
             time.sleep(0.005)
         time.sleep(chance.random() * 0.05)
         victim = kill % 2
-        processes[victim].kill()
-        code = processes[1 - victim].wait(60)
-        output = processes[1 - victim].output()
-        assert code not in (0, 2), output  # launchers start it again
-    output = ends(start(tmp_path, 2))[0]
+        if kill < 3:
+            processes[victim].kill()
+        else:
+            resource.prlimit(processes[victim].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))  # arrays are larger
+            assert processes[victim].wait(LONG) == 1
+            assert "error: writing a checkpoint into" in processes[victim].output()
+        other = processes[1 - victim]
+        assert other.wait(60) not in (0, 2), other.output()  # launchers start it again
+        assert "Traceback" not in other.output()
+    output = ends(begin(tmp_path, 2))[0]
     assert "continues at step" in output
     assert losses(tmp_path) == losses(undisturbed)
     assert sorted(losses(tmp_path)) == list(range(1, 25))
@@ -99,6 +127,11 @@ def lines_so_far(workdir):
         return []
 
 
+def test_a_mistake_ends_all_processes_with_code_2(begin, tmp_path):
+    for output in ends(begin(tmp_path / "run", 2, "data.source=folder", "data.path=/nowhere"), code=2):
+        assert "error: config.data.path='/nowhere' is not a directory" in output
+
+
 def damage(checkpoint):
     """Changes one byte in the largest file, as a bad disk does."""
     largest = max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
@@ -107,13 +140,13 @@ def damage(checkpoint):
     largest.write_bytes(bytes(content))
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_one_process_goes_on_from_two(undisturbed, start, tmp_path):
+def test_a_damaged_checkpoint_is_set_aside_and_one_process_goes_on_from_two(undisturbed, begin, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
     assert sorted(int(path.name) for path in checkpoints.iterdir()) == [20, 22, 24]
     damage(checkpoints / "24")
     (checkpoints / "22" / "meta" / "metadata").write_text('{"settings": ')
-    (output,) = ends(start(tmp_path / "run", 1, "train.steps=26"))
+    (output,) = ends(begin(tmp_path / "run", 1, "train.steps=26"))
     assert "continues at step 20, as 24, 22 cannot be restored" in output
     assert sorted(path.name for path in (tmp_path / "run" / "damaged").iterdir()) == ["22", "24"]
     whole = losses(undisturbed)
@@ -123,11 +156,11 @@ def test_a_damaged_checkpoint_is_set_aside_and_one_process_goes_on_from_two(undi
     assert 26 in losses(tmp_path / "run")
 
 
-def test_where_no_checkpoint_is_good_nothing_starts_from_scratch(undisturbed, start, tmp_path):
+def test_where_no_checkpoint_is_good_nothing_starts_from_scratch(undisturbed, begin, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
     for path in checkpoints.iterdir():
         (path / "meta" / "metadata").unlink()
-    (output,) = ends(start(tmp_path / "run", 1), code=1)
+    (output,) = ends(begin(tmp_path / "run", 1), code=1)
     assert "none of the 3 checkpoint(s)" in output.splitlines()[-1]
     assert sorted(int(path.name) for path in checkpoints.iterdir()) == [20, 22, 24]

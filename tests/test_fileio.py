@@ -27,10 +27,10 @@ def test_transient_errors_are_retried_and_others_are_not(monkeypatch):
     with pytest.raises(FileNotFoundError):
         fileio.with_retries(lambda: os.stat("/nowhere"))
     assert waited == [1.0, 2.0]
-    assert fileio.is_permanent(OSError(errno.ENOSPC, "No space left on device"))
-    assert fileio.is_permanent(ValueError(json.dumps({"error": "No space left on device"})))
-    assert not fileio.is_permanent(ValueError("connection reset"))
-    assert not fileio.is_permanent(jax.errors.JaxRuntimeError("gone"))
+    assert fileio.permanent_reason(OSError(errno.ENOSPC, "No space left on device"))
+    assert fileio.permanent_reason(ValueError(json.dumps({"error": "No space left on device"})))
+    assert not fileio.permanent_reason(ValueError("connection reset"))
+    assert not fileio.permanent_reason(jax.errors.JaxRuntimeError("gone"))
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

@@ -152,10 +152,23 @@ def test_xpk_is_told_the_same_and_mistakes_are_told():
     assert "what to train" in render("--image=I", "--tpu=v4:2x2x2", code=2)
 
 
-def test_tpu_vms_are_given_the_repository_and_the_command():
+@pytest.fixture
+def bsd_tools(tmp_path):
+    """PATH on which tools refuse GNU's long options, as those of macOS do."""
+    for name in ("mktemp", "sed", "tar", "grep", "date"):
+        tool = tmp_path / "bin" / name
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text(f'#!/bin/sh\ncase " $*" in *" --"*) exit 64;; esac\nexec {shutil.which(name)} "$@"\n')
+        tool.chmod(0o755)
+    return os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+
+
+def test_tpu_vms_get_the_repository_and_the_command(bsd_tools, tmp_path):
     script = [str(ROOT / "launch" / "tpu_vm.sh"), "--name=lumos", "--zone=z", "--type=v6e-16", "--dry-run", "--"]
     field = "--config.finetune.trainable=('final/*',)"
-    done = subprocess.run([*script, "--config=c", field], capture_output=True, text=True, check=True)
+    before = sorted(tmp_path.iterdir())
+    done = subprocess.run([*script, "--config=c", field], capture_output=True, text=True, check=True, env=bsd_tools)
+    assert sorted(tmp_path.iterdir()) == before  # temporary files are gone
     create, copy, unpack, train = map(shlex.split, done.stdout.splitlines())
     assert create[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "create", "lumos"]
     assert {"--accelerator-type=v6e-16", "--version=v2-alpha-tpuv6e", "--zone=z"} <= set(create)
@@ -164,6 +177,13 @@ def test_tpu_vms_are_given_the_repository_and_the_command():
     assert shlex.split(train[-1].removeprefix("--command=")) == [
         "cd", "lumos_jax", "&&", "launch/local.sh", "--config=c", field
     ]  # fmt: skip
-    done = subprocess.run([*script[:2], "--dry-run"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*script[:2], "--dry-run"], capture_output=True, text=True, check=False, env=bsd_tools)
     assert done.returncode == 2
     assert "all workers of a Cloud TPU VM" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "construct", ["mapfile", "readarray", "declare -A", ",,}", "^^}", "&>>", "|&", "wait -n", "${@:0"]
+)
+def test_the_script_for_tpu_vms_is_one_of_bash_3_2(construct):
+    assert construct not in (ROOT / "launch" / "tpu_vm.sh").read_text()

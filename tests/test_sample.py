@@ -13,6 +13,7 @@ from lumos_jax import sample
 from lumos_jax.config import io as config_io
 from lumos_jax.train import loop, sampler
 from lumos_jax.train.sharded_forward import ShardedForward
+from tests.fields import put
 from tests.running import pixels
 
 
@@ -22,9 +23,7 @@ def train(workdir, **changes):
     made.train.steps = made.checkpoint.every = 2
     made.train.compilation_cache, made.log.tensorboard, made.eval.every = "", False, 0
     made.optimizer.decay = "constant"
-    for name, value in changes.items():
-        group, field = name.split("__")
-        made[group][field] = value
+    put(made, changes)
     assert loop.train(loop.prepare(config_io.resolve(made), str(workdir))) == 0
     return workdir
 
@@ -43,16 +42,16 @@ def images(tmp_path):
 
 
 def test_grids_and_paths(run, images, tmp_path):
-    def draw(name, *arguments):
+    def sampled(name, *arguments):
         assert sample.main([f"--workdir={run}", *images, *arguments, f"--out={tmp_path / name}"]) == 0
         return pixels(tmp_path / name)
 
-    grid = draw("grid.png", "--num=3", "--steps=3")
-    assert np.abs(grid - draw("again.png", "--num=3", "--steps=3", "--batch=4")).max() <= 1  # whatever the batch
+    grid = sampled("grid.png", "--num=3", "--steps=3")
+    assert np.abs(grid - sampled("again.png", "--num=3", "--steps=3", "--batch=4")).max() <= 1  # whatever the batch
     side = grid.shape[0] // 2
     assert grid[side // 2, side // 2].argmax() == 0  # first row: the red source
     assert grid.shape[1] > 3.9 * 128
-    assert draw("path.png", "--interpolate=5").shape[1] > 6.9 * 128
+    assert sampled("path.png", "--interpolate=5").shape[1] > 6.9 * 128
 
 
 def test_the_program_is_that_of_training(run):

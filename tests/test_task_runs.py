@@ -1,6 +1,6 @@
 """Runs of the tasks on files, as users start them: killed, done again, on two processes, and what their conditions are worth.
 
-Everything shown is plain, and its colour is what the condition tells, so that training shows it within seconds.
+Everything shown is plain, and its color is given by the condition, so that training shows it within seconds.
 """
 
 import json
@@ -30,9 +30,9 @@ COMMON = (
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """96 plain pictures in two shapes, with captions that say what colour they are."""
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """96 plain images in two shapes, with captions that name the color."""
+    root = tmp_path_factory.mktemp("images")
     for i in range(96):
         color = ("red", "green", "blue", "yellow", "white", "black")[i // 2 % 6]
         Image.new("RGB", ((16, 16), (20, 12))[i % 2], color).save(root / f"{i:03}.png")
@@ -77,7 +77,7 @@ def prior(tmp_path_factory):
     made.model.size, made.encoder.size = "32x1x2", "32x1x4"
     settings = config_io.resolve(made)
     task, _ = tasks.make_task(settings)
-    leaves, tree = jax.tree.flatten(jax.eval_shape(task.dit.init, rngs.key(0, "init")))
+    leaves, tree = jax.tree.flatten(jax.eval_shape(task.network.init, rngs.key(0, "init")))
     rng = np.random.default_rng(0)
     params = jax.tree.unflatten(tree, [0.05 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
     checkpoints = Checkpoints(workdir, config.Checkpoint())
@@ -88,15 +88,20 @@ def prior(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def kinds(pictures, views, videos, prior):
+def kinds(images, views, videos, prior):
     """Name -> (config, fields) of a run."""
-    captions = ("data.source=folder", f"data.path={pictures}", "data.caption_noise=0.1")
-    shapes = ("data.buckets=True", "data.bucket_step=4", "data.bucket_ratios=(0.5,1.0)", "data.bucket_index=")
+    captions = ("data.source=folder", f"data.path={images}", "data.captions.noise=0.1")
+    shapes = ("data.buckets.enabled=True", "data.buckets.step=4", "data.buckets.ratios=(0.5,1.0)", "data.index_dir=")
     return {
         "buckets": ("configs/t2i.py:test", (*captions, *shapes, f"init_from={prior}")),
         "clips": (
             "configs/i2v.py:test",
-            ("data.source=videos", f"data.path={videos}", "data.frame_stride=(1,1)", "data.image_step_fraction=0.5"),
+            (
+                "data.source=videos",
+                f"data.path={videos}",
+                "data.clips.frame_stride=(1,1)",
+                "data.clips.image_step_fraction=0.5",
+            ),
         ),
         "views": ("configs/nvs.py:test", ("data.source=objaverse", f"data.path={views}")),
     }
@@ -115,7 +120,7 @@ def build(command, kinds):
 
 @pytest.fixture(scope="module")
 def undisturbed(build, tmp_path_factory):
-    """(kind) -> the directory of a whole run; each kind runs once."""
+    """(kind) -> the directory of a run; each kind runs once."""
     done = {}
 
     def run(kind):
@@ -144,18 +149,18 @@ def test_killed_and_restarted_equals_undisturbed_bit_for_bit(kind, build, undist
         assert "hand-off from" in killed(build, kind, tmp_path, "before_the_first_checkpoint")
         assert metrics(tmp_path)[-1]["step"] == SAVED
         assert checkpoints_of(tmp_path) == []
-    told = killed(build, kind, tmp_path, "after_a_checkpoint")
-    assert ("hand-off from" in told) == (kind == "buckets")
+    output = killed(build, kind, tmp_path, "after_a_checkpoint")
+    assert ("hand-off from" in output) == (kind == "buckets")
     assert checkpoints_of(tmp_path) == [SAVED]
     assert metrics(tmp_path)[-1]["step"] == SAVED + 2
     assert f"continues at step {SAVED}" in finish(start(build(kind, tmp_path)))
-    whole = undisturbed(kind)
-    (step, ours), (last, theirs) = arrays(tmp_path), arrays(whole)
+    complete = undisturbed(kind)
+    (step, ours), (last, theirs) = arrays(tmp_path), arrays(complete)
     assert step == last == STEPS
     assert_same_bits(ours, theirs)
-    assert metrics(tmp_path) == metrics(whole)
+    assert metrics(tmp_path) == metrics(complete)
     if kind == "buckets":
-        accounts = [json.loads((path / "handoff.json").read_text()) for path in (tmp_path, whole)]
+        accounts = [json.loads((path / "handoff.json").read_text()) for path in (tmp_path, complete)]
         assert accounts[0] == accounts[1]
         assert {name.split("/")[0] for name in accounts[0]["reinitialised"]} == {"tokens", "null", "vector"}
     assert not list(tmp_path.glob("*.partial"))
@@ -166,9 +171,9 @@ def test_two_processes_agree_with_one(kind, undisturbed, build, in_two, kinds, t
     made, own = kinds[kind]
     output, _ = in_two(tmp_path, *COMMON, *own, "train.steps=4", "eval.every=0", config=made)
     assert "2 process(es)" in output
-    ours, whole = metrics(tmp_path), [line for line in metrics(undisturbed(kind)) if "loss" in line]
+    ours, complete = metrics(tmp_path), [line for line in metrics(undisturbed(kind)) if "loss" in line]
     assert [line["step"] for line in ours] == [2, 4]
-    for a, b in zip(ours, whole[:2], strict=True):
+    for a, b in zip(ours, complete[:2], strict=True):
         for name in ("loss", "grad_norm"):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
 

@@ -29,7 +29,7 @@ TPUS = {
     "v6e": (4, "tpu-v6e-slice", "v6e", 1),
 }
 GPUS = {"h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb", "a100": "nvidia-tesla-a100", "b200": "nvidia-b200"}
-PORT = 8476  # of the coordinator; lifelines take the one below
+PORT = 8476  # of the coordinator
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

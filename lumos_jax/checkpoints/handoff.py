@@ -1,6 +1,6 @@
 """Hand-off: one run's weights as another run's first parameters, with a full account (invariant 4).
 
-Every parameter of both sides is loaded, re-initialised or dropped by a named rule; anything else is an error that lists
+Every parameter of both sides is loaded, reinitialized or dropped by a named rule; anything else is an error that lists
 both sides. The account is printed and saved as handoff.json.
 """
 
@@ -21,17 +21,17 @@ from lumos_jax.weights.rules import flatten, unflatten
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-    """What became of every parameter, by path ("blocks/attn/qkv/kernel")."""
+    """Which parameters were loaded, reinitialized and dropped, by path ("blocks/attn/qkv/kernel"); handoff.json's fields."""
 
     source: str
     loaded: tuple[str, ...]
     reinitialised: tuple[str, ...]
     dropped: tuple[str, ...]
-    adapted: tuple[str, ...]  # those of `loaded` that were changed to suit this network
-    parameters: Mapping[str, int]  # parameter counts by fate
+    adapted: tuple[str, ...]  # those of `loaded` that were changed to fit this network
+    parameters: Mapping[str, int]  # numbers of scalars in each group
 
     def table(self) -> str:
-        """A few lines for people."""
+        """The account as text: counts, and the names of what was not loaded."""
         lines = [f"hand-off from {self.source}"]
         for fate in ("loaded", "reinitialised", "dropped"):
             names = getattr(self, fate)
@@ -54,21 +54,21 @@ def transfer(
     drop: Sequence[str] = (),
     adapt: Mapping[str, Callable[[Any], Any]] | None = None,
 ):
-    """Parameters for the target: the source's where a path and shape agree, else by the named rules.
+    """Return parameters for the target: the source's where a path and shape agree, else by the named rules.
 
     Args:
-      source: tree of arrays that is handed on.
-      target: freshly initialised tree of arrays (or only shapes); re-initialised entries are taken from it.
-      origin: where the source came from, for the account.
-      reinitialise: patterns (fnmatch over "a/b/c") of target parameters that start anew.
+      source: tree of arrays of the other run.
+      target: freshly initialized tree of arrays (or only shapes); reinitialized entries are taken from it.
+      origin: name of the source, for the account.
+      reinitialise: patterns (fnmatch over "a/b/c") of target parameters that are not loaded.
       drop: patterns of source parameters that are not used.
-      adapt: path -> what makes the target's parameter of the source's, for arrays and shapes alike.
+      adapt: path -> function from the source's parameter to the target's.
 
     Returns:
       (parameters like target, Account)
 
     Raises:
-      ValueError: a parameter of either side that no rule names, or that differs in shape; lists all of them.
+      ValueError: parameters of either side that no rule names, or that differ in shape; lists all of them.
     """
 
     def matches(name, patterns):

@@ -1,14 +1,15 @@
 """Checkpoints of a run: Orbax, asynchronous, atomic, restorable on any mesh.
 
-A checkpoint is `checkpoints/<step>/` with `state` (arrays) and `meta` (JSON: settings, fingerprints and the little that the
-loop itself remembers). Orbax writes under a temporary name and renames when all is on disk, so that a kill or a full disk
-leaves the ones before it untouched; temporary leftovers are removed at the next start. `meta` holds a digest of the arrays
-too, by which damage is found that storage does not report; a damaged checkpoint is set aside, never used and never deleted.
+A checkpoint is `checkpoints/<step>/` with `state` (arrays) and `meta` (JSON: settings, fingerprints, a digest of each array,
+and what the loop remembers). Orbax writes under a temporary name and renames when all is on disk, so that a kill or a full disk
+leaves the earlier checkpoints untouched; leftovers are removed at the next start. The digest detects damage that storage does
+not report; a damaged checkpoint is moved aside, never used and never deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -23,8 +24,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from lumos_jax import config
-from lumos_jax.checkpoints.digest import digest
+from lumos_jax import config, fileio
+from lumos_jax.checkpoints.checksums import checksums
 from lumos_jax.weights.rules import flatten, unflatten
 
 DIRECTORY = "checkpoints"
@@ -64,13 +65,29 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which, why, and what is still good."""
 
 
+class _Barrier:
+    """Orbax's barrier among processes, for its background threads. One whose write failed comes to a later barrier, where it
+    would wait for the others, and they for it, for twenty minutes: it raises that error there instead."""
+
+    def __init__(self):
+        self.error: BaseException | None = None
+
+    def __call__(self, *, key: str, timeout_ms: int) -> None:
+        self.error = self.error or sys.exc_info()[1]
+        if self.error is not None:
+            raise self.error
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+
 class Checkpoints:
     """The checkpoints of one run directory."""
 
     def __init__(self, workdir: str | pathlib.Path, settings: config.Checkpoint | None = None):
         """Opens `workdir`/checkpoints: for writing by the rules in `settings`, or read-only when None."""
         self.directory = pathlib.Path(workdir).absolute() / DIRECTORY
-        common = dict(single_host_load_and_broadcast=jax.process_count() > 1)
+        self._barrier = _Barrier()
+        several = jax.process_count() > 1
+        common = dict(single_host_load_and_broadcast=several)
         if settings is None:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False, **common)
         else:
@@ -78,15 +95,13 @@ class Checkpoints:
             if settings.keep_every:
                 keep.append(policies.EveryNSteps(settings.keep_every))
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True, **common
-            )
+                preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True, **common,
+                async_options=ocp.options.AsyncOptions(barrier_sync_fn=self._barrier) if several else None,
+            )  # fmt: skip
         self._options = options
         self._manager = self._open()
-        self._unread: tuple[Any, Any, Any] = (
-            None,
-            None,
-            None,
-        )  # what was saved and is to be read back: step, a parameter, digest
+        # What was saved and is to be read back: step, a parameter, digest.
+        self._unread: tuple[Any, Any, Any] = (None, None, None)
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
@@ -111,7 +126,7 @@ class Checkpoints:
         Raises:
           CheckpointError: this or the previous write failed (a full disk, say).
         """
-        meta = {**meta, "digest": digest(state)}
+        meta = {**meta, "digest": checksums(state)}
         try:
             self._probe()
             self._manager.save(
@@ -138,6 +153,8 @@ class Checkpoints:
         """Whether all that was saved is on disk. Raises CheckpointError if a write under way has failed."""
         try:
             self._manager.check_for_errors()
+            if self._barrier.error is not None:
+                raise RuntimeError(_short(self._barrier.error)) from self._barrier.error
             if self._manager.is_saving_in_progress():
                 return False
             self._read_back()
@@ -155,7 +172,7 @@ class Checkpoints:
         if smallest is None or jax.process_index() > 0:
             return
         try:
-            found = digest({"params": self.restore_subtree(step, "params", smallest)})
+            found = checksums({"params": self.restore_subtree(step, "params", smallest)})
             if self.meta(step)["digest"] != expected or any(expected[name] != value for name, value in found.items()):
                 raise ValueError("it reads back otherwise than it was written")
         except _UNREADABLE as error:
@@ -210,7 +227,7 @@ class Checkpoints:
         expected = meta.get("digest")
         if expected is None:  # of a version that kept none
             return
-        found = digest(state)
+        found = checksums(state)
         wrong = [name for name in expected if found.get(name) != expected[name]]
         if wrong:
             raise CheckpointError(
@@ -258,8 +275,10 @@ class Checkpoints:
             good = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
         except OSError:  # the storage that fails
             good = []
+        reason = fileio.permanent_reason(error) or _short(error)
         last = f"the last good checkpoint is {max(good)}" if good else "there is no earlier checkpoint"
+        full = reason in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+        advice = "Free some space (or lower config.checkpoint.keep) and run" if full else "Run"
         return CheckpointError(
-            f"writing {what} into {self.directory} failed ({_short(error)}); {last}. "
-            "Free some space (or lower config.checkpoint.keep) and run the same command again"
+            f"writing {what} into {self.directory} failed ({reason}); {last}. {advice} the same command again"
         )

@@ -98,6 +98,14 @@ def validate(group: Any, where: str = "config") -> None:
         group.check()
 
 
+def replace(group: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a group with fields replaced; "group.field" names one of a sub-group."""
+    for name, value in changes.items():
+        head, _, rest = name.partition(".")
+        group = dataclasses.replace(group, **{head: replace(getattr(group, head), {rest: value}) if rest else value})
+    return group
+
+
 def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
     """("group.field", Field) of every setting of a group and its sub-groups, in order."""
     for name, field in fields(type(group)).items():
@@ -108,12 +116,12 @@ def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
             yield prefix + name, field
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested groups -> {"group.field": value}, tuples as lists (as JSON gives them back)."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
+            flat.update(flatten_settings(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat

@@ -73,7 +73,7 @@ def load(path) -> config.Settings:
 
 def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[Any, Any]]:
     """The fields, as "group.field", whose values differ, with (old, new)."""
-    old_flat, new_flat = config.flatten(to_dict(old)), config.flatten(to_dict(new))
+    old_flat, new_flat = config.flatten_settings(to_dict(old)), config.flatten_settings(to_dict(new))
     names = [*new_flat, *(name for name in old_flat if name not in new_flat)]  # tasks differ in their fields
     pairs = {name: (old_flat.get(name), new_flat.get(name)) for name in names}
     return {name: (before, after) for name, (before, after) in pairs.items() if before != after}
@@ -84,8 +84,7 @@ def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[A
 _FREE_GROUPS = ("mesh", "checkpoint", "log", "eval")
 _FREE_FIELDS = frozenset(
     {
-        "data.path", "data.workers", "data.threads", "data.max_corrupt_rate", "data.bucket_index",
-        "data.tar_index",
+        "data.path", "data.workers", "data.threads", "data.max_corrupt_rate", "data.index_dir",
         "init_from", "optimizer.ema_memory",
         "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.watchdog_minutes", "train.profile_at",
         "train.compilation_cache",

@@ -33,16 +33,10 @@ from lumos_jax.diffusion.schedule import posterior
 def loss_terms(
     process: Process, output: jax.Array, x_t: jax.Array, x0: jax.Array, t_B: jax.Array, noise: jax.Array
 ) -> dict[str, jax.Array]:
-    """The losses of a network's output.
+    """The losses of a network's output, float32 (B,) each: `loss`, `mse` and, for the hybrid loss, `vlb` (bits per dim).
 
-    Args:
-      process: see `make_process`.
-      output: (B, ..., c_out), of x_t = `corrupt`(process, x0, noise, t) at `network_time`(process, t).
-      x_t, x0, noise: (B, ..., c).
-      t_B: as `sample_timesteps` gives it.
-
-    Returns:
-      float32 (B,) each: `loss`, `mse` and, for the hybrid loss, `vlb` (bits per dim).
+    output: (B, ..., c_out), of x_t = `corrupt`(process, x0, noise, t) at `network_time`(process, t); x_t, x0, noise:
+    (B, ..., c); t_B: as `sample_timesteps` gives it.
     """
     prediction, logits = split_output(process, output.astype(jnp.float32))
     terms = {"mse": _mean(jnp.square(prediction - target(process, x0, noise, t_B)))}

@@ -27,19 +27,8 @@ NETWORK_TIME = 1000.0  # the range of the network's time input
 LOG_2 = math.log(2.0)  # nats to bits
 
 
-@dataclasses.dataclass(frozen=True)
-class Process:
-    """A forward process with its parameterization; hashable. Fields as in config.Diffusion."""
-
-    schedule: str
-    steps: int
-    prediction: str
-    learned_variance: bool
-    loss: str
-    min_snr_gamma: float
-    timesteps: str
-    logit_mean: float
-    logit_std: float
+class Process(config.Diffusion):
+    """A forward process with its parameterization, as config.diffusion describes it; hashable."""
 
     @property
     def is_flow(self) -> bool:
@@ -52,7 +41,7 @@ class Process:
 
 def make_process(diffusion: config.Diffusion) -> Process:
     """The process that config.diffusion describes."""
-    return Process(**dataclasses.asdict(diffusion), learned_variance=diffusion.learned_variance)
+    return Process(**dataclasses.asdict(diffusion))
 
 
 def at_timestep(table_T: np.ndarray, t_B: jax.Array, like: jax.Array) -> jax.Array:

@@ -5,8 +5,12 @@ ddpm: ancestral sampling on a respaced schedule, with the learned variance or th
 ddim: deterministic for eta = 0                                                                    Song et al. 2021, eq. 12
         x_{t-1} = a_{t-1} x_0 + sqrt(s_{t-1}^2 - sigma^2) eps + sigma z,
         sigma = eta s_{t-1} / s_t sqrt(1 - alpha_bar_t / alpha_bar_{t-1})                                                  (2)
-dpm++: DPM-Solver++ 2M (Lu et al. 2022), see `dpm_solver`.
 euler, heun: the probability-flow ODE dx/dt = u(x, t) of flow matching from t = 1 to 0, first and second order             (3)
+dpm++: DPM-Solver++ 2M on the discrete schedule made continuous                                    Lu et al. 2022, algorithm 2
+        lambda = log(a / s),  h_i = lambda_i - lambda_{i-1},  r_i = h_{i-1} / h_i                                          (4)
+        D_i = m_{i-1} + (m_{i-1} - m_{i-2}) / (2 r_i),  x_i = s_i / s_{i-1} x_{i-1} - a_i (exp(-h_i) - 1) D_i              (5)
+        with m the predicted x_0. Times are uniform from 1 to 1 / T, log a is interpolated linearly between the table's nodes
+        at (i + 1) / T, the network's time is (t - 1 / T) 1000. The first step, and with few the last, is first order (D = m).
 
 Coefficients do not depend on the network: they are computed in float64 before the scan. Axis letters: B batch, S sampling
 steps; x_0, x_t, eps and z ~ N(0, 1) are (B, [F,] h, w, c).
@@ -21,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax.diffusion import schedule
-from lumos_jax.diffusion.dpm_solver import dpm_solver_pp_2m
-from lumos_jax.diffusion.process import NETWORK_TIME, Process, split_output, to_x0_noise
+from lumos_jax.diffusion.process import NETWORK_TIME, Process, log_snr_table, split_output, to_x0_noise
 
 FLOW_SAMPLERS = ("euler", "heun")
 SAMPLERS = ("ddpm", "ddim", "dpm++", *FLOW_SAMPLERS)
+FEW_STEPS = 10  # with fewer, dpm++ makes the last step first order: second order is unstable there
 
 
 def sample(
@@ -36,7 +40,7 @@ def sample(
     *,
     sampler: str,
     steps: int,
-    lower_last: str = "auto",
+    lower_last: bool = False,
     eta: float = 0.0,
 ) -> jax.Array:
     """Samples x0.
@@ -48,7 +52,7 @@ def sample(
       key: of the noise that ddpm, and ddim with eta > 0, add in each step; folded by step.
       sampler: one of SAMPLERS.
       steps: calls of the network (heun: 2 steps - 1).
-      lower_last: dpm++ only: "auto" makes the last step first order when steps < 10, "always" for any number.
+      lower_last: dpm++ only: make the last step first order for any number of steps, not only for fewer than 10.
       eta: ddim only: 0 is deterministic, 1 adds as much noise as ddpm.
 
     Returns:
@@ -65,7 +69,7 @@ def sample(
         raise ValueError(f"{steps} sampling steps: must be from 1 to {process.steps}")
     x = noise.astype(jnp.float32)
     if sampler == "dpm++":
-        return dpm_solver_pp_2m(process, denoise, x, steps=steps, lower_last=lower_last)
+        return _dpm_solver_pp_2m(process, denoise, x, steps, lower_last)
     if sampler == "ddim":
         return _ddim(process, denoise, x, key, steps, eta)
     if sampler == "ddpm":
@@ -154,14 +158,43 @@ def _ddpm(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, ste
     return _reversed_scan(body, x, tables_S)
 
 
+def _dpm_solver_pp_2m(process: Process, denoise: Callable, x: jax.Array, steps: int, lower_last: bool) -> jax.Array:
+    """(4) and (5)."""
+    nodes_T, log_signal_T = log_snr_table(process)
+    times = np.linspace(1.0, 1.0 / process.steps, steps + 1)
+    log_a = np.interp(times, nodes_T, log_signal_T)
+    a, s = np.exp(log_a), np.sqrt(1.0 - np.exp(2.0 * log_a))
+    h_S = np.diff(log_a - np.log(s))  # (4)
+    # Weight of m_{i-1} - m_{i-2} in (5): 1 / (2 r), or 0 for a first-order step.
+    correction_S = np.append(0.0, h_S[1:] / (2.0 * h_S[:-1]))
+    if lower_last or steps < FEW_STEPS:
+        correction_S[-1] = 0.0
+    tables_S = {
+        "time": (times[:-1] - 1.0 / process.steps) * NETWORK_TIME,
+        "signal": a[:-1],
+        "sigma": s[:-1],
+        "x_weight": s[1:] / s[:-1],
+        "x0_weight": -a[1:] * np.expm1(-h_S),
+        "correction": correction_S,
+    }
+    rows = {name: jnp.asarray(table, jnp.float32) for name, table in tables_S.items()}
+
+    def body(carry, row):
+        x, previous = carry
+        prediction, _ = split_output(process, denoise(x, _batch_times(row["time"], x)).astype(jnp.float32))
+        x0, _ = to_x0_noise(process.prediction, row["signal"], row["sigma"], x, prediction)
+        corrected = x0 + row["correction"] * (x0 - previous)
+        return (row["x_weight"] * x + row["x0_weight"] * corrected, x0), None
+
+    (x, _), _ = jax.lax.scan(body, (x, jnp.zeros_like(x)), rows)
+    return x
+
+
 def _flow(denoise: Callable, x: jax.Array, steps: int, second_order: bool) -> jax.Array:
     """(3); the last step is always first order, so that the network is never called at t = 0."""
     edges = np.linspace(0.0, 1.0, steps + 1)
-    tables_S = {
-        "time": edges[1:] * NETWORK_TIME,
-        "next_time": edges[:-1] * NETWORK_TIME,
-        "step": np.diff(edges),
-    }
+    time_S = edges * NETWORK_TIME
+    tables_S = {"time": time_S[1:], "next_time": time_S[:-1], "step": np.diff(edges)}
 
     def euler(x, row):
         return x - row["step"] * denoise(x, _batch_times(row["time"], x)).astype(jnp.float32)

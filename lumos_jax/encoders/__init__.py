@@ -2,9 +2,15 @@
 
 from lumos_jax.encoders.autoencoder import Autoencoder, make_autoencoder
 from lumos_jax.encoders.frozen import with_moved_weights
-from lumos_jax.encoders.image_encoder import ImageEncoder, make_encoder, vit_of
+from lumos_jax.encoders.image_encoder import (
+    IMAGENET_STATISTICS,
+    ImageEncoder,
+    make_encoder,
+    normalize,
+    preprocess,
+    vit_of,
+)
 from lumos_jax.encoders.placement import Placement, same_content
-from lumos_jax.encoders.preprocess import IMAGENET_STATISTICS, normalize, preprocess
 from lumos_jax.encoders.text_encoder import TextEncoder, make_text_encoder
 from lumos_jax.encoders.tokenizer import load_tokenizer, make_tokenizer, tokenize
 

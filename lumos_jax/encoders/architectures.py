@@ -19,7 +19,7 @@ from lumos_jax.encoders.kl import KLAutoencoder
 from lumos_jax.encoders.t5 import T5Encoder
 from lumos_jax.encoders.vit import ACTIVATIONS, Vit
 from lumos_jax.weights import encoder_names as names
-from lumos_jax.weights.rules import Rule, parameter_shapes
+from lumos_jax.weights.rules import Rule, parameter_shapes, shapes_of
 
 HEAD_DIM = 64  # of every original release's ViT but one: their files do not say how many heads there are
 MOCO_SMALL_HEADS = 12  # MoCo-v3's ViT-S has 12 heads of 32 (Chen et al. 2021)
@@ -50,13 +50,18 @@ KNOWN: Mapping[str, Any] = {
     "openai/clip-vit-large-patch14": ClipText(768, 12, 12, 3072, 49408, 77, 768, LEGACY_EOS),
 }
 
+# Names in config.json of our networks' first fields, in their order.
+_T5_FIELDS = ("d_model", "num_layers", "num_heads", "d_kv", "d_ff", "vocab_size", "relative_attention_num_buckets")
+_CLIP_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
+                "max_position_embeddings")  # fmt: skip
+
 State = Mapping[str, Any]
 Shapes = Mapping[str, Sequence[int]]
 Recognized = tuple[Any, State, Sequence[Rule]]
 
 
 class _Config(dict):
-    """A config.json that says what it lacks when asked."""
+    """A config.json; reading a key that it lacks raises ValueError."""
 
     def __init__(self, values: Mapping[str, Any], origin: str):
         super().__init__(values)
@@ -68,9 +73,7 @@ class _Config(dict):
 
 def _config(described: Mapping[str, Any] | None, origin: str, types: Sequence[str], wanted: str) -> _Config:
     if described is None:
-        raise ValueError(
-            f"{origin}: the shape of {wanted} is read from config.json; give the directory that holds both"
-        )
+        raise ValueError(f"{origin}: the shape of {wanted} is in config.json; give the directory that holds both")
     kind = described.get("model_type")
     if kind not in types:
         raise ValueError(f"{origin}: config.json says model_type={kind!r}; {wanted} has {' or '.join(types)}")
@@ -83,17 +86,13 @@ def _activation(name: str, origin: str) -> str:
     return name
 
 
-def _shapes(state: State) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(getattr(value, "shape", value)) for name, value in state.items()}
-
-
 def _depth(state: State, pattern: str) -> int:
     """One more than the highest layer; `pattern` has one group, the layer's number."""
     return 1 + max((int(found[1]) for name in state if (found := re.search(pattern, name))), default=-1)
 
 
 def recognize_vit(state: State, described: Mapping[str, Any] | None, heads: int, origin: str) -> Recognized:
-    shapes, table = _shapes(state), names.vit_rules(state)
+    shapes, table = shapes_of(state), names.vit_rules(state)
     if described is None and table is not names.OFFICIAL_VIT:
         described = _vit_config(shapes, table, heads)
     if described is not None:
@@ -187,7 +186,7 @@ def recognize_kl(state: State, described: Mapping[str, Any] | None, heads: int, 
 
 def recognize_t5(state: State, described: Mapping[str, Any] | None, heads: int, origin: str) -> Recognized:
     described = _config(
-        described or _t5_config(_shapes(state)), origin, ("t5", "mt5"), "an encoder of T5 v1.1 or Flan-T5"
+        described or _t5_config(shapes_of(state)), origin, ("t5", "mt5"), "an encoder of T5 v1.1 or Flan-T5"
     )
     activation = described.get("feed_forward_proj", "relu")
     if activation != "gated-gelu":
@@ -195,17 +194,8 @@ def recognize_t5(state: State, described: Mapping[str, Any] | None, heads: int, 
             f"{origin}: config.json says feed_forward_proj={activation!r}, as T5 v1.0 has it; only gated-gelu (T5 v1.1, "
             "Flan-T5) is supported"
         )
-    network = T5Encoder(
-        width=described["d_model"],
-        depth=described["num_layers"],
-        heads=described["num_heads"],
-        head_dim=described["d_kv"],
-        mlp_width=described["d_ff"],
-        vocabulary=described["vocab_size"],
-        buckets=described["relative_attention_num_buckets"],
-        max_distance=described.get("relative_attention_max_distance", T5_MAX_DISTANCE),
-        eps=described["layer_norm_epsilon"],
-    )
+    distance = described.get("relative_attention_max_distance", T5_MAX_DISTANCE)
+    network = T5Encoder(*[described[name] for name in _T5_FIELDS], distance, described["layer_norm_epsilon"])
     both = [state[name] for name in (names.SHARED, names.COPY) if name in state]
     if len(both) == 2 and not np.array_equal(*both):
         raise ValueError(f"{origin}: {names.SHARED} and {names.COPY} differ; in T5 they are one array")
@@ -230,19 +220,14 @@ def _t5_config(shapes: Shapes) -> dict[str, Any] | None:
 
 def recognize_clip_text(state: State, described: Mapping[str, Any] | None, heads: int, origin: str) -> Recognized:
     state = names.with_text_prefix(state)
-    shapes = _shapes(state)
+    shapes = shapes_of(state)
     if described is None and not any(hasattr(value, "shape") for value in state.values()):
         described = _clip_text_config(shapes)
     described = _config(described, origin, ("clip_text_model", "clip"), "a CLIP text encoder")
     if described["model_type"] == "clip":
         described = _Config(described["text_config"], origin)
     network = ClipText(
-        width=described["hidden_size"],
-        depth=described["num_hidden_layers"],
-        heads=described["num_attention_heads"],
-        mlp_width=described["intermediate_size"],
-        vocabulary=described["vocab_size"],
-        positions=described["max_position_embeddings"],
+        *[described[name] for name in _CLIP_FIELDS],
         projection=shapes.get("text_projection.weight", (0,))[0],
         eos=described["eos_token_id"],
         activation=_activation(described["hidden_act"], origin),

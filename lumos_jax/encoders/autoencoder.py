@@ -19,14 +19,10 @@ from lumos_jax.encoders.placement import Placement
 
 @dataclasses.dataclass(frozen=True)
 class Autoencoder:
-    """Fields as in config.Autoencoder; `network` is None for the identity."""
+    """The network (None: pixels as they are), config.autoencoder, and where the weights are from with a hash of them."""
 
-    kind: str
-    scaling_factor: float
-    posterior: str
-    tile: int
-    dtype: str
     network: KLAutoencoder | None
+    settings: config.Autoencoder
     identity: str
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
@@ -45,10 +41,10 @@ class Autoencoder:
         return side, side, self.network.latent_channels
 
     def encode(self, params: Any, image: jax.Array, key: jax.Array) -> jax.Array:
-        """uint8 (B, H, W, 3) -> (B, h, w, c) float32, scaled; `key` draws the posterior sample."""
+        """uint8 (B, H, W, 3) -> (B, h, w, c) float32, scaled; `key` is for the posterior sample."""
         if self.network is None:
             return _unit(image)
-        return self.draw(self.moments(params, image), key)
+        return self.sample(self.moments(params, image), key)
 
     def mode(self, params: Any, image: jax.Array) -> jax.Array:
         """Pixels (B, H, W, 3), uint8 or float in 0..255, -> (B, h, w, c) float32, the posterior's mode, unscaled, as conditions
@@ -60,25 +56,25 @@ class Autoencoder:
     def moments(self, params: Any, image: jax.Array) -> jax.Array:
         """Pixels in 0..255 (B, H, W, 3) -> mean and log variance of the posterior (B, h, w, 2 c) float32, unscaled; of `kl`."""
         assert self.network is not None
-        both = self.network.moments(params, _unit(image).astype(self.dtype))
+        both = self.network.moments(params, _unit(image).astype(self.settings.dtype))
         return jnp.concatenate(both, axis=-1).astype(jnp.float32)
 
-    def draw(self, moments: jax.Array, key: jax.Array) -> jax.Array:
+    def sample(self, moments: jax.Array, key: jax.Array) -> jax.Array:
         """Moments (B, h, w, 2 c) of any floating dtype -> (B, h, w, c) float32, scaled; `key` as for `encode`."""
         latent, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-        if self.posterior == "sample":
+        if self.settings.posterior == "sample":
             latent = latent + jnp.exp(0.5 * log_variance) * jax.random.normal(key, latent.shape)
-        return latent * self.scaling_factor
+        return latent * self.settings.scaling_factor
 
     def mean(self, moments: jax.Array) -> jax.Array:
-        """The posterior's mean, scaled as `draw` does it."""
-        return jnp.split(moments.astype(jnp.float32), 2, axis=-1)[0] * self.scaling_factor
+        """Moments as for `sample` -> the posterior's mean, scaled."""
+        return jnp.split(moments.astype(jnp.float32), 2, axis=-1)[0] * self.settings.scaling_factor
 
     def decode(self, params: Any, latent: jax.Array) -> jax.Array:
         """(B, h, w, c) scaled -> pixels (B, H, W, 3) float32 in [-1, 1], clipped."""
         if self.network is not None:
-            unscaled = (latent / self.scaling_factor).astype(self.dtype)
-            latent = self.network.decode(params, unscaled, self.tile)
+            unscaled = (latent / self.settings.scaling_factor).astype(self.settings.dtype)
+            latent = self.network.decode(params, unscaled, self.settings.tile)
         return jnp.clip(latent.astype(jnp.float32), -1.0, 1.0)
 
 
@@ -97,12 +93,11 @@ def make_autoencoder(settings: config.Autoencoder, place: Placement | None = Non
     Raises:
       ValueError: weights that cannot be found, read or fitted.
     """
-    common = (settings.posterior, settings.tile, settings.dtype)
     if settings.kind == "identity":
-        return Autoencoder("identity", 1.0, *common, None, "identity"), {}
+        return Autoencoder(None, settings, "identity"), {}
 
     def random():
         return KLAutoencoder(settings.channels, settings.layers, settings.groups)
 
     made = frozen.load("autoencoder", settings.weights, random=random, dtype=settings.dtype, place=place)
-    return Autoencoder("kl", settings.scaling_factor, *common, made.network, made.identity), made.params
+    return Autoencoder(made.network, settings, made.identity), made.params

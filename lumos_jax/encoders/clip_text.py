@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lumos_jax.encoders.placement import whole
+from lumos_jax.encoders.placement import keep
 from lumos_jax.encoders.vit import ACTIVATIONS
 
 # Configs written before transformers 4.31 all say 2, whatever the tokenizer; there the end of text is the largest id.
@@ -63,11 +63,11 @@ class ClipText:
             params["projection"] = {"kernel": kernel}
         return params
 
-    def apply(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array, gather: Callable = whole) -> jax.Array:
+    def apply(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array, gather: Callable = keep) -> jax.Array:
         """Token ids (B, L) int32 in [0, V) and mask (B, L), nonzero where a token counts -> (B, L, D) after the last norm.
 
-        The compute dtype is that of the parameters. A token attends to itself and to unmasked tokens before it. `gather` makes
-        parameters whole that are split over devices, a layer at a time.
+        The compute dtype is that of the parameters. A token attends to itself and to unmasked tokens before it.
+        `gather` gathers parameters that are split over devices, a layer at a time.
 
         Raises:
           ValueError: more tokens than the position table has rows.

@@ -9,6 +9,7 @@ Our own form is a directory of one safetensors file by parameter path and networ
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -31,20 +32,11 @@ DESCRIPTION, WEIGHTS = "network.json", "weights.safetensors"
 SHIPPED = pathlib.Path(__file__).parent.parent / "scenes" / "vit"
 
 
-class _Kind(NamedTuple):
-    network: type
-    recognize: Callable  # see architectures
-    stem: str = "model"  # of the files in a directory
-    field: str = "config.encoder.weights"
-
-
-KINDS: Mapping[str, _Kind] = {
-    "image-encoder": _Kind(Vit, architectures.recognize_vit),
-    "autoencoder": _Kind(
-        KLAutoencoder, architectures.recognize_kl, "diffusion_pytorch_model", "config.autoencoder.weights"
-    ),
-    "t5": _Kind(T5Encoder, architectures.recognize_t5),
-    "clip-text": _Kind(ClipText, architectures.recognize_clip_text),
+KINDS: Mapping[str, tuple[type, Callable]] = {  # network, and how its weights are recognized
+    "image-encoder": (Vit, architectures.recognize_vit),
+    "autoencoder": (KLAutoencoder, architectures.recognize_kl),
+    "t5": (T5Encoder, architectures.recognize_t5),
+    "clip-text": (ClipText, architectures.recognize_clip_text),
 }
 KIND_OF = {"vit": "image-encoder", "kl": "autoencoder", "t5": "t5", "clip_text": "clip-text"}  # config's kind -> ours
 
@@ -89,30 +81,17 @@ def load(
     Raises:
       ValueError: weights that cannot be found, read or fitted.
     """
-    placer, is_random, network = Placer(dtype, place), weights.startswith("random:"), None
-    if is_random:
-        network = random()
-    elif placer.shapes_only and not pathlib.Path(weights).expanduser().exists():
-        network = architectures.KNOWN.get(weights)
-        network = network if isinstance(network, KINDS[kind].network) else None
-    if network is None:
-        network, flat = read(kind, weights, heads=heads, placer=placer)[1:3]
+    placer, shapes_only = Placer(dtype, place), place is not None and place.shapes_only
+    if weights.startswith("random:"):
+        network, seed = random(), int(weights.removeprefix("random:"))
     else:
-        if placer.shapes_only:
-            params = jax.eval_shape(network.init, jax.random.key(0))
-        else:
-            params = jax.jit(network.init)(jax.random.key(int(weights.removeprefix("random:"))))
-        flat = {path: placer(path, leaf) for path, leaf in rules.flatten(params).items()}
+        network, seed = architectures.KNOWN.get(weights), 0
+        if not shapes_only or pathlib.Path(weights).expanduser().exists() or not isinstance(network, KINDS[kind][0]):
+            network, flat = read(kind, weights, heads=heads, placer=placer)[1:3]
+            return Loaded(network, rules.unflatten(flat), placer.identity(weights))
+    init = functools.partial(jax.eval_shape, network.init) if shapes_only else jax.jit(network.init)
+    flat = {path: placer(path, leaf) for path, leaf in rules.flatten(init(jax.random.key(seed))).items()}
     return Loaded(network, rules.unflatten(flat), placer.identity(weights))
-
-
-class _Discard:
-    """A placement that keeps nothing."""
-
-    shapes_only = False
-
-    def __call__(self, path: str, array: Any) -> None:
-        return None
 
 
 def with_moved_weights(
@@ -123,8 +102,7 @@ def with_moved_weights(
     Args:
       settings: of the run.
       fingerprints: of the run's checkpoint.
-      **moved: `encoder`, `autoencoder` -> directory, file or hub id; it is read, one array at a time, for its hash. None leaves
-        what the settings say.
+      **moved: `encoder`, `autoencoder` -> directory, file or hub id, which is read for its hash. None leaves the setting.
 
     Raises:
       ValueError: it cannot be read, or it is another network than the run was trained with.
@@ -135,13 +113,12 @@ def with_moved_weights(
         fields, flag = getattr(settings, group), f"--{group}-weights={weights}"
         if fields.kind not in KIND_OF or weights.startswith("random:"):
             raise ValueError(f"{flag}: config.{group}.kind={fields.kind} has no weights, or this names no file")
-        heads = getattr(fields, "heads", 0)
-        found = load(KIND_OF[fields.kind], weights, heads=heads, place=_Discard()).identity
-        trained_with = fingerprints.get(group, found)  # imported weights do not say
-        if not same_content(found, trained_with):
-            raise ValueError(
-                f"{flag} is not the network that this run was trained with: {trained_with} then, {found} now"
-            )
+        placer = Placer(place=lambda path, array: None)  # keeps nothing
+        read(KIND_OF[fields.kind], weights, heads=getattr(fields, "heads", 0), placer=placer)
+        now = placer.identity(weights)
+        then = fingerprints.get(group, now)  # imported weights do not say
+        if not same_content(now, then):
+            raise ValueError(f"{flag} is not the network that this run was trained with: {then} then, {now} now")
         settings = dataclasses.replace(settings, **{group: dataclasses.replace(fields, weights=weights)})
     return settings
 
@@ -162,28 +139,27 @@ def read(
     Raises:
       ValueError: as `files.locate`, `files.read`, `rules.convert`; or another architecture.
     """
-    network_class, recognize, stem, usual = KINDS[kind]
-    path = SHIPPED if source == "scenes" else files.locate(source, field or usual)
+    recognize, group = KINDS[kind][1], "autoencoder" if kind == "autoencoder" else "encoder"
+    path = SHIPPED if source == "scenes" else files.locate(source, field or f"config.{group}.weights")
     if (path / DESCRIPTION).exists():
-        return _read_own(path, kind, network_class, placer)
-    state, described = files.read(path, stem, shapes_only)
+        return _read_own(path, kind, placer or Placer())
+    state, described = files.read(path, "model" if group == "encoder" else "diffusion_pytorch_model", shapes_only)
     network, state, table = recognize(rules.strip_wrappers(state, source), described, heads, source)
     params, report = rules.convert(state, table, rules.parameter_shapes(network), origin=source, place=placer)
     logging.getLogger(__name__).info("%s\n%s", path, report.table())
     return Imported(kind, network, params, report)
 
 
-def _read_own(path: pathlib.Path, kind: str, network_class: type, placer: Placer | None) -> Imported:
+def _read_own(path: pathlib.Path, kind: str, placer: Placer) -> Imported:
     described = files.read_json(path / DESCRIPTION)
     if described.get("kind", kind) != kind:
         raise ValueError(f"{path} holds a {described['kind']}; this field needs a {kind}")
     try:
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in described["network"].items()}
-        network = network_class(**fields)
+        network = KINDS[kind][0](**fields)
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / DESCRIPTION} is not what `convert import` writes: {error!r}") from error
     state, _ = files.read(path / WEIGHTS, "")
-    placer = placer or Placer()
     return Imported(kind, network, {name: placer(name, value) for name, value in state.items()}, None)
 
 

@@ -1,4 +1,4 @@
-"""The frozen image encoder: uint8 images -> condition tokens."""
+"""The frozen image encoder: uint8 images -> resized (antialiased), center crop, normalized -> condition tokens."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lumos_jax import config
 from lumos_jax.encoders import frozen, whitening
 from lumos_jax.encoders.placement import Placement, gather_of
-from lumos_jax.encoders.preprocess import CLIP_STATISTICS, IMAGENET_STATISTICS, preprocess
 from lumos_jax.encoders.vit import SIZES, Vit
+
+# Mean and standard deviation of each channel, of values in [0, 1].
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+_METHODS = {"bilinear": "linear", "bicubic": "cubic"}
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -30,47 +36,43 @@ WHITE = "white"  # by the encoder's parameters
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoder:
-    """A ViT with its preprocessing and its choice of tokens; other fields as in config.Encoder.
+    """A ViT with its preprocessing and its choice of tokens.
 
     Attributes:
+      settings: config.encoder.
       identity: where the weights are from and a hash of them.
       place: how its parameters are laid out over devices; None: on one, or whole on each.
     """
 
     vit: Vit
-    output: str
-    normalize: str
-    resize: int
-    interpolation: str
-    image_size: int
-    dtype: str
+    settings: config.Encoder
     identity: str
     place: Placement | None = None
 
     @property
     def tokens(self) -> int:
         """L, condition tokens an image."""
-        patches = (self.image_size // self.vit.patch_size) ** 2
-        return {"cls": 1, "patch": patches, "all": 1 + patches, "pooled": 1}[self.output]
+        patches = (self.settings.image_size // self.vit.patch_size) ** 2
+        return {"cls": 1, "patch": patches, "all": 1 + patches, "pooled": 1}[self.settings.output]
 
     @property
     def dim(self) -> int:
         """C, features a token."""
-        return self.vit.head_dims[-1] if self.output == "pooled" else self.vit.width
+        return self.vit.head_dims[-1] if self.settings.output == "pooled" else self.vit.width
 
     def apply(self, params: Any, image: jax.Array) -> jax.Array:
         """uint8 (B, H, W, 3) -> (B, L, C) float32, each token as `normalize` says."""
         statistics = CLIP_STATISTICS if self.vit.input_norm else IMAGENET_STATISTICS
-        x = preprocess(image, self.resize, self.image_size, self.interpolation, statistics).astype(self.dtype)
-        gather = gather_of(self.place)
-        x = self.vit.apply(params, x, gather)
-        if self.output == "pooled":
+        settings, gather = self.settings, gather_of(self.place)
+        x = preprocess(image, settings.resize, settings.image_size, settings.interpolation, statistics)
+        x = self.vit.apply(params, x.astype(settings.dtype), gather)
+        if settings.output == "pooled":
             head = gather({name: part for name, part in params.items() if name in ("head", "norm")})
             x = self.vit.project(head, x)[:, None]
-        x = {"cls": x[:, :1], "patch": x[:, 1:]}.get(self.output, x).astype(jnp.float32)
-        if self.normalize == WHITE:
+        x = {"cls": x[:, :1], "patch": x[:, 1:]}.get(settings.output, x).astype(jnp.float32)
+        if settings.normalize == WHITE:
             return whitening.apply(gather({"whitening": params["whitening"]})["whitening"], x)
-        return NORMALIZE[self.normalize](x)
+        return NORMALIZE[settings.normalize](x)
 
 
 def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tuple[ImageEncoder, Any]:
@@ -84,17 +86,9 @@ def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tup
       ValueError: an encoder of text; weights that cannot be found, read or fitted; sizes that do not divide.
     """
     if encoder.kind in config.TEXT_KINDS:
-        raise ValueError(
-            f"config.encoder.kind={encoder.kind!r} reads text, and this task conditions on images: set vit"
-        )
-    vit, params, identity = frozen.load(
-        "image-encoder",
-        encoder.weights,
-        random=lambda: vit_of(encoder),
-        heads=encoder.heads,
-        dtype=encoder.dtype,
-        place=place,
-    )
+        raise ValueError(f"config.encoder.kind={encoder.kind} reads text, and this task conditions on images: set vit")
+    options = {"heads": encoder.heads, "dtype": encoder.dtype, "place": place}
+    vit, params, identity = frozen.load("image-encoder", encoder.weights, random=lambda: vit_of(encoder), **options)
     if encoder.output == "pooled" and not vit.head:
         raise ValueError(
             f"config.encoder.output=pooled needs a network with a projection head (CLIP, MoCo-v3), which {encoder.weights} "
@@ -111,18 +105,7 @@ def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tup
             f"config.encoder.image_size={encoder.image_size} is not divisible by the patch size {vit.patch_size} of "
             f"{encoder.weights}"
         )
-    made = ImageEncoder(
-        vit,
-        encoder.output,
-        encoder.normalize,
-        encoder.resize,
-        encoder.interpolation,
-        encoder.image_size,
-        encoder.dtype,
-        identity,
-        place,
-    )
-    return made, params
+    return ImageEncoder(vit, encoder, identity, place), params
 
 
 def vit_of(encoder: config.Encoder) -> Vit:
@@ -137,3 +120,33 @@ def vit_of(encoder: config.Encoder) -> Vit:
         )
     width, depth, heads = config.custom_size(encoder.size) or SIZES[encoder.size]
     return Vit(width, depth, heads, encoder.patch_size, encoder.image_size)
+
+
+def preprocess(image: jax.Array, resize: int, crop: int, interpolation: str, statistics) -> jax.Array:
+    """uint8 (B, H, W, 3) -> float32 (B, crop, crop, 3), normalized.
+
+    Agrees with Pillow's antialiased resize to one gray level (Pillow rounds between its two passes).
+
+    Args:
+      image: any size.
+      resize: the shorter side afterwards, pixels.
+      crop: side of the center crop, pixels.
+      interpolation: bilinear | bicubic.
+      statistics: (mean, standard deviation) of the channels in [0, 1].
+    """
+    _, height, width, _ = image.shape
+    x = image.astype(jnp.float32)
+    short = min(height, width)
+    height, width = int(height * resize / short), int(width * resize / short)
+    for shape in ((x.shape[0], x.shape[1], width, 3), (x.shape[0], height, width, 3)):
+        if x.shape != shape:  # columns first, and clipped in between (a cubic kernel overshoots), as Pillow does it
+            x = jnp.clip(jax.image.resize(x, shape, _METHODS[interpolation], antialias=True), 0, 255)
+    top, left = round((height - crop) / 2), round((width - crop) / 2)
+    x = x[:, top : top + crop, left : left + crop]
+    return normalize(x, statistics)
+
+
+def normalize(x: jax.Array, statistics) -> jax.Array:
+    """float32 (B, H, W, 3) in [0, 255] -> zero mean and unit deviation by `statistics`, as for `preprocess`."""
+    mean, std = 255 * np.array(statistics, np.float32)
+    return (x - mean[None, None, None]) / std[None, None, None]

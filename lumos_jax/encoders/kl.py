@@ -128,36 +128,24 @@ class _Mid(nn.Module):
         return _Resnet(x.shape[-1], self.groups, name="resnets_1")(x)
 
 
-class _Down(nn.Module):
+class _Stage(nn.Module):
+    """Residual blocks of one resolution; then the change to the next, "up", "down" or, at the last, none."""
+
     features: int
     layers: int
     groups: int
-    last: bool
+    change: str = ""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for i in range(self.layers):
             x = _Resnet(self.features, self.groups, name=f"resnets_{i}")(x)
-        if self.last:
-            return x
-        pad = ((0, 1), (0, 1))
-        return nn.Conv(self.features, (3, 3), 2, padding=pad, dtype=x.dtype, name="downsamplers_0_conv")(x)
-
-
-class _Up(nn.Module):
-    features: int
-    layers: int
-    groups: int
-    last: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for i in range(self.layers + 1):
-            x = _Resnet(self.features, self.groups, name=f"resnets_{i}")(x)
-        if self.last:
-            return x
-        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        return _conv(self.features, "upsamplers_0_conv", x)
+        if self.change == "up":
+            x = _conv(self.features, "upsamplers_0_conv", jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
+        elif self.change == "down":
+            pad = ((0, 1), (0, 1))
+            x = nn.Conv(self.features, (3, 3), 2, padding=pad, dtype=x.dtype, name="downsamplers_0_conv")(x)
+        return x
 
 
 class _Encoder(nn.Module):
@@ -170,7 +158,8 @@ class _Encoder(nn.Module):
         s = self.shape
         x = _conv(s.channels[0], "conv_in", x)
         for i, features in enumerate(s.channels):
-            x = _Down(features, s.layers, s.groups, i == len(s.channels) - 1, name=f"down_blocks_{i}")(x)
+            change = "down" if i < len(s.channels) - 1 else ""
+            x = _Stage(features, s.layers, s.groups, change, name=f"down_blocks_{i}")(x)
         x = _Mid(s.groups, name="mid_block")(x)
         x = nn.silu(_norm(s.groups, "conv_norm_out", x))
         x = _conv(2 * s.latent_channels, "conv_out", x)
@@ -189,7 +178,8 @@ class _Decoder(nn.Module):
         x = _conv(s.channels[-1], "conv_in", x)
         x = _Mid(s.groups, name="mid_block")(x)
         for i, features in enumerate(reversed(s.channels)):
-            x = _Up(features, s.layers, s.groups, i == len(s.channels) - 1, name=f"up_blocks_{i}")(x)
+            change = "up" if i < len(s.channels) - 1 else ""
+            x = _Stage(features, s.layers + 1, s.groups, change, name=f"up_blocks_{i}")(x)
         x = nn.silu(_norm(s.groups, "conv_norm_out", x))
         return _conv(3, "conv_out", x)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -9,35 +11,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax.weights.files import ContentHash
-
 
 class Placement(Protocol):
-    """Puts parameters on devices one by one, and gathers them where they are used; frozen and hashable.
+    """Puts parameters on devices one by one, and gathers them where they are used; hashable. See train.sharding.Frozen.
 
     Attributes:
-      shapes_only: whether nothing is to be read where shapes are known without: parameters are then shapes.
+      shapes_only: whether parameters are shapes, and weights are not read where their shapes are known.
     """
 
     shapes_only: bool
 
     def __call__(self, path: str, array: np.ndarray | jax.ShapeDtypeStruct) -> Any:
-        """A parameter in the compute dtype, or its shape -> what is kept of it: whole on every device, or split over them.
-        Below `blocks/` the first dim counts layers."""
-        ...
+        """A parameter in the compute dtype, or its shape -> what is kept of it. Below `blocks/` the first dim counts layers."""
 
     def gather(self, tree: Any) -> Any:
-        """Inside a compiled function: parameters, of one layer say -> the same, whole on every device."""
-        ...
+        """Inside a compiled function: parameters, of one layer say -> the same, replicated on every device."""
 
 
-def whole(tree: Any) -> Any:
-    """The gather of parameters that are nowhere split."""
+def keep(tree: Any) -> Any:
+    """The gather of parameters that no device has only a part of."""
     return tree
 
 
 def gather_of(place: Placement | None) -> Callable[[Any], Any]:
-    return whole if place is None else place.gather
+    return keep if place is None else place.gather
 
 
 class Placer:
@@ -48,27 +45,32 @@ class Placer:
       place: puts them on devices; None leaves them on the host.
     """
 
-    def __init__(self, dtype: str = "", place: Placement | None = None):
+    def __init__(self, dtype: str = "", place: Callable[[str, Any], Any] | None = None):
         self._dtype, self._place = jnp.dtype(dtype) if dtype else None, place
-        self._hash = ContentHash()
-
-    @property
-    def shapes_only(self) -> bool:
-        """As of Placement."""
-        return self._place is not None and self._place.shapes_only
+        self._hashes: dict[str, str] = {}
 
     def __call__(self, path: str, array: np.ndarray | jax.ShapeDtypeStruct) -> Any:
         if isinstance(array, jax.ShapeDtypeStruct):  # its identity is that of no weights
             array = jax.ShapeDtypeStruct(array.shape, self._dtype or array.dtype)
         else:
             array = np.asarray(array)
-            self._hash.add(path, array)
+            self._hashes[path] = _hash(path, np.ascontiguousarray(array))
             array = array.astype(self._dtype or array.dtype, copy=False)
         return array if self._place is None else self._place(path, array)
 
     def identity(self, weights: str) -> str:
-        """The last part of the name that the weights were given by, and a hash of the parameters: "name@hash"."""
-        return f"{weights.rstrip('/').rsplit('/', 1)[-1]}@{self._hash.hexdigest()}"
+        """The last part of the name that the weights were given by, and a hash of the parameters: "name@hash".
+
+        Checkpoints hold it, so the hash must never change. It does not depend on the order of the parameters.
+        """
+        both = hashlib.blake2b(json.dumps(self._hashes, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return f"{weights.rstrip('/').rsplit('/', 1)[-1]}@{both}"
+
+
+def _hash(path: str, array: np.ndarray) -> str:
+    made = hashlib.blake2b(f"{path}{array.shape}{array.dtype}".encode(), digest_size=8)
+    made.update(array.view(np.uint8).reshape(-1) if array.size else b"")
+    return made.hexdigest()
 
 
 def same_content(identity: str, other: str) -> bool:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax.encoders.placement import whole
+from lumos_jax.encoders.placement import keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +61,11 @@ class T5Encoder:
             "norm": {"scale": jnp.ones(self.width)},
         }
 
-    def apply(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array, gather: Callable = whole) -> jax.Array:
+    def apply(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array, gather: Callable = keep) -> jax.Array:
         """Token ids (B, L) int32 in [0, V) and mask (B, L), nonzero where a token counts -> (B, L, D) after the last norm.
 
         The compute dtype is that of the parameters. No token attends to a masked one; what comes out at masked positions means
-        nothing, and is finite. `gather` makes parameters whole that are split over devices, a layer at a time.
+        nothing, and is finite. `gather` gathers parameters that are split over devices, a layer at a time.
         """
         x_BLD = jnp.asarray(gather(params["embedding"]))[ids]
         dtype = x_BLD.dtype

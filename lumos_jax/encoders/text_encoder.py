@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -23,31 +24,25 @@ class TextEncoder:
     """A text network with its choice of tokens.
 
     Attributes:
-      kind: "t5" | "clip_text".
-      output: "all", a feature a token, or "pooled" (clip_text), one projected feature a text.
-      max_tokens: length of the token ids, padding included.
-      dtype: of the parameters and of the computation.
+      settings: config.encoder; its dtype is that of the parameters and of the computation.
       identity: where the weights are from and a hash of them.
       place: how its parameters are laid out over devices; None: on one, or whole on each.
     """
 
     network: Network
-    kind: str
-    output: str
-    max_tokens: int
-    dtype: str
+    settings: config.Encoder
     identity: str
     place: Placement | None = None
 
     @property
     def tokens(self) -> int:
         """L, condition tokens a text."""
-        return 1 if self.output == "pooled" else self.max_tokens
+        return 1 if self.settings.output == "pooled" else self.settings.max_tokens
 
     @property
     def dim(self) -> int:
         """C, features a token."""
-        return self.network.projection if self.output == "pooled" else self.network.width
+        return self.network.projection if self.settings.output == "pooled" else self.network.width
 
     def apply(self, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Token ids (B, max_tokens) and mask (nonzero where a token counts) -> (B, L, C) float32.
@@ -56,7 +51,7 @@ class TextEncoder:
         """
         gather = gather_of(self.place)
         tokens = self.network.apply(params, ids, mask, gather)
-        if self.output == "pooled":
+        if self.settings.output == "pooled":
             tokens = self.network.pool(gather({"projection": params["projection"]}), ids, tokens)[:, None]
         return tokens.astype(jnp.float32)
 
@@ -73,21 +68,16 @@ def make_text_encoder(encoder: config.Encoder, place: Placement | None = None) -
     """
     if encoder.kind not in config.TEXT_KINDS:
         raise ValueError(f"config.encoder.kind={encoder.kind!r} reads no text: {' and '.join(config.TEXT_KINDS)} do")
-    network, params, identity = frozen.load(
-        frozen.KIND_OF[encoder.kind],
-        encoder.weights,
-        random=lambda: _random_network(encoder),
-        dtype=encoder.dtype,
-        place=place,
-    )
+    kind, random = frozen.KIND_OF[encoder.kind], functools.partial(_random_network, encoder)
+    made = frozen.load(kind, encoder.weights, random=random, dtype=encoder.dtype, place=place)
+    network = made.network
     if encoder.output == "pooled" and not getattr(network, "projection", 0):
         raise ValueError(f"config.encoder.output=pooled: {encoder.weights} has no text_projection; set output=all")
     if isinstance(network, ClipText) and encoder.max_tokens > network.positions:
         raise ValueError(
             f"config.encoder.max_tokens={encoder.max_tokens} exceeds the {network.positions} positions of {encoder.weights}"
         )
-    fields = (encoder.kind, encoder.output, encoder.max_tokens, encoder.dtype)
-    return TextEncoder(network, *fields, identity, place), params
+    return TextEncoder(network, encoder, made.identity, place), made.params
 
 
 def _random_network(encoder: config.Encoder) -> Network:

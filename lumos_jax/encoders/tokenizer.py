@@ -39,7 +39,7 @@ def make_tokenizer(encoder: config.Encoder, made: Any) -> Any:
             f"{made.network.vocabulary}"
         )
     eos = getattr(made.network, "eos", None)
-    if made.output == "pooled" and eos != tokenizer.eos_token_id and eos != LEGACY_EOS:
+    if encoder.output == "pooled" and eos != tokenizer.eos_token_id and eos != LEGACY_EOS:
         raise ValueError(
             f"the tokenizer of {field} ends a text with id {tokenizer.eos_token_id}, but {encoder.weights} pools at {eos}"
         )
@@ -85,12 +85,6 @@ def tokenize(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> dict[s
     """
     if not captions:
         return {"tokens": np.zeros((0, max_tokens), np.int32), "token_mask": np.zeros((0, max_tokens), bool)}
-    made = tokenizer(
-        list(captions),
-        padding="max_length",
-        padding_side="right",
-        truncation=True,
-        max_length=max_tokens,
-        return_attention_mask=True,
-    )
+    padding = {"padding": "max_length", "padding_side": "right", "max_length": max_tokens, "truncation": True}
+    made = tokenizer(list(captions), return_attention_mask=True, **padding)
     return {"tokens": np.asarray(made["input_ids"], np.int32), "token_mask": np.asarray(made["attention_mask"], bool)}

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax.encoders.placement import whole
+from lumos_jax.encoders.placement import keep
 
 # name: (width, depth, heads)
 SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
@@ -102,14 +102,13 @@ class Vit:
         self,
         params: dict[str, Any],
         image: jax.Array,
-        gather: Callable = whole,
+        gather: Callable = keep,
         hide: Callable[[jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
         """image (B, H, W, 3), normalized, sides multiples of the patch size -> tokens (B, 1 + N, D), [CLS] first.
 
-        After the last norm, but for CLIP, whose last norm is for `project` alone. `gather` makes parameters whole that are
-        split over devices, a layer at a time. `hide` is given the embedded patches (B, N, D), which do not say yet where they
-        are, and returns them with some replaced.
+        After the last norm, but for CLIP, whose last norm is for `project` alone. `gather` gathers parameters that are split
+        over devices, a layer at a time. `hide` replaces some of the embedded patches (B, N, D), before positions are added.
         """
         blocks = params["blocks"]
         params = gather({name: part for name, part in params.items() if name != "blocks"})

@@ -55,13 +55,9 @@ def held_out_loss(step: Callable, params: Any, frozen: Any, batches: Iterable[An
     if weight == 0:
         raise ValueError("every held-out record has weight 0")
     loss, *others = (value / weight for value in losses)
-    if not others:
-        return {"held_out_loss": loss}
-    null, shuffled = others
-    return {
-        "held_out_loss": loss,
-        "held_out_null_loss": null,
-        "held_out_shuffled_loss": shuffled,
-        "held_out_margin": null - loss,
-        "held_out_shuffled_margin": shuffled - loss,
-    }
+    values = {"held_out_loss": loss}
+    if others:
+        null, shuffled = others
+        values |= {"held_out_null_loss": null, "held_out_shuffled_loss": shuffled}
+        values |= {"held_out_margin": null - loss, "held_out_shuffled_margin": shuffled - loss}
+    return values

@@ -14,7 +14,6 @@ Axes: B images, F frames, H height, W width, 3 colors.
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from lumos_jax.evaluation.flow import end_point_error, has_optical_flow, optical_flow
 
@@ -33,9 +32,8 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
       ValueError: shapes that differ or are not images, another dtype, values outside [0, 1].
     """
     x, y = _pair(images, truth)
-    error = ((x - y) ** 2).mean((1, 2, 3))
     with np.errstate(divide="ignore"):
-        return -10 * np.log10(error)
+        return -10 * np.log10(((x - y) ** 2).mean((1, 2, 3)))
 
 
 def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -87,22 +85,20 @@ def _pair(images: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _unit(images: np.ndarray, name: str) -> np.ndarray:
-    images = np.asarray(images)
+    images, rule = np.asarray(images), "give uint8, or floating-point values in [0, 1]"
     if images.dtype == np.uint8:
         return images / 255.0
     if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"{name} are {images.dtype}: give uint8, or floating-point values in [0, 1]")
-    images = images.astype(np.float64)
+        raise ValueError(f"{name} are {images.dtype}: {rule}")
     if not ((images >= 0) & (images <= 1)).all():
-        low, high = images.min(), images.max()
-        raise ValueError(
-            f"{name} have values from {low:.4g} to {high:.4g}: give uint8, or floating-point values in [0, 1]"
-        )
-    return images
+        raise ValueError(f"{name} have values from {images.min():.4g} to {images.max():.4g}: {rule}")
+    return images.astype(np.float64)
 
 
 def _blur(images: np.ndarray) -> np.ndarray:
     """Gaussian means (B, H - 10, W - 10, 3)."""
+    from scipy import ndimage  # takes a quarter of a second, which no start of a run need pay
+
     radius = WINDOW // 2
     means = ndimage.gaussian_filter(images, SIGMA, radius=radius, axes=(1, 2))
     return means[:, radius:-radius, radius:-radius]

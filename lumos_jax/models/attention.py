@@ -101,11 +101,6 @@ def _split_heads(x_BND: jax.Array, kernel: jax.Array, bias: jax.Array) -> list[j
     return [part.squeeze(2) for part in jnp.split(x, parts, axis=2)]
 
 
-def _merge_heads(x_BNHK: jax.Array) -> jax.Array:
-    """(B, N, H, K) -> (B, N, D)."""
-    return x_BNHK.reshape(*x_BNHK.shape[:2], -1)
-
-
 class SelfAttention(nn.Module):
     """(B, N, D) -> (B, N, D), with one fused projection to queries, keys and values.
 
@@ -131,7 +126,7 @@ class SelfAttention(nn.Module):
             heads_BNHK = jax.nn.dot_product_attention(q_BNHK, k_BNHK, v_BNHK, implementation="cudnn")
         else:
             heads_BNHK = attend(q_BNHK, k_BNHK, v_BNHK)
-        return dense(_merge_heads(heads_BNHK), *output)
+        return dense(heads_BNHK.reshape(x_BND.shape), *output)
 
 
 class CrossAttention(nn.Module):
@@ -154,4 +149,4 @@ class CrossAttention(nn.Module):
             return dense(v_B1D, *output)
         (q_BNHK,) = _split_heads(x_BND, q_kernel, q_bias)
         k_BLHK, v_BLHK = _split_heads(y_BLD, kv_kernel, kv_bias)
-        return dense(_merge_heads(attend(q_BNHK, k_BLHK, v_BLHK, mask_BL)), *output)
+        return dense(attend(q_BNHK, k_BLHK, v_BLHK, mask_BL).reshape(x_BND.shape), *output)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lumos_jax import config
-from lumos_jax.models import conditioning, cpu, sizes
+from lumos_jax.models import conditioning, cpu
 from lumos_jax.models.conditioning import Condition
 from lumos_jax.models.dit import REMAT_POLICIES, DiT, DiTConfig
+
+
+@functools.lru_cache(maxsize=16)  # a run asks several times, and tracing the network takes its time
+def _shapes(network: Network) -> dict[str, Any]:
+    """Shapes of the parameters, in Flax boxes that carry the logical axis names."""
+    return jax.eval_shape(network.boxed_init, jax.random.key(0))
 
 
 class Network(DiTConfig):
@@ -26,9 +33,9 @@ class Network(DiTConfig):
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Parameters from a key."""
-        return nn.meta.unbox(self._boxed_init(key))
+        return nn.meta.unbox(self.boxed_init(key))
 
-    def _boxed_init(self, key: jax.Array) -> dict[str, Any]:
+    def boxed_init(self, key: jax.Array) -> dict[str, Any]:
         """Parameters in Flax boxes that carry the logical axis names.
 
         Each module is initialized by a key of its own name, so that adding one leaves the values of the others as they were.
@@ -69,15 +76,17 @@ class Network(DiTConfig):
         def is_box(leaf):
             return isinstance(leaf, nn.meta.AxisMetadata)
 
-        shapes = jax.eval_shape(self._boxed_init, jax.random.key(0))
         return jax.tree.map(
-            lambda leaf: tuple(leaf.names) if is_box(leaf) else (None,) * leaf.ndim, shapes, is_leaf=is_box
+            lambda leaf: tuple(leaf.names) if is_box(leaf) else (None,) * leaf.ndim, _shapes(self), is_leaf=is_box
         )
 
     def trainable(self) -> dict[str, Any]:
         """A tree like the parameters, of bool: False for the null table of tokens."""
-        shapes = jax.eval_shape(self.init, jax.random.key(0))
-        return jax.tree_util.tree_map_with_path(lambda path, _: [k.key for k in path] != ["null", "tokens"], shapes)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: [k.key for k in path] != ["null", "tokens"],
+            self.logical_axes(),
+            is_leaf=lambda leaf: isinstance(leaf, tuple),
+        )
 
     def apply(
         self,
@@ -181,32 +190,42 @@ class Network(DiTConfig):
         return 1 if self.vector_kind == "class" else self.vector_dim
 
     def _check(self, x: jax.Array, condition: Condition) -> None:
-        if x.ndim != 4 + (x.ndim == 5 and self.temporal):
-            raise ValueError(
-                f"latents of shape {x.shape}: this network takes (B, h, w, c)" + (" or (B, F, h, w, c)" * self.temporal)
-            )
+        def require(holds, name, array, expected):
+            if not holds:
+                raise ValueError(f"{name} has shape {None if array is None else array.shape}; the network {expected}")
+
+        tokens, vector, latent = condition.tokens, condition.vector, condition.latent
+        require(x.ndim == 4 or (x.ndim == 5 and self.temporal), "x", x, f"has temporal={self.temporal}")
         h, w, c = x.shape[-3:]
-        if h % self.patch_size or w % self.patch_size or c != self.latent_shape[2]:
-            raise ValueError(
-                f"latents of shape {x.shape}: sides must be multiples of the patch size {self.patch_size}, "
-                f"channels {self.latent_shape[2]}"
-            )
-        shapes = {
-            name: None if (part := getattr(condition, name)) is None else part.shape for name in conditioning.PARTS
-        }
-        tokens, vector, latent = (shapes[name] for name in ("tokens", "vector", "latent"))
-        if (tokens is None) != (self.token_shape is None) or (tokens and tokens[2] != self.token_shape[1]):
-            raise ValueError(
-                f"condition.tokens has shape {tokens}; the network was made for token_shape={self.token_shape}"
-            )
-        if vector and vector[1] != self._vector_features:
-            raise ValueError(
-                f"condition.vector has shape {vector}; the network's vector_dim={self.vector_dim} ({self.vector_kind})"
-            )
-        if (latent[-1] if latent else 0) != self.concat_channels or (latent and latent[:-1] != x.shape[:-1]):
-            raise ValueError(
-                f"condition.latent has shape {latent}; the network concatenates {self.concat_channels} channels to {x.shape}"
-            )
+        fits = h % self.patch_size == w % self.patch_size == 0 and c == self.latent_shape[2]
+        require(fits, "x", x, f"takes multiples of the patch size {self.patch_size}, {self.latent_shape[2]} channels")
+        needed = None if self.token_shape is None else self.token_shape[1]
+        given = None if tokens is None else tokens.shape[2]
+        require(given == needed, "condition.tokens", tokens, f"was made for token_shape={self.token_shape}")
+        fits = vector is None or vector.shape[1] == self._vector_features
+        require(fits, "condition.vector", vector, f"has vector_dim={self.vector_dim} ({self.vector_kind})")
+        fits = (*x.shape[:-1], self.concat_channels) == (latent.shape if latent is not None else (*x.shape[:-1], 0))
+        require(fits, "condition.latent", latent, f"concatenates {self.concat_channels} channels to x {x.shape}")
+
+
+class Size(NamedTuple):
+    """width: D; depth: number of blocks; heads: H (Peebles & Xie 2023, table 1)."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+SIZES = {"S": Size(384, 12, 6), "B": Size(768, 12, 12), "L": Size(1024, 24, 16), "XL": Size(1152, 28, 16)}
+
+
+def make_size(model: config.Model) -> Size:
+    """The size that config.model names. Raises ValueError for an unknown name."""
+    if (custom := config.custom_size(model.size)) is not None:
+        return Size(*custom)
+    if model.size not in SIZES:
+        raise ValueError(f"config.model.size={model.size!r} is not one of {', '.join(SIZES)}, or as 128x4x4")
+    return SIZES[model.size]
 
 
 def make_dit(
@@ -229,7 +248,7 @@ def make_dit(
     Raises:
       ValueError: an unknown size or remat policy, latents that do not divide into patches.
     """
-    size = sizes.make_size(model)
+    size = make_size(model)
     if model.remat not in REMAT_POLICIES:
         raise ValueError(f"config.model.remat={model.remat!r} is not one of {', '.join(REMAT_POLICIES)}")
     grid = (latent_shape[0] // model.patch_size, latent_shape[1] // model.patch_size)

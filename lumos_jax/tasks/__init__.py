@@ -9,8 +9,6 @@ import importlib
 import pkgutil
 from typing import Any
 
-import jax
-
 from lumos_jax import config
 from lumos_jax.encoders import Placement
 from lumos_jax.tasks.base import Task
@@ -23,11 +21,7 @@ def task_names() -> list[str]:
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of the task that `config.task.name` names.
-
-    Raises:
-      ValueError: there is no such module, or no task in it.
-    """
+    """The class of the task that `config.task.name` names. Raises ValueError if there is no such module, or no task in it."""
     path = name if "." in name else f"{__name__}.{name}"
     try:
         return importlib.import_module(path).TASK
@@ -51,11 +45,13 @@ def make_task(settings: config.Settings, place: Placement | None = None) -> tupl
     Raises:
       ValueError: an unknown task, settings that do not fit it, or weights that cannot be loaded.
     """
-    task, frozen = task_class(settings.task.name).build(settings, place)
-    assert place is None or all(
-        isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)
-    ), "a parameter was not placed"
-    return task, frozen
+    kind, sample_type = task_class(settings.task.name), settings.data.sample_type
+    if kind.sample_type not in ("", sample_type):
+        raise ValueError(
+            f"config.data.sample_type={sample_type}: config.task.name={settings.task.name} trains on {kind.sample_type} "
+            f"samples; set it to {kind.sample_type}"
+        )
+    return kind.build(settings, place)
 
 
 __all__ = ["Task", "make_task", "task_class", "task_names"]

@@ -24,7 +24,9 @@ class Task:
     Attributes:
       name: as in config.task.name.
       settings_class: of the group config.task: config.Task, or a dataclass derived from it with settings of its own.
+      sample_type: the config.data.sample_type that it needs; empty for any.
       evaluator: which of train.evaluator.EVALUATORS measures it on held-out records.
+      sampling_class: how it samples; None for a task whose network generates nothing.
       uncacheable: why nothing of its frozen networks can be cached; empty if `encode` can.
       network: what is trained: `init`, `trainable` and `logical_axes`, as of models.Network.
       latent_shape: of a task that samples: ([F,] h, w, c) of what its network denoises.
@@ -32,7 +34,9 @@ class Task:
 
     name: ClassVar[str]
     settings_class: ClassVar[type[config.Task]] = config.Task
+    sample_type: ClassVar[str] = ""
     evaluator: ClassVar[str]
+    sampling_class: ClassVar[type[Sampling] | None] = None
     uncacheable: ClassVar[str] = ""
     network: Any
     latent_shape: tuple[int, ...]
@@ -67,9 +71,8 @@ class Task:
         raise NotImplementedError
 
     def losses(self, params: Any, ema: Any, example: Any, total: jax.Array, gather: Any) -> dict[str, jax.Array]:
-        """Sums over the rows of `example`, of which `loss` is minimized and the others are reported.
-
-        Each row counts by its weight over `total`, the weight of the whole batch, so that micro-batches add up to the batch.
+        """Sums over the rows of `example`, of which `loss` is minimized and the others are reported. Each row counts by its
+        weight over `total`, the weight of all micro-batches, so that these add up to the batch.
 
         params, ema: float32 parameters and their EMA. gather: as for `models.Network.apply`.
         """
@@ -87,10 +90,8 @@ class Task:
         return Handoff()
 
     def check_prior(self, ours: config.Model, theirs: config.Model, paths: Collection[str]) -> None:
-        """Raises ValueError if a prior cannot be this network's start for a reason that `handoff` cannot express.
-
-        ours, theirs: config.model of both runs. paths: of the prior's parameters.
-        """
+        """Raises ValueError if a prior with parameters of these paths does not fit for a reason that `handoff` cannot express.
+        ours, theirs: config.model of both runs."""
 
     # Caching what the frozen networks make of records.
 
@@ -109,14 +110,6 @@ class Task:
         """`frozen` without the parameters that only `encode` needs: enough for batches from a cache."""
         return frozen
 
-    # Sampling.
-
-    @classmethod
-    def sampling_class(cls) -> type[Sampling] | None:
-        """How it samples; None for a task whose network generates nothing."""
-        return None
-
     @property
     def sampling(self) -> Sampling | None:
-        kind = self.sampling_class()
-        return None if kind is None else kind(self, self.latent_shape)
+        return self.sampling_class and self.sampling_class(self, self.latent_shape)

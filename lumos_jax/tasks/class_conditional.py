@@ -17,39 +17,6 @@ from lumos_jax.tasks import denoising
 from lumos_jax.tasks.sampling import Sampling
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassConditional(denoising.Denoising):
-    """The class, embedded, is added to the timestep embedding; batches hold `label` int32 (B,)."""
-
-    name: ClassVar[str] = "class_conditional"
-
-    @classmethod
-    def build(
-        cls, settings: config.Settings, place: encoders.Placement | None
-    ) -> tuple[ClassConditional, dict[str, Any]]:
-        if settings.data.sample_type != "labeled":
-            raise ValueError(
-                f"config.data.sample_type={settings.data.sample_type} has no classes: set it to labeled, and "
-                "config.data.classes"
-            )
-        return denoising.make(
-            cls, settings, place, network={"vector_dim": settings.data.classes, "vector_kind": "class"}
-        )
-
-    @classmethod
-    def sampling_class(cls) -> type[ClassSampling]:
-        return ClassSampling
-
-    def describe(self) -> dict[str, str]:
-        return super().describe() | {"condition": f"{self.dit.vector_dim} classes"}
-
-    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
-        return Condition(vector=batch["label"][:, None].astype(jnp.float32))  # integers are exact up to 2^24
-
-    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return super().encode(frozen, batch) | {"label": batch["label"]}
-
-
 class ClassSampling(Sampling):
     """A row of samples a class."""
 
@@ -60,10 +27,36 @@ class ClassSampling(Sampling):
         )
 
     def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        label, count = np.array(args.classes, np.int32), self.task.dit.vector_dim
+        label, count = np.array(args.classes, np.int32), self.task.network.vector_dim
         if label.min() < 0 or label.max() >= count:
             raise ValueError(f"--classes {' '.join(map(str, label))}: this run's classes are 0 to {count - 1}")
         return {"label": label}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassConditional(denoising.Denoising):
+    """The class, embedded, is added to the timestep embedding; batches hold `label` int32 (B,)."""
+
+    name: ClassVar[str] = "class_conditional"
+    sample_type: ClassVar[str] = "labeled"
+    sampling_class: ClassVar[type[Sampling]] = ClassSampling
+
+    @classmethod
+    def build(
+        cls, settings: config.Settings, place: encoders.Placement | None
+    ) -> tuple[ClassConditional, dict[str, Any]]:
+        return denoising.make(
+            cls, settings, place, network={"vector_dim": settings.data.num_classes, "vector_kind": "class"}
+        )
+
+    def describe(self) -> dict[str, str]:
+        return super().describe() | {"condition": f"{self.network.vector_dim} classes"}
+
+    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+        return Condition(vector=batch["label"][:, None].astype(jnp.float32))  # integers are exact up to 2^24
+
+    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return super().encode(frozen, batch) | {"label": batch["label"]}
 
 
 TASK = ClassConditional

@@ -47,7 +47,7 @@ class Denoising(Task):
     """Base class of diffusion tasks; a subclass defines `condition` and overrides what differs of the rest.
 
     Attributes:
-      dit: the network.
+      network: the diffusion transformer.
       process: the diffusion process.
       encoder: the frozen network whose features are the condition; None for a task that conditions on no features.
       autoencoder: the frozen map between pixels and latents.
@@ -56,7 +56,7 @@ class Denoising(Task):
     """
 
     evaluator: ClassVar[str] = "denoising"
-    dit: Network
+    network: Network
     process: diffusion.Process
     encoder: Any
     autoencoder: Autoencoder
@@ -64,24 +64,31 @@ class Denoising(Task):
     condition_dropout: float
 
     @property
-    def network(self) -> Network:
-        return self.dit
-
-    @property
     def identity(self) -> dict[str, str]:
         networks = {"encoder": self.encoder, "autoencoder": self.autoencoder}
         return {group: network.identity for group, network in networks.items() if network is not None}
 
     def describe(self) -> dict[str, str]:
-        condition = "none" if self.encoder is None else f"{self.encoder.output} tokens of {self.identity['encoder']}"
+        condition = (
+            "none" if self.encoder is None else f"{self.encoder.settings.output} tokens of {self.identity['encoder']}"
+        )
         return {"latents": " x ".join(map(str, self.latent_shape)), "condition": condition}
 
     def handoff(self) -> handoffs.Handoff:
         """Tasks add their own rules with `|`."""
-        return handoffs.FROM_ADALN if self.dit.token_shape else handoffs.TO_ADALN
+        return handoffs.FROM_ADALN if self.network.token_shape else handoffs.TO_ADALN
 
     def check_prior(self, ours: config.Model, theirs: config.Model, paths: Collection[str]) -> None:
-        handoffs.check(self.dit, ours, theirs, paths)
+        final = "adaln" if "final/modulation/kernel" in paths else "table"
+        if final != self.network.final:
+            raise ValueError(
+                f"the prior's final layer is {final}, this network's {self.network.final}: set config.model.final={final} to "
+                "keep it"
+            )
+        if theirs.activation != ours.activation:
+            raise ValueError(
+                f"config.model.activation={ours.activation}, but the prior was trained with {theirs.activation}: set it to that"
+            )
 
     # Training.
 
@@ -115,12 +122,12 @@ class Denoising(Task):
         null: with the null condition of guidance, in place of the condition with its dropped parts.
         """
         if null:
-            condition = self.dit.null_condition(params, self.dit.project_camera(params, example.condition))
+            condition = self.network.null_condition(params, self.network.project_camera(params, example.condition))
         else:
-            condition = self.dit.drop_condition(params, example.condition, example.drop)
+            condition = self.network.drop_condition(params, example.condition, example.drop)
         x_t = diffusion.corrupt(self.process, example.x0, example.noise, example.t)
         time = diffusion.network_time(self.process, example.t)
-        output = self.dit.apply(params, x_t, time, condition, gather=gather)
+        output = self.network.apply(params, x_t, time, condition, gather=gather)
         return diffusion.loss_terms(self.process, output, x_t, example.x0, example.t, example.noise)
 
     def losses(self, params: Any, ema: Any, example: Example, total: jax.Array, gather: Any) -> dict[str, jax.Array]:
@@ -143,7 +150,7 @@ class Denoising(Task):
     def latents(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
         """x0 of uint8 `image` (B, H, W, 3) or of cached `latent` moments; `key` samples the posterior."""
         if "latent" in batch:
-            return self.autoencoder.draw(batch["latent"], key)
+            return self.autoencoder.sample(batch["latent"], key)
         return self.autoencoder.encode(frozen["autoencoder"], batch["image"], key)
 
     def image_features(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -181,12 +188,10 @@ def make(
     frames: int = 0,
     **fields: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """A task of that class and its frozen parameters {"encoder", "autoencoder"}, as the settings name them.
+    """A task of class `kind` and its frozen parameters {"encoder", "autoencoder"}, as the settings name them.
 
     Args:
-      kind: the class.
-      settings: of the run.
-      place: as for `tasks.make_task`.
+      settings, place: as for `tasks.make_task`.
       encoder, encoder_params: as `encoders.make_encoder` gives them; None for a task that conditions on no features.
       network: further arguments of `models.make_dit`; by default its tokens are the encoder's, and there are none without one.
       concatenated: whether a latent is concatenated on channels.

@@ -1,12 +1,12 @@
 """Self-distillation without labels (DINO: Caron et al. 2021, arXiv 2104.14294): an encoder trained on images alone.
 
     teacher = EMA of the student
-    p       = softmax((teacher(global crop) - centre) / teacher temperature)
+    p       = softmax((teacher(global crop) - center) / teacher temperature)
     loss    = mean over pairs of different crops of  - p . log softmax(student(crop) / student temperature)
-    centre <- m centre + (1 - m) mean teacher output,  which keeps the teacher from collapsing to one output
+    center <- m center + (1 - m) mean teacher output,  which keeps the teacher from collapsing to one output
 
 With `balance` = sinkhorn the teacher's assignments are instead normalized so that the batch uses all prototypes equally (Caron
-et al. 2020; DINOv2), which needs no centre; small batches and short runs then do not collapse to a few clusters.
+et al. 2020; DINOv2), which needs no center; small batches and short runs then do not collapse to a few clusters.
 
 `mask_weight`: iBOT (Zhou et al. 2022), the student predicts the teacher's output at masked patches of its global crops, so that
 patch tokens, and not [CLS] alone, carry where and what they are.
@@ -14,12 +14,15 @@ patch tokens, and not [CLS] alone, carry where and what they are.
 `pixel_weight`: a linear layer predicts from each token the pixels of its patch, masked or not (SimMIM: Xie et al. 2022, for
 masked ones), so that features keep what a prior needs to reproduce the image.
 
+    head(x) = normalize(MLP(token)) . normalize(prototypes),   [CLS] for the image, the other tokens for patches (iBOT)
+
 Axes: B batch, G crops, S side, N patches, D width, K prototypes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -29,16 +32,14 @@ import numpy as np
 
 from lumos_jax import config, encoders
 from lumos_jax.config.fields import Rule, above, at_least, between, rising
+from lumos_jax.encoders.vit import Vit
 from lumos_jax.models import layers
 from lumos_jax.tasks.base import Task
-from lumos_jax.tasks.dino_network import SelfDistilled
 
 GLOBAL = 2  # crops that the teacher sees
 SINKHORN_ROUNDS = 3
 LUMINANCE = (0.299, 0.587, 0.114)
 _LOG_RATIO = float(np.log(4 / 3))
-
-
 STUDENT_TEMPERATURE, CENTER_MOMENTUM = 0.1, 0.9
 
 
@@ -46,33 +47,106 @@ STUDENT_TEMPERATURE, CENTER_MOMENTUM = 0.1, 0.9
 class Settings(config.Task):
     """Self-distillation (configs/dino.py). The ViT is the encoder group's, the teacher the EMA."""
 
-    global_scale: Annotated[tuple[float, float], rising(1e-6, 1), "share of the image in the teacher's two crops"] = (
+    global_scale: Annotated[tuple[float, float], rising(1e-6, 1), "area of the teacher's two crops, as a share"] = (
         0.4,
         1.0,
     )
     local_crops: Annotated[int, at_least(0), "smaller crops that only the student sees"] = 6
     local_size: Annotated[int, at_least(1), "their side in pixels"] = 96
-    local_scale: Annotated[tuple[float, float], rising(1e-6, 1), "share of the image in them"] = (0.05, 0.4)
+    local_scale: Annotated[tuple[float, float], rising(1e-6, 1), "their area, as a share"] = (0.05, 0.4)
     mirror: Annotated[bool, "mirror half of the crops; without it features may tell left from right"] = True
-    jitter: Annotated[
-        float, between(0, 1), "of brightness, contrast, saturation; half of it for the balance of colors"
-    ] = 0.4
+    jitter: Annotated[float, between(0, 1), "of brightness, contrast, saturation; half of it for color balance"] = 0.4
     mask_weight: Annotated[float, at_least(0), "iBOT: weight of the teacher's output at masked patches; 0: none"] = 0.0
-    mask_share: Annotated[
-        tuple[float, float], rising(0, 1), "share of the patches of each global crop that is masked"
-    ] = (0.1, 0.5)
+    mask_share: Annotated[tuple[float, float], rising(0, 1), "share of masked patches in each global crop"] = (0.1, 0.5)
     pixel_weight: Annotated[float, at_least(0), "weight of predicting the pixels of patches; 0: none"] = 0.0
     head: Annotated[
         tuple[int, int, int],
         Rule(lambda sizes: min(sizes) >= 1, "positive"),
         "widths: hidden layers, bottleneck, prototypes",
     ] = (2048, 256, 4096)
-    teacher_temperature: Annotated[
-        float, above(0), f"of the teacher's softmax; the student's is {STUDENT_TEMPERATURE}"
-    ] = 0.04
-    balance: Annotated[Literal["center", "sinkhorn"], "what keeps the teacher from collapse: DINO's or DINOv2's"] = (
-        "center"
-    )
+    teacher_temperature: Annotated[float, above(0), f"of its softmax; the student's is {STUDENT_TEMPERATURE}"] = 0.04
+    balance: Annotated[Literal["center", "sinkhorn"], "how collapse is prevented: DINO's way or DINOv2's"] = "center"
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfDistilled:
+    """Shapes of the ViT and of the head; frozen and hashable.
+
+    Attributes:
+      hidden: width of the head's two hidden layers.
+      bottleneck: features that are normalized and compared with the prototypes.
+      prototypes: K.
+      masked: whether patches may be masked; they have a center of their own.
+      pixels: whether a linear layer predicts the pixels of each patch from its token.
+    """
+
+    vit: Vit
+    hidden: int
+    bottleneck: int
+    prototypes: int
+    masked: bool = False
+    pixels: bool = False
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """Float32 parameters {"vit", "head", "centre"}, of masked networks {"mask", "patch_centre"}, and {"pixels"}."""
+        keys = jax.random.split(key, 5)
+        vit = self.vit.init(keys[0])
+        if not self.masked:  # large positions would be all that [CLS] sees; a masked patch has nothing else
+            vit["positions"] = 0.05 * jax.random.normal(keys[1], vit["positions"].shape)
+        sizes = (self.vit.width, self.hidden, self.hidden, self.bottleneck)
+        head = {}
+        for number, (inner, outer) in enumerate(itertools.pairwise(sizes)):
+            kernel = jax.random.normal(jax.random.fold_in(keys[2], number), (inner, outer)) * inner**-0.5
+            head[f"layer{number}"] = {"kernel": kernel, "bias": jnp.zeros(outer)}
+        head["prototypes"] = jax.random.normal(keys[3], (self.bottleneck, self.prototypes))
+        params = {"vit": vit, "head": head, "centre": jnp.zeros(self.prototypes)}
+        if self.masked:
+            params["mask"] = 0.02 * jax.random.normal(keys[4], (self.vit.width,))
+            params["patch_centre"] = jnp.zeros(self.prototypes)
+        if self.pixels:
+            inner, outer = self.vit.width, 3 * self.vit.patch_size**2
+            kernel = jax.random.normal(jax.random.fold_in(keys[4], 1), (inner, outer)) * inner**-0.5
+            params["pixels"] = {"kernel": kernel, "bias": jnp.zeros(outer)}
+        return params
+
+    def trainable(self) -> dict[str, Any]:
+        """A tree like the parameters, of bool: False for the centers, which follow the teacher's outputs."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree_util.tree_map_with_path(lambda path, _: "centre" not in path[0].key, shapes)
+
+    def logical_axes(self) -> dict[str, Any]:
+        """A tree like the parameters, of tuples without names: the network is small, and replicated."""
+        return jax.tree.map(lambda leaf: (None,) * len(leaf.shape), jax.eval_shape(self.init, jax.random.key(0)))
+
+    def tokens(self, params: dict[str, Any], image: jax.Array, masked: jax.Array | None = None) -> jax.Array:
+        """The ViT's tokens of images (B, S, S, 3), normalized: (B, 1 + N, D), [CLS] first. masked: (B, N) bool, patches in
+        whose place a learned vector stands."""
+
+        def hide(patches):
+            return jnp.where(masked[..., None], params["mask"][None, None].astype(patches.dtype), patches)
+
+        return self.vit.apply(params["vit"], image, hide=None if masked is None else hide)
+
+    def scores(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
+        """Cosines of the projections of tokens (B, T, D) with the prototypes, (B, T, K)."""
+        size, count, width = tokens.shape
+        x = tokens.reshape(size * count, width)
+        head = params["head"]
+        for number in range(3):
+            layer = head[f"layer{number}"]
+            x = x @ layer["kernel"] + layer["bias"][None]
+            x = x if number == 2 else jax.nn.gelu(x, approximate=False)
+        return (_unit(x, -1) @ _unit(head["prototypes"], 0)).reshape(size, count, -1)
+
+    def predict_pixels(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
+        """Normalized pixels of each patch from its token: (B, 1 + N, D) -> (B, N, p p 3)."""
+        size, count, width = tokens[:, 1:].shape
+        flat = tokens[:, 1:].reshape(size * count, width)
+        return (flat @ params["pixels"]["kernel"] + params["pixels"]["bias"][None]).reshape(size, count, -1)
+
+
+def _unit(x: jax.Array, axis: int) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=axis, keepdims=True) + 1e-12)
 
 
 @jax.tree_util.register_dataclass
@@ -195,22 +269,22 @@ class SelfDistillation(Task):
             sums["patch_centre"] = jnp.einsum("b,btk->k", share, patches) / patches.shape[1]
         if s.pixel_weight:
             pixels = layers.patchify(example.large.reshape(-1, *example.large.shape[2:]), self.network.vit.patch_size)
-            errors = jnp.square(self.network.told_pixels(params, student_tokens) - pixels)
+            errors = jnp.square(self.network.predict_pixels(params, student_tokens) - pixels)
             sums["pixel_loss"] = (errors.reshape(size, -1).mean(-1) * share).sum()
             sums["loss"] += s.pixel_weight * sums["pixel_loss"]
         return sums
 
-    def _assign(self, output: jax.Array, centre: jax.Array, weight: jax.Array) -> jax.Array:
+    def _assign(self, output: jax.Array, center: jax.Array, weight: jax.Array) -> jax.Array:
         """The teacher's probabilities of prototypes from its outputs (B, G, K)."""
         if self.settings.balance == "sinkhorn":
             return _sinkhorn(output / self.settings.teacher_temperature, weight)
-        centre = jax.lax.stop_gradient(centre)
-        return jax.nn.softmax((output - centre[None, None]) / self.settings.teacher_temperature, axis=-1)
+        center = jax.lax.stop_gradient(center)
+        return jax.nn.softmax((output - center[None, None]) / self.settings.teacher_temperature, axis=-1)
 
     def post_update(self, params: Any, sums: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
         m = CENTER_MOMENTUM
-        centres = {name: m * params[name] + (1 - m) * sums[name] for name in ("centre", "patch_centre") if name in sums}
-        return params | centres, {name: value for name, value in sums.items() if name not in centres}
+        centers = {name: m * params[name] + (1 - m) * sums[name] for name in ("centre", "patch_centre") if name in sums}
+        return params | centers, {name: value for name, value in sums.items() if name not in centers}
 
     def features(self, params: Any, image: jax.Array) -> jax.Array:
         """uint8 (B, H, W, 3) -> [CLS] (B, D) of the uncropped image."""

@@ -11,9 +11,6 @@ import fnmatch
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from lumos_jax import config
-from lumos_jax.models import Network
-
 
 @dataclasses.dataclass(frozen=True)
 class Handoff:
@@ -43,28 +40,6 @@ FROM_ADALN = Handoff(new=("blocks/cross/*", "tokens/*", "null/tokens"), gone=("v
 TO_ADALN = Handoff(new=FROM_ADALN.gone, gone=(*FROM_ADALN.gone, *FROM_ADALN.new), refit=FROM_ADALN.gone)
 
 
-def check(dit: Network, ours: config.Model, theirs: config.Model, paths: Collection[str]) -> None:
-    """Checks what the names of parameters do not show.
-
-    Args:
-      dit: the network to initialize.
-      ours, theirs: config.model of both runs.
-      paths: of the prior's parameters.
-
-    Raises:
-      ValueError: their MLPs or final layers differ.
-    """
-    final = "adaln" if "final/modulation/kernel" in paths else "table"
-    if final != dit.final:
-        raise ValueError(
-            f"the prior's final layer is {final}, this network's {dit.final}: set config.model.final={final} to keep it"
-        )
-    if theirs.activation != ours.activation:
-        raise ValueError(
-            f"config.model.activation={ours.activation}, but the prior was trained with {theirs.activation}: set it to that"
-        )
-
-
 def null_embedding(params: Mapping[str, Any], dropped: Collection[str]) -> Any | None:
     """What the null condition of a prior adds to the timestep embedding (D,), if the embedder of its condition is dropped.
 
@@ -79,17 +54,11 @@ def null_embedding(params: Mapping[str, Any], dropped: Collection[str]) -> Any |
 
 
 def rules(
-    handoff: Handoff,
-    ours: Mapping[str, tuple[int, ...]],
-    theirs: Mapping[str, tuple[int, ...]],
-    same_condition: bool,
+    handoff: Handoff, ours: Mapping[str, tuple], theirs: Mapping[str, tuple], same_condition: bool
 ) -> dict[str, tuple[str, ...]]:
     """Paths for `checkpoints.transfer`: reinitialise, drop, widen.
 
-    Args:
-      handoff: the task's.
-      ours, theirs: path -> shape of every parameter.
-      same_condition: whether both networks are conditioned on the same features.
+    ours, theirs: path -> shape of every parameter. same_condition: whether both are conditioned on the same features.
     """
 
     def named(paths: Iterable[str], patterns: tuple[str, ...]) -> list[str]:

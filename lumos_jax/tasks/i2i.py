@@ -12,25 +12,7 @@ import numpy as np
 from lumos_jax import config, encoders
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising
-from lumos_jax.tasks.sampling import ImageSampling
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageToImage(denoising.Denoising):
-    """The I2I task; batches hold `image`, or `latent` and `feature` of a cache."""
-
-    name: ClassVar[str] = "i2i"
-
-    @classmethod
-    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToImage, dict[str, Any]]:
-        return denoising.make(cls, settings, place, *encoders.make_encoder(settings.encoder, place))
-
-    @classmethod
-    def sampling_class(cls) -> type[ImageToImageSampling]:
-        return ImageToImageSampling
-
-    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
-        return Condition(tokens=self.image_features(frozen, batch))
+from lumos_jax.tasks.sampling import ImageSampling, Sampling
 
 
 class ImageToImageSampling(ImageSampling):
@@ -39,6 +21,21 @@ class ImageToImageSampling(ImageSampling):
     def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """The image itself, which the prior reproduces from its features; None where a cache keeps no images."""
         return host.get("image")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageToImage(denoising.Denoising):
+    """The I2I task; batches hold `image`, or `latent` and `feature` of a cache."""
+
+    name: ClassVar[str] = "i2i"
+    sampling_class: ClassVar[type[Sampling]] = ImageToImageSampling
+
+    @classmethod
+    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToImage, dict[str, Any]]:
+        return denoising.make(cls, settings, place, *encoders.make_encoder(settings.encoder, place))
+
+    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+        return Condition(tokens=self.image_features(frozen, batch))
 
 
 TASK = ImageToImage

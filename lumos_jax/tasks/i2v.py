@@ -35,13 +35,6 @@ from lumos_jax.tasks.sampling import Sampling, add_images
 MOTION_IDS = 256
 NUMBERS = 3  # of the vector
 _LEVEL = 1000.0  # sigma is embedded in thousandths: sinusoids tell integers apart
-
-
-def _named(key: jax.Array, name: str) -> jax.Array:
-    """A stream of its own, folded from another's key."""
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
-
-
 NOISE_LOG_MEAN, NOISE_LOG_STD = -3.0, 0.5  # of the noise on the first frame in training, pixels in [-1, 1] (SVD)
 
 
@@ -56,81 +49,9 @@ class Settings(config.Task):
     motion_bucket_id: Annotated[int, between(0, 255), "of samples, unless `lumos_jax.sample --motion` says"] = 127
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageToVideo(denoising.Denoising):
-    """The I2V task.
-
-    Batches of clips hold `frames` uint8 (B, F, H, W, 3), `fps` and `motion` (B,) float32; of images, `image`.
-    """
-
-    name: ClassVar[str] = "i2v"
-    uncacheable: ClassVar[str] = "config.data.sample_type=clip: clips are not cached; train on them as they are"
-    settings_class: ClassVar[type[config.Task]] = Settings
-    video: Settings
-
-    @classmethod
-    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToVideo, dict[str, Any]]:
-        if settings.data.sample_type != "clip":
-            raise ValueError(
-                f"config.data.sample_type={settings.data.sample_type!r}: this task trains on clips; set it to clip"
-            )
-        return denoising.make(
-            cls, settings, place, *encoders.make_encoder(settings.encoder, place),
-            network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
-            concatenated=True,
-            frames=settings.data.frames,
-            video=settings.task,
-        )  # fmt: skip
-
-    @classmethod
-    def sampling_class(cls) -> type[ClipSampling]:
-        return ClipSampling
-
-    def handoff(self) -> Handoff:
-        """From an image prior: attention over frames and the vector's embedder are new, the input has more channels."""
-        return super().handoff() | Handoff(
-            new=("blocks/temporal/*", "vector/*"),
-            refit=("tokens/fc1/*", "null/tokens"),
-            widened=("patch/kernel",),
-        )
-
-    def dropout_masks(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
-        def rows(name):
-            return jax.random.bernoulli(_named(key, name), self.condition_dropout, (size,))
-
-        return {"tokens": rows("tokens"), "latent": rows("latent"), "vector": jnp.zeros(size, bool)}
-
-    def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
-        if "image" in batch:
-            x0 = self.latents(frozen, batch, key)
-            return x0, Condition(tokens=self.image_features(frozen, batch), latent=jnp.zeros_like(x0))
-        shape = batch["frames"].shape
-        flat = self.latents(frozen, {"image": batch["frames"].reshape(-1, *shape[2:])}, key)
-        normal = jax.random.normal(_named(key, "augmentation level"), shape[:1])
-        sigma = jnp.exp(NOISE_LOG_MEAN + NOISE_LOG_STD * normal)
-        condition = self.clip_condition(frozen, batch, shape[1], sigma, _named(key, "augmentation"))
-        return flat.reshape(*shape[:2], *flat.shape[1:]), condition
-
-    def clip_condition(
-        self, frozen: Any, batch: Mapping[str, jax.Array], frames: int, sigma: jax.Array, key: jax.Array
-    ) -> Condition:
-        """The condition of clips of so many frames; of the batch's frames only the first counts.
-
-        sigma: (B,) standard deviation of the noise, sampled with `key`, on the first frame that is concatenated to every frame.
-        """
-        first = batch["frames"][:, 0]
-        noise = sigma[:, None, None, None] * jax.random.normal(key, first.shape)
-        latent = self.autoencoder.mode(frozen["autoencoder"], first.astype(jnp.float32) + 127.5 * noise)
-        motion = jnp.clip(jnp.floor(batch["motion"] / self.video.motion_step), 0, MOTION_IDS - 1)
-        return Condition(
-            tokens=self.encoder.apply(frozen["encoder"], first),
-            vector=jnp.stack([batch["fps"], motion, _LEVEL * sigma], axis=-1),
-            latent=jnp.repeat(latent[:, None], frames, axis=1),
-        )
-
-    def shuffled(self, condition: Condition) -> Condition:
-        """First frames exchanged; each clip keeps its own speed and motion."""
-        return dataclasses.replace(super().shuffled(condition), vector=condition.vector)
+def _named(key: jax.Array, name: str) -> jax.Array:
+    """A stream of its own, folded from another's key."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 class ClipSampling(Sampling):
@@ -180,9 +101,9 @@ class ClipSampling(Sampling):
     def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
         # Clip by clip: the decoder needs far more memory for a frame than the network.
         decode = super().decode
-        return (
-            decode(frozen, latent) if latent.ndim == 4 else jax.lax.map(lambda frames: decode(frozen, frames), latent)
-        )
+        if latent.ndim == 4:
+            return decode(frozen, latent)
+        return jax.lax.map(lambda frames: decode(frozen, frames), latent)
 
     def source_images(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         return batch["frames"]
@@ -206,6 +127,75 @@ class ClipSampling(Sampling):
         grid = np.concatenate([still, samples], axis=1)  # (R, 1 + n, F, H, W, 3)
         frames = np.stack([media.image_grid(grid[:, :, i]) for i in range(grid.shape[2])])
         return media.save_clip(frames, out, float(host["fps"][0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageToVideo(denoising.Denoising):
+    """The I2V task.
+
+    Batches of clips hold `frames` uint8 (B, F, H, W, 3), `fps` and `motion` (B,) float32; of images, `image`.
+    """
+
+    name: ClassVar[str] = "i2v"
+    sample_type: ClassVar[str] = "clip"
+    sampling_class: ClassVar[type[Sampling]] = ClipSampling
+    uncacheable: ClassVar[str] = "config.data.sample_type=clip: clips are not cached; train on them as they are"
+    settings_class: ClassVar[type[config.Task]] = Settings
+    video: Settings
+
+    @classmethod
+    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToVideo, dict[str, Any]]:
+        return denoising.make(
+            cls, settings, place, *encoders.make_encoder(settings.encoder, place),
+            network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
+            concatenated=True,
+            frames=settings.data.clips.frames,
+            video=settings.task,
+        )  # fmt: skip
+
+    def handoff(self) -> Handoff:
+        """From an image prior: attention over frames and the vector's embedder are new, the input has more channels."""
+        return super().handoff() | Handoff(
+            new=("blocks/temporal/*", "vector/*"), refit=("tokens/fc1/*", "null/tokens"), widened=("patch/kernel",)
+        )
+
+    def dropout_masks(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
+        def rows(name):
+            return jax.random.bernoulli(_named(key, name), self.condition_dropout, (size,))
+
+        return {"tokens": rows("tokens"), "latent": rows("latent"), "vector": jnp.zeros(size, bool)}
+
+    def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
+        if "image" in batch:
+            x0 = self.latents(frozen, batch, key)
+            return x0, Condition(tokens=self.image_features(frozen, batch), latent=jnp.zeros_like(x0))
+        shape = batch["frames"].shape
+        flat = self.latents(frozen, {"image": batch["frames"].reshape(-1, *shape[2:])}, key)
+        normal = jax.random.normal(_named(key, "augmentation level"), shape[:1])
+        sigma = jnp.exp(NOISE_LOG_MEAN + NOISE_LOG_STD * normal)
+        condition = self.clip_condition(frozen, batch, shape[1], sigma, _named(key, "augmentation"))
+        return flat.reshape(*shape[:2], *flat.shape[1:]), condition
+
+    def clip_condition(
+        self, frozen: Any, batch: Mapping[str, jax.Array], frames: int, sigma: jax.Array, key: jax.Array
+    ) -> Condition:
+        """The condition of clips of so many frames; of the batch's frames only the first counts.
+
+        sigma: (B,) standard deviation of the noise, sampled with `key`, on the first frame that is concatenated to every frame.
+        """
+        first = batch["frames"][:, 0]
+        noise = sigma[:, None, None, None] * jax.random.normal(key, first.shape)
+        latent = self.autoencoder.mode(frozen["autoencoder"], first.astype(jnp.float32) + 127.5 * noise)
+        motion = jnp.clip(jnp.floor(batch["motion"] / self.video.motion_step), 0, MOTION_IDS - 1)
+        return Condition(
+            tokens=self.encoder.apply(frozen["encoder"], first),
+            vector=jnp.stack([batch["fps"], motion, _LEVEL * sigma], axis=-1),
+            latent=jnp.repeat(latent[:, None], frames, axis=1),
+        )
+
+    def shuffled(self, condition: Condition) -> Condition:
+        """First frames exchanged; each clip keeps its own speed and motion."""
+        return dataclasses.replace(super().shuffled(condition), vector=condition.vector)
 
 
 TASK = ImageToVideo

@@ -8,8 +8,7 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -30,19 +29,18 @@ def image_grid(rows: np.ndarray, *, titles: Sequence[str] = (), gap: int = 2, mi
     """
     factor = max(1, -(-min_side // rows.shape[2]))
     rows = rows.repeat(factor, axis=2).repeat(factor, axis=3)
-    count_r, count_c, height, width, _ = rows.shape
     gap *= factor
-    total_width = count_c * (width + gap) + gap
-    strips = []
-    for r in range(count_r):
-        if titles:
-            strips.append(_title(titles[r], total_width, gap))
-        strip = np.full((height + gap, total_width, 3), 255, np.uint8)
-        for c in range(count_c):
-            left = gap + c * (width + gap)
-            strip[gap:, left : left + width] = rows[r, c]
-        strips.append(strip)
-    return np.concatenate([*strips, np.full((gap, total_width, 3), 255, np.uint8)])
+    cells = np.pad(
+        rows, ((0, 0), (0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255
+    )  # white above and to the left
+    strips = cells.transpose(0, 2, 1, 3, 4).reshape(len(rows), cells.shape[2], -1, 3)
+    strips = list(np.pad(strips, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255))
+    width = strips[0].shape[1]
+    if titles:
+        strips = [
+            part for text, strip in zip(titles, strips, strict=True) for part in (_title(text, width, gap), strip)
+        ]
+    return np.concatenate([*strips, np.full((gap, width, 3), 255, np.uint8)])
 
 
 def _title(text: str, width: int, margin: int) -> np.ndarray:
@@ -77,26 +75,14 @@ def check_writable(path: str | os.PathLike, given: str) -> None:
         raise ValueError(f"{given} cannot be written: {error.strerror or error}: {path.parent}") from error
 
 
-@contextmanager
-def _replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """As fileio.replacing, in a folder that is made where it is missing."""
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with fileio.replacing(path) as partial:
-        yield partial
-
-
 def save_png(image: np.ndarray, path: str | os.PathLike) -> None:
     """Writes (H, W, 3) uint8."""
-    with _replacing(path) as partial:
+    with fileio.replacing(path) as partial:
         Image.fromarray(image).save(partial, format="PNG")
 
 
 def clip_files(out: str) -> list[str]:
-    """The GIF and MP4 named as `out` but for its ending; without PyAV the GIF alone.
-
-    Raises:
-      ValueError: `out` is the name of an MP4, and PyAV is not installed.
-    """
+    """The GIF and MP4 named as `out` but for its ending; without PyAV the GIF alone, and ValueError for an `out` in .mp4."""
     root, ending = os.path.splitext(out)
     if importlib.util.find_spec("av") is not None:
         return [f"{root}.gif", f"{root}.mp4"]
@@ -120,7 +106,7 @@ def save_gif(frames: np.ndarray, path: str | os.PathLike, fps: float = 8.0) -> N
     """Writes (F, H, W, 3) uint8 as a GIF that loops; each frame has 256 colors of its own. GIF counts in hundredths of a
     second, so that 50 frames a second are the most."""
     first, *others = [Image.fromarray(frame) for frame in frames]
-    with _replacing(path) as partial:
+    with fileio.replacing(path) as partial:
         first.save(partial, format="GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
 
 
@@ -130,7 +116,7 @@ def save_mp4(frames: np.ndarray, path: str | os.PathLike, fps: float = 8.0) -> N
 
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with _replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+    with fileio.replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "16"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for frame in frames:

@@ -31,9 +31,8 @@ from lumos_jax.tasks.sampling import Sampling, add_images
 CAMERA_DIM = 4  # polar angle, sine and cosine of the azimuth, radius: target minus input
 ORBIT = tuple(range(0, 360, 30))  # degrees
 
-
-# One uniform number a record decides what of its condition is dropped: below the first, the input view's feature alone; below
-# the second, feature and latent; below the third, the latent alone (Lumos).
+# One uniform number a record decides which parts of its condition are dropped: below the first, the input view's feature;
+# below the second, feature and latent; below the third, the latent (Lumos).
 DROPOUT = (0.05, 0.10, 0.15)
 
 
@@ -47,72 +46,6 @@ class Settings(config.Task):
         "tokens as well, each by a learned matrix, and are in the timestep embedding, from which small networks learn left",
         "from right within minutes",
     ] = "token"
-
-
-@dataclasses.dataclass(frozen=True)
-class NovelView(denoising.Denoising):
-    """The NVS task; batches hold the target `image`, the `input` view and `camera` (B, 4).
-
-    dropout: see DROPOUT.
-    """
-
-    name: ClassVar[str] = "nvs"
-    settings_class: ClassVar[type[config.Task]] = Settings
-    uncacheable: ClassVar[str] = "novel views train on pairs that each epoch samples anew: there is nothing to cache"
-    dropout: tuple[float, float, float]
-
-    @classmethod
-    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[NovelView, dict[str, Any]]:
-        if settings.data.sample_type != "views":
-            raise ValueError(
-                f"config.data.sample_type={settings.data.sample_type!r}: novel views train on pairs of views, set views"
-            )
-        if settings.task.condition_dropout != config.Task().condition_dropout:
-            raise ValueError(
-                "config.task.condition_dropout is not for novel views, whose parts drop at rates of their own"
-            )
-        bilinear = settings.task.camera == "bilinear"
-        return denoising.make(
-            cls, settings, place, *encoders.make_encoder(settings.encoder, place),
-            network={
-                "camera_dim": CAMERA_DIM,
-                "camera_turns": bilinear,
-                "vector_dim": CAMERA_DIM if bilinear else 0,
-                "vector_kind": "numbers",
-            },
-            concatenated=True,
-            condition_dropout=DROPOUT[1] - DROPOUT[0],  # of both parts
-            dropout=DROPOUT,
-        )  # fmt: skip
-
-    @classmethod
-    def sampling_class(cls) -> type[OrbitSampling]:
-        return OrbitSampling
-
-    def handoff(self) -> Handoff:
-        return super().handoff() | Handoff(
-            new=("camera/*", "vector/*"), gone=("null/tokens",), refit=("tokens/fc1/*",), widened=("patch/kernel",)
-        )
-
-    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
-        feature = self.encoder.apply(frozen["encoder"], batch["input"])
-        camera = jnp.broadcast_to(batch["camera"][:, None], (*feature.shape[:2], CAMERA_DIM))
-        latent = self.autoencoder.mode(frozen["autoencoder"], batch["input"])
-        vector = jnp.degrees(batch["camera"]) if self.dit.vector_dim else None
-        return Condition(tokens=jnp.concatenate([feature, camera], axis=-1), vector=vector, latent=latent)
-
-    def dropout_masks(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
-        """One uniform number a row decides: the feature alone, both, or the latent alone. The camera stays."""
-        u = jax.random.uniform(key, (size,))
-        feature, both, latent = self.dropout
-        return {"tokens": u < both, "vector": jnp.zeros(size, bool), "latent": (u >= feature) & (u < latent)}
-
-    def shuffled(self, condition: Condition) -> Condition:
-        """Every row with the camera of the row before it and its own image."""
-        camera = jnp.roll(condition.tokens[..., -CAMERA_DIM:], 1, axis=0)
-        tokens = jnp.concatenate([condition.tokens[..., :-CAMERA_DIM], camera], axis=-1)
-        vector = None if condition.vector is None else jnp.roll(condition.vector, 1, axis=0)
-        return dataclasses.replace(condition, tokens=tokens, vector=vector)
 
 
 class OrbitSampling(Sampling):
@@ -171,6 +104,66 @@ class OrbitSampling(Sampling):
         media.save_png(media.image_grid(np.concatenate([first[:, None], rows], axis=1)), out)
         frames = np.stack([media.image_grid(view) for view in views.transpose(2, 0, 1, 3, 4, 5)])
         return [out, *media.save_clip(frames, out)]
+
+
+@dataclasses.dataclass(frozen=True)
+class NovelView(denoising.Denoising):
+    """The NVS task; batches hold the target `image`, the `input` view and `camera` (B, 4).
+
+    dropout: see DROPOUT.
+    """
+
+    name: ClassVar[str] = "nvs"
+    sample_type: ClassVar[str] = "views"
+    sampling_class: ClassVar[type[Sampling]] = OrbitSampling
+    settings_class: ClassVar[type[config.Task]] = Settings
+    uncacheable: ClassVar[str] = "novel views train on pairs that each epoch samples anew: there is nothing to cache"
+    dropout: tuple[float, float, float]
+
+    @classmethod
+    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[NovelView, dict[str, Any]]:
+        if settings.task.condition_dropout != config.Task().condition_dropout:
+            raise ValueError(
+                "config.task.condition_dropout is not for novel views, whose parts drop at rates of their own"
+            )
+        bilinear = settings.task.camera == "bilinear"
+        return denoising.make(
+            cls, settings, place, *encoders.make_encoder(settings.encoder, place),
+            network={
+                "camera_dim": CAMERA_DIM,
+                "camera_turns": bilinear,
+                "vector_dim": CAMERA_DIM if bilinear else 0,
+                "vector_kind": "numbers",
+            },
+            concatenated=True,
+            condition_dropout=DROPOUT[1] - DROPOUT[0],  # of both parts
+            dropout=DROPOUT,
+        )  # fmt: skip
+
+    def handoff(self) -> Handoff:
+        return super().handoff() | Handoff(
+            new=("camera/*", "vector/*"), gone=("null/tokens",), refit=("tokens/fc1/*",), widened=("patch/kernel",)
+        )
+
+    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+        feature = self.encoder.apply(frozen["encoder"], batch["input"])
+        camera = jnp.broadcast_to(batch["camera"][:, None], (*feature.shape[:2], CAMERA_DIM))
+        latent = self.autoencoder.mode(frozen["autoencoder"], batch["input"])
+        vector = jnp.degrees(batch["camera"]) if self.network.vector_dim else None
+        return Condition(tokens=jnp.concatenate([feature, camera], axis=-1), vector=vector, latent=latent)
+
+    def dropout_masks(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
+        """One uniform number a row decides: the feature alone, both, or the latent alone. The camera stays."""
+        u = jax.random.uniform(key, (size,))
+        feature, both, latent = self.dropout
+        return {"tokens": u < both, "vector": jnp.zeros(size, bool), "latent": (u >= feature) & (u < latent)}
+
+    def shuffled(self, condition: Condition) -> Condition:
+        """Every row with the camera of the row before it and its own image."""
+        camera = jnp.roll(condition.tokens[..., -CAMERA_DIM:], 1, axis=0)
+        tokens = jnp.concatenate([condition.tokens[..., :-CAMERA_DIM], camera], axis=-1)
+        vector = None if condition.vector is None else jnp.roll(condition.vector, 1, axis=0)
+        return dataclasses.replace(condition, tokens=tokens, vector=vector)
 
 
 TASK = NovelView

@@ -15,7 +15,7 @@ import jax
 from lumos_jax import config, encoders
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising
-from lumos_jax.tasks.sampling import ImageSampling
+from lumos_jax.tasks.sampling import ImageSampling, Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Rcg(denoising.Denoising):
     """The RCG task; batches hold `image`, or `latent` and `feature` of a cache."""
 
     name: ClassVar[str] = "rcg"
+    sampling_class: ClassVar[type[Sampling]] = ImageSampling
 
     @classmethod
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[Rcg, dict[str, Any]]:
@@ -34,10 +35,6 @@ class Rcg(denoising.Denoising):
             )
         network = {"token_shape": None, "vector_dim": encoder.dim, "final": "adaln"}
         return denoising.make(cls, settings, place, encoder, params, network=network)
-
-    @classmethod
-    def sampling_class(cls) -> type[ImageSampling]:
-        return ImageSampling
 
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
         return Condition(vector=self.image_features(frozen, batch)[:, 0])

@@ -8,7 +8,7 @@
     rcg            RCG's DiT, conditioned on a feature of MoCo-v3's projector; its MLPs have the exact GELU
 
 A file that `lumos_jax.convert export` wrote carries its run's settings; of others the shapes of the arrays tell all but the
-number of heads, for which the DiT paper's table is asked.
+number of heads, which the DiT paper's table gives.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from typing import Any
 
 from lumos_jax import config, models
 from lumos_jax.config import io as config_io
-from lumos_jax.models import Network, layers, sizes
+from lumos_jax.models import Network, layers
+from lumos_jax.models.network import SIZES
 from lumos_jax.weights import diffusers_names, files, official, rules
 
 SETTINGS_KEY = "lumos_jax"  # of a safetensors file's metadata: the settings of the run that wrote it
 
-# The text encoder of the released text-to-image priors: every token of T5 v1.1 XXL.
+# The text encoder of the released text-to-image priors, T5 v1.1 XXL; the encoder of RCG, MoCo-v3's ViT-B.
 _T5 = config.Encoder(kind="t5", weights="google/t5-v1_1-xxl", output="all", normalize="none", max_tokens=120)
+_MOCO = config.Encoder(weights="moco_v3_vit_b.pth.tar", output="pooled", normalize="standard", interpolation="bicubic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,52 +41,34 @@ class Release:
     Attributes:
       task: as config.task.name.
       encoder: the encoder that gives its condition.
-      convert: state dict, path -> shape of the network's parameters -> parameters, report.
-      position_scale: as config.model.position_scale.
+      mark: a name that only files of this kind have; empty where others have the same.
+      convert: (state dict, path -> shape of the network's parameters) -> parameters, report.
+      model: fields of config.model that are not the defaults.
       condition: what it is conditioned on: tokens | sized (tokens, and the image's size and ratio) | class | feature.
-      activation: as config.model.activation.
       unhosted: whether its encoder's weights are on no hub, so that `encoder` names a file that one has to have.
     """
 
     task: str
     encoder: config.Encoder
+    mark: str = ""
     convert: Callable = official.from_official
-    position_scale: float = 1.0
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     condition: str = "tokens"
-    activation: str = "gelu_tanh"
     unhosted: bool = False
 
 
-# MoCo-v3's ViT-B, as RCG conditions on it.
-_MOCO = config.Encoder(weights="moco_v3_vit_b.pth.tar", output="pooled", normalize="standard", interpolation="bicubic")
-
+_CLASSES = "y_embedder.embedding_table.weight"
+_DIT = functools.partial(official.from_official, rules=official.DIT_RULES)
+_RCG = functools.partial(official.from_official, rules=official.RCG_RULES)
 RELEASES: Mapping[str, Release] = {
     "lumos-i2i": Release("i2i", config.Encoder()),
     "lumos-t2i": Release("t2i", _T5),
-    "lumos-t2i-ms": Release("t2i", _T5, position_scale=2.0, condition="sized"),
-    "pixart": Release("t2i", _T5, official.from_pixart),
-    "dit": Release(
-        "class_conditional",
-        config.Encoder(),
-        functools.partial(official.from_official, rules=official.DIT_RULES),
-        condition="class",
+    "lumos-t2i-ms": Release(
+        "t2i", _T5, "csize_embedder.mlp.0.weight", model={"position_scale": 2.0}, condition="sized"
     ),
-    "rcg": Release(
-        "rcg",
-        _MOCO,
-        functools.partial(official.from_official, rules=official.RCG_RULES),
-        condition="feature",
-        activation="gelu",
-        unhosted=True,
-    ),
-}
-
-# What shows that a file is of another kind than was said.
-_MARKS = {
-    "csize_embedder.mlp.0.weight": "lumos-t2i-ms",
-    "t_block.1.weight": "pixart",
-    "rep_embedder.weight": "rcg",
-    "y_embedder.embedding_table.weight": "dit",
+    "pixart": Release("t2i", _T5, "t_block.1.weight", official.from_pixart),
+    "rcg": Release("rcg", _MOCO, "rep_embedder.weight", _RCG, {"activation": "gelu"}, "feature", unhosted=True),
+    "dit": Release("class_conditional", config.Encoder(), _CLASSES, _DIT, condition="class"),
 }
 
 
@@ -94,19 +78,16 @@ class Prior:
     name on disk."""
 
     settings: config.Settings
-    dit: Network
+    network: Network
     params: Any
     report: rules.ImportReport
 
 
-def kind_of(state: Mapping[str, Any]) -> str:
+def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The kind of release that a state dict is, by its names and by how many condition tokens it has."""
-    for name, kind in _MARKS.items():
-        if name in state:
-            return kind
-    table = state.get("y_embedder.y_embedding")
-    tokens = 1 if table is None else _shape(table)[0]
-    return "lumos-i2i" if tokens == 1 else "lumos-t2i"
+    if marked := [kind for kind, release in RELEASES.items() if release.mark in shapes]:
+        return marked[0]
+    return "lumos-i2i" if shapes.get("y_embedder.y_embedding", (1,))[0] == 1 else "lumos-t2i"
 
 
 def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only: bool = False) -> Prior:
@@ -115,8 +96,7 @@ def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only
     Args:
       source: as `weights.files.read_release` takes it; names may be official, or diffusers'.
       field: the setting it is from, for messages.
-      kind: a key of RELEASES; empty asks the names.
-      heads: attention heads; 0 asks the DiT paper's table.
+      kind, heads: as for `read`.
       shapes_only: read no arrays, for the report alone.
 
     Raises:
@@ -131,7 +111,7 @@ def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only
         settings = config_io.from_saved(json.loads(metadata[SETTINGS_KEY]))
     else:  # a run's config.json beside a .pth
         settings = config_io.from_saved(described) if "autoencoder" in described else None
-    return read(kind or kind_of(state), state, origin=source, heads=heads, settings=settings, side=side)
+    return read(kind, state, origin=source, heads=heads, settings=settings, side=side)
 
 
 def read(
@@ -146,43 +126,39 @@ def read(
     """A state dict of a release as a prior.
 
     Args:
-      kind: a key of RELEASES.
+      kind: a key of RELEASES; empty: by the names.
       state: name -> array, or name -> shape to see the report without data.
       origin: what the state dict is, for messages.
-      heads: attention heads; 0 asks the DiT paper's table.
+      heads: attention heads; 0: as in the DiT paper's table.
       settings: those of the run that wrote it, if it says; else they are found from the shapes.
       side: of the latents it was trained on; 0 where its table of positions tells.
 
     Raises:
       ValueError: another kind of file, a network that the shapes do not settle, or names that no rule accounts for.
     """
+    shapes = rules.shapes_of(state)
+    kind = kind or kind_of(shapes)
     release = RELEASES[kind]
     try:
-        shapes = {name: _shape(state[name]) for name in _TELLING}
-        found = kind_of(state)
-        if (found in _MARKS.values() or kind in _MARKS.values()) and found != kind:
+        width, channels, patch, _ = shapes["x_embedder.proj.weight"]
+        out_channels = shapes["final_layer.linear.weight"][0] // patch**2
+        found = kind_of(shapes)
+        if (RELEASES[found].mark or release.mark) and found != kind:
             raise ValueError(f"{origin} holds a {found}, not a {kind}: give --kind={found}")
-        network = _network(release.condition, state)
+        network = _network(release.condition, shapes)
     except KeyError as error:
         raise ValueError(
             f"{origin} has no {error.args[0]}, so it is none of {', '.join(RELEASES)}; it holds "
             f"{', '.join(list(state)[:5])} ..."
         ) from None
-    width, channels, patch, _ = shapes["x_embedder.proj.weight"]
     if "pos_embed" in state:
-        side = math.isqrt(_shape(state["pos_embed"])[1]) * patch
+        side = math.isqrt(shapes["pos_embed"][1]) * patch
     elif not side:
-        raise ValueError(
-            f"{origin} has no pos_embed, nor a config.json with sample_size, so the size of its images is unknown"
-        )
+        raise ValueError(f"{origin} tells no image size: it has no pos_embed, nor a config.json with sample_size")
     if settings is None:
         settings = _settings(release, state, network, width, patch, side, heads, origin)
-    dit = models.make_dit(
-        settings.model,
-        latent_shape=(side, side, channels),
-        out_channels=shapes["final_layer.linear.weight"][0] // patch**2,
-        **network,
-    )
+    latent_shape = (side, side, channels)
+    dit = models.make_dit(settings.model, latent_shape=latent_shape, out_channels=out_channels, **network)
     return Prior(settings, dit, *release.convert(state, rules.parameter_shapes(dit), origin=origin))
 
 
@@ -194,8 +170,8 @@ def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any
     """
     if "cross" not in params["blocks"] or "modulation" in params["final"]:
         raise ValueError(
-            "this network has no cross-attention, or a final layer as DiT's: the official Lumos release has no names for "
-            "it, so it cannot be exported"
+            "this network cannot be exported: the official Lumos release has no names for one without cross-attention, or "
+            "with a final layer as DiT's"
         )
     model, autoencoder = settings.model, settings.autoencoder
     factor = 1 if autoencoder.kind == "identity" else 2 ** (len(autoencoder.channels) - 1)
@@ -205,48 +181,37 @@ def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any
     return official.to_official(params, positions, model.patch_size)
 
 
-_TELLING = ("x_embedder.proj.weight", "final_layer.linear.weight")
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(getattr(value, "shape", value))
-
-
-def _network(condition: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What `models.make_dit` is told about the condition. Raises KeyError for an array that is not there."""
+def _network(condition: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Arguments of `models.make_dit` about the condition. Raises KeyError for an array that is not there."""
     if condition == "class":
-        table = _shape(state["y_embedder.embedding_table.weight"])
-        return {"token_shape": None, "vector_dim": table[0] - 1, "vector_kind": "class", "final": "adaln"}
+        classes = shapes[_CLASSES][0] - 1
+        return {"token_shape": None, "vector_dim": classes, "vector_kind": "class", "final": "adaln"}
     if condition == "feature":
-        return {"token_shape": None, "vector_dim": _shape(state["rep_embedder.weight"])[1], "final": "adaln"}
+        return {"token_shape": None, "vector_dim": shapes["rep_embedder.weight"][1], "final": "adaln"}
     vector_kind = "size" if condition == "sized" else "linear"
-    return {"token_shape": _shape(state["y_embedder.y_embedding"]), "vector_kind": vector_kind}
+    return {"token_shape": shapes["y_embedder.y_embedding"], "vector_kind": vector_kind}
 
 
 def _settings(
     release: Release, state, network, width: int, patch: int, side: int, heads: int, origin: str
 ) -> config.Settings:
     depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
-    named = [name for name, size in sizes.SIZES.items() if (size.width, size.depth) == (width, depth)]
-    if named and heads in (0, sizes.SIZES[named[0]].heads):
+    named = [name for name, size in SIZES.items() if (size.width, size.depth) == (width, depth)]
+    if named and heads in (0, SIZES[named[0]].heads):
         model = config.Model(size=named[0])
     elif heads:
         model = config.Model(size=f"{width}x{depth}x{heads}")
     else:
         raise ValueError(
-            f"{origin}: width {width} and depth {depth} are no size of the DiT paper's table, so its number of attention heads "
-            "is not known; give --heads"
+            f"{origin}: width {width} and depth {depth} are in no table that tells the heads; give --heads"
         )
-    model = dataclasses.replace(
-        model, patch_size=patch, position_scale=release.position_scale, activation=release.activation
-    )
     autoencoder = config.Autoencoder()
-    labels = {"sample_type": "labeled", "classes": network["vector_dim"]} if release.condition == "class" else {}
+    labels = {"sample_type": "labeled", "num_classes": network["vector_dim"]} if release.condition == "class" else {}
     settings = config.Settings(
         data=config.Data(image_size=side * 2 ** (len(autoencoder.channels) - 1), **labels),
         encoder=release.encoder,
         autoencoder=autoencoder,
-        model=model,
+        model=dataclasses.replace(model, patch_size=patch, **release.model),
         task=config.Task(name=release.task),
     )
     config.validate(settings)

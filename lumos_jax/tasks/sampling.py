@@ -93,21 +93,21 @@ class Sampling:
         return jnp.zeros((len(next(iter(batch.values()))), 0, 0, 3), jnp.uint8)
 
     def generate(self, params: Any, frozen: Any, condition: Condition, noise: jax.Array, key: jax.Array,
-                 settings: config.Eval, gather: Callable | None = None, lower_last: str = "auto") -> jax.Array:  # fmt: skip
+                 settings: config.Eval, gather: Callable | None = None, lower_last: bool = False) -> jax.Array:  # fmt: skip
         """One sample a row of `condition` and `noise` (B, *latent_shape): pixels uint8 (B, [F,] H, W, 3).
 
         settings: sampler, steps and guidance. gather: as for `models.Network.apply`. lower_last: as of `diffusion.sample`.
         """
         task = self.task
-        condition = task.dit.project_camera(params, condition)
+        condition = task.network.project_camera(params, condition)
 
         def predict(x, network_time, condition):
-            return task.dit.apply(params, x, network_time, condition, gather=gather)
+            return task.network.apply(params, x, network_time, condition, gather=gather)
 
         denoise = diffusion.guided(
             predict,
             condition,
-            task.dit.null_condition(params, condition),
+            task.network.null_condition(params, condition),
             scale=self.guidance(settings.guidance),
             interval=settings.guidance_interval,
             rescale=settings.guidance_rescale,
@@ -187,7 +187,7 @@ class ImageSampling(Sampling):
         condition = jax.tree.map(mix, sampler.condition(host))
         noise = sampler.noise((1, *self.latent_shape))
         noise = jnp.broadcast_to(noise, (args.interpolate, *noise.shape[1:]))
-        samples = sampler.generate(condition, noise, lower_last="always")
+        samples = sampler.generate(condition, noise, lower_last=True)
         ends = host["image"]
         media.save_png(media.image_grid(np.concatenate([ends[:1], samples, ends[1:]])[None]), args.out)
         return [args.out]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -27,113 +28,22 @@ from lumos_jax.tasks.sampling import Sampling
 KINDS = ("", "_detailed")  # suffixes of the arrays of a raw and a detailed caption, where a batch has both
 
 
-class Tokenize:
-    """HostBatch -> HostBatch with `tokens` int32 (B, L) and `token_mask` bool (B, L) of its captions; picklable.
+_LOCK = threading.Lock()  # its padding is state of a tokenizer, which two threads must not share
+
+
+def tokenize(tokenizer: Any, max_tokens: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Adds `tokens` int32 (B, L) and `token_mask` bool (B, L) of the captions to a HostBatch.
 
     A batch with `caption_detailed` has `tokens_detailed` and `token_mask_detailed` besides. An empty caption is the
     end-of-text token alone; one that is too long is cut, its end-of-text token kept.
     """
-
-    def __init__(self, tokenizer: Any, max_tokens: int):
-        self._tokenizer, self._max_tokens = tokenizer, max_tokens
-        self._lock = threading.Lock()
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        made = {}
-        for kind in KINDS:
-            if f"caption{kind}" in batch:
-                with self._lock:  # its padding is state of the tokenizer, which two threads must not share
-                    found = encoders.tokenize(self._tokenizer, batch[f"caption{kind}"].tolist(), self._max_tokens)
-                made |= {f"{name}{kind}": array for name, array in found.items()}
-        return batch | made
-
-    def __getstate__(self):
-        return self._tokenizer, self._max_tokens
-
-    def __setstate__(self, state):
-        self.__init__(*state)
-
-
-@dataclasses.dataclass(frozen=True)
-class TextToImage(denoising.Denoising):
-    """The T2I task.
-
-    tokenize: runs on the host on each batch. buckets: the sizes of images, of which a batch has one; empty if all are square.
-    With buckets the condition has (height, width, ratio): of the original image and its bucket in training, of the bucket in
-    sampling.
-    """
-
-    name: ClassVar[str] = "t2i"
-    tokenize: Tokenize = dataclasses.field(compare=False)
-    buckets: tuple[aspect.Bucket, ...] = ()
-
-    @classmethod
-    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[TextToImage, dict[str, Any]]:
-        if settings.encoder.kind not in config.TEXT_KINDS:
-            raise ValueError(
-                f"config.encoder.kind={settings.encoder.kind} reads no captions: set it to {' or '.join(config.TEXT_KINDS)}"
-            )
-        if settings.data.sample_type != "captioned":
-            raise ValueError(
-                f"config.data.sample_type={settings.data.sample_type} has no captions: set it to captioned"
-            )
-        encoder, encoder_params = encoders.make_text_encoder(settings.encoder, place)
-        shapes_only = place is not None and place.shapes_only  # and no caption is read
-        tokenizer = None if shapes_only else encoders.make_tokenizer(settings.encoder, encoder)
-        tokenize = Tokenize(tokenizer, encoder.max_tokens)
-        data, buckets = settings.data, ()
-        if data.buckets:
-            buckets = aspect.make_buckets(data.image_size, data.bucket_step, data.bucket_ratios)
-        task, frozen = denoising.make(
-            cls, settings, place, encoder, encoder_params,
-            network={"vector_kind": "size" if buckets else "linear"}, tokenize=tokenize, buckets=buckets,
-        )  # fmt: skip
-        patch = data.image_size // task.latent_shape[0] * settings.model.patch_size
-        if any(side % patch for bucket in buckets for side in (bucket.height, bucket.width)):
-            raise ValueError(
-                f"config.data.bucket_step={data.bucket_step} gives sides that do not divide into patches of {patch} px: "
-                f"set it to a multiple of {patch}"
-            )
-        return task, frozen
-
-    @classmethod
-    def sampling_class(cls) -> type[CaptionSampling]:
-        return CaptionSampling
-
-    @property
-    def host(self) -> Callable:
-        return self.tokenize
-
-    def handoff(self) -> Handoff:
-        return super().handoff() | Handoff(
-            new=("vector/*",),  # of a prior without sizes
-            refit=("tokens/fc1/*", "null/tokens"),
-        )
-
-    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
-        if "feature" in batch:
-            tokens = batch["feature"].astype(jnp.float32)
-        else:
-            tokens = self.encoder.apply(frozen["encoder"], batch["tokens"], batch["token_mask"])
-        mask = None if self.encoder.output == "pooled" else batch["token_mask"]
-        return Condition(tokens, mask, vector=batch["size"] if self.buckets else None)
-
-    def shuffled(self, condition: Condition) -> Condition:
-        """Captions exchanged; sizes belong to the images."""
-        return dataclasses.replace(super().shuffled(condition), vector=condition.vector)
-
-    @property
-    def ragged(self) -> dict[str, str]:
-        if self.encoder.output == "pooled":
-            return {}
-        return {f"feature{kind}": f"token_mask{kind}" for kind in KINDS}
-
-    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        features = {
-            f"feature{kind}": self.encoder.apply(frozen["encoder"], batch[f"tokens{kind}"], batch[f"token_mask{kind}"])
-            for kind in KINDS
-        }
-        return self.encode_latents(frozen, batch) | features
+    made = {}
+    for kind in KINDS:
+        if f"caption{kind}" in batch:
+            with _LOCK:
+                found = encoders.tokenize(tokenizer, batch[f"caption{kind}"].tolist(), max_tokens)
+            made |= {f"{name}{kind}": array for name, array in found.items()}
+    return batch | made
 
 
 class CaptionSampling(Sampling):
@@ -150,7 +60,9 @@ class CaptionSampling(Sampling):
         if args.size is None:
             return self
         if not self.task.buckets:
-            raise ValueError(f"--size={args.size} is for runs with config.data.buckets; this one trained in one size")
+            raise ValueError(
+                f"--size={args.size} is for runs with config.data.buckets.enabled; this one trained in one size"
+            )
         bucket, square = self._bucket(args.size), self._bucket(None).height
         h, w, channels = self.latent_shape
         return dataclasses.replace(
@@ -186,6 +98,82 @@ class CaptionSampling(Sampling):
         """Rows of (record's image, where there is one | sample | sample ...), the caption above each."""
         rows = samples if not sources.size else np.concatenate([sources[:, None], samples], axis=1)
         return media.image_grid(rows, titles=list(host["caption"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextToImage(denoising.Denoising):
+    """The T2I task.
+
+    tokenizer: of the text encoder; None where shapes alone are wanted.
+    buckets: the sizes of images, of which a batch has one; empty if all are square.
+    With buckets the condition has (height, width, ratio): of the original image and its bucket in training, of the bucket in
+    sampling.
+    """
+
+    name: ClassVar[str] = "t2i"
+    sample_type: ClassVar[str] = "captioned"
+    sampling_class: ClassVar[type[Sampling]] = CaptionSampling
+    tokenizer: Any = dataclasses.field(compare=False)
+    buckets: tuple[aspect.Bucket, ...] = ()
+
+    @classmethod
+    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[TextToImage, dict[str, Any]]:
+        if settings.encoder.kind not in config.TEXT_KINDS:
+            raise ValueError(
+                f"config.encoder.kind={settings.encoder.kind} reads no captions: set it to {' or '.join(config.TEXT_KINDS)}"
+            )
+        encoder, encoder_params = encoders.make_text_encoder(settings.encoder, place)
+        shapes_only = place is not None and place.shapes_only  # and no caption is read
+        tokenizer = None if shapes_only else encoders.make_tokenizer(settings.encoder, encoder)
+        data, buckets = settings.data, ()
+        if data.buckets.enabled:
+            buckets = aspect.make_buckets(data.image_size, data.buckets.step, data.buckets.ratios)
+        task, frozen = denoising.make(
+            cls, settings, place, encoder, encoder_params,
+            network={"vector_kind": "size" if buckets else "linear"}, tokenizer=tokenizer, buckets=buckets,
+        )  # fmt: skip
+        patch = data.image_size // task.latent_shape[0] * settings.model.patch_size
+        if any(side % patch for bucket in buckets for side in (bucket.height, bucket.width)):
+            raise ValueError(
+                f"config.data.buckets.step={data.buckets.step} gives sides that do not divide into patches of {patch} px: "
+                f"set it to a multiple of {patch}"
+            )
+        return task, frozen
+
+    @property
+    def host(self) -> Callable:
+        return functools.partial(tokenize, self.tokenizer, self.encoder.settings.max_tokens)
+
+    def handoff(self) -> Handoff:
+        return super().handoff() | Handoff(
+            new=("vector/*",),  # of a prior without sizes
+            refit=("tokens/fc1/*", "null/tokens"),
+        )
+
+    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+        if "feature" in batch:
+            tokens = batch["feature"].astype(jnp.float32)
+        else:
+            tokens = self.encoder.apply(frozen["encoder"], batch["tokens"], batch["token_mask"])
+        mask = None if self.encoder.settings.output == "pooled" else batch["token_mask"]
+        return Condition(tokens, mask, vector=batch["size"] if self.buckets else None)
+
+    def shuffled(self, condition: Condition) -> Condition:
+        """Captions exchanged; sizes belong to the images."""
+        return dataclasses.replace(super().shuffled(condition), vector=condition.vector)
+
+    @property
+    def ragged(self) -> dict[str, str]:
+        if self.encoder.settings.output == "pooled":
+            return {}
+        return {f"feature{kind}": f"token_mask{kind}" for kind in KINDS}
+
+    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        features = {
+            f"feature{kind}": self.encoder.apply(frozen["encoder"], batch[f"tokens{kind}"], batch[f"token_mask{kind}"])
+            for kind in KINDS
+        }
+        return self.encode_latents(frozen, batch) | features
 
 
 TASK = TextToImage

@@ -18,32 +18,6 @@ from lumos_jax.tasks.sampling import Sampling
 _COLUMNS = 8  # of a sheet
 
 
-@dataclasses.dataclass(frozen=True)
-class Unconditional(denoising.Denoising):
-    """The task without a condition; batches hold `image`, or `latent` of a cache."""
-
-    name: ClassVar[str] = "unconditional"
-
-    @classmethod
-    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[Unconditional, dict[str, Any]]:
-        for field, value, needed in (
-            ("task.condition_dropout", settings.task.condition_dropout, 0),
-            ("eval.guidance", settings.eval.guidance, 1),
-        ):
-            if value != needed:
-                raise ValueError(
-                    f"config.{field}={value}: there is no condition to drop or guide towards; set it to {needed}"
-                )
-        return denoising.make(cls, settings, place)
-
-    @classmethod
-    def sampling_class(cls) -> type[UnconditionalSampling]:
-        return UnconditionalSampling
-
-    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
-        return Condition()
-
-
 class UnconditionalSampling(Sampling):
     """Samples of noise alone, row after row."""
 
@@ -56,6 +30,26 @@ class UnconditionalSampling(Sampling):
         columns = min(len(samples), _COLUMNS)
         white = np.full((-len(samples) % columns, *samples.shape[1:]), 255, np.uint8)
         return media.image_grid(np.concatenate([samples, white]).reshape(-1, columns, *samples.shape[1:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Unconditional(denoising.Denoising):
+    """The task without a condition; batches hold `image`, or `latent` of a cache."""
+
+    name: ClassVar[str] = "unconditional"
+    sampling_class: ClassVar[type[Sampling]] = UnconditionalSampling
+
+    @classmethod
+    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[Unconditional, dict[str, Any]]:
+        dropout, guidance = settings.task.condition_dropout, settings.eval.guidance
+        if dropout != 0:
+            raise ValueError(f"config.task.condition_dropout={dropout}: there is no condition to drop; set it to 0")
+        if guidance != 1:
+            raise ValueError(f"config.eval.guidance={guidance}: there is no condition to guide by; set it to 1")
+        return denoising.make(cls, settings, place)
+
+    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+        return Condition()
 
 
 TASK = Unconditional

@@ -1,13 +1,14 @@
 """Evaluation during training, on the same held-out records every time: metrics, a sentence about them, and a sheet of images.
 
 A diffusion task is measured by its held-out loss and by samples; a task that learns features, by the labels of the nearest
-neighbors of its features. A task names its evaluator in `Task.evaluator`.
+neighbors of its features. A task names its evaluator in `Task.evaluator`. `measure` gives metrics of the EMA weights and a
+sentence for people, `sheet` one image (H, W, 3) uint8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,26 +17,11 @@ from lumos_jax import data, evaluation
 from lumos_jax.tasks import media
 from lumos_jax.train import rngs, sharding
 from lumos_jax.train.experiment import Experiment
-from lumos_jax.train.scoring import Scorer
 from lumos_jax.train.state import TrainState
 
 
-class Evaluator(Protocol):
-    def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
-        """Metrics of the EMA weights, and a sentence for people."""
-        ...
-
-    def sheet(self, state: TrainState) -> np.ndarray:
-        """One image (H, W, 3) uint8."""
-        ...
-
-
 def make_evaluator(experiment: Experiment, source: data.Source) -> Evaluator | None:
-    """The evaluator of the run's task; None if config.eval.every is 0.
-
-    Raises:
-      ValueError: not one held-out record can be decoded.
-    """
+    """The evaluator of the task; None if config.eval.every is 0. Raises ValueError if no held-out record can be decoded."""
     if not experiment.settings.eval.every:
         return None
     return EVALUATORS[experiment.task.evaluator](experiment, source)
@@ -106,6 +92,60 @@ class DenoisingEvaluator:
         return self.sampling.sheet(self.host, self.sources, np.asarray(samples))
 
 
+class Scorer:
+    """Scores samples of the first `eval.num_scored` held-out records by what is known to be true of them: `score_*`.
+
+    One sample a record, from the same noise every time, so that the curve changes only because the network does. Images of
+    features, novel views and clips are compared with the true ones (PSNR, SSIM, optical flow); images of captions of the
+    embedded scenes are scored by the solids that are found in them.
+    """
+
+    def __init__(self, experiment: Experiment, source: data.Source):
+        self.experiment, self.source, settings = experiment, source, experiment.settings
+        self.sampling = experiment.task.sampling
+        size = settings.eval.batch_size
+        ids = data.holdout_records(settings.data, source)[: settings.eval.num_scored]
+        # Every process reads all of them, to score the samples that all of them get.
+        self.hosts = [
+            data.read_batch(settings.data, source, ids[first : first + size], experiment.task.host)
+            for first in range(0, len(ids), size)
+        ]
+        if not all(map(self._has_truth, self.hosts)):
+            self.hosts = []
+
+        def generate(params, frozen, batch, index):
+            keys = tuple(rngs.key(settings.train.seed, f"scored/{name}", index) for name in ("noise", "sampler"))
+            return self.sampling.generate_batch(params, frozen, batch, keys, 1, settings.eval, experiment.gather)[:, 0]
+
+        self._generate = jax.jit(generate, out_shardings=sharding.replicated(experiment.mesh))
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        """Mean scores of these weights, by name; empty if the truth is not known."""
+        experiment, size = self.experiment, self.experiment.settings.eval.batch_size
+        rows = experiment.local_rows(size)
+        samples = []
+        for index, host in enumerate(self.hosts):
+            local = {name: array[rows] for name, array in sharding.device_arrays(host).items()}
+            batch = sharding.global_batch(experiment.mesh, local, rows, size)
+            samples.append(np.asarray(self._generate(params, experiment.frozen, batch, index)))
+        values: dict[str, list[float]] = {}
+        for host, images in zip(self.hosts, samples, strict=True):
+            for name, scores in self._scores(host, images).items():
+                values.setdefault(name, []).extend(scores[host["weight"] > 0])
+        return {f"score_{name}": float(np.mean(scores)) for name, scores in values.items() if scores}
+
+    def _has_truth(self, host: Mapping[str, np.ndarray]) -> bool:
+        caption_of_scene = "caption" in host and self.experiment.settings.data.source == "scenes"
+        return caption_of_scene or self.sampling.truth(host) is not None
+
+    def _scores(self, host: Mapping[str, np.ndarray], samples: np.ndarray) -> dict[str, np.ndarray]:
+        """A value a row."""
+        truth = self.sampling.truth(host)
+        if truth is not None:
+            return evaluation.reconstruction_scores(samples, truth)
+        return evaluation.caption_agreement(samples, data.scenes_of(self.source, host["record"]))
+
+
 class NeighborEvaluator:
     """Held-out records by the nearest of `eval.knn_bank_size` others, in features of the trained network and of a random one.
 
@@ -153,4 +193,5 @@ class NeighborEvaluator:
         return media.image_grid(shown)
 
 
+Evaluator = DenoisingEvaluator | NeighborEvaluator
 EVALUATORS = {"denoising": DenoisingEvaluator, "neighbors": NeighborEvaluator}

@@ -29,7 +29,7 @@ class Experiment:
     Attributes:
       settings: of the run, as the user gave them.
       mesh: of the devices.
-      task: with the sharded forward pass: `task.dit.apply` runs on the mesh, inside `jax.jit`.
+      task: with the sharded forward pass: `task.network.apply` runs on the mesh, inside `jax.jit`.
       frozen: parameters of the frozen networks, on the mesh; shapes with shardings if abstract.
       plan: which parameters train; see finetune.Plan.
       optimizer: optax's.
@@ -105,7 +105,7 @@ class Experiment:
 
     @property
     def gather(self) -> Callable | None:
-        """Gathers one layer's weights inside the scanned body; None without an fsdp axis. Argument of `task.dit.apply`."""
+        """Gathers one layer's weights inside the scanned body; None without an fsdp axis. Argument of `task.network.apply`."""
         return sharding.make_gather(self.mesh, self.settings.model.dtype)
 
     def ema(self, state: TrainState) -> Any:

@@ -136,7 +136,7 @@ def _close(closers: Sequence[Callable[[], None]], failure: Exception | None) -> 
 
 def _report(failure: Exception, run: Run) -> int:
     """Prints one line about a failure that is no fault of the program; raises any other. Returns the exit code."""
-    if isinstance(failure, OSError) and fileio.is_permanent(failure):
+    if isinstance(failure, OSError) and fileio.permanent_reason(failure):
         failure = run.checkpoints.failed(failure, "metrics or images beside the checkpoints")
     if not isinstance(failure, (FloatingPointError, CheckpointError, data.TooManyCorruptRecords, OSError)):
         raise failure

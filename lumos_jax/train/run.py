@@ -54,6 +54,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
       ValueError: a user's mistake; the message says what, where and what to do.
       CheckpointError: there are checkpoints, and none can be restored.
     """
+    path = fileio.local_directory("--workdir", workdir)
     use_compilation_cache(settings)
     check_batches(settings, sharding.make_mesh(settings.mesh))  # before data are opened and weights are read
     source = data.make_source(settings.data)
@@ -64,7 +65,6 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
         experiment = experiment.without_encoders()
     fingerprints = {"data": source.fingerprint(), **experiment.task.identity}
 
-    path = fileio.local_directory("--workdir", workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
         _lock(path)

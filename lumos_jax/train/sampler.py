@@ -47,10 +47,6 @@ class Sampler:
         return held_out(settings, path) if path.startswith(HELD_OUT) else data.load_image(path, settings.image_size)
 
     @functools.cached_property
-    def _condition(self) -> Any:
-        return jax.jit(self.sampling.condition)
-
-    @functools.cached_property
     def _generate(self) -> Any:
         return jax.jit(self.sampling.generate, static_argnums=(5, 6, 7))
 
@@ -60,13 +56,13 @@ class Sampler:
 
     def condition(self, host: Mapping[str, np.ndarray]) -> Any:
         """The condition of each row of a host batch."""
-        return self._condition(self.experiment.frozen, device_arrays(host))
+        return jax.jit(self.sampling.condition)(self.experiment.frozen, device_arrays(host))
 
     def source_images(self, host: Mapping[str, np.ndarray]) -> np.ndarray:
         """See Sampling.source_images."""
         return np.asarray(jax.jit(self.sampling.source_images)(self.experiment.frozen, device_arrays(host)))
 
-    def generate(self, condition: Any, noise: jax.Array, lower_last: str = "auto") -> np.ndarray:
+    def generate(self, condition: Any, noise: jax.Array, lower_last: bool = False) -> np.ndarray:
         """A sample for every row of `condition` and `noise`, `batch_size` at a time: uint8 (B, [F,] H, W, 3).
 
         Rows are independent for the deterministic samplers (dpm++, ddim, euler, heun): their samples do not depend on
@@ -102,13 +98,9 @@ class Sampler:
 
 
 def load_settings(workdir: str) -> tuple[config.Settings, type[Sampling]]:
-    """The settings of a run, and how its task samples.
-
-    Raises:
-      ValueError: there is no such run, or its task generates nothing.
-    """
+    """The settings of a run, and how its task samples. Raises ValueError if there is no such run, or nothing to sample."""
     settings = config_io.load(pathlib.Path(workdir) / "config.json")
-    kind = tasks.task_class(settings.task.name).sampling_class()
+    kind = tasks.task_class(settings.task.name).sampling_class
     if kind is None:
         raise ValueError(
             f"{workdir} trained an encoder (config.task.name={settings.task.name}), which generates nothing; look at "
@@ -120,13 +112,11 @@ def load_settings(workdir: str) -> tuple[config.Settings, type[Sampling]]:
 def load(
     workdir: str, settings: config.Settings, step: int | None = None, weights: str = "ema", **fields: Any
 ) -> Sampler:
-    """Loads a run's weights.
+    """Loads a run's weights: "ema", or the raw "params".
 
     Args:
-      workdir: the run's directory.
       settings: of the run; paths of frozen weights and config.eval may differ from what the run saved.
-      step: which checkpoint; None takes the newest.
-      weights: "ema" or "params" (the raw ones).
+      step: of the checkpoint; None takes the newest.
       fields: of the Sampler.
 
     Raises:
@@ -138,7 +128,13 @@ def load(
         raise ValueError(f"there is no checkpoint {'' if step is None else step} in {checkpoints.directory}")
     experiment = Experiment.build(settings, training=False)
     saved = checkpoints.meta(step)
-    _check_frozen(settings, experiment.task.identity, saved["fingerprints"])
+    for group, identity in experiment.task.identity.items():
+        trained_with = saved["fingerprints"].get(group, identity)  # imported weights do not say
+        if not encoders.same_content(identity, trained_with):  # names may differ
+            raise ValueError(
+                f"config.{group}.weights={getattr(settings, group).weights!r} is not the network that this run was trained "
+                f"with: {trained_with} then, {identity} now"
+            )
     everywhere = sharding.replicated(experiment.mesh)
     shapes = jax.eval_shape(experiment.task.network.init, rngs.key(0, "init"))
     params, _ = transfer(finetune.read_weights(checkpoints, step, weights, everywhere), shapes, origin=workdir)
@@ -146,24 +142,9 @@ def load(
     return Sampler(experiment, params, experiment.task.sampling, **fields)
 
 
-def _check_frozen(settings: config.Settings, now: Mapping[str, str], then: Mapping[str, str]) -> None:
-    """Raises ValueError unless the frozen networks have the content that they had in training; names may differ."""
-    for group, identity in now.items():
-        trained_with = then.get(group, identity)  # imported weights do not say
-        if not encoders.same_content(identity, trained_with):
-            raise ValueError(
-                f"config.{group}.weights={getattr(settings, group).weights!r} is not the network that this run was trained "
-                f"with: {trained_with} then, {identity} now"
-            )
-
-
 def held_out(settings: config.Data, name: str) -> np.ndarray:
     """ "held-out:N" -> the image (S, S, 3) uint8 of the run's held-out record N: the input of two views, the first frame of a
-    clip.
-
-    Raises:
-      ValueError: no such record, or it cannot be decoded.
-    """
+    clip. Raises ValueError if there is no such record, or it cannot be decoded."""
     number = name.removeprefix(HELD_OUT)
     if not number.isdecimal() or int(number) >= settings.holdout:
         raise ValueError(f"{name}: this run holds out {settings.holdout} records, held-out:0 and so on")

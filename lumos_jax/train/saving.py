@@ -57,7 +57,7 @@ class Saver:
             try:
                 return action()
             except CheckpointError as error:
-                if jax.process_count() > 1 or fileio.is_permanent(error.__cause__ or error):
+                if jax.process_count() > 1 or fileio.permanent_reason(error.__cause__ or error):
                     raise
                 self.say(f"{error}. Trying again in {delay:.0f} s")
             time.sleep(delay)

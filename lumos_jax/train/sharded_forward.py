@@ -140,12 +140,12 @@ def shard(task: Any, mesh: jax.sharding.Mesh) -> Any:
     """The task with a sharded forward pass of its network; the same task for one device that has no attention kernel."""
     if not isinstance(task.network, Network) or (mesh.size == 1 and not hardware_of(mesh.devices.flat[0])):
         return task
-    return dataclasses.replace(task, dit=ShardedForward(**vars(task.dit), mesh=mesh))
+    return dataclasses.replace(task, network=ShardedForward(**vars(task.network), mesh=mesh))
 
 
 def unshard(task: Any) -> Any:
     """The task with the plain forward pass of its network, on one device."""
     if not isinstance(task.network, ShardedForward):
         return task
-    fields = {name: value for name, value in vars(task.dit).items() if name != "mesh"}
-    return dataclasses.replace(task, dit=Network(**fields))
+    fields = {name: value for name, value in vars(task.network).items() if name != "mesh"}
+    return dataclasses.replace(task, network=Network(**fields))

@@ -21,6 +21,7 @@ from lumos_jax import config
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.checkpoints.manager import DIRECTORY
 from lumos_jax.config import io as config_io
+from lumos_jax.encoders import same_content
 from lumos_jax.tasks import handoffs, releases
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.experiment import Experiment
@@ -132,7 +133,8 @@ def _restore(
     changed = config_io.frozen_differences(config_io.from_saved(meta["settings"]), settings)
     for name, now in fingerprints.items():
         before, field = meta["fingerprints"].get(name), f"{name}.fingerprint"
-        if before != now and field not in settings.checkpoint.allow_change:
+        same = before is not None and same_content(before, now)  # a file may have another name
+        if not same and field not in settings.checkpoint.allow_change:
             changed[field] = (before, now)
     if changed:
         lines = "\n".join(f"  {name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items())
@@ -225,7 +227,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def _same_condition(ours: config.Settings, theirs: config.Settings, identity: str | None, other: str | None) -> bool:
     """Whether two runs condition on the same features, as far as is known: imported weights do not name their encoder."""
     alike = (ours.encoder.kind, ours.encoder.output) == (theirs.encoder.kind, theirs.encoder.output)
-    return alike and (identity == other or identity is None or other is None)
+    return alike and (identity is None or other is None or same_content(identity, other))
 
 
 def _init_missing(dit, seed: int, params: Any) -> Any:

@@ -10,20 +10,19 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """Context manager that turns signals into a question the loop asks between steps.
+    """Context manager that turns signals into a question that the loop asks after each step.
 
-    With several processes all must leave after the same step: JAX's preemption service, which listens for SIGTERM, agrees
-    on one; Ctrl-C is turned into SIGTERM for it. A second Ctrl-C ends the process at once.
+    Several processes must stop after the same step: JAX's preemption service, which handles SIGTERM, agrees on one, and Ctrl-C
+    is passed on to it as SIGTERM. A second Ctrl-C ends the process at once.
     """
 
     def __init__(self):
         self.name: str | None = None
-        self._many = jax.process_count() > 1
+        self._several = jax.process_count() > 1
         self._before: dict[int, object] = {}
 
     def __enter__(self):
-        handled = (signal.SIGINT,) if self._many else (signal.SIGINT, signal.SIGTERM)
-        for number in handled:
+        for number in (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -35,14 +34,12 @@ class StopRequest:
         self.name = signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            if self._many:
+            if self._several:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def after(self, step: int) -> bool:
-        """True if the run is to stop after `step`; the same answer in every process."""
-        if not self._many:
-            return self.name is not None
-        if multihost_utils.reached_preemption_sync_point(step):
+        """Whether the run is to stop after `step`; the same answer in every process."""
+        if self._several and multihost_utils.reached_preemption_sync_point(step):
             self.name = self.name or "SIGTERM"
             return True
-        return False
+        return self.name is not None and not self._several

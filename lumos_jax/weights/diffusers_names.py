@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 # official <-> diffusers, as patterns with the layer's number; a name stands for its weight and its bias.
-_MODULES = {
+_MODULES: Mapping[str, str | tuple[str, ...]] = {
     "x_embedder.proj": "pos_embed.proj",
     "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
     "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
@@ -32,18 +32,17 @@ _MODULES = {
     "blocks.#.mlp.fc2": "transformer_blocks.#.ff.net.2",
     "blocks.#.adaLN_modulation.1": "transformer_blocks.#.norm1.linear",
     "final_layer.linear": "proj_out",
-}
-_TABLES = {
+    # Tables, whose names have no such ending.
     "final_layer.scale_shift_table": "scale_shift_table",
     "blocks.#.scale_shift_table": "transformer_blocks.#.scale_shift_table",
     "y_embedder.y_embedding": "caption_projection.y_embedding",
     "pos_embed": "pos_embed.pos_embed",
-}
-# A fused projection -> its parts in order.
-_FUSED = {
+    # Fused projections, with their parts in order.
     "blocks.#.attn.qkv": tuple(f"transformer_blocks.#.attn1.to_{part}" for part in "qkv"),
     "blocks.#.cross_attn.kv_linear": tuple(f"transformer_blocks.#.attn2.to_{part}" for part in "kv"),
 }
+_PARTS = {name: (parts,) if isinstance(parts, str) else parts for name, parts in _MODULES.items()}
+_OFFICIAL = {part: name for name, parts in _PARTS.items() for part in parts}
 
 CLASS = "LumosTransformer2DModel"
 
@@ -92,14 +91,11 @@ def to_diffusers(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         pattern, layer, leaf = _split(name)
         if name == "pos_embed":
             continue
-        if pattern in _FUSED:
-            parts = _FUSED[pattern]
-            for part, piece in zip(parts, np.split(value, len(parts)), strict=True):
-                renamed[part.replace("#", layer) + leaf] = piece
-        elif pattern in _MODULES or pattern in _TABLES:
-            renamed[(_MODULES | _TABLES)[pattern].replace("#", layer) + leaf] = value
-        else:
+        if pattern not in _PARTS:
             raise ValueError(f"diffusers has no name for {name}")
+        parts = _PARTS[pattern]
+        for part, piece in zip(parts, np.split(value, len(parts)), strict=True):
+            renamed[part.replace("#", layer) + leaf] = piece
     return renamed
 
 
@@ -108,22 +104,17 @@ def from_diffusers(state: Mapping[str, Any]) -> dict[str, Any]:
 
     Values may be arrays or shapes. Raises ValueError if a part of a fused projection is missing.
     """
-    back = {new: old for old, new in (_MODULES | _TABLES).items()}
-    whole = {part: fused for fused, parts in _FUSED.items() for part in parts}
     renamed: dict[str, Any] = {}
     for name, value in state.items():
         pattern, layer, leaf = _split(name)
-        if pattern in whole:
-            fused = whole[pattern]
-            target = fused.replace("#", layer) + leaf
-            if target not in renamed:
-                names = [part.replace("#", layer) + leaf for part in _FUSED[fused]]
-                missing = [part for part in names if part not in state]
-                if missing:
-                    raise ValueError(f"the file has {name}, but lacks {', '.join(missing)}")
-                renamed[target] = _fuse([state[part] for part in names])
-        else:
-            renamed[back[pattern].replace("#", layer) + leaf if pattern in back else name] = value
+        official = _OFFICIAL.get(pattern)
+        target = name if official is None else official.replace("#", layer) + leaf
+        if target in renamed:
+            continue
+        parts = [] if official is None else [part.replace("#", layer) + leaf for part in _PARTS[official]]
+        if missing := [part for part in parts if part not in state]:
+            raise ValueError(f"the file has {name}, but lacks {', '.join(missing)}")
+        renamed[target] = _fuse([state[part] for part in parts]) if len(parts) > 1 else value
     return renamed
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from lumos_jax.weights.rules import Rule
 
 
-def _dense(name: str, path: str, **more: Any) -> list[Rule]:
-    return [Rule(f"{name}.weight", f"{path}/kernel", "linear", **more), Rule(f"{name}.bias", f"{path}/bias", **more)]
+def _dense(name: str, path: str) -> list[Rule]:
+    return [Rule(f"{name}.weight", f"{path}/kernel", "linear"), Rule(f"{name}.bias", f"{path}/bias")]
 
 
 def _norm(name: str, path: str) -> list[Rule]:
@@ -19,34 +19,21 @@ def _norm(name: str, path: str) -> list[Rule]:
 
 def _qkv(names: Iterable[str]) -> list[Rule]:
     """Three linears that become one fused kernel."""
-    rules = []
-    for name in names:
-        rules.append(Rule(f"{name}.weight", "blocks/qkv/kernel", "linear", join=1))
-        rules.append(Rule(f"{name}.bias", "blocks/qkv/bias", join=0))
-    return rules
+    leaves = {"weight": ("blocks/qkv/kernel", "linear", 1), "bias": ("blocks/qkv/bias", "same", 0)}
+    return [Rule(f"{name}.{leaf}", *where) for name in names for leaf, where in leaves.items()]
 
 
 def _dropped(why: str, *names: str) -> list[Rule]:
     return [Rule(name, "", why=why) for name in names]
 
 
-def _batch_norm(name: str, path: str, affine: bool) -> list[Rule]:
-    return [
-        Rule(f"{name}.running_mean", f"{path}/mean"),
-        Rule(f"{name}.running_var", f"{path}/variance"),
-        Rule(f"{name}.num_batches_tracked", "", why="counts training steps"),
-        *(_norm(name, path) if affine else []),
-    ]
-
-
 # MoCo-v3's projector: Linear, batch norm, ReLU, twice, then Linear and a batch norm without scale.
 _MOCO_PROJECTOR = [
-    rule
-    for number, place in enumerate((0, 3, 6))
-    for rule in (
-        Rule(f"head.{place}.weight", f"head/layer{number}/kernel", "linear"),
-        *_batch_norm(f"head.{place + 1}", f"head/layer{number}", affine=place < 6),
-    )
+    *(Rule(f"head.{3 * i}.weight", f"head/layer{i}/kernel", "linear") for i in range(3)),
+    *(Rule(f"head.{3 * i + 1}.running_mean", f"head/layer{i}/mean") for i in range(3)),
+    *(Rule(f"head.{3 * i + 1}.running_var", f"head/layer{i}/variance") for i in range(3)),
+    *(rule for i in range(2) for rule in _norm(f"head.{3 * i + 1}", f"head/layer{i}")),
+    *_dropped("counts training steps", *(f"head.{3 * i + 1}.num_batches_tracked" for i in range(3))),
 ]
 
 

@@ -6,7 +6,6 @@ has safetensors, these are taken and PyTorch's files are neither fetched nor ope
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pathlib
 import re
@@ -24,8 +23,7 @@ from safetensors.numpy import save_file
 
 from lumos_jax.weights import torch_files
 
-_TORCH = (".pth", ".pt", ".bin", ".tar", ".ckpt")
-_SUFFIXES = (".safetensors", ".npz", *_TORCH)
+_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 _WANTED = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _WANTED_TORCH = (
     "config.json",
@@ -71,10 +69,9 @@ def read(path: pathlib.Path, stem: str, shapes_only: bool = False) -> tuple[dict
     try:
         if not path.is_dir():
             return _read_file(path, shapes_only), None
-        config_path = path / "config.json"
-        if not config_path.exists():
+        if not (path / "config.json").exists():
             raise ValueError(f"{path} has no config.json, which says the network's shape")
-        return _read_directory(path, stem, shapes_only), read_json(config_path)
+        return _read_directory(path, stem, shapes_only), read_json(path / "config.json")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
@@ -92,8 +89,7 @@ def _read_directory(path: pathlib.Path, stem: str, shapes_only: bool) -> dict[st
         if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
             raise ValueError(f"{index} has no weight_map, which says the file of each array")
         shards = sorted(set(shard_of.values()))
-        missing = [shard for shard in shards if not (path / shard).exists()]
-        if missing:
+        if missing := [shard for shard in shards if not (path / shard).exists()]:
             raise ValueError(f"{path} lacks {', '.join(missing)}, which {index.name} lists")
         return {name: value for shard in shards for name, value in _read_file(path / shard, shapes_only).items()}
     raise ValueError(f"{path} has none of {', '.join(f'{name}, {name}.index.json' for name in choices)}")
@@ -107,9 +103,8 @@ def _read_file(path: pathlib.Path, shapes_only: bool, prefer: Sequence[str] = ()
         except TypeError:
             raise ValueError(f"{path} does not map names to shapes, as lists of whole numbers") from None
     if path.suffix not in _SUFFIXES:
-        raise ValueError(
-            f"{path}: weights are a directory or a {', '.join(_SUFFIXES)} file, not {path.suffix or 'this'}"
-        )
+        kinds = ", ".join(_SUFFIXES)
+        raise ValueError(f"{path}: weights are a directory or a {kinds} file, not {path.suffix or 'this'}")
     if path.suffix == ".safetensors":
         state = _read_safetensors(path)
     elif path.suffix == ".npz":
@@ -120,11 +115,7 @@ def _read_file(path: pathlib.Path, shapes_only: bool, prefer: Sequence[str] = ()
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-      ValueError: it does not.
-    """
+    """A JSON file's object. Raises ValueError if it holds none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -145,14 +136,13 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_safetensors(path: pathlib.Path) -> dict[str, Lazy]:
     try:
         file = safetensors.safe_open(path, "numpy")
-        names = file.keys()
-        return {name: Lazy(file, name, tuple(file.get_slice(name).get_shape())) for name in names}
+        return {name: Lazy(file, name, tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
 
 
 class Lazy:
-    """An array of a safetensors file that is read whenever NumPy asks for it, and not kept."""
+    """An array of a safetensors file that is read at each conversion to NumPy, and not kept."""
 
     def __init__(self, file: Any, name: str, shape: tuple[int, ...]):
         self._file, self._name, self.shape = file, name, shape
@@ -172,12 +162,12 @@ def save_safetensors(state: Mapping[str, np.ndarray], path: pathlib.Path, metada
 def read_release(
     source: str, field: str, shapes_only: bool = False
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, Any] | None]:
-    """A state dict that is alone in its file or directory, what a safetensors file says about itself, and its config.json.
+    """A state dict that is alone in its file or directory, a safetensors file's metadata, and its config.json.
 
     Of a PyTorch training checkpoint the EMA is taken, which is what priors sample with.
 
     Args:
-      source: a file as `read` takes it, a directory that holds one (diffusers' `transformer/` is looked into), or a hub id.
+      source: a file as `read` takes it, a directory that holds one (diffusers' `transformer/` is searched), or a hub id.
       field: the setting it is from, for messages.
       shapes_only: as in `read`.
 
@@ -187,12 +177,10 @@ def read_release(
     path = locate(source, field, _WANTED_RELEASE)
     if path.is_dir():
         folder = path / "transformer" if (path / "transformer").is_dir() else path
-        found = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
+        found = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
         if len(found) != 1:
-            raise ValueError(
-                f"{field}={source!r} holds {len(found)} files of weights ({', '.join(p.name for p in found[:5])}); name the "
-                "one to read"
-            )
+            names = ", ".join(file.name for file in found[:5])
+            raise ValueError(f"{field}={source!r} holds {len(found)} files of weights ({names}); name the one to read")
         (path,) = found
     metadata, beside = {}, path.with_name("config.json")
     try:
@@ -203,22 +191,3 @@ def read_release(
         return state, metadata, read_json(beside) if beside.exists() else None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-class ContentHash:
-    """A short hash of names, shapes and values, of arrays that come one by one in any order: what makes two networks the same.
-
-    Checkpoints hold it as the identity of their frozen networks, so it must never change.
-    """
-
-    def __init__(self):
-        self._each: dict[str, str] = {}
-
-    def add(self, path: str, array: np.ndarray) -> None:
-        array = np.ascontiguousarray(array)
-        one = hashlib.blake2b(f"{path}{array.shape}{array.dtype}".encode(), digest_size=8)
-        one.update(array.view(np.uint8).reshape(-1) if array.size else b"")
-        self._each[path] = one.hexdigest()
-
-    def hexdigest(self) -> str:
-        return hashlib.blake2b(json.dumps(self._each, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -19,8 +19,8 @@ _LOADING = {
     ),
 }
 _WEIGHTS = {"ema": "exponential moving average of the parameters", "params": "raw parameters"}
-# Metrics of the machine, which say nothing about the weights.
-_OF_THE_MACHINE = ("images_per_second", "step_seconds", "data_wait_fraction", "device_wait_fraction", "host_fraction")
+# Not in the card: metrics of the machine.
+_LEFT_OUT = ("step", "images_per_second", "step_seconds", "data_wait_fraction", "device_wait_fraction", "host_fraction")
 
 
 def make(
@@ -44,8 +44,7 @@ def make(
         parts.append(f"Imported from `{meta['imported']}`.")
     fingerprints = ((name, f"`{value}`") for name, value in meta["fingerprints"].items())
     parts += ["## Data and frozen networks", _table(("what", "fingerprint"), fingerprints)]
-    metrics = _metrics(workdir / "metrics.jsonl", step)
-    if metrics:
+    if metrics := _metrics(workdir / "metrics.jsonl", step):
         rows = ((name, f"{value:.6g}", at) for name, (value, at) in sorted(metrics.items()))
         parts += ["## Metrics", _table(("metric", "value", "step"), rows)]
     parts += ["## Settings", f"```json\n{json.dumps(settings, indent=2)}\n```"]
@@ -63,5 +62,4 @@ def _metrics(path: pathlib.Path, step: int) -> dict[str, tuple[float, int]]:
         logged = json.loads(line)
         if logged["step"] <= step:
             latest |= {n: (value, logged["step"]) for n, value in logged.items() if isinstance(value, int | float)}
-    left_out = ("step", *_OF_THE_MACHINE)
-    return {name: found for name, found in latest.items() if name not in left_out and not name.startswith("goodput")}
+    return {name: found for name, found in latest.items() if name not in _LEFT_OUT and not name.startswith("goodput")}

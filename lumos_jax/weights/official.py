@@ -102,20 +102,15 @@ def from_pixart(
 
     PixArt shares one SiLU -> Linear(D, 6 D) among its blocks and adds a table (6, D) of each block's own: the same as a
     linear per block with the shared weight, and the shared bias plus the table. All else has the official names.
-
-    Raises:
-      ValueError: there is no shared linear, or as `from_official`.
     """
     shared = ("t_block.1.weight", "t_block.1.bias")
-    absent = [name for name in shared if name not in state]
-    if absent:
+    if absent := [name for name in shared if name not in state]:
         raise ValueError(f"{origin} lacks {', '.join(absent)}, which every PixArt-alpha network has")
     weight, bias = (state[name] for name in shared)
     has_data = hasattr(bias, "shape")
     renamed = {}
     for name, value in state.items():
-        found = re.fullmatch(r"blocks\.(\d+)\.scale_shift_table", name)
-        if found:
+        if found := re.fullmatch(r"blocks\.(\d+)\.scale_shift_table", name):
             modulation = f"blocks.{found[1]}.adaLN_modulation.1"
             renamed[f"{modulation}.weight"] = weight
             renamed[f"{modulation}.bias"] = np.asarray(bias) + np.asarray(value).reshape(-1) if has_data else bias
@@ -131,8 +126,7 @@ def to_official(params: Mapping[str, Any], positions: np.ndarray, patch_size: in
       ValueError: the network has parts that the official release has not.
     """
     flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
-    foreign = sorted(set(flat) - {rule.path for rule in RULES})
-    if foreign:
+    if foreign := sorted(set(flat) - {rule.path for rule in RULES}):
         raise ValueError(f"the official Lumos network has no {', '.join(foreign)}; convert a network without them")
     flat = {path: array.reshape(_merged(path, array.shape)) for path, array in flat.items()}
     return {"pos_embed": np.asarray(positions)[None], **export(flat, RULES, patch_size)}

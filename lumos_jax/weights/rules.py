@@ -35,6 +35,11 @@ def parameter_shapes(network: Any) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(network.init, jax.random.key(0))).items()}
 
 
+def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape, of a state dict of arrays or of shapes."""
+    return {name: tuple(getattr(value, "shape", value)) for name, value in state.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """One line of a table.
@@ -59,9 +64,7 @@ class Rule:
 
 
 def _squeeze(a: np.ndarray) -> np.ndarray:
-    while a.ndim > 1 and a.shape[0] == 1:
-        a = a[0]
-    return a
+    return _squeeze(a[0]) if a.ndim > 1 and len(a) == 1 else a
 
 
 def _patch(a: np.ndarray) -> np.ndarray:
@@ -74,7 +77,7 @@ _TRANSFORMS: Mapping[str, Callable] = {
     "linear": lambda a: a.transpose(1, 0),  # (out, in) -> (in, out)
     "conv": lambda a: a.transpose(2, 3, 1, 0),  # (out, in, h, w) -> (h, w, in, out)
     "patch": _patch,  # (out, in, h, w) -> (h w in, out)
-    "squeeze": _squeeze,  # drops leading axes of length one
+    "squeeze": _squeeze,  # drops leading dims of length one
 }
 
 
@@ -99,9 +102,9 @@ class ImportReport:
 
     def table(self) -> str:
         """A few lines for people."""
-        lines = [f"loaded  {len(self.loaded):>5} arrays {self.parameters:>13,} parameters"]
-        lines.append(f"dropped {len(self.dropped):>5} arrays {self.dropped_parameters:>13,} parameters")
-        return "\n".join(lines + [f"  {name}: {why}" for name, why in self.dropped.items()])
+        loaded = f"loaded  {len(self.loaded):>5} arrays {self.parameters:>13,} parameters"
+        dropped = f"dropped {len(self.dropped):>5} arrays {self.dropped_parameters:>13,} parameters"
+        return "\n".join([loaded, dropped, *(f"  {name}: {why}" for name, why in self.dropped.items())])
 
 
 # Prefixes that wrappers put before a network's names -> names that stand beside it without: of DistributedDataParallel,
@@ -120,26 +123,17 @@ WRAPPERS: Mapping[str, tuple[str, ...]] = {
 
 
 def strip_wrappers(state: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Strips the prefixes of wrappers from the names of a state dict, and logs which.
-
-    Raises:
-      ValueError: some names have a prefix and others do not, or two names would become one.
-    """
+    """Strips the prefixes of wrappers from names, and logs which. Raises ValueError if names with and without are mixed."""
     stripped, state = "", dict(state)
-    while True:
-        prefix = next((p for p in WRAPPERS if any(name.startswith(p) for name in state)), None)
-        if prefix is None:
-            break
+    while prefix := next((p for p in WRAPPERS if any(name.startswith(p) for name in state)), ""):
         have = [name for name in state if name.startswith(prefix)]
         beside = [name for name in state if not name.startswith(prefix)]
-        lack = [name for name in beside if not name.startswith(WRAPPERS[prefix])]
-        if lack:
+        if lack := [name for name in beside if not name.startswith(WRAPPERS[prefix])]:
             raise ValueError(
                 f"{origin} mixes names with and without {prefix!r}: {', '.join(have[:3])} ... but {', '.join(lack[:3])} ...; "
                 "keep those of one network"
             )
-        twice = sorted({name.removeprefix(prefix) for name in have} & set(beside))
-        if twice:
+        if twice := sorted({name.removeprefix(prefix) for name in have} & set(beside)):
             raise ValueError(f"{origin} has {', '.join(twice[:3])} twice, with and without {prefix!r}")
         state = {name.removeprefix(prefix): value for name, value in state.items() if name != "n_averaged"}
         stripped += prefix
@@ -174,8 +168,8 @@ def convert(
     Raises:
       ValueError: names that no rule covers, parameters that nothing fills, shapes that differ: all of them, with near names.
     """
-    shapes = {name: tuple(getattr(value, "shape", value)) for name, value in state.items()}
-    parts: dict[str, _Parts] = {path: _Parts(rules) for path in target}
+    shapes = shapes_of(state)
+    parts: dict[str, _Parts] = {path: {} for path in target}
     loaded, dropped, problems = {}, {}, []
     for name, shape in shapes.items():
         number, layer = _match(rules, name)
@@ -194,16 +188,17 @@ def convert(
             except ValueError:
                 problems.append(f"{name}: shape {shape} is not what rule {rule.transform!r} expects")
                 continue
-            parts[rule.path][number, layer] = name, there
+            parts[rule.path].setdefault(layer, {})[number] = name, there
     for path, shape in target.items():
-        try:
-            found = parts[path].shape()
-            if found != tuple(shape):
-                problems.append(f"{path}: {found} there, {tuple(shape)} here")
-        except LookupError:
+        if not parts[path]:
             wanted = [rule.name for rule in rules if rule.path == path]
             near = _nearest(wanted[0] if wanted else path, state)
             problems.append(f"{path} {tuple(shape)}: nothing fills it; expected {' or '.join(wanted)}{near}")
+            continue
+        try:
+            found = _joined_shape(parts[path], rules)
+            if found != tuple(shape):
+                problems.append(f"{path}: {found} there, {tuple(shape)} here")
         except ValueError as error:
             problems.append(f"{path}: {error}")
     if problems:
@@ -212,70 +207,53 @@ def convert(
         raise ValueError(f"the weights of {origin} do not fit this network:\n{listed}")
     if all(hasattr(value, "shape") for value in state.values()):
         place = place or (lambda path, array: array)
-        params = {path: place(path, parts[path].read(state, shape)) for path, shape in target.items()}
+        params = {path: place(path, _read(parts[path], rules, state, shape)) for path, shape in target.items()}
     else:
         params = {path: _view(shape) for path, shape in target.items()}
     count, left = (sum(map(math.prod, some)) for some in (target.values(), (shapes[name] for name in dropped)))
     return params, ImportReport(loaded, dropped, count, left)
 
 
-class _Parts(dict):
-    """Of one path: (number of the rule, layer or None) -> (name on disk, shape after the transform)."""
+# Of one path: layer (None where there are none) -> number of the rule -> (name on disk, shape after the transform).
+_Parts = dict[int | None, dict[int, tuple[str, tuple[int, ...]]]]
 
-    def __init__(self, rules: Sequence[Rule]):
-        super().__init__()
-        self._rules = rules
 
-    def _numbers_and_layers(self) -> tuple[list[int], list[int]]:
-        return sorted({number for number, _ in self}), sorted({layer for _, layer in self if layer is not None})
+def _joined_shape(parts: _Parts, rules: Sequence[Rule]) -> tuple[int, ...]:
+    """The shape of a path's arrays joined and stacked. Raises ValueError for layers that are missing, incomplete or differ."""
+    numbers = sorted({number for layer in parts.values() for number in layer})
+    layers = sorted(parts.keys() - {None})
+    if layers != list(range(len(layers))):
+        raise ValueError(f"layers {layers} are not consecutive from 0")
+    stack = set()
+    for layer in layers or [None]:
+        if missing := [rules[number].name for number in numbers if number not in parts[layer]]:
+            raise ValueError(f"layer {layer} lacks {', '.join(missing)}")
+        shapes = [list(parts[layer][number][1]) for number in numbers]
+        if len(shapes) > 1:
+            join = rules[numbers[0]].join
+            shapes[0][join] = sum(shape[join] for shape in shapes)
+        stack.add(tuple(shapes[0]))
+    if len(stack) > 1:
+        raise ValueError("layers differ in shape")
+    return (len(layers), *stack.pop()) if layers else stack.pop()
 
-    def shape(self) -> tuple[int, ...]:
-        """The shape of all parts joined and stacked.
 
-        Raises:
-          LookupError: there are none.
-          ValueError: layers that are missing, incomplete or of several shapes.
-        """
-        numbers, layers = self._numbers_and_layers()
-        if layers != list(range(len(layers))):
-            raise ValueError(f"layers {layers} are not consecutive from 0")
+def _read(parts: _Parts, rules: Sequence[Rule], state: Mapping[str, Any], shape: Sequence[int]) -> np.ndarray:
+    """A path's array, filled layer by layer, so that it is held once."""
 
-        def joined(layer: int | None) -> tuple[int, ...]:
-            missing = [self._rules[number].name for number in numbers if (number, layer) not in self]
-            if missing:
-                raise ValueError(f"layer {layer} lacks {', '.join(missing)}")
-            pieces = [list(self[number, layer][1]) for number in numbers]
-            if len(pieces) > 1:
-                join = self._rules[numbers[0]].join
-                pieces[0][join] = sum(piece[join] for piece in pieces)
-            return tuple(pieces[0])
+    def joined(layer: int | None) -> np.ndarray:
+        named = [(rules[number], name) for number, (name, _) in sorted(parts[layer].items())]
+        pieces = [_TRANSFORMS[rule.transform](np.asarray(state[name])) for rule, name in named]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=named[0][0].join)
 
-        if not self:
-            raise LookupError
-        if not layers:
-            return joined(None)
-        stack = {joined(layer) for layer in layers}
-        if len(stack) > 1:
-            raise ValueError("layers differ in shape")
-        return len(layers), *stack.pop()
-
-    def read(self, state: Mapping[str, Any], shape: Sequence[int]) -> np.ndarray:
-        """The array, filled layer by layer, so that it is held once."""
-        numbers, layers = self._numbers_and_layers()
-
-        def joined(layer: int | None) -> np.ndarray:
-            names = [(self[number, layer][0], self._rules[number]) for number in numbers]
-            pieces = [_TRANSFORMS[rule.transform](np.asarray(state[name])) for name, rule in names]
-            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=names[0][1].join)
-
-        if not layers:
-            return joined(None)
-        array = None
-        for layer in layers:
-            piece = joined(layer)
-            array = np.empty(shape, piece.dtype) if array is None else array
-            array[layer] = piece
-        return array
+    first = joined(min(parts))
+    if None in parts:
+        return first
+    array = np.empty(shape, first.dtype)
+    array[0] = first
+    for layer in range(1, len(parts)):
+        array[layer] = joined(layer)
+    return array
 
 
 def _view(shape: Sequence[int]) -> np.ndarray:

@@ -12,9 +12,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from lumos_jax import config, encoders
-from lumos_jax.encoders import frozen
+from lumos_jax.encoders import IMAGENET_STATISTICS, frozen, preprocess
 from lumos_jax.encoders.kl import KLAutoencoder
-from lumos_jax.encoders.preprocess import IMAGENET_STATISTICS, preprocess
 from lumos_jax.weights import files
 
 
@@ -196,12 +195,12 @@ def test_posterior_mode_sample_and_scale(goldens):
         autoencoder.encode(params, image, jax.random.key(0)), mean * 0.18215, rtol=1e-5, atol=1e-6
     )
     np.testing.assert_allclose(autoencoder.mode(params, image), mean, rtol=1e-5, atol=1e-6)  # unscaled
-    drawing, _ = encoders.make_autoencoder(dataclasses.replace(small, posterior="sample"))
-    moments = drawing.moments(params, image)
-    first = drawing.encode(params, image, jax.random.key(0))
-    np.testing.assert_array_equal(first, drawing.draw(moments, jax.random.key(0)))
-    draws = np.stack([drawing.draw(moments, jax.random.key(i)) for i in range(40)]) / 0.18215
-    np.testing.assert_allclose(draws.std(0).mean(), np.exp(0.5 * log_variance).mean(), rtol=0.1)
+    sampled, _ = encoders.make_autoencoder(dataclasses.replace(small, posterior="sample"))
+    moments = sampled.moments(params, image)
+    first = sampled.encode(params, image, jax.random.key(0))
+    np.testing.assert_array_equal(first, sampled.sample(moments, jax.random.key(0)))
+    samples = np.stack([sampled.sample(moments, jax.random.key(i)) for i in range(40)]) / 0.18215
+    np.testing.assert_allclose(samples.std(0).mean(), np.exp(0.5 * log_variance).mean(), rtol=0.1)
     with pytest.raises(ValueError, match="not divisible"):
         autoencoder.latent_shape(33)
 

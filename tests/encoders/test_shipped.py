@@ -8,6 +8,7 @@ import numpy as np
 
 from lumos_jax import config, data, encoders, evaluation
 from lumos_jax.encoders import frozen, whitening
+from tests.fields import data_settings
 
 SCENES = config.Encoder(weights="scenes", output="all", normalize="none", resize=32, image_size=32, dtype="float32")
 BANK, QUERIES = 1024, 512
@@ -16,17 +17,17 @@ FIRST = 2**31  # far from the scenes that it was trained on
 
 def test_nearest_neighbours_of_the_shipped_encoder_agree_on_what_is_shown():
     assert sum(path.stat().st_size for path in pathlib.Path(frozen.SHIPPED).iterdir()) < 3_000_000
-    settings = config.Data(source="scenes", image_size=48, num_scenes=2**32 - 1)
+    settings = data_settings(source="scenes", image_size=48, scenes__num_scenes=2**32 - 1)
     source = data.make_source(settings)
     records = range(FIRST, FIRST + BANK + QUERIES)
     images = data.read_batch(settings, source, records)["image"]
     truth = data.truth_of(settings, source, records)
     cls, every = {}, {}
-    random = dataclasses.replace(SCENES, weights="random:0", size="custom", width=128, depth=4, heads=4, patch_size=8)
+    random = dataclasses.replace(SCENES, weights="random:0", size="128x4x4", patch_size=8)
     for name, wanted in (("shipped", dataclasses.replace(SCENES, normalize="white")), ("random", random)):
         encoder, params = encoders.make_encoder(wanted)
         assert (encoder.dim, encoder.vit.depth, encoder.vit.patch_size) == (128, 4, 8)
-        plain = jax.jit(dataclasses.replace(encoder, normalize="none").apply)
+        plain = jax.jit(dataclasses.replace(encoder, settings=dataclasses.replace(wanted, normalize="none")).apply)
         tokens = np.concatenate([plain(params, part) for part in np.split(images, 6)])
         cls[name] = evaluation.neighbor_accuracy(tokens[:BANK, 0], tokens[BANK:, 0], truth)
         if name == "shipped":

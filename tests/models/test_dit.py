@@ -12,8 +12,7 @@ import pytest
 
 from lumos_jax import config
 from lumos_jax.models import Condition, layers, make_dit
-from lumos_jax.models.blocks import Block
-from lumos_jax.models.dit import DiT
+from lumos_jax.models.dit import Block, DiT
 from lumos_jax.planning import flops
 
 TINY = config.Model(size="32x3x2", patch_size=2, dtype="float32", scan_unroll=1)

@@ -18,7 +18,7 @@ def test_it_attends_as_the_plain_one_forward_and_backward(monkeypatch):
 
     def plain(x, kernel, bias, out_kernel, out_bias):
         q, k, v = attention._split_heads(x, kernel, bias)
-        return attention.dense(attention._merge_heads(attention.attend(q, k, v)), out_kernel, out_bias)
+        return attention.dense(attention.attend(q, k, v).reshape(*x.shape[:2], -1), out_kernel, out_bias)
 
     def fused(x, kernel, bias, out_kernel, out_bias):
         qkv = fused_attention.project(x, kernel.reshape(16, -1), bias.reshape(-1)).reshape(1, 3, heads, 8, tokens)

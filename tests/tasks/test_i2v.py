@@ -31,7 +31,7 @@ def made():
 
 @pytest.fixture(scope="module")
 def fresh(made):
-    return jax.jit(made[0].dit.init)(jax.random.key(2))
+    return jax.jit(made[0].network.init)(jax.random.key(2))
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,11 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
-def test_a_prior_handed_off_draws_every_frame_as_before(made, fresh):
+def test_a_prior_handed_off_makes_every_frame_as_before(made, fresh):
     task, prior = made[0], tasks.make_task(settings_of(i2i))[0]
     theirs = {
         path: array + 0.05 * normal(i, *array.shape)
-        for i, (path, array) in enumerate(flatten(jax.jit(prior.dit.init)(jax.random.key(1))).items())
+        for i, (path, array) in enumerate(flatten(jax.jit(prior.network.init)(jax.random.key(1))).items())
     }
     fresh = flatten(fresh)
     shapes = [{path: a.shape for path, a in side.items()} for side in (fresh, theirs)]
@@ -71,21 +71,21 @@ def test_a_prior_handed_off_draws_every_frame_as_before(made, fresh):
         unflatten(fresh),
         origin="prior",
         reinitialise=rules["reinitialise"],
-        adapt={"patch/kernel": lambda kernel: task.dit.widen_input("patch/kernel", kernel)},
+        adapt={"patch/kernel": lambda kernel: task.network.widen_input("patch/kernel", kernel)},
     )
     x, t = normal(0, 2, FRAMES, SIDE, SIDE, 3), jnp.asarray([3.0, 700.0])
-    tokens = normal(1, 2, *task.dit.token_shape)
+    tokens = normal(1, 2, *task.network.token_shape)
     numbers = jnp.asarray([[8.0, 20.0, 50.0], [24.0, 200.0, 7.0]])
     given = Condition(tokens=tokens, vector=numbers, latent=normal(2, *x.shape))
-    out = jax.jit(task.dit.apply)(params, x, t, given)
-    one = jax.jit(prior.dit.apply)
+    out = jax.jit(task.network.apply)(params, x, t, given)
+    one = jax.jit(prior.network.apply)
     for frame in range(FRAMES):
         alone = one(unflatten(theirs), x[:, frame], t, Condition(tokens=tokens))
         assert float(jnp.abs(alone).mean()) > 0.01
         np.testing.assert_allclose(out[:, frame], alone, atol=2e-6)
 
 
-def test_the_first_frame_is_noised_by_a_level_that_is_told(made, prepare, batch):
+def test_the_first_frame_is_noised_by_a_known_level(made, prepare, batch):
     task, frozen = made
     x0, condition = prepare(batch, jax.random.key(0))
     np.testing.assert_allclose(x0, batch["frames"] / 127.5 - 1, atol=1e-5)
@@ -176,7 +176,7 @@ def test_images_are_the_image_objective(made, fresh, batch):
     }
     t = jnp.asarray([1.0, 500.0, 900.0])
     # Attention over frames takes no part: other weights in it change nothing.
-    apply = jax.jit(task.dit.apply)
+    apply = jax.jit(task.network.apply)
     np.testing.assert_array_equal(apply(fresh, x0, t, condition), apply(noisy, x0, t, condition))
 
 
@@ -188,8 +188,8 @@ def test_sample_inputs_and_files(made, tmp_path):
     assert host["frames"].shape == (2, 1, SIDE, SIDE, 3)
     assert host["fps"].tolist() == [5, 5]
     assert np.floor(host["motion"] / task.video.motion_step).tolist() == [40, 40]
-    drawn = np.random.default_rng(0).integers(0, 256, (2, 3, FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
-    files = task.sampling.save(host, host["frames"], drawn, str(tmp_path / "clip_1.5.mp4"))
+    samples = np.random.default_rng(0).integers(0, 256, (2, 3, FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
+    files = task.sampling.save(host, host["frames"], samples, str(tmp_path / "clip_1.5.mp4"))
     assert [path.rsplit("/", 1)[-1] for path in files] == ["clip_1.5.gif", "clip_1.5.mp4"]
     with Image.open(files[0]) as gif:
         assert gif.n_frames == FRAMES
@@ -204,8 +204,8 @@ def test_sample_inputs_and_files(made, tmp_path):
 
 
 def test_sheets_have_the_true_clip_above_its_samples(made, batch):
-    drawn = np.zeros((3, 1, FRAMES, SIDE, SIDE, 3), np.uint8)
-    sheet = made[0].sampling.sheet(batch, batch["frames"], drawn)
+    samples = np.zeros((3, 1, FRAMES, SIDE, SIDE, 3), np.uint8)
+    sheet = made[0].sampling.sheet(batch, batch["frames"], samples)
     side = 128 + 16
     assert sheet.shape == (6 * side + 16, FRAMES * side + 16, 3)
     np.testing.assert_array_equal(sheet[16:144:8, 16 + side : 144 + side : 8], batch["frames"][0, 1])
@@ -215,5 +215,5 @@ def test_sheets_have_the_true_clip_above_its_samples(made, batch):
 def test_records_must_be_clips():
     settings = settings_of(i2v)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, sample_type="image"))
-    with pytest.raises(ValueError, match=r"config\.data\.sample_type='image': this task trains on clips"):
+    with pytest.raises(ValueError, match=r"config\.data\.sample_type=image: .*i2v trains on clip"):
         tasks.make_task(settings)

@@ -1,4 +1,4 @@
-"""Novel views: the condition, its dropout, the hand-off from a prior that changes nothing at first, a whole run, orbits."""
+"""Novel views: the condition, its dropout, the hand-off from a prior that changes nothing at first, a run, orbits."""
 
 import dataclasses
 import functools
@@ -23,15 +23,14 @@ from lumos_jax.scenes import scene as scenes
 from lumos_jax.train import loop, startup
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.weights.rules import flatten
+from tests.fields import put
 from tests.running import flags_of
 
 
 def settings_with(of=nvs, **changes):
     made = of.test()
     made.model.size, made.encoder.size = "32x1x2", "32x1x4"  # half as long to compile
-    for name, value in changes.items():
-        group, field = name.split("__")
-        made[group][field] = value
+    put(made, changes)
     return config_io.resolve(made)
 
 
@@ -39,7 +38,7 @@ def settings_with(of=nvs, **changes):
 def made():
     """The task, its frozen parameters, and parameters."""
     task, frozen = tasks.make_task(settings_with())
-    return task, frozen, scrambled(task.dit)
+    return task, frozen, scrambled(task.network)
 
 
 def scrambled(dit):
@@ -89,15 +88,15 @@ def test_one_number_decides_what_drops():
 def test_what_drops_is_zero_and_the_camera_stays_until_guidance_takes_it(condition):
     task, _, params = made()
     drop = {"tokens": np.array([0, 1, 1, 0], bool), "latent": np.array([0, 0, 1, 1], bool), "vector": np.zeros(4, bool)}
-    given = task.dit.drop_condition(params, condition, drop)
+    given = task.network.drop_condition(params, condition, drop)
     kernel, bias = (params["camera"]["project"][name] for name in ("kernel", "bias"))
     tokens = np.asarray(condition.tokens)
     turn = np.asarray(params["camera"]["turn"]).reshape(4, 32, 32)  # a matrix a number of the camera
     turned = np.einsum("blv,blc,vcd->bld", tokens[..., 32:], tokens[..., :32], turn)
-    whole, camera = tokens @ kernel + bias + turned, tokens[..., 32:] @ kernel[32:] + bias
-    np.testing.assert_allclose(given.tokens, np.where(drop["tokens"][:, None, None], camera, whole), atol=1e-5)
+    projected, camera = tokens @ kernel + bias + turned, tokens[..., 32:] @ kernel[32:] + bias
+    np.testing.assert_allclose(given.tokens, np.where(drop["tokens"][:, None, None], camera, projected), atol=1e-5)
     assert [bool(np.any(row)) for row in given.latent] == [True, True, False, False]
-    null = task.dit.null_condition(params, task.dit.project_camera(params, condition))
+    null = task.network.null_condition(params, task.network.project_camera(params, condition))
     assert null.tokens.shape == (4, 5, 32)
     assert not np.any(null.tokens)
     assert not np.any(null.latent)
@@ -117,7 +116,7 @@ def prior(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("prior")
     settings = settings_with(i2i)
     task, _ = tasks.make_task(settings)
-    params = scrambled(task.dit)
+    params = scrambled(task.network)
     weights = jax.tree.map(jnp.asarray, {"params": jax.tree.map(np.zeros_like, params), "ema": params})
     checkpoints = Checkpoints(workdir, settings.checkpoint)
     meta = {"settings": config_io.to_dict(settings), "fingerprints": dict(task.identity), "memory": {}}
@@ -143,8 +142,8 @@ def test_the_hand_off_accounts_for_all_and_changes_nothing(prior, condition, tmp
     np.testing.assert_array_equal(ours["tokens"]["fc1"]["kernel"], theirs["tokens"]["fc1"]["kernel"])
 
     x, t = jax.random.normal(jax.random.key(0), (4, 16, 16, 3)), jnp.array([3.0, 200.0, 500.0, 900.0])
-    new = jax.jit(task.dit.apply)(ours, x, t, task.dit.project_camera(ours, condition))
-    old = jax.jit(before.dit.apply)(theirs, x, t, Condition(tokens=condition.tokens[..., :32]))
+    new = jax.jit(task.network.apply)(ours, x, t, task.network.project_camera(ours, condition))
+    old = jax.jit(before.network.apply)(theirs, x, t, Condition(tokens=condition.tokens[..., :32]))
     assert np.abs(old).max() > 0.1
     np.testing.assert_allclose(new, old, atol=1e-5)
 
@@ -163,7 +162,7 @@ def test_a_prior_of_another_encoder_starts_its_first_layer_anew(prior):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__sample_type": "image"}, "novel views train on pairs of views"),
+        ({"data__sample_type": "image"}, "nvs trains on views"),
         ({"data__crop": "random"}, "do not go with config.data.sample_type=views"),
         ({"data__source": "cached", "data__path": "x"}, "holds no pairs of views"),
         ({"task__condition_dropout": 0.2}, "drop at rates of their own"),
@@ -205,7 +204,7 @@ def end_of(workdir):
     return state, [{k: v for k, v in line.items() if k not in clocks and not k.startswith("goodput")} for line in lines]
 
 
-def test_a_run_is_judged_by_the_true_views(run):
+def test_a_run_is_scored_by_the_true_views(run):
     lines = [json.loads(line) for line in (run[0] / "metrics.jsonl").read_text().splitlines()]
     scores = [line for line in lines if "score_psnr" in line]
     assert [line["step"] for line in scores] == [0, 8]
@@ -225,7 +224,7 @@ def test_a_run_goes_on_bit_for_bit(run, tmp_path):
     assert said == expected
 
 
-def test_sample_draws_an_orbit(run, tmp_path, capsys):
+def test_sample_writes_an_orbit(run, tmp_path, capsys):
     workdir, _ = run
     Image.new("RGB", (20, 16), (200, 30, 30)).save(tmp_path / "a.png")
     arguments = [
@@ -243,11 +242,11 @@ def test_sample_draws_an_orbit(run, tmp_path, capsys):
     with Image.open(tmp_path / "o.png") as image:
         grid = np.asarray(image)
     side = 128 + 2 * 8
-    assert grid.shape == (4 * side + 16, 4 * side + 16, 3)  # two samples of two pictures: input and three azimuths
+    assert grid.shape == (4 * side + 16, 4 * side + 16, 3)  # two samples of two images: input and three azimuths
     assert tuple(grid[side // 2, side // 2]) == (200, 30, 30)
     once_round = grid[:, 16 + side :][:, : 3 * side].astype(int)
     once_round = [once_round[:, first : first + 128] for first in (0, 2 * side)]
-    assert np.abs(once_round[0] - once_round[1]).max() <= 2  # the views of a picture start from the same noise
+    assert np.abs(once_round[0] - once_round[1]).max() <= 2  # the views of an image start from the same noise
     assert np.abs(once_round[0][:side] - once_round[0][side : 2 * side]).max() > 2  # its samples from other noise
     with Image.open(tmp_path / "o.gif") as gif:
         assert (gif.n_frames, gif.size) == (3, (2 * side + 16, 2 * side + 16))

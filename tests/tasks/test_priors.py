@@ -1,4 +1,4 @@
-"""The priors without cross-attention: what they condition on, how they are judged and drawn from, and where they go."""
+"""The priors without cross-attention: what they condition on, how they are evaluated and sampled, and their hand-offs."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from lumos_jax.config import io as config_io
 from lumos_jax.models import Condition
 from lumos_jax.tasks import make_task, releases
 from lumos_jax.train import loop
+from tests.fields import put
 from tests.running import flags_of
 from tests.weights import test_official_dit as released
 
@@ -26,13 +27,11 @@ def settings(study, **changes):
     made.train.steps = made.checkpoint.every = made.eval.every = 2
     made.eval.steps, made.eval.rows = 2, 1
     made.optimizer.decay, made.log.tensorboard = "constant", False
-    for name, value in changes.items():
-        group, field = name.split("__")
-        made[group][field] = value
+    put(made, changes)
     return config_io.resolve(made)
 
 
-def test_a_run_without_a_condition_has_one_loss_and_draws_without_guidance(tmp_path, capsys):
+def test_a_run_without_a_condition_has_one_loss_and_samples_without_guidance(tmp_path, capsys):
     run = loop.prepare(settings(unconditional), str(tmp_path))
     assert "vector" not in run.start.state.params
     assert loop.train(run) == 0
@@ -42,7 +41,7 @@ def test_a_run_without_a_condition_has_one_loss_and_draws_without_guidance(tmp_p
     assert sample.main([f"--workdir={tmp_path}", "--num=3", f"--out={tmp_path / 'x.png'}"]) == 0
     assert (tmp_path / "x.png").stat().st_size > 100
     assert sample.main([f"--workdir={tmp_path}", "--guidance=2"]) == 2
-    assert "there is no condition to drop or guide towards" in capsys.readouterr().err
+    assert "there is no condition to guide by" in capsys.readouterr().err
     assert sample.main([f"--workdir={tmp_path}", "--classes", "1"]) == 2
     assert "whose task is unconditional: it takes none of its own" in capsys.readouterr().err
 
@@ -51,13 +50,13 @@ def test_settings_without_a_meaning_are_refused():
     for study, changes, message in (
         (unconditional, {"eval__guidance": 2.0}, r"eval\.guidance=2\.0"),
         (unconditional, {"task__condition_dropout": 0.1}, r"task\.condition_dropout=0\.1"),
-        (class_conditional, {"data__sample_type": "image", "data__classes": 0}, "set it to labeled"),
+        (class_conditional, {"data__sample_type": "image", "data__num_classes": 0}, "set it to labeled"),
         (rcg, {"encoder__output": "all"}, "5 tokens an image"),
     ):
         with pytest.raises(ValueError, match=message):
             make_task(settings(study, **changes))
-    with pytest.raises(ValueError, match=r"data\.classes=0"):
-        settings(class_conditional, data__classes=0)
+    with pytest.raises(ValueError, match=r"data\.num_classes=0"):
+        settings(class_conditional, data__num_classes=0)
 
 
 def test_classes_reach_the_embedding_and_another_class_is_another_condition():
@@ -66,8 +65,8 @@ def test_classes_reach_the_embedding_and_another_class_is_another_condition():
     condition = task.condition(frozen, {"label": label})
     np.testing.assert_array_equal(condition.vector[:, 0], [0, 1, 2, 3])
     np.testing.assert_array_equal(task.shuffled(condition).vector[:, 0], [3, 0, 1, 2])
-    assert jax.eval_shape(task.dit.init, jax.random.key(0))["vector"]["table"].shape == (41, 16)
-    dropped = task.dit.drop_condition({}, condition, {n: label > 1 for n in ("tokens", "vector", "latent")})
+    assert jax.eval_shape(task.network.init, jax.random.key(0))["vector"]["table"].shape == (41, 16)
+    dropped = task.network.drop_condition({}, condition, {n: label > 1 for n in ("tokens", "vector", "latent")})
     np.testing.assert_array_equal(dropped.vector[:, 0], [0, 1, 40, 40])
     sampling = task.sampling
     inputs = sampling.sample_inputs(flags_of(sampling, "--classes", "3", "7"), None)
@@ -76,7 +75,7 @@ def test_classes_reach_the_embedding_and_another_class_is_another_condition():
         sampling.sample_inputs(flags_of(sampling, "--classes=-1"), None)
 
 
-def test_rcg_adds_one_standardised_feature():
+def test_rcg_adds_one_standardized_feature():
     given = settings(rcg)
     task, frozen = make_task(given)
     image = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
@@ -87,7 +86,7 @@ def test_rcg_adds_one_standardised_feature():
     np.testing.assert_allclose(vector, expected, atol=1e-5)
     kept = task.encode(frozen, {"image": image})
     np.testing.assert_array_equal(task.condition(frozen, kept).vector, vector)
-    assert jax.tree.leaves(task.dit.trainable()["null"]) == [True]
+    assert jax.tree.leaves(task.network.trainable()["null"]) == [True]
 
 
 @pytest.mark.parametrize("kind", ["dit", "rcg"])
@@ -111,11 +110,13 @@ def test_a_prior_that_gains_cross_attention_is_at_first_itself_without_a_conditi
     assert all(name.startswith(("blocks/cross/", "tokens/", "null/tokens")) for name in account["reinitialised"])
 
     prior = releases.read(kind, state, origin="it", heads=released.HEADS)
-    before = dataclasses.replace(prior.dit, dtype="float32")
+    before = dataclasses.replace(prior.network, dtype="float32")
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(2, 16, 16, 3)).astype(np.float32), jnp.array([5.0, 700.0])
     vector = jnp.zeros((2, 1 if kind == "dit" else released.FEATURES))
     null = before.null_condition(prior.params, Condition(vector=vector))
-    tokens = rng.normal(size=(2, *run.experiment.task.dit.token_shape)).astype(np.float32)
-    out = jax.jit(run.experiment.task.dit.apply)(run.start.state.params, x, t, Condition(tokens=jnp.asarray(tokens)))
+    tokens = rng.normal(size=(2, *run.experiment.task.network.token_shape)).astype(np.float32)
+    out = jax.jit(run.experiment.task.network.apply)(
+        run.start.state.params, x, t, Condition(tokens=jnp.asarray(tokens))
+    )
     np.testing.assert_allclose(out, jax.jit(before.apply)(prior.params, x, t, null), atol=1e-5)

@@ -20,26 +20,6 @@ from lumos_jax.tasks import denoising
 from lumos_jax.tasks.sampling import Sampling
 
 
-@dataclasses.dataclass(frozen=True)
-class MeanColor(denoising.Denoising):
-    name: ClassVar[str] = "lab.mean_color"
-
-    @classmethod
-    def build(cls, settings, place):
-        return denoising.make(cls, settings, place, network={"vector_dim": 3})
-
-    @classmethod
-    def sampling_class(cls):
-        return ColorSampling
-
-    def describe(self):
-        return super().describe() | {"condition": "a color"}
-
-    def condition(self, frozen, batch):
-        color = batch["color"] if "color" in batch else batch["image"].astype(jnp.float32).mean((1, 2))
-        return Condition(vector=color / 255)
-
-
 class ColorSampling(Sampling):
     @classmethod
     def add_flags(cls, parser):
@@ -47,6 +27,23 @@ class ColorSampling(Sampling):
 
     def sample_inputs(self, args, load):
         return {"color": np.array([args.color], np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanColor(denoising.Denoising):
+    name: ClassVar[str] = "lab.mean_color"
+    sampling_class: ClassVar = ColorSampling
+
+    @classmethod
+    def build(cls, settings, place):
+        return denoising.make(cls, settings, place, network={"vector_dim": 3})
+
+    def describe(self):
+        return super().describe() | {"condition": "a color"}
+
+    def condition(self, frozen, batch):
+        color = batch["color"] if "color" in batch else batch["image"].astype(jnp.float32).mean((1, 2))
+        return Condition(vector=color / 255)
 
 
 TASK = MeanColor

@@ -26,7 +26,10 @@ from tests.running import flags_of
 def settings_with(make=t2i, **groups):
     settings = config_io.resolve(make.get_config("test"))
     for group, fields in groups.items():
-        settings = dataclasses.replace(settings, **{group: dataclasses.replace(getattr(settings, group), **fields)})
+        if dataclasses.is_dataclass(fields):
+            settings = dataclasses.replace(settings, **{group: fields})
+        else:
+            settings = config.replace(settings, {f"{group}.{name}": value for name, value in fields.items()})
     return settings
 
 
@@ -44,7 +47,7 @@ def host_batch(records=range(8), **fields):
 @functools.cache
 def busy_params(output="all"):
     """A network without the zeros of initialisation, so that its condition counts."""
-    dit = made(output)[0].dit
+    dit = made(output)[0].network
     leaves, tree = jax.tree.flatten(jax.jit(dit.init)(rngs.key(0, "init")))
     noise = [0.1 * jax.random.normal(rngs.key(1, str(i)), leaf.shape) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(tree, [leaf + extra for leaf, extra in zip(leaves, noise, strict=True)])
@@ -71,12 +74,12 @@ def test_captions_and_masks_reach_the_network_and_padding_does_not():
     assert condition.tokens.shape == (8, 24, 32)
     assert np.array_equal(condition.token_mask, host["token_mask"])
     params, x, t = busy_params(), jax.random.normal(rngs.key(0, "x"), (8, 16, 16, 3)), jnp.linspace(0, 900, 8)
-    apply = jax.jit(task.dit.apply)
+    apply = jax.jit(task.network.apply)
     out = apply(params, x, t, condition)
     spoiled = jnp.where(condition.token_mask[..., None], condition.tokens, 1e3)
     np.testing.assert_allclose(apply(params, x, t, dataclasses.replace(condition, tokens=spoiled)), out, rtol=1e-6)
     assert float(jnp.abs(apply(params, x, t, task.shuffled(condition)) - out).max()) > 1e-2
-    null = task.dit.null_condition(params, condition)
+    null = task.network.null_condition(params, condition)
     assert np.array_equal(null.token_mask, condition.token_mask)  # as in the reference: the prompt's mask
     assert np.array_equal(null.tokens[3], params["null"]["tokens"])
 
@@ -130,7 +133,7 @@ def test_an_i2i_prior_hands_over_all_but_what_reads_its_condition(tmp_path):
     assert set(ours) == set(theirs)
     for path, array in ours.items():
         assert (path in anew) != np.array_equal(array, theirs[path]), path
-    fresh = flatten(jax.jit(task.dit.init)(rngs.key(settings.train.seed, "init")))
+    fresh = flatten(jax.jit(task.network.init)(rngs.key(settings.train.seed, "init")))
     for path in anew:
         np.testing.assert_allclose(ours[path], fresh[path], rtol=1e-6)
     account = json.loads((tmp_path / "t2i" / "handoff.json").read_text())
@@ -154,7 +157,7 @@ def test_between_runs_of_text_everything_is_copied_unless_the_encoder_is_another
 
 def make_shapes(**groups):
     task, _ = tasks.make_task(settings_with(**groups))
-    return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(task.dit.init, rngs.key(0, "init"))).items()}
+    return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(task.network.init, rngs.key(0, "init"))).items()}
 
 
 def test_dropped_captions_are_the_null_condition_and_the_others_stay():
@@ -163,13 +166,13 @@ def test_dropped_captions_are_the_null_condition_and_the_others_stay():
     batch = device_arrays(host_batch()) | {"weight": np.ones(8, np.float32)}
     example = jax.jit(lambda frozen, batch: task.example(frozen, batch, keys))(frozen, batch)
     drop = {name: jnp.arange(8) % 2 == 0 for name in example.drop}
-    lost = task.dit.drop_condition(busy_params(), example.condition, drop)
+    lost = task.network.drop_condition(busy_params(), example.condition, drop)
     assert np.array_equal(lost.tokens[2], busy_params()["null"]["tokens"])
     assert np.array_equal(lost.tokens[1], example.condition.tokens[1])
     assert np.array_equal(lost.token_mask, batch["token_mask"])
 
 
-BUCKETS = {"buckets": True, "bucket_step": 4, "bucket_ratios": (0.5, 2.0)}
+BUCKETS = {"buckets.enabled": True, "buckets.step": 4, "buckets.ratios": (0.5, 2.0)}
 
 
 def test_sizes_are_the_condition_of_a_run_with_buckets():
@@ -187,17 +190,17 @@ def test_sizes_are_the_condition_of_a_run_with_buckets():
     for size, message in (("12x12", "the nearest ratio is 16x16"), ("wide", "give HEIGHTxWIDTH")):
         with pytest.raises(ValueError, match=message):
             sampling.with_flags(flags_of(sampling, "--prompts", "x", f"--size={size}"))
-    with pytest.raises(ValueError, match=r"--size=16x16 is for runs with config\.data\.buckets"):
+    with pytest.raises(ValueError, match=r"--size=16x16 is for runs with config\.data\.buckets\.enabled"):
         made()[0].sampling.with_flags(flags_of(sampling, "--prompts", "x", "--size=16x16"))
     with pytest.raises(ValueError, match="set it to a multiple of 4"):
-        tasks.make_task(settings_with(data=BUCKETS | {"bucket_step": 2}))
+        tasks.make_task(settings_with(data=BUCKETS | {"buckets.step": 2}))
 
 
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
         ({"encoder": config.Encoder()}, "config.encoder.kind=vit reads no captions: set it to t5 or clip_text"),
-        ({"data": config.Data()}, "config.data.sample_type=image has no captions"),
+        ({"data": config.Data()}, "config.data.sample_type=image: config.task.name=t2i trains on captioned samples"),
     ],
 )
 def test_settings_without_text_are_refused(groups, message):

@@ -37,7 +37,7 @@ def made():
 @functools.cache
 def pretrained():
     """A network without the zeros of initialization, which would stop gradients."""
-    network = made().task.dit
+    network = made().task.network
 
     @jax.jit
     def init():
@@ -159,7 +159,7 @@ def example():
 def _output_and_loss(plan, params, example):
     task = made().task
     params, gather = plan.for_apply(params, None) if "lora" in params else (params, None)
-    output = task.dit.apply(params, example.x0, example.t.astype(jnp.float32), example.condition, gather=gather)
+    output = task.network.apply(params, example.x0, example.t.astype(jnp.float32), example.condition, gather=gather)
     return output, task.loss_terms(params, example, gather)["loss"]
 
 
@@ -293,7 +293,7 @@ def test_another_plan_on_resume_is_refused(tuned):
 )  # fmt: skip
 def test_plans_that_cannot_be_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        finetune.make_plan(settings_with(finetune=fields).finetune, made().task.dit)
+        finetune.make_plan(settings_with(finetune=fields).finetune, made().task.network)
 
 
 def test_what_trains_cannot_change_within_a_run():

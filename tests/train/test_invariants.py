@@ -27,7 +27,6 @@ def alone():
 @pytest.mark.parametrize(
     ("devices", "mesh", "accumulate"),
     [
-        (2, {"data": 2}, 1),
         (4, {"data": 2, "fsdp": 2}, 1),
         (8, {"data": 1, "fsdp": 8}, 2),
         (8, {"data": 8}, 1),
@@ -69,7 +68,7 @@ def quick_to_compile():
 def test_meshes_agree_on_captions_in_buckets(quick_to_compile):
     """Two steps in two buckets, so two programs a mesh."""
     groups = {
-        "data": {"buckets": True, "bucket_step": 4, "bucket_ratios": (0.6, 1.2), "seed": 1},
+        "data": {"buckets.enabled": True, "buckets.step": 4, "buckets.ratios": (0.6, 1.2), "seed": 1},
         "model": {"size": "32x1x2"},
         "optimizer": {"learning_rate": 0.01, "warmup_steps": 0},
     }

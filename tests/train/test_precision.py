@@ -43,7 +43,7 @@ def sensitive(params):
 def losses(dtype):
     """Of a run in that compute dtype; data, first weights and keys are the same."""
     experiment = stepping.build(settings_of(dtype), 1)
-    state = experiment.init_state(sensitive(experiment.task.dit.init(rngs.key(0, "init"))))
+    state = experiment.init_state(sensitive(experiment.task.network.init(rngs.key(0, "init"))))
     images = np.random.default_rng(0).integers(0, 256, (STEPS, BATCH, 16, 16, 3), np.uint8)
 
     # XLA would else keep bfloat16 in float32 where it is at hand, and hide what this test is about.

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from lumos_jax import config
 from lumos_jax.checkpoints import CheckpointError, Checkpoints
-from lumos_jax.checkpoints.digest import digest
+from lumos_jax.checkpoints.checksums import checksums
 from lumos_jax.train import goodput, metrics, sharding
 from lumos_jax.train.saving import Saver
 from lumos_jax.train.watchdog import Watchdog
@@ -28,20 +28,22 @@ def state(seed=0):
 
 def test_digests_know_every_bit_and_no_mesh():
     tree = state()
-    whole = digest(tree)
+    whole = checksums(tree)
     assert list(whole) == ["['params']['a']", "['params']['b']"]
     for axes in ({"data": 8}, {"data": 2, "fsdp": 4}):
         mesh = sharding.make_mesh(config.Mesh(**axes))
         layout = NamedSharding(mesh, P(("data", "fsdp")))
         spread = {"params": {"a": jax.device_put(tree["params"]["a"], layout), "b": tree["params"]["b"]}}
-        assert digest(spread) == whole
+        assert checksums(spread) == whole
     for bit in (0, 13, 31):
         other = state()
         other["params"]["a"].view(np.uint32)[5, 3] ^= np.uint32(1 << bit)
-        changed = digest(other)
+        changed = checksums(other)
         assert changed["['params']['b']"] == whole["['params']['b']"]
         assert changed["['params']['a']"] != whole["['params']['a']"]
-    assert digest({"x": jnp.asarray([1.0, 2.0], jnp.bfloat16)}) != digest({"x": jnp.asarray([2.0, 1.0], jnp.bfloat16)})
+    assert checksums({"x": jnp.asarray([1.0, 2.0], jnp.bfloat16)}) != checksums(
+        {"x": jnp.asarray([2.0, 1.0], jnp.bfloat16)}
+    )
 
 
 def test_a_write_that_fails_is_tried_again_with_the_state_of_then(tmp_path, monkeypatch):

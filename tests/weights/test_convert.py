@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -58,20 +59,25 @@ def save_encoder(folder, encoder, params):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of two steps, and its EMA."""
+    """A run with a checkpoint of step 2, and its EMA."""
     from configs import i2i
 
     workdir = tmp_path_factory.mktemp("trained")
     settings = i2i.test()
-    settings.train.steps, settings.checkpoint.every, settings.eval.every = 2, 2, 0
+    settings.train.steps, settings.eval.every = 2, 0
     settings.optimizer.decay = "constant"
     settings.train.compilation_cache = ""
     settings.log.tensorboard = False
     made = encoders.make_encoder(config_io.resolve(settings).encoder)
     save_encoder(workdir / "encoder", *made)
     settings.encoder.weights, settings.encoder.size = str(workdir / "encoder"), "B"
-    assert loop.train(loop.prepare(config_io.resolve(settings), str(workdir))) == 0
-    return workdir, weights(workdir)
+    run = loop.prepare(config_io.resolve(settings), str(workdir))
+    ema = jax.tree.map(lambda leaf: leaf + 0.01, run.start.state.ema)
+    run.checkpoints.save(2, vars(run.start.state) | {"step": jnp.int32(2), "ema": ema}, run.meta({}))
+    run.checkpoints.wait()
+    run.checkpoints.close()
+    (workdir / "metrics.jsonl").write_text('{"step": 2, "loss": 0.5, "images_per_second": 9.0}\n')
+    return workdir, jax.tree.map(np.asarray, ema)
 
 
 def weights(workdir):
@@ -146,6 +152,22 @@ def test_weights_that_have_moved_are_named_anew_if_they_are_the_same(trained, tm
     assert convert.main([*command, f"--autoencoder-weights={moved}"]) == 2
     assert "config.autoencoder.kind=identity has no weights" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_continues_with_its_encoder_under_another_name(trained, tmp_path):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    settings = config_io.load(workdir / "config.json")
+    moved = dataclasses.replace(
+        settings.encoder, weights=str(shutil.copytree(workdir / "encoder", tmp_path / "renamed"))
+    )
+    run = loop.prepare(dataclasses.replace(settings, encoder=moved), str(workdir))
+    run.checkpoints.close()
+    assert run.start.step == 2
+    encoder, params = encoders.make_encoder(settings.encoder)
+    save_encoder(tmp_path / "different", encoder, jax.tree.map(lambda a: a + 1, params))
+    other = dataclasses.replace(settings.encoder, weights=str(tmp_path / "different"))
+    with pytest.raises(ValueError, match=r"encoder\.fingerprint: 'encoder@.*' then, 'different@.*' now"):
+        loop.prepare(dataclasses.replace(settings, encoder=other, train=settings.train), str(workdir))
 
 
 def test_imported_weights_train_only_elsewhere(trained, tmp_path):

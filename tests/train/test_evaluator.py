@@ -10,9 +10,8 @@ from configs import dino, i2i
 from configs.ablations import unconditional
 from lumos_jax import data, evaluation
 from lumos_jax.config import io as config_io
-from lumos_jax.train.evaluator import make_evaluator
+from lumos_jax.train.evaluator import Scorer, make_evaluator
 from lumos_jax.train.experiment import Experiment
-from lumos_jax.train.scoring import Scorer
 
 
 def scorer_of(config):
