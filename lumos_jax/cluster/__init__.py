@@ -30,17 +30,14 @@ def join() -> None:
       ConnectionError: the processes did not find each other.
     """
     address, count, process = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
-    environment = os.environ
-    known = (  # to JAX's own detection
-        "SLURM_STEP_NODELIST" in environment or "OMPI_MCA_orte_hnp_uri" in environment
-        or any(map(os.path.exists, _TPU_DEVICES))
-    )  # fmt: skip
-    size = environment.get("SLURM_NTASKS") if "SLURM_STEP_NODELIST" in environment else None
-    if "OMPI_COMM_WORLD_SIZE" in environment:
-        size = environment["OMPI_COMM_WORLD_SIZE"]
-        if not known:  # Open MPI 5
-            count = int(size) if count is None else count
-            process = int(environment["OMPI_COMM_WORLD_RANK"]) if process is None else process
+    slurm = "SLURM_STEP_NODELIST" in os.environ
+    known = (
+        slurm or "OMPI_MCA_orte_hnp_uri" in os.environ or any(map(os.path.exists, _TPU_DEVICES))
+    )  # to JAX's detection
+    size = os.environ.get("SLURM_NTASKS" if slurm else "OMPI_COMM_WORLD_SIZE")
+    if size is not None and not known:  # Open MPI 5
+        count = int(size) if count is None else count
+        process = int(os.environ["OMPI_COMM_WORLD_RANK"]) if process is None else process
     if address is None and (size == "1" or (not known and (count, process) == (None, None))):
         return
     if not known and None in (address, count, process):
