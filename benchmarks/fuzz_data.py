@@ -79,7 +79,7 @@ def kinds(rng: np.random.Generator, folder: pathlib.Path) -> dict[str, tuple[str
     captioned, png = {"sample_type": "captioned"}, {"a.png": made["png"]}
     line = json.dumps({"file": "a.png", "caption": "a b", "detailed": "a b c"}).encode()
     view = {f"o/00{i}.png": made["png"] for i in range(2)} | {"o/001.npy": matrix.getvalue()}
-    clip = {"source": "videos", "sample_type": "clip", "frames": 4, "frame_stride": (2, 2)}
+    clip = {"source": "videos", "sample_type": "clip", "clips": config.Clips(frames=4, frame_stride=(2, 2))}
     return (
         found
         | {
