@@ -43,16 +43,16 @@ def images(tmp_path):
 
 
 def test_grids_and_paths(run, images, tmp_path):
-    def draw(name, *arguments):
+    def sampled(name, *arguments):
         assert sample.main([f"--workdir={run}", *images, *arguments, f"--out={tmp_path / name}"]) == 0
         return pixels(tmp_path / name)
 
-    grid = draw("grid.png", "--num=3", "--steps=3")
-    assert np.abs(grid - draw("again.png", "--num=3", "--steps=3", "--batch=4")).max() <= 1  # whatever the batch
+    grid = sampled("grid.png", "--num=3", "--steps=3")
+    assert np.abs(grid - sampled("again.png", "--num=3", "--steps=3", "--batch=4")).max() <= 1  # whatever the batch
     side = grid.shape[0] // 2
     assert grid[side // 2, side // 2].argmax() == 0  # first row: the red source
     assert grid.shape[1] > 3.9 * 128
-    assert draw("path.png", "--interpolate=5").shape[1] > 6.9 * 128
+    assert sampled("path.png", "--interpolate=5").shape[1] > 6.9 * 128
 
 
 def test_the_program_is_that_of_training(run):

@@ -1,6 +1,6 @@
 """Runs of the tasks on files, as users start them: killed, done again, on two processes, and what their conditions are worth.
 
-Everything shown is plain, and its colour is what the condition tells, so that training shows it within seconds.
+Everything shown is plain, and its color is given by the condition, so that training shows it within seconds.
 """
 
 import json
@@ -30,9 +30,9 @@ COMMON = (
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """96 plain pictures in two shapes, with captions that say what colour they are."""
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """96 plain images in two shapes, with captions that name the color."""
+    root = tmp_path_factory.mktemp("images")
     for i in range(96):
         color = ("red", "green", "blue", "yellow", "white", "black")[i // 2 % 6]
         Image.new("RGB", ((16, 16), (20, 12))[i % 2], color).save(root / f"{i:03}.png")
@@ -88,9 +88,9 @@ def prior(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def kinds(pictures, views, videos, prior):
+def kinds(images, views, videos, prior):
     """Name -> (config, fields) of a run."""
-    captions = ("data.source=folder", f"data.path={pictures}", "data.caption_noise=0.1")
+    captions = ("data.source=folder", f"data.path={images}", "data.caption_noise=0.1")
     shapes = ("data.buckets=True", "data.bucket_step=4", "data.bucket_ratios=(0.5,1.0)", "data.bucket_index=")
     return {
         "buckets": ("configs/t2i.py:test", (*captions, *shapes, f"init_from={prior}")),
@@ -115,7 +115,7 @@ def build(command, kinds):
 
 @pytest.fixture(scope="module")
 def undisturbed(build, tmp_path_factory):
-    """(kind) -> the directory of a whole run; each kind runs once."""
+    """(kind) -> the directory of a run; each kind runs once."""
     done = {}
 
     def run(kind):
@@ -144,18 +144,18 @@ def test_killed_and_restarted_equals_undisturbed_bit_for_bit(kind, build, undist
         assert "hand-off from" in killed(build, kind, tmp_path, "before_the_first_checkpoint")
         assert metrics(tmp_path)[-1]["step"] == SAVED
         assert checkpoints_of(tmp_path) == []
-    told = killed(build, kind, tmp_path, "after_a_checkpoint")
-    assert ("hand-off from" in told) == (kind == "buckets")
+    output = killed(build, kind, tmp_path, "after_a_checkpoint")
+    assert ("hand-off from" in output) == (kind == "buckets")
     assert checkpoints_of(tmp_path) == [SAVED]
     assert metrics(tmp_path)[-1]["step"] == SAVED + 2
     assert f"continues at step {SAVED}" in finish(start(build(kind, tmp_path)))
-    whole = undisturbed(kind)
-    (step, ours), (last, theirs) = arrays(tmp_path), arrays(whole)
+    complete = undisturbed(kind)
+    (step, ours), (last, theirs) = arrays(tmp_path), arrays(complete)
     assert step == last == STEPS
     assert_same_bits(ours, theirs)
-    assert metrics(tmp_path) == metrics(whole)
+    assert metrics(tmp_path) == metrics(complete)
     if kind == "buckets":
-        accounts = [json.loads((path / "handoff.json").read_text()) for path in (tmp_path, whole)]
+        accounts = [json.loads((path / "handoff.json").read_text()) for path in (tmp_path, complete)]
         assert accounts[0] == accounts[1]
         assert {name.split("/")[0] for name in accounts[0]["reinitialised"]} == {"tokens", "null", "vector"}
     assert not list(tmp_path.glob("*.partial"))
@@ -166,9 +166,9 @@ def test_two_processes_agree_with_one(kind, undisturbed, build, in_two, kinds, t
     made, own = kinds[kind]
     output, _ = in_two(tmp_path, *COMMON, *own, "train.steps=4", "eval.every=0", config=made)
     assert "2 process(es)" in output
-    ours, whole = metrics(tmp_path), [line for line in metrics(undisturbed(kind)) if "loss" in line]
+    ours, complete = metrics(tmp_path), [line for line in metrics(undisturbed(kind)) if "loss" in line]
     assert [line["step"] for line in ours] == [2, 4]
-    for a, b in zip(ours, whole[:2], strict=True):
+    for a, b in zip(ours, complete[:2], strict=True):
         for name in ("loss", "grad_norm"):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
 

@@ -52,14 +52,13 @@ def alphas_cumprod(schedule: str, steps: int) -> np.ndarray:
 
 @functools.cache
 def posterior(schedule: str, steps: int) -> dict[str, np.ndarray]:
-    """(T,) tables of (3): `variance`, `log_variance` (clipped at t = 0), `x0_weight`, `xt_weight`."""
+    """(T,) tables of (3): `log_variance` (clipped at t = 0), `x0_weight`, `xt_weight`."""
     beta_T, bar_T = betas(schedule, steps), alphas_cumprod(schedule, steps)
     previous_T = np.append(1.0, bar_T[:-1])  # alpha_bar_{t-1}
     variance_T = beta_T * (1.0 - previous_T) / (1.0 - bar_T)
     # At t = 0 the posterior is a point, of variance 0; its logarithm uses the next variance.
     clipped_T = np.append(variance_T[1], variance_T[1:]) if steps > 1 else np.maximum(variance_T, 1e-20)
     return {
-        "variance": variance_T,
         "log_variance": np.log(clipped_T),
         "x0_weight": beta_T * np.sqrt(previous_T) / (1.0 - bar_T),
         "xt_weight": (1.0 - previous_T) * np.sqrt(1.0 - beta_T) / (1.0 - bar_T),

@@ -195,7 +195,7 @@ def recognize_t5(state: State, described: Mapping[str, Any] | None, heads: int, 
             "Flan-T5) is supported"
         )
     distance = described.get("relative_attention_max_distance", T5_MAX_DISTANCE)
-    network = T5Encoder(*(described[name] for name in _T5_FIELDS), distance, described["layer_norm_epsilon"])
+    network = T5Encoder(*[described[name] for name in _T5_FIELDS], distance, described["layer_norm_epsilon"])
     both = [state[name] for name in (names.SHARED, names.COPY) if name in state]
     if len(both) == 2 and not np.array_equal(*both):
         raise ValueError(f"{origin}: {names.SHARED} and {names.COPY} differ; in T5 they are one array")
@@ -227,7 +227,7 @@ def recognize_clip_text(state: State, described: Mapping[str, Any] | None, heads
     if described["model_type"] == "clip":
         described = _Config(described["text_config"], origin)
     network = ClipText(
-        *(described[name] for name in _CLIP_FIELDS),
+        *[described[name] for name in _CLIP_FIELDS],
         projection=shapes.get("text_projection.weight", (0,))[0],
         eos=described["eos_token_id"],
         activation=_activation(described["hidden_act"], origin),

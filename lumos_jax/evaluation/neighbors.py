@@ -11,8 +11,7 @@ K = 10
 
 def nearest(bank: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
     """Indices (Q, count) of the bank's features (N, C) nearest to each query (Q, C) by cosine, nearest first."""
-    bank = bank / np.maximum(np.linalg.norm(bank, axis=1, keepdims=True), 1e-12)
-    queries = queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
+    bank, queries = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (bank, queries))
     return np.argsort(-(queries @ bank.T), axis=1, kind="stable")[:, :count]
 
 

@@ -47,33 +47,25 @@ STUDENT_TEMPERATURE, CENTER_MOMENTUM = 0.1, 0.9
 class Settings(config.Task):
     """Self-distillation (configs/dino.py). The ViT is the encoder group's, the teacher the EMA."""
 
-    global_scale: Annotated[tuple[float, float], rising(1e-6, 1), "share of the image in the teacher's two crops"] = (
+    global_scale: Annotated[tuple[float, float], rising(1e-6, 1), "area of the teacher's two crops, as a share"] = (
         0.4,
         1.0,
     )
     local_crops: Annotated[int, at_least(0), "smaller crops that only the student sees"] = 6
     local_size: Annotated[int, at_least(1), "their side in pixels"] = 96
-    local_scale: Annotated[tuple[float, float], rising(1e-6, 1), "share of the image in them"] = (0.05, 0.4)
+    local_scale: Annotated[tuple[float, float], rising(1e-6, 1), "their area, as a share"] = (0.05, 0.4)
     mirror: Annotated[bool, "mirror half of the crops; without it features may tell left from right"] = True
-    jitter: Annotated[
-        float, between(0, 1), "of brightness, contrast, saturation; half of it for the balance of colors"
-    ] = 0.4
+    jitter: Annotated[float, between(0, 1), "of brightness, contrast, saturation; half of it for color balance"] = 0.4
     mask_weight: Annotated[float, at_least(0), "iBOT: weight of the teacher's output at masked patches; 0: none"] = 0.0
-    mask_share: Annotated[
-        tuple[float, float], rising(0, 1), "share of the patches of each global crop that is masked"
-    ] = (0.1, 0.5)
+    mask_share: Annotated[tuple[float, float], rising(0, 1), "share of masked patches in each global crop"] = (0.1, 0.5)
     pixel_weight: Annotated[float, at_least(0), "weight of predicting the pixels of patches; 0: none"] = 0.0
     head: Annotated[
         tuple[int, int, int],
         Rule(lambda sizes: min(sizes) >= 1, "positive"),
         "widths: hidden layers, bottleneck, prototypes",
     ] = (2048, 256, 4096)
-    teacher_temperature: Annotated[
-        float, above(0), f"of the teacher's softmax; the student's is {STUDENT_TEMPERATURE}"
-    ] = 0.04
-    balance: Annotated[Literal["center", "sinkhorn"], "what keeps the teacher from collapse: DINO's or DINOv2's"] = (
-        "center"
-    )
+    teacher_temperature: Annotated[float, above(0), f"of its softmax; the student's is {STUDENT_TEMPERATURE}"] = 0.04
+    balance: Annotated[Literal["center", "sinkhorn"], "how collapse is prevented: DINO's way or DINOv2's"] = "center"
 
 
 @dataclasses.dataclass(frozen=True)

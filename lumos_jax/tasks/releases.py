@@ -78,7 +78,7 @@ class Prior:
     name on disk."""
 
     settings: config.Settings
-    dit: Network
+    network: Network
     params: Any
     report: rules.ImportReport
 

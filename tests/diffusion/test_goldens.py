@@ -59,7 +59,7 @@ def test_dpm_solver_with_the_reference_network(goldens, steps, name, lower_last)
     params, _ = from_official(state, parameter_shapes(dit), origin="golden")
 
     @jax.jit
-    def draw(z, cond, null):
+    def sampled(z, cond, null):
         denoise = diffusion.guided(
             lambda x, time, tokens: dit.apply(params, x, time, models.Condition(tokens=tokens)),
             cond,
@@ -70,7 +70,7 @@ def test_dpm_solver_with_the_reference_network(goldens, steps, name, lower_last)
         key = jax.random.key(0)
         return diffusion.sample(PAPER, denoise, z, key, sampler="dpm++", steps=steps, lower_last=lower_last)
 
-    result = draw(channels_last(golden["z"]), golden["cond"][:, 0], golden["null"][:, 0])
+    result = sampled(channels_last(golden["z"]), golden["cond"][:, 0], golden["null"][:, 0])
     expected = channels_last(golden[f"{name}_{steps}"])
     # The random network's trajectories end at values in the hundreds, where float32 itself is spaced 3e-5 apart.
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

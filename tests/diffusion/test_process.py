@@ -20,7 +20,7 @@ def make(kind, prediction, **more):
     return diffusion.make_process(config.Diffusion(schedule=kind, prediction=prediction, loss="simple", **more))
 
 
-def draw(process, size=6):
+def random_inputs(process, size=6):
     x0, noise = (jax.random.normal(jax.random.key(i), (size, 4, 4, 3)) for i in (0, 1))
     t = jnp.linspace(0.05, 0.95, size) if process.is_flow else jnp.linspace(30, 900, size).astype(jnp.int32)
     return x0, noise, t
@@ -29,7 +29,7 @@ def draw(process, size=6):
 @pytest.mark.parametrize(("kind", "prediction"), ALL)
 def test_the_target_gives_back_image_and_noise(kind, prediction):
     process = make(kind, prediction)
-    x0, noise, t = draw(process)
+    x0, noise, t = random_inputs(process)
     x_t = diffusion.corrupt(process, x0, noise, t)
     wanted = diffusion.target(process, x0, noise, t)
     got = p.to_x0_noise(prediction, *p.coefficients(process, t, x0), x_t, wanted)
@@ -40,7 +40,7 @@ def test_the_target_gives_back_image_and_noise(kind, prediction):
 @pytest.mark.parametrize(("kind", "prediction"), ALL)
 def test_loss_is_zero_for_the_target_and_its_distance_otherwise(kind, prediction):
     process = make(kind, prediction)
-    x0, noise, t = draw(process)
+    x0, noise, t = random_inputs(process)
     wanted = diffusion.target(process, x0, noise, t)
     x_t = diffusion.corrupt(process, x0, noise, t)
     perfect = diffusion.loss_terms(process, wanted, x_t, x0, t, noise)
@@ -54,7 +54,7 @@ def test_min_snr_weights_the_same_x0_error_alike(kind):
     """Hang et al. 2023: whatever is predicted, the loss is min(SNR, gamma) times the squared x0 error."""
     for prediction in ("noise", "x0", "v"):
         process = make(kind, prediction, min_snr_gamma=5.0)
-        x0, noise, t = draw(process)
+        x0, noise, t = random_inputs(process)
         signal, sigma = p.coefficients(process, t, x0)
         x_t = diffusion.corrupt(process, x0, noise, t)
         wrong = x0 + 0.1

@@ -42,11 +42,11 @@ def run(process, sampler, steps, **options):
     noise = jax.random.normal(jax.random.key(1), (64, 8, 8, 3))
 
     @jax.jit
-    def draw(noise):
+    def sampled(noise):
         key = jax.random.key(2)
         return diffusion.sample(process, exact_denoiser(process), noise, key, sampler=sampler, steps=steps, **options)
 
-    return np.asarray(noise), np.asarray(draw(noise))
+    return np.asarray(noise), np.asarray(sampled(noise))
 
 
 @pytest.mark.parametrize("prediction", ["noise", "x0", "v"])
@@ -90,14 +90,14 @@ def test_learned_variance_is_used_by_ddpm():
     process = make("linear", "noise", learned=True)
     exact = exact_denoiser(process)
 
-    def draw(logit):
+    def sampled(logit):
         def denoise(x, time):
             return jnp.concatenate([exact(x, time), jnp.full_like(x, logit)], axis=-1)
 
         noise = jax.random.normal(jax.random.key(1), (64, 8, 8, 3))
         return diffusion.sample(process, denoise, noise, jax.random.key(2), sampler="ddpm", steps=50)
 
-    low, high = float(draw(-1.0).std()), float(draw(1.0).std())
+    low, high = float(sampled(-1.0).std()), float(sampled(1.0).std())
     assert low < STD < high
 
 

@@ -22,11 +22,11 @@ def test_nearest_neighbours_of_the_shipped_encoder_agree_on_what_is_shown():
     images = data.read_batch(settings, source, records)["image"]
     truth = data.truth_of(settings, source, records)
     cls, every = {}, {}
-    random = dataclasses.replace(SCENES, weights="random:0", size="custom", width=128, depth=4, heads=4, patch_size=8)
+    random = dataclasses.replace(SCENES, weights="random:0", size="128x4x4", patch_size=8)
     for name, wanted in (("shipped", dataclasses.replace(SCENES, normalize="white")), ("random", random)):
         encoder, params = encoders.make_encoder(wanted)
         assert (encoder.dim, encoder.vit.depth, encoder.vit.patch_size) == (128, 4, 8)
-        plain = jax.jit(dataclasses.replace(encoder, normalize="none").apply)
+        plain = jax.jit(dataclasses.replace(encoder, settings=dataclasses.replace(wanted, normalize="none")).apply)
         tokens = np.concatenate([plain(params, part) for part in np.split(images, 6)])
         cls[name] = evaluation.neighbor_accuracy(tokens[:BANK, 0], tokens[BANK:, 0], truth)
         if name == "shipped":

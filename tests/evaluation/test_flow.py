@@ -1,4 +1,4 @@
-"""Flow of pictures that move in known ways, and its error by hand."""
+"""Flow of images that move in known ways, and its error by hand."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Self-distillation: its crops, its loss by the definition, what keeps it from collapsing, and a whole run."""
+"""Self-distillation: its crops, its loss by the definition, what keeps it from collapsing, and a run."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from lumos_jax.train import loop, rngs
 
 
 def settings(**changes):
-    """configs/dino.py:test without masked patches and pixels, unless told."""
+    """configs/dino.py:test without masked patches and pixels by default."""
     made = dino_config.test()
     made.task.mask_weight = made.task.pixel_weight = 0.0
     for name, value in changes.items():
@@ -91,9 +91,9 @@ def test_loss_by_its_definition(example, balance, mask, pixel):
         each = [task.network.scores(weights, found[:, i]) for i in range(found.shape[1])]
         return np.stack(each, 1).astype(np.float64)
 
-    def answers(given, centre):
+    def probabilities(given, center):
         if balance == "center":
-            return softmax((given - np.asarray(centre)) / task.settings.teacher_temperature)
+            return softmax((given - np.asarray(center)) / task.settings.teacher_temperature)
         plan = np.exp((given - given.max()) / task.settings.teacher_temperature).reshape(-1, 16)
         plan *= np.repeat(example.weight, given.shape[1])[:, None]
         for _ in range(3):
@@ -102,23 +102,23 @@ def test_loss_by_its_definition(example, balance, mask, pixel):
         return plan.reshape(given.shape)
 
     given = scores(average, example.large)
-    answer = answers(given[:, :, 0], centres["centre"])
-    whole = scores(params, example.large, example.masked)
-    seen = np.concatenate([whole[:, :, 0], scores(params, example.local)[:, :, 0]], 1)
+    answer = probabilities(given[:, :, 0], centres["centre"])
+    logits = scores(params, example.large, example.masked)
+    seen = np.concatenate([logits[:, :, 0], scores(params, example.local)[:, :, 0]], 1)
     logs = np.log(softmax(seen / dino.STUDENT_TEMPERATURE))
     pairs = [(t, s) for t in range(2) for s in range(4) if t != s]
     rows = np.mean([-(answer[:, t] * logs[:, s]).sum(-1) for t, s in pairs], axis=0)
     if mask:
-        patches = answers(given[:, :, 1:].reshape(4, 8, 16), centres["patch_centre"]).reshape(4, 2, 4, 16)
-        missed = -(patches * np.log(softmax(whole[:, :, 1:] / dino.STUDENT_TEMPERATURE))).sum(-1)
+        patches = probabilities(given[:, :, 1:].reshape(4, 8, 16), centres["patch_centre"]).reshape(4, 2, 4, 16)
+        missed = -(patches * np.log(softmax(logits[:, :, 1:] / dino.STUDENT_TEMPERATURE))).sum(-1)
         of_rows = np.array([row[hidden].mean() for row, hidden in zip(missed, example.masked, strict=True)])
         np.testing.assert_allclose(sums["patch_loss"], (of_rows * example.weight).sum() / 3, rtol=1e-4)
         rows = rows + mask * of_rows
     if pixel:  # patches are 8 x 8, row by row
         parts = example.large.reshape(4, 2, 2, 8, 2, 8, 3).transpose(0, 1, 2, 4, 3, 5, 6).reshape(4, 2, 4, 192)
         layer = jax.tree.map(np.asarray, params["pixels"])
-        told = tokens(params, example.large, example.masked)[:, :, 1:] @ layer["kernel"] + layer["bias"]
-        of_rows = ((told - parts) ** 2).mean((1, 2, 3))
+        predicted = tokens(params, example.large, example.masked)[:, :, 1:] @ layer["kernel"] + layer["bias"]
+        of_rows = ((predicted - parts) ** 2).mean((1, 2, 3))
         np.testing.assert_allclose(sums["pixel_loss"], (of_rows * example.weight).sum() / 3, rtol=1e-4)
         rows = rows + pixel * of_rows
     np.testing.assert_allclose(sums["loss"], (rows * example.weight).sum() / 3, rtol=1e-4)
@@ -169,12 +169,12 @@ def test_views_follow_the_key_and_not_the_batch():
     batch = {"image": image, "weight": np.ones(4, np.float32)}
     assert task.example({}, batch, rngs.streams(0, "train", 1)).masked is None
     task, _ = make_task(settings(task__mask_weight=1.0, task__mask_share=(0.5, 0.5)))
-    draw = jax.jit(lambda batch, step: task.example({}, batch, rngs.streams(0, "train", step)))
-    one, two = draw(batch, 1), draw(batch, 2)
+    example_of = jax.jit(lambda batch, step: task.example({}, batch, rngs.streams(0, "train", step)))
+    one, two = example_of(batch, 1), example_of(batch, 2)
     assert one.large.shape == (4, 2, 16, 16, 3)
     assert one.local.shape == (4, 2, 8, 8, 3)
-    np.testing.assert_array_equal(one.large, draw(batch, 1).large)
-    np.testing.assert_array_equal(one.masked, draw(batch, 1).masked)
+    np.testing.assert_array_equal(one.large, example_of(batch, 1).large)
+    np.testing.assert_array_equal(one.masked, example_of(batch, 1).masked)
     assert one.masked.shape == (4, 2, 4)
     assert 0.2 < np.mean(one.masked) < 0.8
     assert np.any(one.masked != two.masked)
@@ -213,9 +213,9 @@ def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
     wanted = dataclasses.replace(wanted, normalize="white")
     config.validate(dataclasses.replace(made, encoder=wanted))
     encoder, params = encoders.make_encoder(wanted)
-    pictures = data.read_batch(made.data, data.make_source(made.data), range(256))["image"]
+    images = data.read_batch(made.data, data.make_source(made.data), range(256))["image"]
     white, raw = (
-        np.asarray(e.apply(params, pictures)) for e in (encoder, dataclasses.replace(encoder, normalize="none"))
+        np.asarray(e.apply(params, images)) for e in (encoder, dataclasses.replace(encoder, normalize="none"))
     )
     assert white.shape == (256, 5, 32)
     spreads = [np.linalg.eigvalsh(np.cov(tokens.reshape(-1, 32).T)) for tokens in (white, raw)]

@@ -54,7 +54,7 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
-def test_a_prior_handed_off_draws_every_frame_as_before(made, fresh):
+def test_a_prior_handed_off_makes_every_frame_as_before(made, fresh):
     task, prior = made[0], tasks.make_task(settings_of(i2i))[0]
     theirs = {
         path: array + 0.05 * normal(i, *array.shape)
@@ -85,7 +85,7 @@ def test_a_prior_handed_off_draws_every_frame_as_before(made, fresh):
         np.testing.assert_allclose(out[:, frame], alone, atol=2e-6)
 
 
-def test_the_first_frame_is_noised_by_a_level_that_is_told(made, prepare, batch):
+def test_the_first_frame_is_noised_by_a_known_level(made, prepare, batch):
     task, frozen = made
     x0, condition = prepare(batch, jax.random.key(0))
     np.testing.assert_allclose(x0, batch["frames"] / 127.5 - 1, atol=1e-5)
@@ -188,8 +188,8 @@ def test_sample_inputs_and_files(made, tmp_path):
     assert host["frames"].shape == (2, 1, SIDE, SIDE, 3)
     assert host["fps"].tolist() == [5, 5]
     assert np.floor(host["motion"] / task.video.motion_step).tolist() == [40, 40]
-    drawn = np.random.default_rng(0).integers(0, 256, (2, 3, FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
-    files = task.sampling.save(host, host["frames"], drawn, str(tmp_path / "clip_1.5.mp4"))
+    samples = np.random.default_rng(0).integers(0, 256, (2, 3, FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
+    files = task.sampling.save(host, host["frames"], samples, str(tmp_path / "clip_1.5.mp4"))
     assert [path.rsplit("/", 1)[-1] for path in files] == ["clip_1.5.gif", "clip_1.5.mp4"]
     with Image.open(files[0]) as gif:
         assert gif.n_frames == FRAMES
@@ -204,8 +204,8 @@ def test_sample_inputs_and_files(made, tmp_path):
 
 
 def test_sheets_have_the_true_clip_above_its_samples(made, batch):
-    drawn = np.zeros((3, 1, FRAMES, SIDE, SIDE, 3), np.uint8)
-    sheet = made[0].sampling.sheet(batch, batch["frames"], drawn)
+    samples = np.zeros((3, 1, FRAMES, SIDE, SIDE, 3), np.uint8)
+    sheet = made[0].sampling.sheet(batch, batch["frames"], samples)
     side = 128 + 16
     assert sheet.shape == (6 * side + 16, FRAMES * side + 16, 3)
     np.testing.assert_array_equal(sheet[16:144:8, 16 + side : 144 + side : 8], batch["frames"][0, 1])

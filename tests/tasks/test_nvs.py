@@ -1,4 +1,4 @@
-"""Novel views: the condition, its dropout, the hand-off from a prior that changes nothing at first, a whole run, orbits."""
+"""Novel views: the condition, its dropout, the hand-off from a prior that changes nothing at first, a run, orbits."""
 
 import dataclasses
 import functools
@@ -94,8 +94,8 @@ def test_what_drops_is_zero_and_the_camera_stays_until_guidance_takes_it(conditi
     tokens = np.asarray(condition.tokens)
     turn = np.asarray(params["camera"]["turn"]).reshape(4, 32, 32)  # a matrix a number of the camera
     turned = np.einsum("blv,blc,vcd->bld", tokens[..., 32:], tokens[..., :32], turn)
-    whole, camera = tokens @ kernel + bias + turned, tokens[..., 32:] @ kernel[32:] + bias
-    np.testing.assert_allclose(given.tokens, np.where(drop["tokens"][:, None, None], camera, whole), atol=1e-5)
+    projected, camera = tokens @ kernel + bias + turned, tokens[..., 32:] @ kernel[32:] + bias
+    np.testing.assert_allclose(given.tokens, np.where(drop["tokens"][:, None, None], camera, projected), atol=1e-5)
     assert [bool(np.any(row)) for row in given.latent] == [True, True, False, False]
     null = task.network.null_condition(params, task.network.project_camera(params, condition))
     assert null.tokens.shape == (4, 5, 32)
@@ -205,7 +205,7 @@ def end_of(workdir):
     return state, [{k: v for k, v in line.items() if k not in clocks and not k.startswith("goodput")} for line in lines]
 
 
-def test_a_run_is_judged_by_the_true_views(run):
+def test_a_run_is_scored_by_the_true_views(run):
     lines = [json.loads(line) for line in (run[0] / "metrics.jsonl").read_text().splitlines()]
     scores = [line for line in lines if "score_psnr" in line]
     assert [line["step"] for line in scores] == [0, 8]
@@ -225,7 +225,7 @@ def test_a_run_goes_on_bit_for_bit(run, tmp_path):
     assert said == expected
 
 
-def test_sample_draws_an_orbit(run, tmp_path, capsys):
+def test_sample_writes_an_orbit(run, tmp_path, capsys):
     workdir, _ = run
     Image.new("RGB", (20, 16), (200, 30, 30)).save(tmp_path / "a.png")
     arguments = [
@@ -243,11 +243,11 @@ def test_sample_draws_an_orbit(run, tmp_path, capsys):
     with Image.open(tmp_path / "o.png") as image:
         grid = np.asarray(image)
     side = 128 + 2 * 8
-    assert grid.shape == (4 * side + 16, 4 * side + 16, 3)  # two samples of two pictures: input and three azimuths
+    assert grid.shape == (4 * side + 16, 4 * side + 16, 3)  # two samples of two images: input and three azimuths
     assert tuple(grid[side // 2, side // 2]) == (200, 30, 30)
     once_round = grid[:, 16 + side :][:, : 3 * side].astype(int)
     once_round = [once_round[:, first : first + 128] for first in (0, 2 * side)]
-    assert np.abs(once_round[0] - once_round[1]).max() <= 2  # the views of a picture start from the same noise
+    assert np.abs(once_round[0] - once_round[1]).max() <= 2  # the views of an image start from the same noise
     assert np.abs(once_round[0][:side] - once_round[0][side : 2 * side]).max() > 2  # its samples from other noise
     with Image.open(tmp_path / "o.gif") as gif:
         assert (gif.n_frames, gif.size) == (3, (2 * side + 16, 2 * side + 16))

@@ -1,4 +1,4 @@
-"""The priors without cross-attention: what they condition on, how they are judged and drawn from, and where they go."""
+"""The priors without cross-attention: what they condition on, how they are evaluated and sampled, and their hand-offs."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def settings(study, **changes):
     return config_io.resolve(made)
 
 
-def test_a_run_without_a_condition_has_one_loss_and_draws_without_guidance(tmp_path, capsys):
+def test_a_run_without_a_condition_has_one_loss_and_samples_without_guidance(tmp_path, capsys):
     run = loop.prepare(settings(unconditional), str(tmp_path))
     assert "vector" not in run.start.state.params
     assert loop.train(run) == 0
@@ -76,7 +76,7 @@ def test_classes_reach_the_embedding_and_another_class_is_another_condition():
         sampling.sample_inputs(flags_of(sampling, "--classes=-1"), None)
 
 
-def test_rcg_adds_one_standardised_feature():
+def test_rcg_adds_one_standardized_feature():
     given = settings(rcg)
     task, frozen = make_task(given)
     image = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)

@@ -110,7 +110,7 @@ def test_output_agrees_with_the_equations(kind, tmp_path):
     torch_files.save(tmp_path / "prior.pt", tree)
     prior = releases.load(str(tmp_path / "prior.pt"), "--source", kind=kind, heads=HEADS)
     assert list(prior.report.dropped) == ["pos_embed"] + ["y_embedder.embedding_table.weight"] * (kind == "rcg")
-    dit = prior.dit.__class__(**vars(prior.dit) | {"dtype": "float32"})
+    dit = prior.network.__class__(**vars(prior.network) | {"dtype": "float32"})
     rng = np.random.default_rng(4)
     x = rng.normal(size=(4, CHANNELS, GRID * PATCH, GRID * PATCH)).astype(np.float32)
     t = np.array([0, 3, 20, 71], np.float32)  # float32 knows the angle of step 999 to 6e-5 only
@@ -139,9 +139,9 @@ def test_full_size_names_of_dit_are_all_covered(capsys, tmp_path):
     prior = releases.read("dit", names, origin="names")
     assert prior.report.parameters == 675_129_632 - 294_912
     assert len(prior.report.loaded) + len(prior.report.dropped) == len(names)
-    assert (prior.settings.model.size, prior.settings.data.image_size, prior.dit.heads) == ("XL", 256, 16)
+    assert (prior.settings.model.size, prior.settings.data.image_size, prior.network.heads) == ("XL", 256, 16)
     assert jax.tree.map(np.shape, prior.params) == jax.tree.map(
-        np.shape, jax.eval_shape(prior.dit.init, jax.random.key(0))
+        np.shape, jax.eval_shape(prior.network.init, jax.random.key(0))
     )
 
 
