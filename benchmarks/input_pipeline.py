@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -144,7 +145,7 @@ def measure(args: argparse.Namespace, path: pathlib.Path) -> dict[str, list[floa
     )
 
     def ours(**changes) -> data.pipeline.BatchIterator:
-        changed = config.Data(**{**vars(settings), **changes})
+        changed = dataclasses.replace(settings, **changes)
         return data.make_train_iterator(changed, source, batch_size=args.batch, rows=range(args.batch), start_step=0)
 
     def plain(work) -> float:

@@ -76,7 +76,7 @@ def prepare(directory: str, steps: int, memory: bool):
     config.log.tensorboard = True
     config.checkpoint.every = 10**6
     config.train.steps = steps
-    config.data.num_scenes = 1024 if memory else 10**6
+    config.data.scenes.num_scenes = 1024 if memory else 10**6
     with contextlib.redirect_stdout(io.StringIO()):
         run = loop.prepare(config_io.resolve(config), directory)
     return dataclasses.replace(run, source=InMemory(run.source, 1024)) if memory else run

@@ -26,7 +26,7 @@ from lumos_jax.train.experiment import Experiment
 
 def settings_of(variant: str, steps: int) -> config.Settings:
     made = i2i.get_config("test")
-    made.data.num_scenes = 100_000
+    made.data.scenes.num_scenes = 100_000
     made.model.size = "64x2x2"
     made.optimizer.decay, made.optimizer.learning_rate = "constant", 1e-3
     made.train.steps = steps

@@ -77,7 +77,7 @@ def desk():
 def test():
     config = desk()
     config.data.image_size = 16
-    config.data.num_scenes = 256
+    config.data.scenes.num_scenes = 256
     config.data.holdout = 64
     config.encoder.size = "32x2x2"
     config.encoder.resize = config.encoder.image_size = 16

@@ -69,7 +69,7 @@ def desk():
 def test():
     config = desk()
     config.data.image_size = 16
-    config.data.num_scenes = 256
+    config.data.scenes.num_scenes = 256
     config.data.holdout = 32
     config.encoder.weights = "random:0"
     config.encoder.size = "32x2x4"

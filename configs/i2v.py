@@ -28,9 +28,9 @@ def paper():
     config = _clips(i2i.paper())
     config.data.source = "videos"
     config.data.crop = "random"
-    config.data.frames = 16
-    config.data.frame_stride = (2, 6)  # 4 to 12 frames a second of videos with 24
-    config.data.image_step_fraction = 0.25  # keeps the prior
+    config.data.clips.frames = 16
+    config.data.clips.frame_stride = (2, 6)  # 4 to 12 frames a second of videos with 24
+    config.data.clips.image_step_fraction = 0.25  # keeps the prior
     config.data.holdout = 2048
     config.model.remat = "full"
     config.train.steps = 100_000
@@ -46,8 +46,8 @@ def paper():
 
 def desk():
     config = _clips(i2i.desk())
-    config.data.frames = 8
-    config.data.frame_stride = (3, 6)
+    config.data.clips.frames = 8
+    config.data.clips.frame_stride = (3, 6)
     config.data.holdout = 256
     config.eval.guidance = 1.5
     config.task.fps = 6.0
@@ -66,8 +66,8 @@ def desk():
 
 def test():
     config = _clips(i2i.test())
-    config.data.frames = 4
-    config.data.frame_stride = (4, 12)
+    config.data.clips.frames = 4
+    config.data.clips.frame_stride = (4, 12)
     config.train.batch_size = 8
     config.eval.batch_size = 8
     config.eval.num_examples = 16

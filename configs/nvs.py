@@ -40,7 +40,7 @@ def paper():
 def desk():
     config = _of_views(i2i.desk())
     config.task.camera = "bilinear"
-    config.data.view_turn = 60.0  # all round takes longer than minutes
+    config.data.scenes.max_view_angle = 60.0  # all round takes longer than minutes
     # Where things are is decided in the noise: at the prior's timesteps the noisy picture itself tells which way the camera
     # went, and nothing makes the network ask the camera.
     config.diffusion.logit_mean = 1.5

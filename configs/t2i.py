@@ -26,7 +26,7 @@ def paper():
     config.task.name = "t2i"
     config.data.sample_type = "captioned"
     config.data.flip = False  # captions tell left from right
-    config.data.clean_captions = True
+    config.data.captions.clean = True
     config.encoder.kind = "t5"
     config.encoder.weights = "google/t5-v1_1-xxl"
     config.encoder.output = "all"
@@ -50,7 +50,7 @@ def paper_1024():
     config = paper()
     config.data.image_size = 1024
     config.data.crop = "center"
-    config.data.buckets = True
+    config.data.buckets.enabled = True
     config.model.position_scale = 2.0
     config.train.batch_size = config.eval.batch_size = 64
     config.eval.num_examples = 1024

@@ -1,7 +1,5 @@
 """Trains for a few steps on some of the fake devices, on the path that production runs: Experiment, iterator, train step."""
 
-import dataclasses
-
 import jax
 import numpy as np
 
@@ -15,7 +13,7 @@ def settings_with(of=i2i, **groups):
     """configs/<of>.py:test with fields of groups replaced."""
     settings = config_io.resolve(of.get_config("test"))
     for group, fields in groups.items():
-        settings = dataclasses.replace(settings, **{group: dataclasses.replace(getattr(settings, group), **fields)})
+        settings = config.replace(settings, {f"{group}.{name}": value for name, value in fields.items()})
     config.validate(settings)
     return settings
 

@@ -10,14 +10,13 @@ from configs import i2i
 from lumos_jax import config
 from lumos_jax.config import documentation
 from lumos_jax.config import io as config_io
+from tests.fields import put
 
 
 def changed(**fields):
     """Default settings with "group__field" replaced."""
     tree = config_io.to_dict(config.Settings())
-    for name, value in fields.items():
-        group, field = name.split("__")
-        tree[group][field] = value
+    put(tree, fields)
     return config_io.from_dict(tree)
 
 

@@ -13,6 +13,7 @@ from lumos_jax import sample
 from lumos_jax.config import io as config_io
 from lumos_jax.train import loop, sampler
 from lumos_jax.train.sharded_forward import ShardedForward
+from tests.fields import put
 from tests.running import pixels
 
 
@@ -22,9 +23,7 @@ def train(workdir, **changes):
     made.train.steps = made.checkpoint.every = 2
     made.train.compilation_cache, made.log.tensorboard, made.eval.every = "", False, 0
     made.optimizer.decay = "constant"
-    for name, value in changes.items():
-        group, field = name.split("__")
-        made[group][field] = value
+    put(made, changes)
     assert loop.train(loop.prepare(config_io.resolve(made), str(workdir))) == 0
     return workdir
 

@@ -90,13 +90,18 @@ def prior(tmp_path_factory):
 @pytest.fixture(scope="module")
 def kinds(images, views, videos, prior):
     """Name -> (config, fields) of a run."""
-    captions = ("data.source=folder", f"data.path={images}", "data.caption_noise=0.1")
-    shapes = ("data.buckets=True", "data.bucket_step=4", "data.bucket_ratios=(0.5,1.0)", "data.bucket_index=")
+    captions = ("data.source=folder", f"data.path={images}", "data.captions.noise=0.1")
+    shapes = ("data.buckets.enabled=True", "data.buckets.step=4", "data.buckets.ratios=(0.5,1.0)", "data.index_dir=")
     return {
         "buckets": ("configs/t2i.py:test", (*captions, *shapes, f"init_from={prior}")),
         "clips": (
             "configs/i2v.py:test",
-            ("data.source=videos", f"data.path={videos}", "data.frame_stride=(1,1)", "data.image_step_fraction=0.5"),
+            (
+                "data.source=videos",
+                f"data.path={videos}",
+                "data.clips.frame_stride=(1,1)",
+                "data.clips.image_step_fraction=0.5",
+            ),
         ),
         "views": ("configs/nvs.py:test", ("data.source=objaverse", f"data.path={views}")),
     }

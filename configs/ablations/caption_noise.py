@@ -18,7 +18,7 @@ VARIANTS = tuple(tenths / 10 for tenths in range(1, 10))
 
 def _set(share):
     def change(config, size):
-        config.data.caption_noise = share
+        config.data.captions.noise = share
 
     return change
 

@@ -17,14 +17,14 @@ from configs import common, i2i
 def classes(config, count):
     config.task.name = "class_conditional"
     config.data.sample_type = "labeled"
-    config.data.classes = count
+    config.data.num_classes = count
     return config
 
 
 def paper():
     config = classes(i2i.paper(), 1000)
     config.data.source = "tfds"
-    config.data.name = "imagenet2012"
+    config.data.tfds.name = "imagenet2012"
     return config
 
 

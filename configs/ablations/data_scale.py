@@ -21,11 +21,11 @@ SCENES = {"desk": 100_000, "test": 1000}
 def _set(percent):
     def change(config, size):
         if size:
-            config.data.num_scenes = SCENES[size] * percent // 100 + config.data.holdout
+            config.data.scenes.num_scenes = SCENES[size] * percent // 100 + config.data.holdout
         else:
             config.data.source = "tfds"
-            config.data.name = "imagenet2012"
-            config.data.split = f"train[:{percent}%]"
+            config.data.tfds.name = "imagenet2012"
+            config.data.tfds.split = f"train[:{percent}%]"
 
     return change
 

@@ -3,14 +3,77 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from lumos_jax.config.fields import at_least, between, require
+from lumos_jax.config.fields import Rule, at_least, between, require
 from lumos_jax.data import SAMPLE_TYPES, SOURCES
 
 SourceName = Literal[tuple(sorted(SOURCES))]
 SampleType = Literal[tuple(sorted(SAMPLE_TYPES))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """The embedded scenes, data.source=scenes."""
+
+    num_scenes: Annotated[int, between(1, 2**32 - 1), "how many make an epoch"] = 1_000_000
+    max_view_angle: Annotated[float, between(0, 180), "degrees between the two views of a pair, at most"] = 180.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+    """TensorFlow Datasets, data.source=tfds; data.path is its data_dir (empty: its default)."""
+
+    name: Annotated[str, 'of the data set, as "imagenet2012" or "oxford_flowers102:2.1.1"'] = ""
+    split: Annotated[str, "slicing syntax allowed"] = "train"
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions:
+    """Which caption of a record trains, data.sample_type=captioned."""
+
+    detailed_caption_prob: Annotated[float, between(0, 1), "of the detailed caption; otherwise the raw one"] = 0.5
+    clean: Annotated[bool, "clean captions from the web (lower case, no addresses, HTML, odd signs)"] = False
+    noise: Annotated[
+        float, between(0, 1), "share of training records with another record's caption (paper Fig. 2a)"
+    ] = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """Batches of images of one shape each, data.sample_type=captioned, in sizes around image_size x image_size
+    (lumos_jax/data/aspect.py)."""
+
+    enabled: Annotated[bool, "otherwise all images are square"] = False
+    step: Annotated[int, at_least(0), "pixels of which sides are multiples; 0: image_size / 16, as PixArt's"] = 0
+    ratios: Annotated[tuple[float, float], "smallest and largest height over width"] = (0.25, 4.0)
+
+    def check(self) -> None:
+        require(
+            self.enabled or self == Buckets(),
+            "config.data.buckets.step and ratios need config.data.buckets.enabled=True",
+        )
+        low, high = self.ratios
+        require(low <= 1 <= high, f"config.data.buckets.ratios={self.ratios} leave out the square")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Frames of videos, data.sample_type=clip."""
+
+    frames: Annotated[int, at_least(1), "of a clip"] = 16
+    frame_stride: Annotated[
+        tuple[int, int],
+        Rule(lambda stride: 1 <= stride[0] <= stride[1], "1 <= least <= most"),
+        "frames of the video from one frame of the clip to the next, least and most; random in training, the middle otherwise",
+    ] = (3, 3)
+    image_step_fraction: Annotated[
+        float,
+        Rule(lambda share: 0 <= share < 1, "at least 0 and below 1"),
+        "share of the steps, evenly spread, that train on images: one frame of each record",
+    ] = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,55 +87,17 @@ class Data:
         "<object>/000.png + 000.npy ...; arrayrecord, webdataset (.tar): directory, file or glob; tfds: data_dir (empty: its",
         "default); cached: what `python -m lumos_jax.prepare cache` wrote, latents and features in place of images",
     ] = ""
-    name: Annotated[str, 'tfds: the data set\'s name, as "imagenet2012" or "oxford_flowers102:2.1.1"'] = ""
-    split: Annotated[str, "tfds: the split, slicing syntax allowed"] = "train"
-    num_scenes: Annotated[int, at_least(1), "scenes: how many make an epoch"] = 1_000_000
     sample_type: Annotated[
         SampleType,
         "what one record gives a batch: an image; captioned: with its caption; labeled: with its class; clip (of scenes,",
         "videos); views: two posed views (of scenes, objaverse)",
     ] = "image"
-    detailed_caption_prob: Annotated[
-        float, between(0, 1), "captioned: probability of the detailed caption; otherwise the raw one"
-    ] = 0.5
-    clean_captions: Annotated[
-        bool, "captioned: clean captions from the web (lower case, no addresses, HTML, odd signs)"
-    ] = False
-    caption_noise: Annotated[
-        float, between(0, 1), "captioned: share of training records with another record's caption (paper Fig. 2a)"
-    ] = 0.0
-    buckets: Annotated[
-        bool,
-        "captioned: batches of images of one shape each, in sizes around image_size x image_size (lumos_jax/data/aspect.py)",
-    ] = False
-    bucket_step: Annotated[
-        int, at_least(0), "pixels of which their sides are multiples; 0: image_size / 16, as PixArt's"
-    ] = 0
-    bucket_ratios: Annotated[tuple[float, float], "smallest and largest height over width"] = (0.25, 4.0)
-    bucket_index: Annotated[str, "where sizes read from headers are kept; empty: nowhere"] = "~/.cache/lumos_jax/sizes"
-    tar_index: Annotated[str, "webdataset: where the places of records in shards are kept; empty: nowhere"] = (
-        "~/.cache/lumos_jax/tars"
-    )
-    classes: Annotated[int, at_least(0), "labeled: number of classes; compared with what the source has"] = 0
     mixture: Annotated[
         tuple[Mapping[str, Any], ...],
         "mixture: dicts of the fields source, path, name, split and num_scenes, and weight",
     ] = ()
     image_size: Annotated[int, at_least(1), "side in pixels of the square images in a batch"] = 256
-    frames: Annotated[int, at_least(1), "clip: frames a clip"] = 16
-    frame_stride: Annotated[
-        tuple[int, int],
-        "clip: frames of the video from one frame of the clip to the next, least and most; random in training, the middle",
-        "otherwise",
-    ] = (3, 3)
-    image_step_fraction: Annotated[
-        float, at_least(0), "clip: share of the steps, evenly spread, that train on images: one frame of each record"
-    ] = 0.0
-    view_turn: Annotated[
-        float,
-        between(0, 180),
-        "views of scenes: degrees that two views of a pair may be turned from each other, at most",
-    ] = 180.0
+    num_classes: Annotated[int, at_least(0), "labeled: compared with what the source has"] = 0
     crop: Annotated[Literal["center", "random"], "random crops keep the shorter side whole; cached: center"] = "center"
     flip: Annotated[bool, "mirror half of the records, chosen from (seed, position); cached: False"] = False
     seed: Annotated[int, "of the global permutation and of crops and flips"] = 0
@@ -82,24 +107,31 @@ class Data:
     workers: Annotated[int, at_least(0), "decoding processes per host; 0 decodes in threads of the main process"] = 0
     threads: Annotated[int, at_least(1), "decoding threads per process"] = 4
     prefetch: ClassVar[int] = 4  # batches read ahead
+    index_dir: Annotated[
+        str, "where places of records in .tar shards and sizes from headers are kept; empty: nowhere"
+    ] = "~/.cache/lumos_jax"
     max_corrupt_rate: Annotated[
         float, between(0, 1), "share of undecodable records, over the run so far, above which it stops"
     ] = 0.01
+    scenes: Scenes = Scenes()
+    tfds: Tfds = Tfds()
+    captions: Captions = Captions()
+    buckets: Buckets = Buckets()
+    clips: Clips = Clips()
 
     def check(self) -> None:
         self._check_source()
         self._check_sample_type()
-        least, most = self.frame_stride
-        require(1 <= least <= most, f"config.data.frame_stride={self.frame_stride} must satisfy 1 <= least <= most")
         require(
-            self.image_step_fraction == 0 or (self.sample_type == "clip" and self.image_step_fraction < 1),
-            f"config.data.image_step_fraction={self.image_step_fraction} must be below 1, and 0 unless "
+            self.clips.image_step_fraction == 0 or self.sample_type == "clip",
+            f"config.data.clips.image_step_fraction={self.clips.image_step_fraction} must be 0 unless "
             "config.data.sample_type=clip",
         )
 
     def _check_source(self) -> None:
         needed = SOURCES[self.source].needs
-        require(not needed or getattr(self, needed), f"config.data.source={self.source} needs config.data.{needed}")
+        given = not needed or operator.attrgetter(needed)(self)
+        require(given, f"config.data.source={self.source} needs config.data.{needed}")
         require(
             self.source != "cached" or (self.crop == "center" and not self.flip),
             f"config.data.crop={self.crop}, flip={self.flip} do not go with config.data.source=cached, which holds one center "
@@ -109,8 +141,6 @@ class Data:
             (self.source == "mixture") == bool(self.mixture),
             "config.data.mixture, a tuple of dicts (source, path, ..., weight), goes with config.data.source=mixture",
         )
-        if self.source == "scenes":
-            require(self.num_scenes < 2**32, f"config.data.num_scenes={self.num_scenes} must be below 2^32")
 
     def _check_sample_type(self) -> None:
         kind = self.sample_type
@@ -131,29 +161,22 @@ class Data:
             "config.data.source=cached holds no pairs of views (config.data.sample_type=views), which are drawn anew in each "
             "epoch",
         )
-        given = (self.detailed_caption_prob, self.clean_captions, self.caption_noise)
         require(
-            kind == "captioned" or given == (0.5, False, 0),
-            f"config.data.detailed_caption_prob, clean_captions, caption_noise={given} need config.data.sample_type=captioned",
+            kind == "captioned" or self.captions == Captions(),
+            f"config.data.captions={dataclasses.asdict(self.captions)} needs config.data.sample_type=captioned",
         )
         require(
-            not self.buckets or (kind == "captioned" and self.crop == "center" and self.source != "cached"),
-            "config.data.buckets goes with sample_type=captioned and crop=center, and not with a cache, which holds squares; "
-            f"not with sample_type={kind}, crop={self.crop}, source={self.source}",
+            not self.buckets.enabled or (kind == "captioned" and self.crop == "center" and self.source != "cached"),
+            "config.data.buckets.enabled goes with sample_type=captioned and crop=center, and not with a cache, which holds "
+            f"squares; not with sample_type={kind}, crop={self.crop}, source={self.source}",
+        )
+        step = self.buckets.step or self.image_size // 16
+        require(
+            not self.buckets.enabled or (step > 0 and self.image_size % step == 0),
+            f"config.data.image_size={self.image_size} is no multiple of buckets.step={self.buckets.step or 'image_size / 16'}",
         )
         require(
-            self.buckets or (self.bucket_step, self.bucket_ratios) == (0, (0.25, 4.0)),
-            "config.data.bucket_step and bucket_ratios need config.data.buckets=True",
-        )
-        low, high = self.bucket_ratios
-        require(low <= 1 <= high, f"config.data.bucket_ratios={self.bucket_ratios} leave out the square")
-        step = self.bucket_step or self.image_size // 16
-        require(
-            not self.buckets or (step > 0 and self.image_size % step == 0),
-            f"config.data.image_size={self.image_size} is no multiple of bucket_step={self.bucket_step or 'image_size / 16'}",
-        )
-        require(
-            (kind == "labeled") == (self.classes > 0),
-            f"config.data.sample_type={kind} does not go with data.classes={self.classes}: labeled records need the number of "
-            "classes, others have none",
+            (kind == "labeled") == (self.num_classes > 0),
+            f"config.data.sample_type={kind} does not go with data.num_classes={self.num_classes}: labeled records need "
+            "the number of classes, others have none",
         )

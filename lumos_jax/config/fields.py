@@ -98,6 +98,14 @@ def validate(group: Any, where: str = "config") -> None:
         group.check()
 
 
+def replace(group: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a group with fields replaced; "group.field" names one of a sub-group."""
+    for name, value in changes.items():
+        head, _, rest = name.partition(".")
+        group = dataclasses.replace(group, **{head: replace(getattr(group, head), {rest: value}) if rest else value})
+    return group
+
+
 def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
     """("group.field", Field) of every setting of a group and its sub-groups, in order."""
     for name, field in fields(type(group)).items():

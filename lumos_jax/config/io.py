@@ -84,8 +84,7 @@ def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[A
 _FREE_GROUPS = ("mesh", "checkpoint", "log", "eval")
 _FREE_FIELDS = frozenset(
     {
-        "data.path", "data.workers", "data.threads", "data.max_corrupt_rate", "data.bucket_index",
-        "data.tar_index",
+        "data.path", "data.workers", "data.threads", "data.max_corrupt_rate", "data.index_dir",
         "init_from", "optimizer.ema_memory",
         "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.watchdog_minutes", "train.profile_at",
         "train.compilation_cache",

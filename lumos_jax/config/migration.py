@@ -15,9 +15,20 @@ _TASK_GROUPS = {"video": "i2v", "dino": "dino", "nvs": "nvs"}
 # Old name -> new name.
 RENAMED = {
     "data.record": "data.sample_type",
-    "data.records": "data.num_scenes",
-    "data.detailed": "data.detailed_caption_prob",
-    "data.picture_share": "data.image_step_fraction",
+    "data.records": "data.scenes.num_scenes",
+    "data.view_turn": "data.scenes.max_view_angle",
+    "data.name": "data.tfds.name",
+    "data.split": "data.tfds.split",
+    "data.detailed": "data.captions.detailed_caption_prob",
+    "data.clean_captions": "data.captions.clean",
+    "data.caption_noise": "data.captions.noise",
+    "data.buckets": "data.buckets.enabled",
+    "data.bucket_step": "data.buckets.step",
+    "data.bucket_ratios": "data.buckets.ratios",
+    "data.frames": "data.clips.frames",
+    "data.frame_stride": "data.clips.frame_stride",
+    "data.picture_share": "data.clips.image_step_fraction",
+    "data.classes": "data.num_classes",
     "autoencoder.scale": "autoencoder.scaling_factor",
     "model.unroll": "model.scan_unroll",
     "task.first_guidance": "task.min_guidance_scale",
@@ -48,9 +59,8 @@ _DELETED = {
 # Fields that are gone and did not change what is learned, or follow from others.
 _DROPPED = frozenset(
     (
-        "data.prefetch", "diffusion.learned_variance", "encoder.vocabulary", "train.nonfinite_limit", "train.profile_steps",
-        "train.meeting_seconds",
-        "train.silence_seconds", "checkpoint.retries",
+        "data.prefetch", "data.bucket_index", "data.tar_index", "diffusion.learned_variance", "encoder.vocabulary",
+        "train.nonfinite_limit", "train.profile_steps", "train.meeting_seconds", "train.silence_seconds", "checkpoint.retries",
     )
 )  # fmt: skip
 

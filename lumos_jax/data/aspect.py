@@ -88,7 +88,7 @@ def square(buckets: Sequence[Bucket]) -> int:
 
 def table(data: Data) -> tuple[Bucket, ...]:
     """The buckets of config.data."""
-    return make_buckets(data.image_size, data.bucket_step, data.bucket_ratios)
+    return make_buckets(data.image_size, data.buckets.step, data.buckets.ratios)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,9 +187,9 @@ def record_sizes(data: Data, source: Source) -> np.ndarray:
     known = source.sizes(np.arange(len(source)))
     if known is not None:
         return known.astype(np.int32)
-    if not data.bucket_index:
+    if not data.index_dir:
         return _read_sizes(source)
-    kept = pathlib.Path(data.bucket_index).expanduser() / f"{source.fingerprint()}.npy"
+    kept = pathlib.Path(data.index_dir).expanduser() / "sizes" / f"{source.fingerprint()}.npy"
     if kept.exists():
         try:
             return read_npy(read_file(kept)).reshape(len(source), 2)
@@ -207,7 +207,7 @@ def record_sizes(data: Data, source: Source) -> np.ndarray:
             os.fsync(file.fileno())
         partial.replace(kept)
     except OSError as error:
-        logging.warning("config.data.bucket_index=%s cannot be written to (%s)", data.bucket_index, error)
+        logging.warning("config.data.index_dir=%s cannot be written to (%s)", data.index_dir, error)
     return sizes
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from lumos_jax import fileio
-from lumos_jax.data.base import printable
+from lumos_jax.data.base import CorruptRecord, printable
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 # What says nothing about a record: storage or the machine has failed, and other records would fail alike.
@@ -27,6 +27,8 @@ def system_error(error: BaseException) -> OSError | None:
     """The failure of storage or of the machine that `error` is, or quotes, as C++ libraries do; None for a record's own."""
     if isinstance(error, OSError) and error.errno is not None:
         return error if error.errno in _SYSTEM else None
+    if isinstance(error, CorruptRecord):  # whoever raised it has looked
+        return None
     text = str(error)
     quoted = next((code for code in _SYSTEM if os.strerror(code) in text), None)
     return None if quoted is None else OSError(quoted, os.strerror(quoted))
@@ -161,7 +163,7 @@ def read_npy(data: bytes) -> np.ndarray:
     begin = 10 if data[6] == 1 else 12
     end = begin + int.from_bytes(data[8:begin], "little")
     header = data[begin:end].decode("latin-1")
-    dtype = re.search(r"""['"]descr['"]\s*:\s*['"]([<>|=]?[biufc?]\d*)['"]""", header)
+    dtype = re.search(r"""['"]descr['"]\s*:\s*['"]([<>|=]?(?:[iu][1248]|f[248]|c(?:8|16)|b1))['"]""", header)
     order = re.search(r"""['"]fortran_order['"]\s*:\s*(True|False)""", header)
     shape = re.search(r"""['"]shape['"]\s*:\s*\(([\d\s,]*)\)""", header)
     if not (dtype and order and shape):

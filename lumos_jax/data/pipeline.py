@@ -85,7 +85,7 @@ class BatchIterator(Iterator[HostBatch]):
                 raise
             raise RuntimeError(
                 f"a data worker process died ({error}). Exit code -9 usually means that memory ran out, -7 that /dev/shm did: "
-                "lower config.data.workers or config.data.prefetch"
+                "lower config.data.workers"
             ) from error
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ def make_train_iterator(
       ValueError: holding out leaves no records, or /dev/shm is too small for config.data.workers.
     """
     assigned, where = None, {"batch_size": batch_size, "rows": tuple(rows), "start_step": start_step}
-    if data.buckets:
+    if data.buckets.enabled:
         assignment = aspect.assign(data, source, batch_size)
         steps, assigned = aspect.BucketSteps(data, source, assignment, **where), assignment.bucket_of
     else:

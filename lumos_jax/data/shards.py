@@ -30,6 +30,7 @@ class Shards:
     def __init__(self, paths: Sequence[str], counts: Sequence[int], skips: Sequence[int] = ()):
         self.paths, self.ends = list(paths), list(itertools.accumulate(counts))
         self._skips = list(skips) or [0] * len(self.paths)
+        self._number = next(_numbers)
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -38,7 +39,7 @@ class Shards:
         """Raises CorruptRecord, or OSError if the system is at fault."""
         shard, number = self._locate(index)
         try:
-            return _reader(self.paths[shard]).read([number])[0]
+            return _reader(self._number, self.paths[shard]).read([number])[0]
         except _ERRORS as error:
             raise system_error(error) or CorruptRecord(f"shard damaged: {error}") from error
 
@@ -52,19 +53,21 @@ class Shards:
 
 
 _lock = threading.Lock()
-_readers: collections.OrderedDict[str, object] = collections.OrderedDict()  # of this process; the last used is the last
+_numbers = itertools.count()  # a file may be replaced between two Shards of its path
+_readers: collections.OrderedDict[tuple[int, str], object] = collections.OrderedDict()  # the last used is the last
 
 
-def _reader(path: str):
+def _reader(number: int, path: str):
     """An open shard. One that is dropped from the table is closed when the last thread that reads it lets go of it."""
     with _lock:
-        if path not in _readers:
-            _readers[path] = _open(path, "readahead_buffer_size:0", file_reader_buffer_size=32768)
+        key = number, path
+        if key not in _readers:
+            _readers[key] = _open(path, "readahead_buffer_size:0", file_reader_buffer_size=32768)
             # Looked up each time: a program may raise its limit after it has begun.
             while len(_readers) > max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4):
                 _readers.popitem(last=False)
-        _readers.move_to_end(path)
-        return _readers[path]
+        _readers.move_to_end(key)
+        return _readers[key]
 
 
 def _open(path: str, options: str = "", **more):

@@ -86,6 +86,6 @@ def check_shared_memory(data: Data, needed: int) -> None:
     if needed > free:
         raise ValueError(
             f"config.data.workers={data.workers} needs about {needed / 2**20:.0f} MiB in /dev/shm, which has "
-            f"{free / 2**20:.0f} MiB free. Lower data.workers, data.threads or data.prefetch, set data.workers=0 (threads "
+            f"{free / 2**20:.0f} MiB free. Lower data.workers, data.threads, set data.workers=0 (threads "
             "only), or enlarge it (docker run --shm-size=8g)"
         )

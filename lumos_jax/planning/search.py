@@ -40,18 +40,18 @@ def search(
     splits = _splits(settings, target, devices, cached)
     for split in splits:
         for remat in REMAT:
-            attempt(_replace(split, {"model.remat": remat}))
+            attempt(config.replace(split, {"model.remat": remat}))
     best = winner(found, settings)
     if best is None:
         for split in splits:
-            for halved in _halved(_replace(split, {"model.remat": REMAT[-1]}), target):
+            for halved in _halved(config.replace(split, {"model.remat": REMAT[-1]}), target):
                 attempt(halved)
         return found
     start = best.job.settings
-    for other in (*_halved(start, target), _replace(start, {"train.batch_size": 2 * start.train.batch_size})):
+    for other in (*_halved(start, target), config.replace(start, {"train.batch_size": 2 * start.train.batch_size})):
         attempt(other)
     if start.model.dtype != "bfloat16":
-        attempt(_replace(start, {"model.dtype": "bfloat16"}))
+        attempt(config.replace(start, {"model.dtype": "bfloat16"}))
     return found
 
 
@@ -72,16 +72,7 @@ def _halved(settings: config.Settings, target: Target) -> list[config.Settings]:
     parts = 2 * settings.optimizer.accumulate
     if settings.train.batch_size % (parts * (target.chips // settings.mesh.context)):
         return []
-    return [_replace(settings, {"optimizer.accumulate": parts})]
-
-
-def _replace(settings: config.Settings, changes: Mapping[str, Any]) -> config.Settings:
-    for name, value in changes.items():
-        group, field = name.split(".")
-        settings = dataclasses.replace(
-            settings, **{group: dataclasses.replace(getattr(settings, group), **{field: value})}
-        )
-    return settings
+    return [config.replace(settings, {"optimizer.accumulate": parts})]
 
 
 def chosen(figures: Figures) -> dict[str, Any]:

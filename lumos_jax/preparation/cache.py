@@ -10,6 +10,7 @@ whole one. A batch never reaches into the next shard: the content of a shard dep
 from __future__ import annotations
 
 import dataclasses
+import operator
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from lumos_jax.train.cached_features import differences, made_by
 from lumos_jax.train.experiment import Experiment, use_compilation_cache
 
 # Fields that decide the content of a source, for messages; its fingerprint is what counts.
-_SOURCE_FIELDS = {"scenes": ("num_scenes",), "tfds": ("name", "split")}
+_SOURCE_FIELDS = {"scenes": ("scenes.num_scenes",), "tfds": ("tfds.name", "tfds.split")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,10 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
     if task.uncacheable:
         raise ValueError(task.uncacheable)
     plan = made_by(settings, task) | {"data.fingerprint": source.fingerprint(), "data.source": settings.data.source}
-    plan |= {f"data.{name}": getattr(settings.data, name) for name in _SOURCE_FIELDS.get(settings.data.source, ())}
+    plan |= {
+        f"data.{name}": operator.attrgetter(name)(settings.data)
+        for name in _SOURCE_FIELDS.get(settings.data.source, ())
+    }
     plan |= {f"cache.{name}": value for name, value in dataclasses.asdict(options).items()}
     directory = pathlib.Path(out).expanduser().absolute()
     shards = _Shards(directory, len(source), options.shard_records)
@@ -99,10 +103,10 @@ def _check_request(settings: config.Settings, options: Options) -> None:
             f"config.data.sample_type={wanted.sample_type} is drawn anew from a record in each epoch, so there is nothing to "
             "cache: train on the records as they are"
         )
-    if wanted.buckets:
+    if wanted.buckets.enabled:
         raise ValueError(
-            "config.data.buckets=True: a cache holds squares, which batches of other shapes have no use for. Train on buckets "
-            "without a cache, or set --config.data.buckets=False to cache squares and train on those"
+            "config.data.buckets.enabled=True: a cache holds squares, which batches of other shapes have no use for. "
+            "Train on buckets without a cache, or set --config.data.buckets.enabled=False to cache squares and train on those"
         )
     if wanted.crop != "center" or wanted.flip:
         raise ValueError(

@@ -46,7 +46,7 @@ class ClassConditional(denoising.Denoising):
         cls, settings: config.Settings, place: encoders.Placement | None
     ) -> tuple[ClassConditional, dict[str, Any]]:
         return denoising.make(
-            cls, settings, place, network={"vector_dim": settings.data.classes, "vector_kind": "class"}
+            cls, settings, place, network={"vector_dim": settings.data.num_classes, "vector_kind": "class"}
         )
 
     def describe(self) -> dict[str, str]:

@@ -149,7 +149,7 @@ class ImageToVideo(denoising.Denoising):
             cls, settings, place, *encoders.make_encoder(settings.encoder, place),
             network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
             concatenated=True,
-            frames=settings.data.frames,
+            frames=settings.data.clips.frames,
             video=settings.task,
         )  # fmt: skip
 

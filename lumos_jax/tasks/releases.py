@@ -206,7 +206,7 @@ def _settings(
             f"{origin}: width {width} and depth {depth} are in no table that tells the heads; give --heads"
         )
     autoencoder = config.Autoencoder()
-    labels = {"sample_type": "labeled", "classes": network["vector_dim"]} if release.condition == "class" else {}
+    labels = {"sample_type": "labeled", "num_classes": network["vector_dim"]} if release.condition == "class" else {}
     settings = config.Settings(
         data=config.Data(image_size=side * 2 ** (len(autoencoder.channels) - 1), **labels),
         encoder=release.encoder,

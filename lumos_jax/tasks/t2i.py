@@ -60,7 +60,9 @@ class CaptionSampling(Sampling):
         if args.size is None:
             return self
         if not self.task.buckets:
-            raise ValueError(f"--size={args.size} is for runs with config.data.buckets; this one trained in one size")
+            raise ValueError(
+                f"--size={args.size} is for runs with config.data.buckets.enabled; this one trained in one size"
+            )
         bucket, square = self._bucket(args.size), self._bucket(None).height
         h, w, channels = self.latent_shape
         return dataclasses.replace(
@@ -124,8 +126,8 @@ class TextToImage(denoising.Denoising):
         shapes_only = place is not None and place.shapes_only  # and no caption is read
         tokenizer = None if shapes_only else encoders.make_tokenizer(settings.encoder, encoder)
         data, buckets = settings.data, ()
-        if data.buckets:
-            buckets = aspect.make_buckets(data.image_size, data.bucket_step, data.bucket_ratios)
+        if data.buckets.enabled:
+            buckets = aspect.make_buckets(data.image_size, data.buckets.step, data.buckets.ratios)
         task, frozen = denoising.make(
             cls, settings, place, encoder, encoder_params,
             network={"vector_kind": "size" if buckets else "linear"}, tokenizer=tokenizer, buckets=buckets,
@@ -133,7 +135,7 @@ class TextToImage(denoising.Denoising):
         patch = data.image_size // task.latent_shape[0] * settings.model.patch_size
         if any(side % patch for bucket in buckets for side in (bucket.height, bucket.width)):
             raise ValueError(
-                f"config.data.bucket_step={data.bucket_step} gives sides that do not divide into patches of {patch} px: "
+                f"config.data.buckets.step={data.buckets.step} gives sides that do not divide into patches of {patch} px: "
                 f"set it to a multiple of {patch}"
             )
         return task, frozen

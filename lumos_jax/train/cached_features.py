@@ -35,9 +35,9 @@ def made_by(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
     if settings.data.sample_type != "image":
         found["data.sample_type"] = settings.data.sample_type
     if settings.data.sample_type == "captioned":
-        found["data.clean_captions"] = settings.data.clean_captions
+        found["data.captions.clean"] = settings.data.captions.clean
     if settings.data.sample_type == "labeled":
-        found["data.classes"] = settings.data.classes
+        found["data.num_classes"] = settings.data.num_classes
     return found
 
 

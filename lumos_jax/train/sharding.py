@@ -95,10 +95,10 @@ def constrain(mesh: jax.sharding.Mesh, batch: Any) -> Any:
 def check_frames(mesh: jax.sharding.Mesh, data: config.Data) -> None:
     """Raises ValueError unless a clip's frames split evenly over the mesh axis `context`."""
     ways = mesh.shape["context"]
-    if ways > 1 and data.frames % ways:
+    if ways > 1 and data.clips.frames % ways:
         raise ValueError(
             f"config.mesh.context={ways} splits the frames of clips evenly, and config.data.sample_type={data.sample_type} has "
-            f"{data.frames} frames"
+            f"{data.clips.frames} frames"
         )
 
 

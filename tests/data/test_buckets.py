@@ -9,6 +9,7 @@ from PIL import Image
 from lumos_jax import config, data
 from lumos_jax.data import aspect, decode, order
 from lumos_jax.data.sources.scenes import ScenesSource
+from tests.fields import data_settings
 
 # Height over width of the tables that PixArt trains 256, 512 and 1024 px with, and some of their sizes at 1024 px.
 RATIOS = [
@@ -46,9 +47,9 @@ def test_a_coarser_table_and_what_is_none():
 
 
 def settings(**fields):
-    return config.Data(**{
-        "sample_type": "captioned", "image_size": 16, "num_scenes": 300, "holdout": 30, "buckets": True, "bucket_step": 4,
-        "bucket_ratios": (0.5, 2.0), "threads": 1,
+    return data_settings(**{
+        "sample_type": "captioned", "image_size": 16, "scenes__num_scenes": 300, "holdout": 30, "buckets__enabled": True,
+        "buckets__step": 4, "buckets__ratios": (0.5, 2.0), "threads": 1,
     } | fields)  # fmt: skip
 
 
@@ -104,9 +105,9 @@ def test_order_is_a_function_of_seed_and_step():
 
 
 def test_small_buckets_are_closed_and_their_records_stay():
-    source = data.make_source(settings(num_scenes=40, holdout=0))
-    open_all = aspect.assign(settings(num_scenes=40, holdout=0), source, 4).bucket_of
-    closed = aspect.assign(settings(num_scenes=40, holdout=0), source, 40).bucket_of
+    source = data.make_source(settings(scenes__num_scenes=40, holdout=0))
+    open_all = aspect.assign(settings(scenes__num_scenes=40, holdout=0), source, 4).bucket_of
+    closed = aspect.assign(settings(scenes__num_scenes=40, holdout=0), source, 40).bucket_of
     assert set(open_all) == {0, 1, 2}
     assert set(closed) == {1}
 
@@ -185,29 +186,29 @@ def test_sizes_come_from_headers_once(tmp_path, monkeypatch):
     }.items():
         (folder / f"{name}.png").write_bytes(content)
         (folder / f"{name}.txt").write_text(name)
-    chosen = settings(source="folder", path=str(folder), holdout=0, bucket_index=str(tmp_path / "index"))
+    chosen = settings(source="folder", path=str(folder), holdout=0, index_dir=str(tmp_path / "index"))
     source = data.make_source(chosen)
     sizes = aspect.record_sizes(chosen, source)
     assert sizes.tolist() == [[10, 40], [40, 10], [0, 0], [9, 9]]
     assert aspect.assign(chosen, source, 1).bucket_of.tolist() == [0, 2, 1, 1]
-    assert [p.name for p in (tmp_path / "index").iterdir()] == [f"{source.fingerprint()}.npy"]
+    assert [p.name for p in (tmp_path / "index" / "sizes").iterdir()] == [f"{source.fingerprint()}.npy"]
     monkeypatch.setattr(aspect, "size_of", None)  # not asked again
     assert np.array_equal(aspect.record_sizes(chosen, source), sizes)
     records = [(folder / "a.png").read_bytes(), (folder / "d.png").read_bytes()]
     monkeypatch.undo()
     data.write_arrayrecord(tmp_path / "x.arrayrecord", records)
-    shards = settings(source="arrayrecord", path=str(tmp_path), bucket_index="", holdout=0)
+    shards = settings(source="arrayrecord", path=str(tmp_path), index_dir="", holdout=0)
     assert aspect.record_sizes(shards, data.make_source(shards)).tolist() == [[10, 40], [9, 9]]
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sample_type": "image"}, "config.data.buckets goes with sample_type=captioned"),
+        ({"sample_type": "image"}, "config.data.buckets.enabled goes with sample_type=captioned"),
         ({"crop": "random"}, "crop=center, and not with a cache"),
         ({"source": "cached", "path": "x"}, "not with a cache"),
-        ({"buckets": False}, "need config.data.buckets=True"),
-        ({"bucket_step": 5}, "no multiple of bucket_step=5"),
+        ({"buckets__enabled": False}, "need config.data.buckets.enabled=True"),
+        ({"buckets__step": 5}, "no multiple of buckets.step=5"),
     ],
 )
 def test_impossible_settings_are_refused(fields, message):

@@ -12,6 +12,7 @@ from lumos_jax import config, data
 from lumos_jax.data import captions
 from lumos_jax.scenes.scene import captions as scene_captions
 from lumos_jax.scenes.scene import make_scene
+from tests.fields import data_settings
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_noise_exchanges_a_share_of_the_captions_and_loses_none():
 
 
 def scenes(**fields):
-    return config.Data(sample_type="captioned", image_size=8, num_scenes=64, threads=1, **fields)
+    return data_settings(sample_type="captioned", image_size=8, scenes__num_scenes=64, threads=1, **fields)
 
 
 def train_batch(settings, step=0, rows=range(16)):
@@ -89,12 +90,14 @@ def test_a_caption_follows_its_record_and_position_only():
     again = {int(r): c for r, c in zip(later["record"], later["caption"], strict=True)}
     both = [r for r in map(int, batch["record"]) if r in again]
     assert any(again[r] != c for r, c in zip(batch["record"], batch["caption"], strict=True) if int(r) in both)
-    assert list(train_batch(scenes(detailed_caption_prob=0.0), step=5)["caption"]) == [short for short, _ in told]
-    assert np.array_equal(train_batch(scenes(detailed_caption_prob=0.0), step=5)["image"], batch["image"])
+    assert list(train_batch(scenes(captions__detailed_caption_prob=0.0), step=5)["caption"]) == [
+        short for short, _ in told
+    ]
+    assert np.array_equal(train_batch(scenes(captions__detailed_caption_prob=0.0), step=5)["image"], batch["image"])
 
 
 def test_noise_is_for_training_only():
-    noisy = scenes(caption_noise=1.0, detailed_caption_prob=0.0)
+    noisy = scenes(captions__noise=1.0, captions__detailed_caption_prob=0.0)
     batch = train_batch(noisy)
     own = [scene_captions(make_scene(int(record)))[0] for record in batch["record"]]
     assert np.mean([a == b for a, b in zip(batch["caption"], own, strict=True)]) < 0.3
@@ -116,11 +119,11 @@ def folder(tmp_path):
 
 
 def folder_data(path, **fields):
-    return config.Data(source="folder", path=str(path), sample_type="captioned", image_size=8, threads=1, **fields)
+    return data_settings(source="folder", path=str(path), sample_type="captioned", image_size=8, threads=1, **fields)
 
 
 def test_text_files_beside_the_images(folder):
-    settings = folder_data(folder, detailed_caption_prob=1.0)
+    settings = folder_data(folder, captions__detailed_caption_prob=1.0)
     source = data.make_source(settings)
     batch = data.read_batch(settings, source, range(4))
     assert list(batch["caption"]) == ["Raw 0", "detailed 1", "", ""]
@@ -129,7 +132,7 @@ def test_text_files_beside_the_images(folder):
     before = source.fingerprint()
     (folder / "sub" / "0.txt").write_text("another caption")
     assert data.make_source(settings).fingerprint() != before
-    cleaned = folder_data(folder, detailed_caption_prob=0.0, clean_captions=True)
+    cleaned = folder_data(folder, captions__detailed_caption_prob=0.0, captions__clean=True)
     assert data.read_batch(cleaned, source, [0])["caption"][0] == "another caption"
     assert pickle.loads(pickle.dumps(source)).captions(1) == ("Raw 1", "detailed 1")
 
@@ -137,7 +140,7 @@ def test_text_files_beside_the_images(folder):
 def test_captions_in_one_file(folder):
     lines = [{"file": "sub/0.png", "caption": "zero"}, {"file": "sub/1.png", "caption": "one", "detailed": "all of 1"}]
     (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    settings = folder_data(folder, detailed_caption_prob=1.0)
+    settings = folder_data(folder, captions__detailed_caption_prob=1.0)
     source = data.make_source(settings)
     batch = data.read_batch(settings, source, [0, 1, 2])
     assert list(batch["caption"]) == ["zero", "all of 1", ""]
@@ -169,8 +172,12 @@ def test_examples_in_shards(folder, tmp_path):
         image,
     ]
     data.write_arrayrecord(tmp_path / "a.arrayrecord", records)
-    settings = config.Data(
-        source="arrayrecord", path=str(tmp_path), sample_type="captioned", image_size=8, detailed_caption_prob=0.0
+    settings = data_settings(
+        source="arrayrecord",
+        path=str(tmp_path),
+        sample_type="captioned",
+        image_size=8,
+        captions__detailed_caption_prob=0.0,
     )
     source = data.make_source(settings)
     batch = data.read_batch(settings, source, [0, 1, 2])
@@ -182,8 +189,8 @@ def test_examples_in_shards(folder, tmp_path):
 
 def test_mixtures_have_the_captions_of_their_parts(folder):
     parts = ({"source": "scenes", "num_scenes": 5, "weight": 1}, {"source": "folder", "path": str(folder), "weight": 1})
-    settings = config.Data(
-        source="mixture", mixture=parts, sample_type="captioned", image_size=8, detailed_caption_prob=0.0
+    settings = data_settings(
+        source="mixture", mixture=parts, sample_type="captioned", image_size=8, captions__detailed_caption_prob=0.0
     )
     source = data.make_source(settings)
     batch = data.read_batch(settings, source, [4, 6])

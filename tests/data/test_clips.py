@@ -12,11 +12,12 @@ import av
 import numpy as np
 import pytest
 
-from lumos_jax import config, data, fileio
+from lumos_jax import data, fileio
 from lumos_jax.data.records import clip as clips
 from lumos_jax.scenes import motion as scene_motion
 from lumos_jax.scenes import render as scene_render
 from lumos_jax.scenes import scene as scenes
+from tests.fields import data_settings
 
 SIZE = 16
 GREY = 4  # of frame n: GREY * n
@@ -35,7 +36,9 @@ def write_video(path, count, fps=24, size=(64, 48), **options):
 
 
 def settings(**fields):
-    return config.Data(**{"sample_type": "clip", "image_size": SIZE, "frames": 4, "frame_stride": (2, 2), **fields})
+    return data_settings(
+        **{"sample_type": "clip", "image_size": SIZE, "clips__frames": 4, "clips__frame_stride": (2, 2), **fields}
+    )
 
 
 def videos(path, **fields):
@@ -69,7 +72,7 @@ def test_frames_of_videos_are_the_ones_asked_for(folder):
 
 
 def test_training_begins_anywhere_by_the_records_own_numbers(folder):
-    wanted = videos(folder, frame_stride=(1, 5))
+    wanted = videos(folder, clips__frame_stride=(1, 5))
     batch = load(wanted, [0] * 12 + [1] * 12, training=True)
     found = [numbers(clip) for clip in batch["frames"]]
     strides = {clip[1] - clip[0] for clip in found}
@@ -192,7 +195,7 @@ def test_covers_and_missing_decoders(tmp_path):
     with av.open(str(tmp_path / "cover.mp4")) as given:
         assert given.streams.video[0].width == 32
     (tmp_path / "z.mp4").write_bytes((tmp_path / "x.mp4").read_bytes().replace(b"avc1", b"zzzz"))
-    batch = load(videos(tmp_path, frame_stride=(3, 3)), range(3))
+    batch = load(videos(tmp_path, clips__frame_stride=(3, 3)), range(3))
     assert batch["weight"].tolist() == [1, 1, 0], batch["problem"]
     assert [numbers(clip) for clip in batch["frames"][:2]] == [[0, 3, 6, 9]] * 2
     assert "z.mp4: FFmpeg has no decoder" in batch["problem"][2]
@@ -270,13 +273,13 @@ def test_sources_without_clips_are_refused(tmp_path):
     mixed = settings(source="mixture", mixture=parts)
     with pytest.raises(ValueError, match=r"a\.png \.\.\. have no clips"):
         data.make_loader(mixed, data.make_source(mixed), training=True)
-    long = settings(frames=16, frame_stride=(2, 4))
+    long = settings(clips__frames=16, clips__frame_stride=(2, 4))
     with pytest.raises(ValueError, match="a scene's clip has 49 frames"):
         data.make_loader(long, data.make_source(long), training=True)
 
 
 def test_pictures_in_between_come_at_the_same_steps_wherever_a_run_begins():
-    wanted = settings(num_scenes=64, image_step_fraction=0.4, holdout=2)
+    wanted = settings(scenes__num_scenes=64, clips__image_step_fraction=0.4, holdout=2)
     source = data.make_source(wanted)
 
     def batches(start, rows, count):
@@ -312,7 +315,7 @@ def test_exact_flow_carries_one_frame_to_the_next(what):
 
 
 def test_motion_scores_of_scenes():
-    batch = load(settings(frames=6, frame_stride=(3, 3)), range(24))
+    batch = load(settings(clips__frames=6, clips__frame_stride=(3, 3)), range(24))
     assert batch["fps"].tolist() == [8.0] * 24
     assert (batch["motion"] > 0).all()
     flow = scene_motion.flow(scenes.make_scene(0), 0, 12 / 48, scene_motion.SCORE_SIDE)  # frames 0 and 4 of 0, 3, 6 ...

@@ -20,6 +20,7 @@ from lumos_jax import config, data, fileio
 from lumos_jax.data import cameras, captions, files, pipeline, shards
 from lumos_jax.data.decode import MAX_PIXELS, UndecodableImage, decode_cover, decode_square, size_of
 from lumos_jax.data.sources.folder import FolderSource
+from tests.fields import data_settings
 
 
 def encode(image, kind, **options):
@@ -129,7 +130,7 @@ def count_letters(batch):
 
 
 def test_a_caption_that_cannot_be_tokenized_is_a_corrupt_record():
-    chosen = config.Data(image_size=8, threads=2, sample_type="captioned", detailed_caption_prob=0.0)
+    chosen = data_settings(image_size=8, threads=2, sample_type="captioned", captions__detailed_caption_prob=0.0)
     source = Failing(None)
     source.read = lambda index: png(10 * index)
     batch = data.read_batch(chosen, source, [2, 3, 4], count_letters)
@@ -158,7 +159,7 @@ def test_captions_of_any_encoding(tmp_path, content, text):
             tar.add(tmp_path / name, name)
     for source in ("folder", "webdataset"):
         path = tmp_path / ("a.tar" if source == "webdataset" else "")
-        chosen = config.Data(source=source, path=str(path), sample_type="captioned", image_size=8, tar_index="")
+        chosen = config.Data(source=source, path=str(path), sample_type="captioned", image_size=8, index_dir="")
         assert data.make_source(chosen).captions(0) == (text, "")
 
 
@@ -173,7 +174,9 @@ def test_half_a_surrogate_pair_is_replaced(tmp_path, encoding, warnings_):
     (tmp_path / "a.png").write_bytes(png())
     lines = [{"file": "a.png", "caption": "old"}, {"file": "a.png", "caption": "a \ud83d b \ud83d\ude00"}]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding=encoding)
-    chosen = config.Data(source="folder", path=str(tmp_path), sample_type="captioned", detailed_caption_prob=0.0)
+    chosen = data_settings(
+        source="folder", path=str(tmp_path), sample_type="captioned", captions__detailed_caption_prob=0.0
+    )
     assert data.make_source(chosen).captions(0)[0] == "a \ufffd b \U0001f600"
     assert warnings_ == [f"{tmp_path}/captions.jsonl: 1 files have several lines, of which the last counts"]
 
@@ -305,7 +308,7 @@ def write_tar(path, members):
 
 
 def tar_source(path, **fields):
-    return data.make_source(config.Data(source="webdataset", path=str(path), **{"tar_index": "", **fields}))
+    return data.make_source(data_settings(source="webdataset", path=str(path), **{"index_dir": "", **fields}))
 
 
 def test_names_with_dots_are_records_unless_they_belong_to_one(tmp_path, warnings_):
@@ -313,7 +316,7 @@ def test_names_with_dots_are_records_unless_they_belong_to_one(tmp_path, warning
                ("d.e/Photo 2.0 (x).JPG", png(40)), ("left.right.detailed.txt", b"x"), ("left.right.png", png(50))]  # fmt: skip
     write_tar(tmp_path / "a.tar", members)
     for _ in range(2):  # the second time from the index
-        source = tar_source(tmp_path / "a.tar", tar_index=str(tmp_path / "index"))
+        source = tar_source(tmp_path / "a.tar", index_dir=str(tmp_path / "index"))
         assert list(source.names) == ["plain", "22.05", "d.e/Photo 2.0 (x)", "left.right"]
         assert [source.read(i) for i in range(4)] == [png(10), png(30), png(40), png(50)]
         assert source.captions(1) == ("early", "")
@@ -437,7 +440,7 @@ def test_no_reader_waits_for_a_pipe(special):
         os.mkfifo(special / name)
     for source, name in (("webdataset", "b.tar"), ("arrayrecord", "b.arrayrecord"), ("videos", "b.csv")):
         with pytest.raises(ValueError, match=r"no .*shards there|neither a directory nor a csv"):
-            data.make_source(config.Data(source=source, path=str(special / name), tar_index=""))
+            data.make_source(config.Data(source=source, path=str(special / name), index_dir=""))
 
 
 # --- The package.
@@ -468,8 +471,9 @@ class ToySource(Source):
 '''
 USE_TOY = """
 from lumos_jax import config, data
+from tests.fields import data_settings
 for fields in ({}, {"name": "gray", "sample_type": "clip"}):
-    try: config.validate(config.Settings(data=config.Data(source="toy", **fields)))
+    try: config.validate(config.Settings(data=data_settings(source="toy", **fields)))
     except ValueError as error: print(error)
 chosen = config.Data(source="toy", name="gray", image_size=4)
 config.validate(config.Settings(data=chosen))
@@ -493,7 +497,7 @@ def test_a_new_source_is_one_file(tmp_path):
     run = subprocess.run([sys.executable, "-c", USE_TOY], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
                          capture_output=True, text=True, check=False)  # fmt: skip
     assert run.stdout.splitlines() == [
-        "config.data.source=toy needs config.data.name",
+        "config.data.source=toy needs config.data.tfds.name",
         "config.data.source=toy does not go with config.data.sample_type=clip: that goes with mixture, scenes, videos",
         "8.0 True",
     ], run.stderr[-2000:]

@@ -229,9 +229,10 @@ PROGRAM = """
 import multiprocessing, signal, sys, time
 from absl import app
 from lumos_jax import config, data
+from tests.fields import data_settings
 
 def main(argv):
-    settings = config.Data(source="scenes", num_scenes=1000, image_size=96, workers=2, threads=2)
+    settings = data_settings(source="scenes", scenes__num_scenes=1000, image_size=96, workers=2, threads=2)
     batches = data.make_train_iterator(settings, data.make_source(settings), batch_size=4, rows=range(4), start_step=0)
     print("starting", flush=True)
     try:

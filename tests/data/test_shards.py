@@ -1,6 +1,5 @@
 """ArrayRecord shards and TFDS data sets."""
 
-import dataclasses
 import io
 import json
 import pathlib
@@ -12,6 +11,7 @@ from PIL import Image
 
 from lumos_jax import config, data
 from lumos_jax.data.sources.arrayrecord import ArrayRecordSource, image_of_example
+from tests.fields import data_settings, replace
 
 
 def png(level, side=9):
@@ -136,23 +136,25 @@ def flowers(tmp_path_factory):
 
 @pytest.mark.filterwarnings("default")  # TensorFlow's and TFDS's own
 def test_tfds_data_sets_by_name(flowers):
-    settings = config.Data(source="tfds", name="tiny_flowers", path=flowers, image_size=8)
+    settings = data_settings(source="tfds", tfds__name="tiny_flowers", path=flowers, image_size=8)
     source = data.make_source(settings)
     assert len(source) == 7
     assert source.read(0)[:4] == b"\x89PNG"  # still encoded
     batch = data.read_batch(settings, source, range(7))
     assert sorted(batch["image"][:, 4, 4, 2]) == [30 * i for i in range(7)]
     assert source.describe(3) == "tiny_flowers/train#3"
-    part = data.make_source(config.Data(source="tfds", name="tiny_flowers:1.0.0", path=flowers, split="train[:3]"))
+    part = data.make_source(
+        data_settings(source="tfds", tfds__name="tiny_flowers:1.0.0", path=flowers, tfds__split="train[:3]")
+    )
     assert len(part) == 3
     assert part.fingerprint() != source.fingerprint() == pickle.loads(pickle.dumps(source)).fingerprint()
-    captioned = config.Data(
+    captioned = data_settings(
         source="tfds",
-        name="tiny_flowers",
+        tfds__name="tiny_flowers",
         path=flowers,
         image_size=8,
         sample_type="captioned",
-        detailed_caption_prob=0.5,
+        captions__detailed_caption_prob=0.5,
     )
     source, levels = data.make_source(captioned), batch["image"][:, 4, 4, 2] // 30
     assert [pickle.loads(pickle.dumps(source)).captions(i) for i in range(7)] == [
@@ -170,7 +172,7 @@ def test_tfds_data_sets_by_name(flowers):
         del told["featuresDict"]["features"][name]
     (silent / "features.json").write_text(json.dumps(told))
     with pytest.raises(ValueError, match=r"silent_flowers has no feature caption, text, .*; it has image, label"):
-        data.make_source(dataclasses.replace(captioned, name="silent_flowers"))
+        data.make_source(replace(captioned, tfds__name="silent_flowers"))
 
     # Its shards are ArrayRecord files of Examples.
     same = data.make_source(config.Data(source="arrayrecord", path=f"{flowers}/tiny_flowers/1.0.0"))
@@ -185,7 +187,7 @@ def test_tfds_data_sets_by_name(flowers):
     with pytest.raises(
         ValueError, match=r"cannot be read at random: .*data_dir='DIRECTORY', file_format='array_record'"
     ):
-        data.make_source(config.Data(source="tfds", name="tiny_flowers", path=f"{flowers}/other"))
+        data.make_source(data_settings(source="tfds", tfds__name="tiny_flowers", path=f"{flowers}/other"))
 
     for field, value, message in (
         ("split", "test", r"Unknown split 'test'.* \(splits: train;"),
@@ -193,4 +195,8 @@ def test_tfds_data_sets_by_name(flowers):
         ("name", "mnist", r"mnist.* is not prepared in .* with: python -c .*tfds\.builder\('mnist', data_dir='"),
     ):
         with pytest.raises(ValueError, match=message):
-            data.make_source(config.Data(**{"source": "tfds", "name": "tiny_flowers", "path": flowers, field: value}))
+            data.make_source(
+                data_settings(
+                    **{"source": "tfds", "tfds__name": "tiny_flowers", "path": flowers, f"tfds__{field}": value}
+                )
+            )

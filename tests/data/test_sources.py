@@ -1,6 +1,5 @@
 """Folders and mixtures: what is a record, in which order, and what is said of what is not."""
 
-import dataclasses
 import os
 import pickle
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from lumos_jax import config, data
 from lumos_jax.data.sources.folder import FolderSource
+from tests.fields import data_settings, replace
 
 
 @pytest.fixture
@@ -112,8 +112,8 @@ def test_mixture_numbers_source_after_source(folder):
     assert source.describe(4) == "scene 0"
     batch = data.read_batch(settings, source, [0, 6])
     assert batch["weight"].all()
-    scene = data.read_batch(dataclasses.replace(settings, source="scenes", mixture=(), num_scenes=5), data.make_source(
-        config.Data(source="scenes", num_scenes=5, image_size=16)), [2])  # fmt: skip
+    scene = data.read_batch(replace(settings, source="scenes", mixture=(), scenes__num_scenes=5), data.make_source(
+        data_settings(source="scenes", scenes__num_scenes=5, image_size=16)), [2])  # fmt: skip
     assert np.array_equal(batch["image"][1], scene["image"][0])
 
 
@@ -149,7 +149,7 @@ def test_mixture_says_what_is_wrong(folder, change, message):
 
 
 def test_scenes_are_a_source():
-    settings = config.Data(source="scenes", num_scenes=12, image_size=16)
+    settings = data_settings(source="scenes", scenes__num_scenes=12, image_size=16)
     source = data.make_source(settings)
     assert len(source) == 12
     batch = data.read_batch(settings, source, [11, 0])
@@ -157,7 +157,7 @@ def test_scenes_are_a_source():
     assert not np.array_equal(batch["image"][0], batch["image"][1])
     assert (
         source.fingerprint()
-        != data.make_source(config.Data(source="scenes", num_scenes=13, image_size=16)).fingerprint()
+        != data.make_source(data_settings(source="scenes", scenes__num_scenes=13, image_size=16)).fingerprint()
     )
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from lumos_jax import config, data
 from lumos_jax.data import aspect
 from lumos_jax.data.sources.webdataset import TarSource
+from tests.fields import data_settings
 
 
 def png(level):
@@ -41,8 +42,8 @@ def shards(tmp_path):
 
 
 def settings(path, **fields):
-    return config.Data(
-        **{"source": "webdataset", "path": str(path), "image_size": 8, "tar_index": "", "threads": 1} | fields
+    return data_settings(
+        **{"source": "webdataset", "path": str(path), "image_size": 8, "index_dir": "", "threads": 1} | fields
     )
 
 
@@ -61,7 +62,7 @@ def test_files_of_one_stem_are_a_record(shards):
 
 
 def test_batches_have_pictures_and_captions_and_name_what_has_none(shards):
-    chosen = settings(shards, sample_type="captioned", detailed_caption_prob=0.0)
+    chosen = settings(shards, sample_type="captioned", captions__detailed_caption_prob=0.0)
     batch = data.read_batch(chosen, data.make_source(chosen), range(5))
     assert list(batch["caption"]) == ["raw b", "told by json", "detailed x", "", ""]
     assert list(batch["weight"]) == [1, 1, 1, 0, 0]
@@ -132,5 +133,5 @@ def test_what_is_no_shard_is_named(shards):
 
 
 def test_buckets_take_sizes_from_the_headers(shards):
-    chosen = settings(shards, sample_type="captioned", buckets=True, bucket_step=2, bucket_index="")
+    chosen = settings(shards, sample_type="captioned", buckets__enabled=True, buckets__step=2, index_dir="")
     assert aspect.record_sizes(chosen, data.make_source(chosen)).tolist() == [[9, 9]] * 4 + [[0, 0]]

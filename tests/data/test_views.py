@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumos_jax import config, data
+from lumos_jax import data
 from lumos_jax.data import CorruptRecord, cameras
 from lumos_jax.data.sources import objaverse
 from lumos_jax.data.sources.scenes import ScenesSource
 from lumos_jax.scenes import render as scene_render
 from lumos_jax.scenes import scene as scenes
+from tests.fields import data_settings
 
 SIZE = 12
 
@@ -43,7 +44,7 @@ def renders(tmp_path):
 
 
 def settings(source, **fields):
-    return config.Data(source=source, sample_type="views", image_size=SIZE, **fields)
+    return data_settings(source=source, sample_type="views", image_size=SIZE, **fields)
 
 
 def read(path, records):
@@ -84,7 +85,7 @@ def test_what_is_no_camera_is_refused(change, message):
 
 
 def test_scenes_give_pairs_whose_camera_tells_them_apart():
-    chosen = settings("scenes", num_scenes=50)
+    chosen = settings("scenes", scenes__num_scenes=50)
     source = data.make_source(chosen)
     batch = data.read_batch(chosen, source, [3, 4])
     assert batch["image"].shape == batch["input"].shape == (2, SIZE, SIZE, 3)
@@ -103,7 +104,7 @@ def test_scenes_give_pairs_whose_camera_tells_them_apart():
 
 def test_training_pairs_follow_seed_and_position_alone():
     def batches(rows, start, **fields):
-        chosen = settings("scenes", num_scenes=6, holdout=2, **fields)
+        chosen = settings("scenes", scenes__num_scenes=6, holdout=2, **fields)
         source = data.make_source(chosen)
         iterator = data.make_train_iterator(chosen, source, batch_size=4, rows=rows, start_step=start)
         first = [next(iterator) for _ in range(2)]
@@ -204,7 +205,7 @@ def test_mixtures_of_scenes_and_renders_give_pairs(renders):
     source = data.make_source(mixed)
     batch = data.read_batch(mixed, source, [0, 5])
     assert batch["weight"].all()
-    alone = settings("scenes", num_scenes=4)
+    alone = settings("scenes", scenes__num_scenes=4)
     (expected, _), _ = data.make_source(alone).posed_views(2, np.random.default_rng(1), 2)
     assert np.array_equal(source.posed_views(5, np.random.default_rng(1), 2)[0][0], expected)
 

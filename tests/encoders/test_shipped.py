@@ -8,6 +8,7 @@ import numpy as np
 
 from lumos_jax import config, data, encoders, evaluation
 from lumos_jax.encoders import frozen, whitening
+from tests.fields import data_settings
 
 SCENES = config.Encoder(weights="scenes", output="all", normalize="none", resize=32, image_size=32, dtype="float32")
 BANK, QUERIES = 1024, 512
@@ -16,7 +17,7 @@ FIRST = 2**31  # far from the scenes that it was trained on
 
 def test_nearest_neighbours_of_the_shipped_encoder_agree_on_what_is_shown():
     assert sum(path.stat().st_size for path in pathlib.Path(frozen.SHIPPED).iterdir()) < 3_000_000
-    settings = config.Data(source="scenes", image_size=48, num_scenes=2**32 - 1)
+    settings = data_settings(source="scenes", image_size=48, scenes__num_scenes=2**32 - 1)
     source = data.make_source(settings)
     records = range(FIRST, FIRST + BANK + QUERIES)
     images = data.read_batch(settings, source, records)["image"]

@@ -22,6 +22,7 @@ from lumos_jax.preparation import cache
 from lumos_jax.scenes.scene import captions as scene_captions
 from lumos_jax.scenes.scene import make_scene
 from lumos_jax.train import loop, sharding
+from tests.fields import put
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -44,9 +45,7 @@ def settings_of(kind, **fields):
         tiny = {"kind": "kl", "weights": "random:0", "channels": (8, 16), "layers": 1, "groups": 4, "dtype": "float32"}
         tree["autoencoder"] |= tiny
         tree["model"]["patch_size"] = 2
-    for name, value in fields.items():
-        group, field = name.split("__")
-        tree[group][field] = value
+    put(tree, fields)
     return config_io.from_dict(tree)
 
 
@@ -128,7 +127,7 @@ def check_sheet(settings, online, on_a_cache):
 
 
 def test_networks_other_than_the_caches_are_refused_by_name(one_device, tmp_path):
-    settings = settings_of("kl", data__num_scenes=40, data__holdout=32)
+    settings = settings_of("kl", data__scenes__num_scenes=40, data__holdout=32)
     write(settings, tmp_path / "cache")
     for fields, named in (
         ({"encoder__weights": "random:1"}, r"config\.encoder\.identity: 'random:0@.*' in the cache, 'random:1@"),
@@ -138,12 +137,14 @@ def test_networks_other_than_the_caches_are_refused_by_name(one_device, tmp_path
         ({"autoencoder__kind": "identity"}, r"config\.autoencoder\.kind: 'kl' in the cache, 'identity' now"),
         ({"data__image_size": 32}, r"config\.data\.image_size: 16 in the cache, 32 now"),
     ):
-        other = settings_of("kl", data__num_scenes=40, data__holdout=32, **fields)
+        other = settings_of("kl", data__scenes__num_scenes=40, data__holdout=32, **fields)
         with pytest.raises(ValueError, match=named):
             loop.prepare(on_cache(other, tmp_path / "cache"), str(tmp_path / "run"))
     with pytest.raises(ValueError, match=named):
         write(other, tmp_path / "cache")
-    same = settings_of("kl", data__num_scenes=40, data__holdout=32, autoencoder__posterior="mode", autoencoder__tile=4)
+    same = settings_of(
+        "kl", data__scenes__num_scenes=40, data__holdout=32, autoencoder__posterior="mode", autoencoder__tile=4
+    )
     loop.prepare(on_cache(same, tmp_path / "cache"), str(tmp_path / "run")).checkpoints.close()
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
@@ -168,7 +169,7 @@ def test_undecodable_records_are_kept_with_weight_0(tmp_path):
 
 
 def test_a_value_that_the_dtype_cannot_hold_is_an_error(tmp_path, monkeypatch):
-    settings = settings_of("identity", data__num_scenes=40, data__holdout=32)
+    settings = settings_of("identity", data__scenes__num_scenes=40, data__holdout=32)
     encoder = type(tasks.make_task(settings)[0].encoder)
     monkeypatch.setattr(encoder, "apply", lambda self, params, image: jnp.full((16, 5, 32), 1e5))
     with pytest.raises(ValueError, match=r"record 0 \(.*\) is not finite in float16: use --dtype=bfloat16"):
@@ -177,7 +178,7 @@ def test_a_value_that_the_dtype_cannot_hold_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_damaged_shard_is_written_again_and_alone(tmp_path):
-    settings = settings_of("identity", data__num_scenes=40, data__holdout=32)
+    settings = settings_of("identity", data__scenes__num_scenes=40, data__holdout=32)
     write(settings, tmp_path / "cache", shard_records=16)
     files = {p.name: p for p in (tmp_path / "cache").iterdir()}
     before = {name: (path.read_bytes(), path.stat().st_mtime_ns) for name, path in files.items()}
@@ -212,7 +213,12 @@ def finish(process, code=0):
 
 
 def test_killed_after_the_first_shard_it_goes_on_to_the_same_bytes(prepare, tmp_path):
-    arguments = ("cache", "--config=configs/i2i.py:test", "--shard_records=32", "--config.data.num_scenes=640")
+    arguments = (
+        "cache",
+        "--config=configs/i2i.py:test",
+        "--shard_records=32",
+        "--config.data.scenes.num_scenes=640",
+    )
     output = finish(prepare(*arguments, f"--out={tmp_path / 'whole'}"))
     assert "640 records, 0 of them undecodable" in output
     process = prepare(*arguments, f"--out={tmp_path / 'killed'}")
@@ -251,12 +257,12 @@ def test_mistakes_are_one_clear_line(prepare, tmp_path):
         ),
         ({"data__flip": True}, {}, "crop=center, flip=True: a cache holds one"),
         ({"data__source": "cached", "data__path": "x"}, {}, "is a cache already"),
-        ({"data__sample_type": "clip", "data__frames": 4}, {}, r"data\.sample_type=clip is drawn anew"),
+        ({"data__sample_type": "clip", "data__clips__frames": 4}, {}, r"data\.sample_type=clip is drawn anew"),
         ({"data__sample_type": "views"}, {}, r"data\.sample_type=views is drawn anew"),
         (
-            {"data__sample_type": "captioned", "data__buckets": True},
+            {"data__sample_type": "captioned", "data__buckets__enabled": True},
             {},
-            r"a cache holds squares.*set --config\.data\.buckets=False",
+            r"a cache holds squares.*set --config\.data\.buckets\.enabled=False",
         ),
         ({}, {"batch_size": 12}, "--batch_size=12 does not split over 8 devices"),
         ({}, {"shard_records": 0}, "--shard_records=0 must be at least 1"),
@@ -276,31 +282,29 @@ def test_what_has_no_frozen_features_is_refused(tmp_path):
 
 
 def test_another_storage_into_the_same_directory_is_refused(tmp_path):
-    settings = settings_of("identity", data__num_scenes=40, data__holdout=32)
+    settings = settings_of("identity", data__scenes__num_scenes=40, data__holdout=32)
     write(settings, tmp_path)
     with pytest.raises(ValueError, match="--dtype: 'float32' in the cache, 'float16' now"):
         write(settings, tmp_path, dtype="float16")
-    more = settings_of("identity", data__num_scenes=41, data__holdout=32)
-    with pytest.raises(ValueError, match=r"config\.data\.num_scenes: 40 in the cache, 41 now"):
+    more = settings_of("identity", data__scenes__num_scenes=41, data__holdout=32)
+    with pytest.raises(ValueError, match=r"config\.data\.scenes\.num_scenes: 40 in the cache, 41 now"):
         write(more, tmp_path)
 
 
 def text_settings(**fields):
     """configs/t2i.py:test, as short as `settings_of` makes it."""
     tree = t2i.get_config("test").to_dict()
-    changed = config_io.to_dict(settings_of("identity", data__num_scenes=72, train__steps=4, eval__every=4))
+    changed = config_io.to_dict(settings_of("identity", data__scenes__num_scenes=72, train__steps=4, eval__every=4))
     tree |= {group: changed[group] for group in ("optimizer", "model", "train", "log")}
-    tree["data"] |= {"num_scenes": 72}
+    tree["data"]["scenes"]["num_scenes"] = 72
     tree["eval"] = changed["eval"] | {"num_examples": 16, "guidance": 2.0}
-    for name, value in fields.items():
-        group, field = name.split("__")
-        tree[group][field] = value
+    put(tree, fields)
     return config_io.from_dict(tree)
 
 
 def test_a_cache_of_captions_trains_as_online(one_device, tmp_path):
     """Both captions of a record are kept, unpadded; the choice, exchanged captions among them, is that of the online run."""
-    settings = text_settings(data__caption_noise=0.5)
+    settings = text_settings(data__captions__noise=0.5)
     online = losses(settings, tmp_path / "online")
     made, _ = write(settings, tmp_path / "cache", shard_records=40)
     assert made.arrays["feature"] == made.arrays["feature_detailed"] == ("float32", (-1, 32))

@@ -14,15 +14,14 @@ from lumos_jax.config import io as config_io
 from lumos_jax.tasks import dino, make_task
 from lumos_jax.tasks.dino import Crops
 from lumos_jax.train import loop, rngs
+from tests.fields import put
 
 
 def settings(**changes):
     """configs/dino.py:test without masked patches and pixels by default."""
     made = dino_config.test()
     made.task.mask_weight = made.task.pixel_weight = 0.0
-    for name, value in changes.items():
-        group, field = name.split("__")
-        made[group][field] = value
+    put(made, changes)
     return config_io.resolve(made)
 
 

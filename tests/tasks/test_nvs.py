@@ -23,15 +23,14 @@ from lumos_jax.scenes import scene as scenes
 from lumos_jax.train import loop, startup
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.weights.rules import flatten
+from tests.fields import put
 from tests.running import flags_of
 
 
 def settings_with(of=nvs, **changes):
     made = of.test()
     made.model.size, made.encoder.size = "32x1x2", "32x1x4"  # half as long to compile
-    for name, value in changes.items():
-        group, field = name.split("__")
-        made[group][field] = value
+    put(made, changes)
     return config_io.resolve(made)
 
 

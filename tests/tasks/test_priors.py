@@ -15,6 +15,7 @@ from lumos_jax.config import io as config_io
 from lumos_jax.models import Condition
 from lumos_jax.tasks import make_task, releases
 from lumos_jax.train import loop
+from tests.fields import put
 from tests.running import flags_of
 from tests.weights import test_official_dit as released
 
@@ -26,9 +27,7 @@ def settings(study, **changes):
     made.train.steps = made.checkpoint.every = made.eval.every = 2
     made.eval.steps, made.eval.rows = 2, 1
     made.optimizer.decay, made.log.tensorboard = "constant", False
-    for name, value in changes.items():
-        group, field = name.split("__")
-        made[group][field] = value
+    put(made, changes)
     return config_io.resolve(made)
 
 
@@ -51,13 +50,13 @@ def test_settings_without_a_meaning_are_refused():
     for study, changes, message in (
         (unconditional, {"eval__guidance": 2.0}, r"eval\.guidance=2\.0"),
         (unconditional, {"task__condition_dropout": 0.1}, r"task\.condition_dropout=0\.1"),
-        (class_conditional, {"data__sample_type": "image", "data__classes": 0}, "set it to labeled"),
+        (class_conditional, {"data__sample_type": "image", "data__num_classes": 0}, "set it to labeled"),
         (rcg, {"encoder__output": "all"}, "5 tokens an image"),
     ):
         with pytest.raises(ValueError, match=message):
             make_task(settings(study, **changes))
-    with pytest.raises(ValueError, match=r"data\.classes=0"):
-        settings(class_conditional, data__classes=0)
+    with pytest.raises(ValueError, match=r"data\.num_classes=0"):
+        settings(class_conditional, data__num_classes=0)
 
 
 def test_classes_reach_the_embedding_and_another_class_is_another_condition():

@@ -8,7 +8,7 @@ from configs import i2i, i2v
 from tests.stepping import assert_close, build, losses, settings_with, train
 
 CLIPS = {
-    "data": {"image_step_fraction": 0.5},
+    "data": {"clips.image_step_fraction": 0.5},
     "model": {"size": "32x1x2"},
     "train": {"batch_size": 4},
     "optimizer": {"learning_rate": 0.01, "warmup_steps": 0},

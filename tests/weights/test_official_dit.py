@@ -115,7 +115,7 @@ def test_output_agrees_with_the_equations(kind, tmp_path):
     x = rng.normal(size=(4, CHANNELS, GRID * PATCH, GRID * PATCH)).astype(np.float32)
     t = np.array([0, 3, 20, 71], np.float32)  # float32 knows the angle of step 999 to 6e-5 only
     if kind == "dit":
-        assert (prior.settings.data.sample_type, prior.settings.data.classes) == ("labeled", CLASSES)
+        assert (prior.settings.data.sample_type, prior.settings.data.num_classes) == ("labeled", CLASSES)
         condition = Condition(vector=jnp.array([[0.0], [2], [4], [1]]))
         table = state["y_embedder.embedding_table.weight"]
         given, null = table[[0, 2, 4, 1]], table[[CLASSES]]

@@ -31,7 +31,7 @@ class Use:
     Attributes:
       training: random crops and mirrors, captions that change from epoch to epoch.
       everything: not for training, but all of a record that training may choose from, as a cache keeps it.
-      assigned: with config.data.buckets, (records,) the number of each record's bucket; None takes the square one.
+      assigned: with config.data.buckets.enabled, (records,) the number of each record's bucket; None takes the square one.
       batch_size: rows of a global batch.
     """
 

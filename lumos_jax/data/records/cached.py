@@ -94,5 +94,5 @@ def make(data: Data, source: Source, use: Use) -> CachedLoader:
         )
     if data.sample_type != "captioned":
         return CachedLoader(source, arrays)
-    length, noise = manifest.made_by["encoder.max_tokens"], data.caption_noise if use.training else 0.0
-    return CachedCaptions(source, arrays, length, data.seed, use.training, data.detailed_caption_prob, noise)
+    length, noise = manifest.made_by["encoder.max_tokens"], data.captions.noise if use.training else 0.0
+    return CachedCaptions(source, arrays, length, data.seed, use.training, data.captions.detailed_caption_prob, noise)

@@ -70,9 +70,11 @@ class Captioned(Loader):
 
     @classmethod
     def make(cls, data: Data, source: Source, use: Use) -> Captioned:
-        images = (BucketImages if data.buckets else Images).make(data, source, use)
-        noise = data.caption_noise if use.training else 0.0
-        return cls(images, use.training, data.detailed_caption_prob, data.clean_captions, noise, use.everything)
+        images = (BucketImages if data.buckets.enabled else Images).make(data, source, use)
+        noise = data.captions.noise if use.training else 0.0
+        return cls(
+            images, use.training, data.captions.detailed_caption_prob, data.captions.clean, noise, use.everything
+        )
 
     @property
     def source(self) -> Source:

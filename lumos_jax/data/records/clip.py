@@ -39,20 +39,23 @@ class Clips(Loader):
         super().check(data, source)
         for part in source.parts:
             most = part.source.clip_frames
-            if most is not None and (data.frames - 1) * data.frame_stride[1] >= most:
+            if most is not None and (data.clips.frames - 1) * data.clips.frame_stride[1] >= most:
                 raise ValueError(
-                    f"config.data.frames={data.frames} with frame_stride={data.frame_stride}: a scene's clip has {most} "
+                    f"config.data.clips.frames={data.clips.frames} with frame_stride={data.clips.frame_stride}: a scene's "
+                    f"clip has {most} "
                     "frames; (frames - 1) x stride must be below that"
                 )
 
     @classmethod
     def make(cls, data: Data, source: Source, use: Use) -> Clips | Joint:
         crop, flip = use.training and data.crop == "random", use.training and data.flip
-        clips = cls(source, data.frames, data.frame_stride, data.image_size, data.seed, use.training, crop, flip)
-        if not (use.training and data.image_step_fraction):
+        clips = cls(
+            source, data.clips.frames, data.clips.frame_stride, data.image_size, data.seed, use.training, crop, flip
+        )
+        if not (use.training and data.clips.image_step_fraction):
             return clips
         stills = Stills(dataclasses.replace(clips, frames=1, stride=(1, 1)))
-        return Joint(clips, stills, data.image_step_fraction, use.batch_size)
+        return Joint(clips, stills, data.clips.image_step_fraction, use.batch_size)
 
     def row(self) -> Row:
         return {

@@ -22,10 +22,11 @@ class Labeled(Loader):
     @classmethod
     def check(cls, data: Data, source: Source) -> None:
         super().check(data, source)
-        if len(source.classes) != data.classes:
+        if len(source.classes) != data.num_classes:
             few = ", ".join(map(printable, source.classes[:3]))
             raise ValueError(
-                f"config.data.classes={data.classes}, but the source has {len(source.classes)} ({few} ...): set it to that"
+                f"config.data.num_classes={data.num_classes}, but the source has {len(source.classes)} ({few} "
+                "...): set it to that"
             )
 
     @classmethod

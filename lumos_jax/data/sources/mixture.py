@@ -106,11 +106,18 @@ def _open_part(data: Data, number: int) -> tuple[Source, float]:
     if fields.get("source") not in allowed:
         raise ValueError(f"{where} needs source, not {fields.get('source')!r}: one of {', '.join(sorted(allowed))}")
     needed = allowed[fields["source"]].needs
-    if needed and not fields.get(needed):
-        raise ValueError(f"{where}: source {fields['source']} needs {needed}")
+    if needed and not fields.get(needed.rpartition(".")[2]):
+        raise ValueError(f"{where}: source {fields['source']} needs {needed.rpartition('.')[2]}")
     try:
         # Nothing is taken over from config.data itself: an entry's path and name are its own.
-        own = dataclasses.replace(data, mixture=(), **{"path": "", "name": "", "split": "train", **fields})
+        own = dataclasses.replace(
+            data,
+            mixture=(),
+            source=fields["source"],
+            path=fields.get("path", ""),
+            scenes=dataclasses.replace(data.scenes, num_scenes=fields.get("num_scenes", data.scenes.num_scenes)),
+            tfds=dataclasses.replace(data.tfds, name=fields.get("name", ""), split=fields.get("split", "train")),
+        )
         return make_source(own), float(weight)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error

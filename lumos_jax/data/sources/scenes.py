@@ -48,8 +48,10 @@ class ScenesSource(Source, HasCaptions, HasLabels, HasClips, HasViews):
 
     @classmethod
     def open(cls, data: Data) -> ScenesSource:
-        ratios = data.bucket_ratios if data.buckets else None
-        return cls(data.num_scenes, data.image_size, ratios=ratios, turn=math.radians(data.view_turn))
+        ratios = data.buckets.ratios if data.buckets.enabled else None
+        return cls(
+            data.scenes.num_scenes, data.image_size, ratios=ratios, turn=math.radians(data.scenes.max_view_angle)
+        )
 
     def __len__(self) -> int:
         return self.records

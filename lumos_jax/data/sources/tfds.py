@@ -26,13 +26,13 @@ class TfdsSource(Source, HasCaptions, HasLabels):
       ValueError: no such data set or split, no image in it, or not prepared for random access.
     """
 
-    needs = "name"
+    needs = "tfds.name"
 
     def __init__(self, name: str, split: str, data_dir: str, captioned: bool = False):
         self.name, self.split, self.data_dir = name, split, os.path.expanduser(data_dir) or None
         self._length = len(self._set.shards)
         if not self._length:
-            raise ValueError(f"config.data.name={name!r}, split={split!r}: no records")
+            raise ValueError(f"config.data.tfds.name={name!r}, split={split!r}: no records")
         if captioned and self._set.texts == (None, None):
             raise ValueError(
                 f"config.data.sample_type=captioned: {name} has no feature {', '.join(_RAW)} or detailed; "
@@ -41,7 +41,7 @@ class TfdsSource(Source, HasCaptions, HasLabels):
 
     @classmethod
     def open(cls, data: Data) -> TfdsSource:
-        return cls(data.name, data.split, data.path, data.sample_type == "captioned")
+        return cls(data.tfds.name, data.tfds.split, data.path, data.sample_type == "captioned")
 
     @functools.cached_property
     def _set(self) -> _OpenSet:
@@ -65,7 +65,7 @@ class TfdsSource(Source, HasCaptions, HasLabels):
     def classes(self) -> tuple[str, ...]:
         features = self._set.info.features
         if self._set.label is None:
-            raise ValueError(f"config.data.name={self.name!r} has no class label; it has {', '.join(features)}")
+            raise ValueError(f"config.data.tfds.name={self.name!r} has no class label; it has {', '.join(features)}")
         return tuple(features[self._set.label].names)
 
     def label(self, index: int) -> int:
@@ -84,7 +84,7 @@ class _OpenSet:
     def __init__(self, name: str, split: str, data_dir: str | None):
         import tensorflow_datasets as tfds  # seconds to import, and only this source needs it
 
-        what = f"config.data.name={name!r}, split={split!r}"
+        what = f"config.data.tfds.name={name!r}, split={split!r}"
         where = data_dir or tfds.core.constants.DATA_DIR
         # Not TFDS's own command line, which needs Apache Beam even where the data set does not.
         prepare = (

@@ -76,7 +76,7 @@ class TarSource(Source, HasCaptions):
 
     @classmethod
     def open(cls, data: Data) -> TarSource:
-        return cls(data.path, data.tar_index)
+        return cls(data.path, data.index_dir and f"{data.index_dir}/tars")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -165,7 +165,7 @@ def _index_of(path: str, kept: pathlib.Path | None) -> _Index:
         partial.replace(file)
     except OSError as error:
         logging.warning(
-            "config.data.tar_index=%s cannot be written to (%s): headers are read at each start", kept, error
+            "config.data.index_dir=%s cannot be written to (%s): headers are read at each start", kept, error
         )
     return index
 
