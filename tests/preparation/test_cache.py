@@ -68,13 +68,10 @@ def on_cache(settings, path):
 
 
 @pytest.fixture
-def quick_to_compile(monkeypatch):
-    """One device of the eight, and hardly an optimisation: these runs are short."""
+def one_device(monkeypatch):
+    """Of the eight: these runs are short."""
     make = sharding.make_mesh
     monkeypatch.setattr(sharding, "make_mesh", lambda mesh, devices=None: make(mesh, jax.devices()[:1]))
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def without_evaluation(settings):
@@ -92,7 +89,7 @@ def largest_difference(ours, theirs):
 
 
 @pytest.mark.parametrize("kind", ["identity", "kl"])
-def test_cached_and_online_runs_log_the_same_losses(quick_to_compile, tmp_path, kind):
+def test_cached_and_online_runs_log_the_same_losses(one_device, tmp_path, kind):
     settings = settings_of(kind)
     if kind == "identity":
         settings = without_evaluation(settings)
@@ -129,7 +126,7 @@ def check_sheet(settings, online, on_a_cache):
     assert np.abs(shown - np.asarray(decoded)[0].astype(int)).max() <= 1
 
 
-def test_networks_other_than_the_caches_are_refused_by_name(quick_to_compile, tmp_path):
+def test_networks_other_than_the_caches_are_refused_by_name(one_device, tmp_path):
     settings = settings_of("kl", data__scenes__num_scenes=40, data__holdout=32)
     write(settings, tmp_path / "cache")
     for fields, named in (
@@ -305,7 +302,7 @@ def text_settings(**fields):
     return config_io.from_dict(tree)
 
 
-def test_a_cache_of_captions_trains_as_online(quick_to_compile, tmp_path):
+def test_a_cache_of_captions_trains_as_online(one_device, tmp_path):
     """Both captions of a record are kept, unpadded; the choice, exchanged captions among them, is that of the online run."""
     settings = text_settings(data__captions__noise=0.5)
     online = losses(settings, tmp_path / "online")

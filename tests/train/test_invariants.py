@@ -58,14 +58,7 @@ def test_eight_devices_agree_with_one(of, optimizer):
     assert_close(state.ema, alone_state.ema, atol=2e-4 if muon else 2e-5)
 
 
-@pytest.fixture
-def quick_to_compile():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_meshes_agree_on_captions_in_buckets(quick_to_compile):
+def test_meshes_agree_on_captions_in_buckets():
     """Two steps in two buckets, so two programs a mesh."""
     groups = {
         "data": {"buckets.enabled": True, "buckets.step": 4, "buckets.ratios": (0.6, 1.2), "seed": 1},
