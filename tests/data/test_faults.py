@@ -460,10 +460,10 @@ from lumos_jax.data.base import Source, register
 
 @register("toy")
 class ToySource(Source):
-    needs = "name"
+    needs = "tfds.name"
     def __init__(self, name): self.name = name
     @classmethod
-    def open(cls, data): return cls(data.name)
+    def open(cls, data): return cls(data.tfds.name)
     def __len__(self): return 50
     def read(self, index): return np.full((4, 4, 3), index, np.uint8)
     def describe(self, index): return f"{self.name} {index}"
@@ -471,11 +471,10 @@ class ToySource(Source):
 '''
 USE_TOY = """
 from lumos_jax import config, data
-from tests.fields import data_settings
-for fields in ({}, {"name": "gray", "sample_type": "clip"}):
-    try: config.validate(config.Settings(data=data_settings(source="toy", **fields)))
+for fields in ({}, {"tfds.name": "gray", "sample_type": "clip"}):
+    try: config.validate(config.Settings(data=config.replace(config.Data(), {"source": "toy", **fields})))
     except ValueError as error: print(error)
-chosen = config.Data(source="toy", name="gray", image_size=4)
+chosen = config.replace(config.Data(), {"source": "toy", "tfds.name": "gray", "image_size": 4})
 config.validate(config.Settings(data=chosen))
 batches = data.make_train_iterator(chosen, data.make_source(chosen), batch_size=8, rows=range(8), start_step=0)
 batch = next(batches)

@@ -213,9 +213,8 @@ def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
     config.validate(dataclasses.replace(made, encoder=wanted))
     encoder, params = encoders.make_encoder(wanted)
     images = data.read_batch(made.data, data.make_source(made.data), range(256))["image"]
-    white, raw = (
-        np.asarray(e.apply(params, images)) for e in (encoder, dataclasses.replace(encoder, normalize="none"))
-    )
+    plain = dataclasses.replace(encoder, settings=dataclasses.replace(wanted, normalize="none"))
+    white, raw = (np.asarray(each.apply(params, images)) for each in (encoder, plain))
     assert white.shape == (256, 5, 32)
     spreads = [np.linalg.eigvalsh(np.cov(tokens.reshape(-1, 32).T)) for tokens in (white, raw)]
     assert np.abs(white.mean((0, 1))).max() < 1e-3 < np.abs(raw.mean((0, 1))).max()
