@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 from lumos_jax import cli, config, data, encoders
-from lumos_jax.checkpoints import CheckpointError, Checkpoints
+from lumos_jax.checkpoints import CheckpointError, Checkpoints, quiet_logs
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import frozen, whitening
 from lumos_jax.models.network import make_size
@@ -218,4 +218,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    quiet_logs()
     sys.exit(main())

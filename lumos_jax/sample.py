@@ -25,7 +25,7 @@ import sys
 from collections.abc import Sequence
 
 from lumos_jax import cli, config
-from lumos_jax.checkpoints import CheckpointError
+from lumos_jax.checkpoints import CheckpointError, quiet_logs
 from lumos_jax.diffusion import SAMPLERS
 from lumos_jax.tasks.sampling import check_output
 from lumos_jax.train import sampler
@@ -113,4 +113,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    quiet_logs()
     sys.exit(main())

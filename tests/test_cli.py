@@ -43,6 +43,9 @@ def run(monkeypatch, capsys):
     [
         ([*GOOD, "--confg=x"], "confg"),
         ([*GOOD, "--config.data.pth=x"], "unknown field pth in --config.data.pth=x"),
+        ([*GOOD, "--config.data.records=40"], "this field is config.data.scenes.num_scenes now"),
+        ([*GOOD, "--config.video.sample_fps=4"], "this field is config.task.fps now"),
+        ([*GOOD, "--config.model.width=64"], "this field is config.model.size now"),
         ([*GOOD, "--config.dat.path=x"], "unknown field dat in --config.dat.path=x"),
         ([*GOOD, "--config.train.steps=1e3"], "--config.train.steps=1e3"),
         ([*GOOD, "--config.train.steps"], "--config.train.steps"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import runpy
 
 import pytest
 
@@ -77,6 +78,19 @@ def test_gone_fields_are_refused_by_name_unless_they_had_their_default(tmp_path)
     tree["model"]["mlp_ratio"] = 2.0
     with pytest.raises(ValueError, match=r"config\.model\.mlp_ratio=2\.0 of these settings is gone"):
         config_io.from_saved(tree)
+
+
+FORMER = json.loads((pathlib.Path(__file__).parent / "goldens" / "former_settings.json").read_text())
+
+
+@pytest.mark.parametrize("task", FORMER)
+def test_settings_of_the_former_layout_are_those_of_the_same_config_today(task):
+    """The config.json that configs/<task>.py:test wrote before settings were renamed and grouped."""
+    folder = pathlib.Path(__file__).parents[1] / "configs"
+    path = next(path for path in (folder / f"{task}.py", folder / "ablations" / f"{task}.py") if path.exists())
+    today = runpy.run_path(str(path))["get_config"]("test")
+    today.train.compilation_cache, today.log.tensorboard = "", False  # as the commands said
+    assert config_io.from_saved(FORMER[task]) == config_io.resolve(today)
 
 
 def test_the_documentation_is_of_these_settings():

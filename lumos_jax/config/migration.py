@@ -42,6 +42,20 @@ RENAMED = {
     "eval.bank": "eval.knn_bank_size",
 }
 
+# Old names of which several are one field now -> that field.
+_JOINED = {
+    "model.width": "model.size",
+    "model.depth": "model.size",
+    "model.heads": "model.size",
+    "encoder.width": "encoder.size",
+    "encoder.depth": "encoder.size",
+    "optimizer.boosted": "optimizer.lr_multipliers",
+    "optimizer.boost": "optimizer.lr_multipliers",
+    "task.hidden": "task.head",
+    "task.bottleneck": "task.head",
+    "task.prototypes": "task.head",
+}
+
 # Fields that are gone -> the only value that this version can continue, their old default.
 _DELETED = {
     "model.mlp_ratio": 4.0,
@@ -118,10 +132,10 @@ def _join_size(flat: dict[str, Any], group: str) -> None:
 
 
 def new_name(old: str) -> str | None:
-    """Today's name of a field that was renamed; None of others."""
+    """Today's name of a field that was renamed or joined with others; None of others."""
     group, _, field = old.partition(".")
     moved = f"task.{field}" if group in _TASK_GROUPS else old
-    found = RENAMED.get(moved, moved)
+    found = _JOINED.get(moved) or RENAMED.get(moved, moved)
     return found if found != old else None
 
 
