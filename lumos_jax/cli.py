@@ -19,9 +19,9 @@ from absl import flags, logging
 
 from lumos_jax import cluster
 from lumos_jax.config import migration
+from lumos_jax.train.stop import FAILED, STOPPED
 
-FAILED, USER_ERROR = 1, 2
-STOPPED = {"SIGINT": 130, "SIGTERM": 143}  # as a shell reports them
+USER_ERROR = 2
 # How errors of JAX's runtime begin, ValueErrors among them, as where another process is gone.
 _RUNTIME = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|FAILED_PRECONDITION): ")
 

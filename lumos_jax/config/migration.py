@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lumos_jax.config.fields import flatten_settings
+
 # Groups that are gone -> the task whose settings they held, which is the group `task` now.
 _TASK_GROUPS = {"video": "i2v", "dino": "dino", "nvs": "nvs"}
 
@@ -89,7 +91,7 @@ _VALUES = {
 
 def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings of any earlier layout -> today's; those of today are unchanged."""
-    return unflatten(upgrade_flat(_flatten(tree)))
+    return unflatten(upgrade_flat(flatten_settings(tree)))
 
 
 def upgrade_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,13 +155,6 @@ def _of_the_task(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def _upgrade_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {{"records": "num_scenes"}.get(name, name): value for name, value in entry.items()}
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

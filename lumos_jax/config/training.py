@@ -87,7 +87,6 @@ class Mesh:
 
     data: Annotated[int, "data parallel"] = -1
     fsdp: Annotated[int, "parameters, gradients and optimizer state sharded as well"] = 1
-    tensor: ClassVar[int] = 1
     context: Annotated[int, "frames of clips sharded"] = 1
 
     def check(self) -> None:

@@ -92,6 +92,11 @@ def _depth(state: State, pattern: str) -> int:
 
 
 def recognize_vit(state: State, described: Mapping[str, Any] | None, heads: int, origin: str) -> Recognized:
+    """The ViT that weights are for, by their config.json (`described`) or, without one, by names, shapes and `heads`.
+
+    Raises:
+      ValueError: another architecture, or one that names and shapes do not tell; names `origin`.
+    """
     shapes, table = shapes_of(state), names.vit_rules(state)
     if described is None and table is not names.OFFICIAL_VIT:
         described = _vit_config(shapes, table, heads)
@@ -185,6 +190,7 @@ def recognize_kl(state: State, described: Mapping[str, Any] | None, heads: int, 
 
 
 def recognize_t5(state: State, described: Mapping[str, Any] | None, heads: int, origin: str) -> Recognized:
+    """The T5 encoder that weights are for, as `recognize_vit`; shapes alone tell the number of heads."""
     described = _config(
         described or _t5_config(shapes_of(state)), origin, ("t5", "mt5"), "an encoder of T5 v1.1 or Flan-T5"
     )
@@ -219,6 +225,7 @@ def _t5_config(shapes: Shapes) -> dict[str, Any] | None:
 
 
 def recognize_clip_text(state: State, described: Mapping[str, Any] | None, heads: int, origin: str) -> Recognized:
+    """The CLIP text encoder that weights are for, as `recognize_vit`."""
     state = names.with_text_prefix(state)
     shapes = shapes_of(state)
     if described is None and not any(hasattr(value, "shape") for value in state.values()):

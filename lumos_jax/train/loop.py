@@ -19,14 +19,11 @@ from lumos_jax.train import metrics, sharding
 from lumos_jax.train.run import Run, prepare
 from lumos_jax.train.saving import Saver
 from lumos_jax.train.state import TrainState
-from lumos_jax.train.stop import StopRequest
+from lumos_jax.train.stop import FAILED, STOPPED, StopRequest
 from lumos_jax.train.telemetry import Telemetry
 from lumos_jax.train.watchdog import Watchdog
 
 __all__ = ["prepare", "train"]
-
-FAILED = 1
-STOPPED = {"SIGINT": 130, "SIGTERM": 143}  # as a shell reports them
 
 
 def train(run: Run) -> int:
