@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import pathlib
 import sys
 import zlib
 from collections.abc import Sequence
@@ -187,9 +186,10 @@ def record_sizes(data: Data, source: Source) -> np.ndarray:
     known = source.sizes(np.arange(len(source)))
     if known is not None:
         return known.astype(np.int32)
-    if not data.index_dir:
+    folder = fileio.cache_directory("sizes")
+    if folder is None:
         return _read_sizes(source)
-    kept = pathlib.Path(data.index_dir).expanduser() / "sizes" / f"{source.fingerprint()}.npy"
+    kept = folder / f"{source.fingerprint()}.npy"
     if kept.exists():
         try:
             return read_npy(read_file(kept)).reshape(len(source), 2)
@@ -207,7 +207,7 @@ def record_sizes(data: Data, source: Source) -> np.ndarray:
             os.fsync(file.fileno())
         partial.replace(kept)
     except OSError as error:
-        logging.warning("config.data.index_dir=%s cannot be written to (%s)", data.index_dir, error)
+        logging.warning("the cache %s cannot be written to (%s)", folder, error)
     return sizes
 
 

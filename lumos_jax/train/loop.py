@@ -50,7 +50,7 @@ def train(run: Run) -> int:
     saver = Saver(run.checkpoints, capture, lambda text: telemetry.say(f"step {step}: {text}"))
     saver.saved = step or None
     try:
-        with StopRequest() as stop, Watchdog(settings.train.watchdog_minutes) as watchdog:
+        with StopRequest() as stop, Watchdog() as watchdog:
             sharding.barrier("the first step")
             telemetry.begin(run.restore_seconds)
             if step == 0 and run.evaluator is not None:
@@ -148,7 +148,6 @@ def _conclude(run: Run, telemetry: Telemetry, step: int) -> None:
         return
     if run.settings.eval.every:
         print(f"samples     {run.workdir / 'samples'}")
-    if run.settings.log.tensorboard:
-        print(f"tensorboard {run.workdir / metrics.TENSORBOARD}")
+    print(f"tensorboard {run.workdir / metrics.TENSORBOARD}")
     print(f"checkpoint  {run.checkpoints.directory / str(step)}")
     print(f"goodput     {telemetry.ledger.summary()}")

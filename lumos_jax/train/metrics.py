@@ -108,14 +108,14 @@ class Stopwatch:
 class Reporter:
     """Writes metrics.jsonl, TensorBoard events and the progress line; does nothing unless `active` (process 0)."""
 
-    def __init__(self, workdir: pathlib.Path, *, total: int, start: int, tensorboard: bool, active: bool):
+    def __init__(self, workdir: pathlib.Path, *, total: int, start: int, active: bool):
         self.active = active
         if not active:
             return
         self.path = workdir / FILE
         _truncate(self.path, start)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        self.events = EventWriter(workdir / TENSORBOARD, start) if tensorboard else None
+        self.events = EventWriter(workdir / TENSORBOARD, start)
         self.total, self.begun, self.first = total, time.monotonic(), start
         live = sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1) if live else None
@@ -141,9 +141,8 @@ class Reporter:
         values = {name: float(value) if isinstance(value, np.floating) else value for name, value in values.items()}
         self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         fileio.with_retries(self.file.flush)  # a failed flush keeps its buffer
-        if self.events is not None:
-            self.events.write_scalars(step, values)
-            fileio.with_retries(self.events.flush)
+        self.events.write_scalars(step, values)
+        fileio.with_retries(self.events.flush)
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
         """Updates the progress line: loss, images/s and time left."""
@@ -160,7 +159,7 @@ class Reporter:
 
     def images(self, step: int, sheet: np.ndarray) -> None:
         """A sample sheet (H, W, 3) uint8 for TensorBoard."""
-        if self.active and self.events is not None:
+        if self.active:
             self.events.write_images(step, {"samples": sheet})
 
     def sync(self) -> None:
@@ -171,8 +170,7 @@ class Reporter:
     def close(self) -> None:
         if self.active:
             self.file.close()
-            if self.events is not None:
-                self.events.close()
+            self.events.close()
             if self.bar is not None:
                 self.bar.close()
 

@@ -9,16 +9,15 @@ import sys
 class Watchdog:
     """Context manager. Without a call of `alive` for `minutes` the stacks of all threads go to stderr, again and again.
 
-    The run goes on: whoever watches it decides. 0 minutes: no watchdog.
+    The run goes on: whoever watches it decides.
     """
 
-    def __init__(self, minutes: float):
+    def __init__(self, minutes: float = 30.0):
         self.seconds = 60 * minutes
 
     def alive(self) -> None:
         """Starts the time anew."""
-        if self.seconds:
-            faulthandler.dump_traceback_later(self.seconds, repeat=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(self.seconds, repeat=True, file=sys.__stderr__)
 
     def __enter__(self):
         self.alive()

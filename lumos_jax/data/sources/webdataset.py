@@ -23,6 +23,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from lumos_jax import fileio
 from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, Source, digest, printable, register
 from lumos_jax.data.captions import DETAILED_NAMES, RAW_NAMES, decode_text, one_line
 from lumos_jax.data.files import IMAGE_ENDINGS, Names, find_shards, open_regular, read_npy
@@ -47,7 +48,7 @@ class TarSource(Source, HasCaptions):
 
     Args:
       path: a directory of *.tar, a glob, or a file.
-      index: directory in which the places are kept, under the shard's path, size and time of change; empty: nowhere.
+      kept: directory for the places, under the shard's path, size and time of change; None: nowhere.
 
     Raises:
       ValueError: no shards there, one that is compressed, truncated or something else, or no images in them.
@@ -55,11 +56,10 @@ class TarSource(Source, HasCaptions):
 
     needs = "path"
 
-    def __init__(self, path: str, index: str = ""):
+    def __init__(self, path: str, kept: pathlib.Path | None = None):
         self.paths = find_shards(path, lambda name: name.endswith(".tar"))
         if not self.paths:
             raise ValueError(f"config.data.path={path!r}: no .tar shards there (a directory is searched for *.tar)")
-        kept = pathlib.Path(index).expanduser() if index else None
         with futures.ThreadPoolExecutor(_READERS) as pool:
             found = pool.map(lambda shard: _index_of(shard, kept), self.paths)
             count = len(self.paths)
@@ -76,7 +76,7 @@ class TarSource(Source, HasCaptions):
 
     @classmethod
     def open(cls, data: Data) -> TarSource:
-        return cls(data.path, data.index_dir and f"{data.index_dir}/tars")
+        return cls(data.path, fileio.cache_directory("tars"))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -164,9 +164,7 @@ def _index_of(path: str, kept: pathlib.Path | None) -> _Index:
             os.fsync(out.fileno())
         partial.replace(file)
     except OSError as error:
-        logging.warning(
-            "config.data.index_dir=%s cannot be written to (%s): headers are read at each start", kept, error
-        )
+        logging.warning("the cache %s cannot be written to (%s): headers are read at each start", kept, error)
     return index
 
 
