@@ -33,7 +33,7 @@ def report(workdir, steps, start=0, loss=lambda step: step / 8):
 def test_scalars_and_images_come_back_from_tensorboards_reader(tmp_path, read_events):
     reporter = report(tmp_path, (1, 2, 3))
     sheet = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
-    reporter.images(3, sheet)
+    reporter.image(3, sheet)
     reporter.close()
     events = read_events(tmp_path / "tensorboard")
     assert events.Tags()["scalars"] == ["loss", "skipped_steps", "learning_rate"]

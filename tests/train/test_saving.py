@@ -16,7 +16,7 @@ from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.checkpoints.checksums import checksums
 from lumos_jax.train import goodput, metrics, sharding
 from lumos_jax.train.saving import Saver
-from lumos_jax.train.watchdog import Watchdog
+from lumos_jax.train.stop import watchdog
 
 META = {"settings": {}, "fingerprints": {}, "memory": {}}
 
@@ -162,14 +162,14 @@ def test_damaged_lines_of_metrics_are_dropped_with_a_warning(tmp_path, capsys):
 
 def test_the_watchdog_prints_stacks_when_no_step_ends(capfd, monkeypatch):
     monkeypatch.setattr("sys.__stderr__", sys.stderr)  # pytest has another
-    with Watchdog(minutes=0.2 / 60) as guard:
-        guard.alive()
+    with watchdog(minutes=0.2 / 60) as alive:
+        alive()
         time.sleep(0.5)
     printed = capfd.readouterr().err
     assert printed.count("Timeout") == 2
     assert "test_the_watchdog_prints_stacks" in printed  # where the main thread stands
-    with Watchdog(minutes=0.2 / 60) as guard:
+    with watchdog(minutes=0.2 / 60) as alive:
         for _ in range(4):
             time.sleep(0.1)
-            guard.alive()
+            alive()
     assert capfd.readouterr().err == ""
