@@ -15,7 +15,6 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
-import pathlib
 import zlib
 from collections.abc import Sequence
 from concurrent import futures
@@ -159,9 +158,8 @@ def record_sizes(data: Data, source: Source) -> np.ndarray:
     known = source.sizes(np.arange(len(source)))
     if known is not None:
         return known.astype(np.int32)
-    kept = (
-        pathlib.Path(data.index_dir).expanduser() / "sizes" / f"{source.fingerprint()}.npz" if data.index_dir else None
-    )
+    folder = fileio.cache_directory("sizes")
+    kept = folder and folder / f"{source.fingerprint()}.npz"
     return made_once(kept, ["sizes"], lambda: {"sizes": _read_sizes(source)})["sizes"]
 
 

@@ -194,7 +194,5 @@ def made_once(
             os.fsync(out.fileno())
         partial.replace(file)
     except OSError as error:
-        logging.warning(
-            "config.data.index_dir: %s cannot be written to (%s): files are indexed at each start", file.parent, error
-        )
+        logging.warning("the cache %s cannot be written to (%s): files are indexed at each start", file.parent, error)
     return arrays

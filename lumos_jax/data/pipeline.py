@@ -46,8 +46,9 @@ class BatchIterator(Iterator[HostBatch]):
         if finish is not None:
             steps = steps.map(functools.partial(_finished, finish=finish, source=loader.source))
         batch_bytes = rows * sum(dtype.itemsize * math.prod(shape) for dtype, shape in loader.row().values())
-        ahead = max(data.prefetch, data.threads) if not data.workers else data.threads
-        dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=ahead))
+        threads = 2 if data.workers else 4  # a process
+        ahead = threads if data.workers else max(data.prefetch, threads)
+        dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
         self._first: futures.Future[HostBatch] | None = None
         if not data.workers:
             self._iterator = iter(dataset)
@@ -55,7 +56,7 @@ class BatchIterator(Iterator[HostBatch]):
             return
         each = -(-data.prefetch // data.workers)
         # Decoded ahead in each worker, waiting in its queue, and fetched by Grain's thread here; and the one in use.
-        batches = (2 * each + data.threads + 2) * data.workers + 1
+        batches = (2 * each + threads + 2) * data.workers + 1
         workers.check_shared_memory(data, batches * batch_bytes)
         if not flags.FLAGS.is_parsed():  # Grain reads flags, and not every program parses them
             flags.FLAGS.mark_as_parsed()

@@ -49,7 +49,7 @@ def test_a_coarser_table_and_what_is_none():
 def settings(**fields):
     return data_settings(**{
         "sample_type": "captioned", "image_size": 16, "scenes__num_scenes": 300, "holdout": 30, "buckets__enabled": True,
-        "buckets__step": 4, "buckets__ratios": (0.5, 2.0), "threads": 1,
+        "buckets__step": 4, "buckets__ratios": (0.5, 2.0),
     } | fields)  # fmt: skip
 
 
@@ -187,7 +187,8 @@ def test_sizes_come_from_headers_once(tmp_path, monkeypatch):
     }.items():
         (folder / f"{name}.png").write_bytes(content)
         (folder / f"{name}.txt").write_text(name)
-    chosen = settings(source="folder", path=str(folder), holdout=0, index_dir=str(tmp_path / "index"))
+    chosen = settings(source="folder", path=str(folder), holdout=0)
+    monkeypatch.setenv("LUMOS_JAX_CACHE", str(tmp_path / "index"))
     source = data.make_source(chosen)
     sizes = aspect.record_sizes(chosen, source)
     assert sizes.tolist() == [[10, 40], [40, 10], [0, 0], [9, 9]]
@@ -198,7 +199,7 @@ def test_sizes_come_from_headers_once(tmp_path, monkeypatch):
     records = [(folder / "a.png").read_bytes(), (folder / "d.png").read_bytes()]
     monkeypatch.undo()
     data.write_arrayrecord(tmp_path / "x.arrayrecord", records)
-    shards = settings(source="arrayrecord", path=str(tmp_path), index_dir="", holdout=0)
+    shards = settings(source="arrayrecord", path=str(tmp_path), holdout=0)
     assert aspect.record_sizes(shards, data.make_source(shards)).tolist() == [[10, 40], [9, 9]]
 
 

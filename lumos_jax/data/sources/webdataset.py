@@ -23,6 +23,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from lumos_jax import fileio
 from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, Source, digest, printable, register
 from lumos_jax.data.captions import DETAILED_NAMES, RAW_NAMES, decode_text, one_line
 from lumos_jax.data.files import IMAGE_ENDINGS, Names, find_shards, made_once, open_regular, shards_digest
@@ -46,7 +47,7 @@ class TarSource(Source, HasCaptions):
 
     Args:
       path: a directory of *.tar, a glob, or a file.
-      index: directory in which the places are kept, under the shard's path, size and time of change; empty: nowhere.
+      kept: directory for the places, under the shard's path, size and time of change; None: nowhere.
 
     Raises:
       ValueError: no shards there, one that is compressed, truncated or something else, or no images in them.
@@ -54,11 +55,10 @@ class TarSource(Source, HasCaptions):
 
     needs = "path"
 
-    def __init__(self, path: str, index: str = ""):
+    def __init__(self, path: str, kept: pathlib.Path | None = None):
         self.paths = find_shards(path, lambda name: name.endswith(".tar"))
         if not self.paths:
             raise ValueError(f"config.data.path={path!r}: no .tar shards there (a directory is searched for *.tar)")
-        kept = pathlib.Path(index).expanduser() if index else None
         count, left_out = len(self.paths), collections.Counter()
         with futures.ThreadPoolExecutor(_READERS) as pool:
             found = pool.map(lambda shard: _index_of(shard, kept), self.paths)
@@ -76,7 +76,7 @@ class TarSource(Source, HasCaptions):
 
     @classmethod
     def open(cls, data: Data) -> TarSource:
-        return cls(data.path, data.index_dir and f"{data.index_dir}/tars")
+        return cls(data.path, fileio.cache_directory("tars"))
 
     def __len__(self) -> int:
         return len(self.names)
