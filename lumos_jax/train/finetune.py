@@ -112,7 +112,7 @@ def make_plan(settings: config.Finetune, dit) -> Plan:
         return Plan(None, (), 0)
     names = matching(settings.trainable, trainable, "config.finetune.trainable")
     if not settings.lora_rank:
-        return Plan(frozenset(names), (), 0, 0.0)
+        return Plan(frozenset(names), (), 0)
     kernels = [path for path in trainable if path.startswith("blocks/") and path.endswith("kernel")]
     adapted = matching(settings.lora_targets, kernels, "config.finetune.lora_targets")
     twice = [path for path in adapted if path in names]
