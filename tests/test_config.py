@@ -45,7 +45,8 @@ def changed(**fields):
         ({"eval__guidance_interval": (0.8, 0.2)}, "low <= high"),
         ({"encoder__weights": "random:x"}, "random:<seed>"),
         ({"encoder__normalize": "l2"}, "not one of none, unit, standard"),
-        ({"encoder__resize": 100}, "smaller than the crop"),
+        ({"encoder__size": "B/0"}, "with patches of other than 16 pixels, as B/8"),
+        ({"encoder__weights": "random:0", "encoder__size": "B/9"}, "not divisible by the patches of encoder.size=B/9"),
         ({"data__source": "folder"}, "needs config.data.path"),
         ({"data__source": "mixture"}, "config.data.mixture"),
         ({"optimizer__learning_rate": float("nan")}, "at least 0"),
@@ -58,7 +59,7 @@ def test_impossible_settings_are_refused(fields, message):
 
 
 def test_json_round_trip_keeps_every_field(tmp_path):
-    settings = changed(eval__guidance_interval=(0.1, 0.9), autoencoder__channels=(8, 16), train__seed=7)
+    settings = changed(eval__guidance_interval=(0.1, 0.9), eval__sheet=(3, 1), train__seed=7)
     config_io.save(settings, tmp_path / "config.json")
     assert config_io.load(tmp_path / "config.json") == settings
 

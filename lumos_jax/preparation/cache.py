@@ -103,10 +103,11 @@ def _check_request(settings: config.Settings, options: Options) -> None:
             f"config.data.sample_type={wanted.sample_type} is drawn anew from a record in each epoch, so there is nothing to "
             "cache: train on the records as they are"
         )
-    if wanted.buckets.enabled:
+    if wanted.has_buckets:
         raise ValueError(
-            "config.data.buckets.enabled=True: a cache holds squares, which batches of other shapes have no use for. "
-            "Train on buckets without a cache, or set --config.data.buckets.enabled=False to cache squares and train on those"
+            f"config.data.aspect_ratios={wanted.aspect_ratios}: a cache holds squares, which batches of other shapes have no "
+            "use for. Train on them without a cache, or set --config.data.aspect_ratios=(1,1) to cache squares and train on "
+            "those"
         )
     if wanted.crop != "center" or wanted.flip:
         raise ValueError(

@@ -17,8 +17,6 @@ _FREE = frozenset(
         "encoder.weights",
         "autoencoder.weights",
         "autoencoder.scaling_factor",
-        "autoencoder.posterior",
-        "autoencoder.tile",
     }
 )
 
@@ -28,10 +26,11 @@ def made_by(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
     found: dict[str, Any] = {"data.image_size": settings.data.image_size}
     for group, identity in task.identity.items():
         found[f"{group}.identity"] = identity
-        fields = dataclasses.asdict(getattr(settings, group))
-        if identity == fields["kind"]:  # a map without parameters
-            fields = {"kind": identity}
-        found |= {k: v for k, v in config.flatten_settings({group: fields}).items() if k not in _FREE}
+        if identity == "identity":  # a map without parameters
+            continue
+        found["model.dtype"] = settings.model.dtype
+        fields = config.flatten_settings({group: dataclasses.asdict(getattr(settings, group))})
+        found |= {name: value for name, value in fields.items() if name not in _FREE}
     if settings.data.sample_type != "image":
         found["data.sample_type"] = settings.data.sample_type
     if settings.data.sample_type == "captioned":
