@@ -26,7 +26,7 @@ from lumos_jax.encoders.vit import Vit
 from lumos_jax.evaluation.networks import weights as weights_of
 from lumos_jax.evaluation.networks.resize import resize
 from lumos_jax.weights import files
-from lumos_jax.weights.encoder_names import OFFICIAL_VIT
+from lumos_jax.weights.encoder_names import VIT
 from lumos_jax.weights.rules import Rule, convert, parameter_shapes, strip_wrappers, unflatten
 
 SIDE = 224
@@ -55,7 +55,7 @@ _CLIP_RULES = (
     Rule("pos_drop.weight", "input_norm/scale"),
     Rule("pos_drop.bias", "input_norm/bias"),
     Rule("proj", "head/layer0/kernel"),
-    *OFFICIAL_VIT,
+    *VIT,
 )
 
 
@@ -104,7 +104,7 @@ def _load_branch(folder: pathlib.Path, branch: _Branch, changes: Mapping[int, np
         raise ValueError(f"{folder} lacks {branch.files[-1]}")
     state, _ = files.read(path, "")
     state = {name: np.asarray(value) for name, value in strip_wrappers(state, str(path)).items()}
-    vit, table = architectures.recognize_vit(state, None, 0, str(path))[0], OFFICIAL_VIT
+    vit, table = architectures.recognize_vit(state, None, str(path))[0], VIT
     vit = dataclasses.replace(vit, activation=branch.activation)
     if "pos_drop.weight" in state:
         positions, bias = state["pos_embed"].copy(), state.pop("patch_embed.proj.bias", 0)
