@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax.evaluation.networks import weights as weights_of
+from lumos_jax.evaluation.networks.layers import max_pool, unit, unit_rules, unit_shapes
 from lumos_jax.evaluation.networks.resize import resize
-from lumos_jax.weights.rules import Rule, unflatten
+from lumos_jax.weights.rules import Rule, linear, unflatten
 
 SIDE, CLASSES, FEWEST_FRAMES = 224, 400, 9
-EPS = 1e-3
 PROTOCOLS = {"torch": "bilinear", "tf1": "tf1"}  # name: kernel of the resize
 
 # Widths of a block: 1x1; 1x1 and 3x3; 1x1 and 3x3; after the pool.
@@ -48,15 +48,15 @@ _PARTS = {
 def logits(params: Any, x: jax.Array) -> jax.Array:
     """Scaled clips (B, F, 224, 224, 3) of 9 frames or more -> (B, 400)."""
     for name in _STEM:
-        x = _unit(params[name], _pool(name, x), 2 if name == "Conv3d_1a_7x7" else 1)
+        x = unit(params[name], _pool(name, x), 2 if name == "Conv3d_1a_7x7" else 1)
     for name in _BLOCKS:
         block, x = params[name], _pool(name, x)
-        around = _max_pool(x, (3, 3, 3), (1, 1, 1))
+        around = max_pool(x, (3, 3, 3), (1, 1, 1), "SAME")
         branches = (("b0",), x), (("b1a", "b1b"), x), (("b2a", "b2b"), x), (("b3b",), around)
         made = []
         for parts, y in branches:
             for part in parts:
-                y = _unit(block[part], y)
+                y = unit(block[part], y)
             made.append(y)
         x = jnp.concatenate(made, -1)
     window = (1, 2, 7, 7, 1)
@@ -79,19 +79,8 @@ def load(weights: str, protocol: str) -> weights_of.Loaded:
     return weights_of.Loaded(apply, params, CLASSES, described, "clip")
 
 
-def _unit(params: Any, x: jax.Array, stride: int = 1) -> jax.Array:
-    dims = ("NDHWC", "DHWIO", "NDHWC")
-    x = jax.lax.conv_general_dilated(x, params["kernel"], (stride,) * 3, "SAME", dimension_numbers=dims)
-    scale = params["scale"] * jax.lax.rsqrt(params["variance"] + EPS)
-    return jax.nn.relu(x * scale + (params["bias"] - params["mean"] * scale))
-
-
 def _pool(name: str, x: jax.Array) -> jax.Array:
-    return _max_pool(x, *_POOLS[name]) if name in _POOLS else x
-
-
-def _max_pool(x: jax.Array, window: Sequence[int], strides: Sequence[int]) -> jax.Array:
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *window, 1), (1, *strides, 1), "SAME")
+    return max_pool(x, *_POOLS[name], "SAME") if name in _POOLS else x
 
 
 def _convolutions() -> dict[str, tuple[str, int, int, int]]:
@@ -110,21 +99,14 @@ def shapes() -> dict[str, tuple[int, ...]]:
     """Path -> shape of the parameters."""
     made: dict[str, tuple[int, ...]] = {"logits/kernel": (1, 1, 1, 1024, CLASSES), "logits/bias": (CLASSES,)}
     for path, (_, inner, width, kernel) in _convolutions().items():
-        made[f"{path}/kernel"] = (kernel, kernel, kernel, inner, width)
-        made |= {f"{path}/{leaf}": (width,) for leaf in ("scale", "bias", "mean", "variance")}
+        made |= unit_shapes(path, (kernel, kernel, kernel, inner, width))
     return made
 
 
 def table() -> Sequence[Rule]:
     """The names of TATS's file."""
-    rules = [Rule("logits.conv3d.weight", "logits/kernel", "conv"), Rule("logits.conv3d.bias", "logits/bias")]
-    leaves = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
-    for path in _convolutions():
-        name = path.replace("/", ".")
-        rules.append(Rule(f"{name}.conv3d.weight", f"{path}/kernel", "conv"))
-        rules += [Rule(f"{name}.bn.{theirs}", f"{path}/{ours}") for theirs, ours in leaves.items()]
-        rules.append(Rule(f"{name}.bn.num_batches_tracked", "", why="counts training steps"))
-    return rules
+    units = [rule for path in _convolutions() for rule in unit_rules(path, "conv3d")]
+    return [*linear("logits.conv3d", "logits/", "conv"), *units]
 
 
 def _packaged() -> Any:

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from lumos_jax.evaluation.networks import weights as weights_of
+from lumos_jax.evaluation.networks.layers import max_pool, unit, unit_rules, unit_shapes
 from lumos_jax.evaluation.networks.resize import resize
-from lumos_jax.weights.rules import Rule
+from lumos_jax.weights.rules import Rule, linear
 
 SIDE, FEATURES, CLASSES = 299, 2048, 1008
-EPS = 1e-3
 # name: kernel, shift and scale of the input x in [0, 255], (x - shift) / scale.
 PROTOCOLS = {"tf1": ("tf1", 128.0, 128.0), "torch": ("bilinear", 127.5, 127.5), "clean": ("bicubic", 128.0, 128.0)}
 
@@ -77,7 +77,7 @@ _BLOCK_E: list[list[Any]] = [
      [("branch3x3dbl_3a", 384, (1, 3), 1), ("branch3x3dbl_3b", 384, (3, 1), 1)]],
     [("branch_pool", 192, _ONE, 1)],
 ]  # fmt: skip
-# name: branches, and how the last one pools: mean | max, without a change of size; down: maximum at stride 2.
+# name: branches, and how the last one pools: mean | max, at stride 1; down: maximum at stride 2.
 _BLOCKS: dict[str, tuple[list[list[Any]], str]] = {
     "Mixed_5b": (_block_a(32), "mean"), "Mixed_5c": (_block_a(64), "mean"), "Mixed_5d": (_block_a(64), "mean"),
     "Mixed_6a": (_BLOCK_B, "down"),
@@ -91,17 +91,12 @@ _BLOCKS: dict[str, tuple[list[list[Any]], str]] = {
 def features(params: Any, x: jax.Array) -> jax.Array:
     """Scaled images (B, 299, 299, 3) -> (B, 2048)."""
     for name, (_, _, stride, padding) in _STEM.items():
-        x = _unit(params[name], x, stride, padding)
+        x = unit(params[name], x, stride, padding)
         if name in _POOLED:
-            x = _max_pool(x, 2)
+            x = max_pool(x, _THREE, (2, 2), "VALID")
     for name, (branches, pool) in _BLOCKS.items():
         x = _block(params[name], x, branches, pool)
     return x.mean((1, 2))
-
-
-def logits(params: Any, features: jax.Array) -> jax.Array:
-    """(B, 2048) -> (B, 1008); the classifier without its bias, as the Inception score takes it."""
-    return features @ params["fc"]["kernel"]
 
 
 def load(weights: str, protocol: str) -> weights_of.Loaded:
@@ -120,32 +115,21 @@ def load(weights: str, protocol: str) -> weights_of.Loaded:
 def _block(params: Any, x: jax.Array, branches: list[list[Any]], pool: str) -> jax.Array:
     if pool == "mean":
         pooled = _mean_pool(x)
+    elif pool == "max":
+        pooled = max_pool(x, _THREE, (1, 1), "SAME")
     else:
-        pooled = _max_pool(x, 2 if pool == "down" else 1)
+        pooled = max_pool(x, _THREE, (2, 2), "VALID")
     made = []
     for number, branch in enumerate(branches):
         y = pooled if number == len(branches) - 1 else x
         for step in branch:
             if isinstance(step, list):
-                y = jnp.concatenate([_unit(params[name], y, 1, "SAME") for name, *_ in step], -1)
+                y = jnp.concatenate([unit(params[name], y, 1, "SAME") for name, *_ in step], -1)
             else:
                 name, _, _, stride = step
-                y = _unit(params[name], y, stride, "SAME" if stride == 1 else "VALID")
+                y = unit(params[name], y, stride, "SAME" if stride == 1 else "VALID")
         made.append(y)
     return jnp.concatenate(made, -1)
-
-
-def _unit(params: Any, x: jax.Array, stride: int, padding: str) -> jax.Array:
-    x = jax.lax.conv_general_dilated(
-        x, params["kernel"], (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    scale = params["scale"] * jax.lax.rsqrt(params["variance"] + EPS)
-    return jax.nn.relu(x * scale + (params["bias"] - params["mean"] * scale))
-
-
-def _max_pool(x: jax.Array, stride: int) -> jax.Array:
-    padding = "SAME" if stride == 1 else "VALID"
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding)
 
 
 def _mean_pool(x: jax.Array) -> jax.Array:
@@ -157,18 +141,18 @@ def _mean_pool(x: jax.Array) -> jax.Array:
     return total(x) / total(jnp.ones((1, *x.shape[1:3], 1)))
 
 
-def _convolutions() -> dict[str, tuple[int, int, tuple[int, int]]]:
-    """Dotted name -> (input width, output width, kernel)."""
+def _kernels() -> dict[str, tuple[int, ...]]:
+    """Path of each convolution -> shape of its kernel."""
     found, inner = {}, 3
     for name, (width, kernel, *_) in _STEM.items():
-        found[name], inner = (inner, width, kernel), width
+        found[name], inner = (*kernel, inner, width), width
     for block, (branches, _) in _BLOCKS.items():
         outer = 0
         for branch in branches:
             width = inner
             for step in branch:
                 parts = step if isinstance(step, list) else [step]
-                found |= {f"{block}.{name}": (width, out, kernel) for name, out, kernel, _ in parts}
+                found |= {f"{block}/{name}": (*kernel, width, out) for name, out, kernel, _ in parts}
                 width = sum(out for _, out, _, _ in parts)
             outer += width
         inner = outer
@@ -178,20 +162,11 @@ def _convolutions() -> dict[str, tuple[int, int, tuple[int, int]]]:
 def shapes() -> dict[str, tuple[int, ...]]:
     """Path -> shape of the parameters."""
     made: dict[str, tuple[int, ...]] = {"fc/kernel": (FEATURES, CLASSES), "fc/bias": (CLASSES,)}
-    for name, (inner, width, kernel) in _convolutions().items():
-        path = name.replace(".", "/")
-        made[f"{path}/kernel"] = (*kernel, inner, width)
-        made |= {f"{path}/{leaf}": (width,) for leaf in ("scale", "bias", "mean", "variance")}
+    for path, kernel in _kernels().items():
+        made |= unit_shapes(path, kernel)
     return made
 
 
 def table() -> Sequence[Rule]:
     """The names of pytorch-fid's file."""
-    rules = [Rule("fc.weight", "fc/kernel", "linear"), Rule("fc.bias", "fc/bias")]
-    leaves = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
-    for name in _convolutions():
-        path = name.replace(".", "/")
-        rules.append(Rule(f"{name}.conv.weight", f"{path}/kernel", "conv"))
-        rules += [Rule(f"{name}.bn.{theirs}", f"{path}/{ours}") for theirs, ours in leaves.items()]
-        rules.append(Rule(f"{name}.bn.num_batches_tracked", "", why="counts training steps"))
-    return rules
+    return [*linear("fc", "fc/"), *(rule for path in _kernels() for rule in unit_rules(path, "conv"))]
