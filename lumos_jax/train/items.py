@@ -14,11 +14,10 @@ import numpy as np
 
 from lumos_jax import config, data
 from lumos_jax.data.base import CorruptRecord
-from lumos_jax.data.decode import fit_square
+from lumos_jax.data.decode import decode_square
 from lumos_jax.data.sources.scenes import ScenesSource
 from lumos_jax.data.sources.videos import VideosSource
-from lumos_jax.evaluation.lists import Item, ItemList
-from lumos_jax.scenes.scene import MAX_INDEX
+from lumos_jax.evaluation.lists import FIRST_SCENE, Item, ItemList
 from lumos_jax.tasks.sampling import Sampling
 from lumos_jax.train import rngs
 from lumos_jax.train.experiment import Experiment
@@ -74,7 +73,7 @@ class ItemReader:
                 f"task, {self.task.name}, needs {' and '.join(sorted(wanted))}"
             )
         if self.kind == "scene":
-            self.source = ScenesSource(MAX_INDEX, self.settings.image_size)
+            self.source = ScenesSource(2 * FIRST_SCENE, self.settings.image_size)
             self.settings = config.replace(self.settings, {"source": "scenes", "path": ""})
         elif self.kind == "record":
             self.source = data.make_source(self.settings)
@@ -124,7 +123,7 @@ class ItemReader:
                 )
             except (CorruptRecord, OSError) as error:
                 raise ValueError(f"{where['video']} cannot be read: {error}") from error
-            frames[item.id] = np.stack([fit_square(frame, size) for frame in clip.frames])
+            frames[item.id] = np.stack([decode_square(frame, size) for frame in clip.frames])
             rates[item.id] = clip.fps
         conditions = [{"image": item.id, "fps": rates[item.id]} for item in chosen]
         host = self.sampling.inputs(conditions, lambda id: frames[id][0])
