@@ -85,7 +85,7 @@ def make_encoder(
     """
     if encoder.kind in config.TEXT_KINDS:
         raise ValueError(f"config.encoder.kind={encoder.kind} reads text, and this task conditions on images: set vit")
-    options = {"random": lambda: vit_of(encoder), "heads": encoder.heads, "dtype": encoder.dtype, "place": place}
+    options = {"random": lambda: vit_of(encoder), "dtype": dtype, "place": place}
     vit, params, identity = frozen.load("image-encoder", encoder.weights, **options)
     if encoder.output == "pooled" and not vit.head:
         raise ValueError(
@@ -103,7 +103,7 @@ def make_encoder(
             f"config.encoder.image_size={encoder.image_size} is not divisible by the patch size {vit.patch_size} of "
             f"{encoder.weights}"
         )
-    return ImageEncoder(vit, encoder, identity, place or ON_HOST), params
+    return ImageEncoder(vit, encoder, identity, place or ON_HOST, dtype), params
 
 
 def vit_of(encoder: config.Encoder) -> Vit:

@@ -150,6 +150,15 @@ def test_random_weights_are_their_seed_and_identified():
     assert first.identity != other.identity
 
 
+def test_features_are_computed_in_the_dtype_that_is_asked_for():
+    image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    exact, rounded = (
+        np.asarray(encoder.apply(params, image))
+        for encoder, params in (encoders.make_encoder(SMALL, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    )
+    assert 1e-5 < np.abs(exact - rounded).max() < 0.03  # bfloat16 keeps 8 bits
+
+
 def test_random_tokens_still_say_what_is_where():
     """A linear map from a patch's token gives its mean colour and its place back: what the desk run conditions on."""
     encoder, params = encoders.make_encoder(dataclasses.replace(SMALL, output="patch"))
