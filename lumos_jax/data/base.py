@@ -103,10 +103,7 @@ class HasViews(abc.ABC):
     @abc.abstractmethod
     def posed_views(self, index: int, rng: np.random.Generator, count: int) -> list[tuple[Any, np.ndarray]]:
         """`count` different views, chosen at random: (as `read` gives an image, world-to-camera matrix (3, 4) float64).
-
-        Raises:
-          CorruptRecord or OSError: fewer views than that, or one that cannot be read.
-        """
+        Raises CorruptRecord or OSError: fewer views than that, or one that cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +153,14 @@ def register(name: str) -> Callable[[type], type]:
 
 def make_source(data: Data) -> Source:
     """The source that config.data names. Raises ValueError: nothing there, or not readable; says what to do."""
-    if data.source not in SOURCES:
-        raise ValueError(f"config.data.source={data.source!r} is not one of {', '.join(sorted(SOURCES))}")
-    return SOURCES[data.source].open(data)
+    return chosen(SOURCES, "source", data.source).open(data)
+
+
+def chosen(registry: dict[str, type], field: str, name: str) -> type:
+    """What config.data names in that field. Raises ValueError: nothing."""
+    if name not in registry:
+        raise ValueError(f"config.data.{field}={name!r} is not one of {', '.join(sorted(registry))}")
+    return registry[name]
 
 
 def locate(ends: Sequence[int], index: int) -> tuple[int, int]:

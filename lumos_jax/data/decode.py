@@ -82,9 +82,7 @@ def decode_cover(data: bytes | np.ndarray, height: int, width: int) -> tuple[np.
     """Encoded image, or its pixels (H, W, 3) uint8 -> (height, width, 3) uint8, and the image's own upright (H, W).
 
     Resized (bicubic, antialiased) so that it covers the target, and the middle of it cut out.
-
-    Raises:
-      UndecodableImage: as `decode_square`.
+    Raises UndecodableImage: as `decode_square`.
     """
     with _undecodable():
         image, orientation, own = _open(data, max(height, width))
@@ -180,9 +178,8 @@ def _check_png(data: bytes) -> None:
         end = place + 12 + length
         if end > len(data):
             return
-        if (kind[:1].isupper() or kind == b"tRNS") and zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(
-            view[end - 4 : end]
-        ):
+        sums = zlib.crc32(view[place + 4 : end - 4]), int.from_bytes(view[end - 4 : end])
+        if (kind[:1].isupper() or kind == b"tRNS") and sums[0] != sums[1]:
             raise UndecodableImage(f"damaged: wrong checksum of chunk {kind.decode('latin-1')}")
         place = end
 

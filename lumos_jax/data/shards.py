@@ -104,9 +104,7 @@ def write_arrayrecord(path: str | os.PathLike, records: Iterable[bytes], *, comp
     """Writes records (for training, each the bytes of an image file) as one ArrayRecord shard; returns how many.
 
     The shard appears under its name when it is complete, so that an interrupted writer leaves no truncated one.
-
-    Raises:
-      OSError: it cannot be written; a full disk.
+    Raises OSError: it cannot be written; a full disk.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 

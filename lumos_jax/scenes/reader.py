@@ -40,10 +40,7 @@ _TOUCHING = np.ones((3, 3), int)
 
 def read_scenes(pictures: np.ndarray) -> list[list[tuple[str, str]]]:
     """(colour, kind) of each solid on each of pictures (B, H, W, 3) uint8, left to right.
-
-    Raises:
-      ValueError: pictures of another shape or dtype.
-    """
+    Raises ValueError: pictures of another shape or dtype."""
     pictures = np.asarray(pictures)
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
         raise ValueError(f"pictures are {pictures.dtype} {pictures.shape}: give uint8 (B, H, W, 3)")

@@ -79,11 +79,7 @@ class Scene:
 
 
 def make_scene(index: int, *, seed: int = 0) -> Scene:
-    """The scene of that number.
-
-    Raises:
-      ValueError: index outside [0, 2^40).
-    """
+    """The scene of that number. Raises ValueError: index outside [0, 2^40)."""
     if not 0 <= index < MAX_INDEX:
         raise ValueError(f"scene {index}: scenes have indices from 0 to 2^40 - 1")
     rng = np.random.Generator(np.random.Philox(key=[seed, index]))

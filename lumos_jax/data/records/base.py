@@ -70,10 +70,7 @@ class Loader(abc.ABC):
     @abc.abstractmethod
     def load(self, position: int, record: int) -> Mapping[str, Any]:
         """The arrays of one row, as `row` describes them; with a "problem" if it has no weight.
-
-        Raises:
-          Exception: any; the record is corrupt.
-        """
+        Raises Exception: any; the record is corrupt."""
 
     @property
     def square(self) -> tuple[np.dtype, tuple[int, ...]]:

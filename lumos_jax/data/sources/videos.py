@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from lumos_jax.data.base import Clip, CorruptRecord, Data, HasClips, digest, register, start_of
-from lumos_jax.data.captions import encoding_of
+from lumos_jax.data.captions import open_text
 from lumos_jax.data.files import FilesSource, Names, file_size, files_below, open_regular
 
 VIDEO_ENDINGS = frozenset((".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"))
@@ -38,9 +38,7 @@ class VideosSource(FilesSource, HasClips):
     The videos of a csv lie beside it or in a folder `videos` there: WebVid's as <page_dir>/<videoid>.mp4, OpenVid's as the
     column `video` names them. A row whose file is absent is a record that cannot be read, as is a file that is no video.
     OpenVid's column "motion score" is taken as the clips' motion; it is in units of its own.
-
-    Raises:
-      ValueError: nothing there, no videos, or a csv of other columns or with a motion score that is no finite number.
+    Raises ValueError: nothing there, no videos, or a csv of other columns or with a motion score that is no finite number.
     """
 
     def __init__(self, path: str):
@@ -106,10 +104,8 @@ def _videos_below(root: pathlib.Path, path: str) -> list[str]:
 
 def _read_csv(file: pathlib.Path, path: str) -> tuple[list[str], list[float]]:
     """Names of the videos, and their motion scores, if there are any."""
-    with open(file, "rb") as head:
-        encoding = encoding_of(head.read(4))
     names, motion, number = [], [], 1
-    with open(file, newline="", encoding=encoding, errors="surrogateescape") as lines:
+    with open_text(file, "surrogateescape", newline="") as lines:
         try:
             rows = csv.DictReader(lines)
             columns = rows.fieldnames or ()
