@@ -37,9 +37,8 @@ class Part(NamedTuple):
 class Source(abc.ABC):
     """Random access to `len(source)` records; picklable, since worker processes open files of their own.
 
-    Attributes:
-      needs: the field of config.data without which the source cannot be opened.
-      in_mixture: whether it may be a part of a mixture.
+    needs: the field of config.data without which the source cannot be opened.
+    in_mixture: whether it may be a part of a mixture.
     """
 
     registry: ClassVar[dict[str, type]] = SOURCES
@@ -120,16 +119,11 @@ class HasClips(abc.ABC):
 
     @abc.abstractmethod
     def clip(self, index: int, frames: int, stride: int, share: float, size: int) -> Clip:
-        """`frames` frames of a video, every `stride`-th.
+        """`frames` frames of a video, every `stride`-th; see config.data.clips.
 
-        Args:
-          index: record number.
-          frames, stride: see config.data.
-          share: where the clip begins, 0 .. 1 (exclusive) of the places where it can.
-          size: side of the square that the images will be cut to; what is smaller on disk may stay so.
-
-        Raises:
-          CorruptRecord or OSError: it cannot be decoded, or is shorter than that.
+        share: where the clip begins, 0 .. 1 (exclusive) of the places where it can.
+        size: side of the square that the images will be cut to; what is smaller on disk may stay so.
+        Raises CorruptRecord or OSError: it cannot be decoded, or is shorter than that.
         """
 
 

@@ -55,16 +55,12 @@ def _undecodable() -> Iterator[None]:
 
 
 def decode_square(data: bytes | np.ndarray, size: int, *, shift: float = 0.5, flip: bool = False) -> np.ndarray:
-    """Encoded image, or its pixels -> (size, size, 3) uint8.
+    """Encoded image, or its pixels -> (size, size, 3) uint8; smaller ones are enlarged.
 
-    Args:
-      data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, of animations the first frame; or pixels (H, W, 3) uint8.
-      size: side in pixels; smaller images are enlarged.
-      shift: which part of the longer side to keep, 0 (left or top of the upright image) .. 1; 0.5 is the center.
-      flip: mirror left and right.
-
-    Raises:
-      UndecodableImage: empty, truncated, not an image, or too large to be one.
+    data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, of animations the first frame; or pixels (H, W, 3) uint8.
+    shift: which part of the longer side to keep, 0 (left or top of the upright image) .. 1; 0.5 is the center.
+    flip: mirror left and right.
+    Raises UndecodableImage: empty, truncated, not an image, or too large to be one.
     """
     with _undecodable():
         image, orientation, _ = _open(data, size)

@@ -126,9 +126,7 @@ def _mode(entry: os.DirEntry) -> int:
 
 def find_shards(path: str, is_shard: Callable[[str], bool]) -> list[str]:
     """Sorted paths of the shards in a directory, of those that a glob finds, or of one file; [] where there are none.
-
-    What is no file (a folder of a shard's name, a named pipe) is left out, and its number logged.
-    """
+    What is no file (a folder of a shard's name, a named pipe) is left out, and its number logged."""
     given = pathlib.Path(path).expanduser().absolute()
     if given.is_dir():
         found = [str(p) for p in given.iterdir() if is_shard(p.name) and not p.name.startswith(".")]

@@ -112,15 +112,9 @@ def _finished(batch: HostBatch, finish: Finish | None, source: Source) -> HostBa
 def make_train_iterator(
     data: Data, source: Source, *, batch_size: int, rows: Sequence[int], start_step: int, finish: Finish | None = None
 ) -> BatchIterator:
-    """Batches of the training order for one host.
+    """Batches of the training order for one host, which reads the given rows of each global batch of `batch_size`.
 
-    Args:
-      data: config.data.
-      source: as `make_source` gives it.
-      batch_size: B, rows of the global batch.
-      rows: the rows, within [0, B), that this host reads.
-      start_step: the first step.
-      finish: what is done to each batch in the threads or processes that decode; picklable.
+    finish: what is done to each batch in the threads or processes that decode; picklable.
 
     Returns:
       An iterator over dicts: the arrays of the sample type (see `records`), as `image` uint8 (len(rows), S, S, 3), or what a

@@ -230,10 +230,7 @@ def _frames(path: str, wanted: list[int]) -> list[np.ndarray]:
 
 
 def _decode(video: _Video, wanted: list[int], *, whole: bool) -> list[np.ndarray] | None:
-    """The frames from where the file stands; None if that is behind the first wanted one.
-
-    whole: it stands at the beginning, so that nothing comes before.
-    """
+    """The frames from where the file stands, which is the beginning if `whole`; None if the first wanted one is before that."""
     found: list[np.ndarray] = []
     early = whole
     for frame in video.container.decode(video.stream):
