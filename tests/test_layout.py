@@ -31,7 +31,7 @@ ALLOWED = {
     "models": set(),
     "diffusion": set(),
     "tasks": {"encoders", "models", "diffusion", "data", "weights"},
-    "evaluation": {"scenes"},
+    "evaluation": {"scenes", "encoders", "weights"},
     "checkpoints": {"weights"},
     "train": {
         "data",

@@ -1,6 +1,7 @@
-"""Goodput: the fraction of wall time, since a run was first started, spent in steps that count, and where the rest went.
+"""Where wall time goes: the speed since the last log, and goodput over all starts of a run.
 
-`goodput.json` in the run's directory keeps the account over restarts. Process 0 writes it, by its own clock:
+Goodput is the fraction of time, since a run was first started, spent in steps that count. `goodput.json` in the run's directory
+keeps the account of what was lost. Process 0 writes it, by its own clock:
 
     startup     from the start of the process to the first step, except restore and compile
     restore     reading the checkpoint
@@ -14,13 +15,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -29,7 +31,6 @@ from lumos_jax import fileio
 
 FILE = "goodput.json"
 CAUSES = ("startup", "restore", "compile", "data", "save", "evaluation", "redone", "down")
-PREFIX = "goodput"  # of its metrics
 _WRITE_EVERY = 10.0  # seconds
 
 
@@ -44,11 +45,11 @@ def process_start() -> float:
 
 
 class Ledger:
-    """The account of one run. Only process 0 writes it."""
+    """The account of one run. Every process keeps it; only process 0 (`active`) writes it."""
 
     def __init__(self, workdir: pathlib.Path, step: int, *, active: bool, began: float | None = None,
                  clock: Callable[[], float] = time.time):  # fmt: skip
-        """Opens the account of `workdir`, or begins one at step 0.
+        """Continues the account of `workdir` at `step`, or begins one at step 0.
 
         Args:
           workdir: the run's directory.
@@ -60,40 +61,74 @@ class Ledger:
         self.path, self.active, self.clock = workdir / FILE, active, clock
         self.began = self.started = process_start() if began is None else began
         self.lost = dict.fromkeys(CAUSES, 0.0)
+        self.device_wait = 0.0  # seconds of waiting for the device, which count as steps
         self.useful_at: dict[int, float] = {}  # step of a checkpoint -> useful seconds by then
         self._written = 0.0
-        if account := self._read() if step else None:
-            self.began = account["began"]
-            self.lost |= account["lost"]
-            useful = account["until"] - self.began - sum(self.lost.values())
-            self.useful_at = {int(at): seconds for at, seconds in account["useful_at"].items() if int(at) <= step}
-            self.lost["redone"] += max(useful - self.useful_at.get(step, useful), 0.0)
-            self.lost["down"] += max(self.started - account["until"], 0.0)
-
-    def _read(self) -> Mapping[str, Any] | None:
-        """The account so far; None for a new run, and with a warning where the file is damaged."""
         try:
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
-            numbers = [kept["began"], kept["until"], *kept["lost"].values(), *kept["useful_at"].values()]
-            if not set(kept["lost"]) <= set(CAUSES) or not all(
-                map(math.isfinite, [*numbers, *map(int, kept["useful_at"])])
-            ):
-                raise ValueError("other numbers than were written")
-        except FileNotFoundError:
-            return None
+            if step and self.path.exists():
+                self._continue(json.loads(self.path.read_text(encoding="utf-8")), step)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if self.active:
+            if active:
                 print(f"warning: {self.path} is damaged ({error}): goodput is counted from here on", file=sys.stderr)
-            return None
-        return kept
+        self.reset()
+
+    def _continue(self, account: dict[str, Any], step: int) -> None:
+        """Takes over the account of the processes before. Raises as the many ways of damage do, and changes nothing then."""
+        lost = self.lost | account["lost"]
+        useful_at = {int(at): seconds for at, seconds in account["useful_at"].items() if int(at) <= step}
+        useful = account["until"] - account["began"] - sum(lost.values())
+        if set(lost) != set(CAUSES) or not math.isfinite(useful + sum(useful_at.values())):
+            raise ValueError("other numbers than were written")
+        lost["redone"] += max(useful - useful_at.get(step, useful), 0.0)
+        lost["down"] += max(self.started - account["until"], 0.0)
+        self.began, self.lost, self.useful_at = account["began"], lost, useful_at
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Books the time of a part of the loop: one of CAUSES, or "device"."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            if name == "device":
+                self.device_wait += seconds
+            else:
+                self.lose(name, seconds)
 
     def lose(self, cause: str, seconds: float) -> None:
         """Books seconds that were lost for steps."""
         self.lost[cause] += max(seconds, 0.0)
 
+    def reset(self) -> None:
+        """The next `speed` counts from here."""
+        self._since = time.perf_counter(), self.device_wait, dict(self.lost)
+
+    def speed(self, steps: int, batch_size: int) -> dict[str, float]:
+        """images_per_second, step_seconds and fractions of the step time since the last call, for so many steps.
+
+        Evaluation and saving do not count as time of steps.
+        """
+        start, device, before = self._since
+        lost = {cause: seconds - before[cause] for cause, seconds in self.lost.items()}
+        total = max(time.perf_counter() - start - lost["evaluation"] - lost["save"], 1e-9)
+        data, device = lost["data"] / total, (self.device_wait - device) / total
+        self.reset()
+        return {
+            "images_per_second": batch_size * steps / total,
+            "step_seconds": total / max(steps, 1),
+            "data_wait_fraction": data,
+            "device_wait_fraction": device,
+            "host_fraction": max(1.0 - data - device, 0.0),
+        }
+
     def useful(self) -> float:
         """Seconds spent in steps that count, so far."""
         return self.clock() - self.began - sum(self.lost.values())
+
+    def goodput(self) -> float:
+        """In [0, 1]."""
+        return max(self.useful(), 0.0) / max(self.clock() - self.began, 1e-9)
 
     def saved(self, step: int) -> None:
         """A checkpoint of this step was written: what was done by then will not be redone."""
@@ -101,28 +136,23 @@ class Ledger:
         self.write()
 
     def metrics(self) -> dict[str, float]:
-        """goodput, in [0, 1], and goodput_lost_<cause> in seconds."""
-        total = max(self.clock() - self.began, 1e-9)
-        lost = {f"{PREFIX}_lost_{cause}": seconds for cause, seconds in self.lost.items()}
+        """goodput, and goodput_lost_<cause> in seconds."""
         if self.clock() - self._written > _WRITE_EVERY:
             self.write()
-        return {PREFIX: max(self.useful(), 0.0) / total, **lost}
+        return {"goodput": self.goodput(), **{f"goodput_lost_{cause}": lost for cause, lost in self.lost.items()}}
 
     def write(self) -> None:
-        if not self.active:
-            return
-        self._written = until = self.clock()
-        account = {"began": self.began, "until": until, "lost": self.lost, "useful_at": self.useful_at}
-        fileio.write_whole(self.path, json.dumps(account, indent=1))
+        if self.active:
+            self._written = until = self.clock()
+            account = {"began": self.began, "until": until, "lost": self.lost, "useful_at": self.useful_at}
+            fileio.write_whole(self.path, json.dumps(account, indent=1))
 
     def summary(self) -> str:
         """For people: goodput, total time, and what was lost, the largest first."""
-        total = self.clock() - self.began
         lost = sorted(((seconds, cause) for cause, seconds in self.lost.items() if seconds >= 0.05), reverse=True)
         named = ", ".join(f"{cause} {seconds:.1f} s" for seconds, cause in lost)
-        return (
-            f"{max(self.useful(), 0.0) / max(total, 1e-9):.1%} of {total:.0f} s in steps; lost to {named or 'nothing'}"
-        )
+        total = self.clock() - self.began
+        return f"{self.goodput():.1%} of {total:.0f} s in steps; lost to {named or 'nothing'}"
 
 
 class CompilationCounter:

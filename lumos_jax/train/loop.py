@@ -7,7 +7,6 @@ the state, the step number and a little memory saved beside them; its position i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,9 +18,8 @@ from lumos_jax.train import metrics, sharding
 from lumos_jax.train.run import Run, prepare
 from lumos_jax.train.saving import Saver
 from lumos_jax.train.state import TrainState
-from lumos_jax.train.stop import FAILED, STOPPED, StopRequest
+from lumos_jax.train.stop import FAILED, STOPPED, StopRequest, watchdog
 from lumos_jax.train.telemetry import Telemetry
-from lumos_jax.train.watchdog import Watchdog
 
 __all__ = ["prepare", "train"]
 
@@ -34,6 +32,7 @@ def train(run: Run) -> int:
     code, failure = 0, None
 
     telemetry = Telemetry(run)
+    say = telemetry.report.say
     batches = data.make_train_iterator(
         settings.data, run.source, batch_size=size, rows=experiment.local_rows(size), start_step=step,
         finish=experiment.task.host,
@@ -47,25 +46,24 @@ def train(run: Run) -> int:
         telemetry.report.sync()  # metrics.jsonl reaches at least as far as the checkpoint
         return step, vars(state), run.meta(telemetry.memory())
 
-    saver = Saver(run.checkpoints, capture, lambda text: telemetry.say(f"step {step}: {text}"))
+    saver = Saver(run.checkpoints, capture, lambda text: say(f"step {step}: {text}"))
     saver.saved = step or None
     try:
-        with StopRequest() as stop, Watchdog(settings.train.watchdog_minutes) as watchdog:
+        with StopRequest() as stop, watchdog() as alive:
             sharding.barrier("the first step")
             telemetry.begin(run.restore_seconds)
             if step == 0 and run.evaluator is not None:
                 _evaluate(run, telemetry, step, state, sheet=False)
-            telemetry.stopwatch.reset()
 
             while step < steps:
-                with telemetry.part("data"):
+                with telemetry.ledger.part("data"):
                     host = next(batches)
                 telemetry.before_step(step, host)
                 batch = experiment.device_batch(host, size)
                 state, values = experiment.train_step(state, experiment.frozen, batch)
                 step += 1
                 telemetry.after_step(step, values)  # reads the metrics of the step before
-                watchdog.alive()
+                alive()
                 saver.check()  # a write behind the steps may have failed
 
                 last = step == steps
@@ -73,12 +71,12 @@ def train(run: Run) -> int:
                     telemetry.log(step)
                 if run.evaluator is not None and (last or step % settings.eval.every == 0):
                     _evaluate(run, telemetry, step, state, sheet=True)
-                    watchdog.alive()
+                    alive()
                 if last or step % settings.checkpoint.every == 0:
                     _save(saver, telemetry, step)
                 if not last and stop.after(step):
                     _save(saver, telemetry, step, wait=True)
-                    telemetry.say(f"{stop.name}: saved step {step}; the same command continues from there")
+                    say(f"{stop.name}: saved step {step}; the same command continues from there")
                     code = STOPPED.get(stop.name, FAILED)
                     break
             _save(saver, telemetry, step, wait=True)
@@ -88,10 +86,14 @@ def train(run: Run) -> int:
         closers = [batches.close, *telemetry.closers()]
         if failure is None or jax.process_count() == 1:  # else a write would wait for processes that have left it
             closers.append(run.checkpoints.close)
-        failure = _close(closers, failure)
+        for close in closers:
+            try:
+                close()
+            except Exception as error:  # noqa: BLE001 (reported or raised below)
+                failure = failure or error  # the first: a full disk fails several
     if failure is not None:  # reported last, below what closed threads had to print
         return _report(failure, run)
-    if code == 0:
+    if code == 0 and jax.process_index() == 0:
         _conclude(run, telemetry, step)
     return code
 
@@ -99,36 +101,26 @@ def train(run: Run) -> int:
 def _evaluate(run: Run, telemetry: Telemetry, step: int, state: TrainState, sheet: bool) -> None:
     """Measures the held-out records, and shows samples of them if `sheet`."""
     telemetry.settle()
-    with telemetry.part("evaluation"):
+    with telemetry.ledger.part("evaluation"):
         values, sentence = run.evaluator.measure(state)
         telemetry.report.write(step, values)
-        telemetry.say(f"step {step}: {sentence}")
+        telemetry.report.say(f"step {step}: {sentence}")
         if sheet:
             image = run.evaluator.sheet(state)
-            telemetry.report.images(step, image)
+            telemetry.report.image(step, image)
             if jax.process_index() == 0:
                 media.save_png(image, run.workdir / "samples" / f"step_{step}.png")
 
 
 def _save(saver: Saver, telemetry: Telemetry, step: int, wait: bool = False) -> None:
     """Starts to write a checkpoint of this step, if there is none; `wait`: until all are on disk."""
-    with telemetry.part("save"):
+    with telemetry.ledger.part("save"):
         if saver.saved != step:
             saver.save()
             if saver.saved == step:
                 telemetry.ledger.saved(step)
         if wait:
             saver.wait()
-
-
-def _close(closers: Sequence[Callable[[], None]], failure: Exception | None) -> Exception | None:
-    """Calls them all. Returns the failure from before, else the first of theirs: a full disk fails several."""
-    for close in closers:
-        try:
-            close()
-        except Exception as error:  # noqa: BLE001 (returned)
-            failure = failure or error
-    return failure
 
 
 def _report(failure: Exception, run: Run) -> int:
@@ -143,12 +135,9 @@ def _report(failure: Exception, run: Run) -> int:
 
 
 def _conclude(run: Run, telemetry: Telemetry, step: int) -> None:
-    """Process 0 prints where the results are."""
-    if jax.process_index() != 0:
-        return
+    """Prints where the results are."""
     if run.settings.eval.every:
         print(f"samples     {run.workdir / 'samples'}")
-    if run.settings.log.tensorboard:
-        print(f"tensorboard {run.workdir / metrics.TENSORBOARD}")
+    print(f"tensorboard {run.workdir / metrics.TENSORBOARD}")
     print(f"checkpoint  {run.checkpoints.directory / str(step)}")
     print(f"goodput     {telemetry.ledger.summary()}")

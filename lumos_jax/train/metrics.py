@@ -6,21 +6,23 @@ Timings are not.
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
 import os
 import pathlib
+import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from lumos_jax import fileio
-from lumos_jax.train import goodput
-from lumos_jax.train.tensorboard import EventWriter
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -30,10 +32,9 @@ class Window:
     """Sums of the metrics of steps since the last log; steps that were not finite are counted, not averaged."""
 
     def __init__(self, state: Mapping[str, Any] | None = None):
-        state = state or {}
-        self.sums: dict[str, list[float] | float] = dict(state.get("sums", {}))
-        self.steps: int = state.get("steps", 0)
-        self.skipped: int = state.get("skipped", 0)
+        self.sums: dict[str, list[float] | float] = {}
+        self.steps = self.skipped = 0
+        vars(self).update(state or {})
 
     def add(self, metrics: Mapping[str, np.ndarray]) -> bool:
         """Adds one step's metrics; False (and only counted) if that step was not finite."""
@@ -41,8 +42,7 @@ class Window:
             self.skipped += 1
             return False
         for name, value in metrics.items():
-            new = np.asarray(value, np.float64) + self.sums.get(name, 0.0)
-            self.sums[name] = new.tolist()
+            self.sums[name] = (np.asarray(value, np.float64) + self.sums.get(name, 0.0)).tolist()
         self.steps += 1
         return True
 
@@ -52,116 +52,92 @@ class Window:
 
     def close(self) -> dict[str, float]:
         """The averages by name, with loss_q1 .. loss_q4 by quartile of the timestep where there is one; empties the window."""
-        result: dict[str, float] = {"skipped_steps": self.skipped}
-        for name, total in self.sums.items():
-            if name not in ("quartile_loss", "quartile_weight", "finite"):
-                result[name] = total / self.steps
-        if self.steps and "quartile_loss" in self.sums:
-            pairs = zip(self.sums["quartile_loss"], self.sums["quartile_weight"], strict=True)
-            for i, (loss, weight) in enumerate(pairs, start=1):
-                if weight > 0:  # a small batch may miss a quartile
-                    result[f"loss_q{i}"] = loss / weight
+        sums = {name: total for name, total in self.sums.items() if name != "finite"}
+        quartiles = zip(sums.pop("quartile_loss", ()), sums.pop("quartile_weight", ()), strict=True)
+        result = {"skipped_steps": self.skipped} | {name: total / self.steps for name, total in sums.items()}
+        for i, (loss, weight) in enumerate(quartiles, start=1):
+            if weight > 0:  # a small batch may miss a quartile
+                result[f"loss_q{i}"] = loss / weight
         self.__init__()
         return result
 
 
-class Stopwatch:
-    """Wall time of steps: waiting for data, waiting for the device, and host work."""
+class EventWriter:
+    """Writes one file of TensorBoard events (scalars and images), buffered until `flush`, without TensorFlow.
 
-    def __init__(self, ledger: goodput.Ledger):
-        """`ledger`: also books the parts that are lost for steps."""
-        self.ledger = ledger
-        self.reset()
+    Records and their checksums are TensorBoard's own. Its `EventFileWriter` would import TensorFlow where that is installed,
+    which takes seconds, and memory of a GPU; so would `clu.metric_writers`.
+    """
 
-    def reset(self) -> None:
-        self.start = time.perf_counter()
-        self.spent = {"data": 0.0, "device": 0.0, "paused": 0.0}
-        self.steps = 0
+    def __init__(self, directory: pathlib.Path, start: int = 0):
+        """`start`: the last step that counts. TensorBoard drops points of later steps that a former process wrote."""
+        directory.mkdir(parents=True, exist_ok=True)
+        # TensorBoard finds event files by this name and reads them in its order.
+        name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
+        self.records = RecordWriter(open(directory / name, "xb"))  # noqa: SIM115 (closed by close())
+        self.flush, self.close = self.records.flush, self.records.close
+        self._write(file_version="brain.Event:2")
+        self._write(step=start + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Books its time: "data", "device", or "evaluation" and "save", which do not count as time of steps."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - began
-            self.spent[name if name in self.spent else "paused"] += seconds
-            if name in goodput.CAUSES:
-                self.ledger.lose(name, seconds)
+    def _write(self, **fields) -> None:
+        self.records.write(event_pb2.Event(wall_time=time.time(), **fields).SerializeToString())
 
-    def close(self, batch_size: int) -> dict[str, float]:
-        """images_per_second, step_seconds and fractions of the step time; resets."""
-        total = max(time.perf_counter() - self.start - self.spent["paused"], 1e-9)
-        data, device = self.spent["data"] / total, self.spent["device"] / total
-        steps = self.steps
-        self.reset()
-        return {
-            "images_per_second": batch_size * steps / total,
-            "step_seconds": total / max(steps, 1),
-            "data_wait_fraction": data,
-            "device_wait_fraction": device,
-            "host_fraction": max(1.0 - data - device, 0.0),
-        }
+    def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes one point per name."""
+        values = [summary_pb2.Summary.Value(tag=name, simple_value=float(value)) for name, value in scalars.items()]
+        self._write(step=step, summary=summary_pb2.Summary(value=values))
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Writes one image (H, W, 3) uint8, as PNG."""
+        png, (height, width, _) = io.BytesIO(), pixels.shape
+        Image.fromarray(pixels).save(png, "PNG")
+        image = summary_pb2.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png.getvalue())
+        self._write(step=step, summary=summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, image=image)]))
 
 
 class Reporter:
-    """Writes metrics.jsonl, TensorBoard events and the progress line; does nothing unless `active` (process 0)."""
+    """Writes metrics.jsonl, TensorBoard events and the progress line; of all processes only the `active` one, process 0."""
 
-    def __init__(self, workdir: pathlib.Path, *, total: int, start: int, tensorboard: bool, active: bool):
-        self.active = active
-        if not active:
-            return
-        self.path = workdir / FILE
-        _truncate(self.path, start)
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        self.events = EventWriter(workdir / TENSORBOARD, start) if tensorboard else None
-        self.total, self.begun, self.first = total, time.monotonic(), start
-        live = sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1) if live else None
+    def __init__(self, workdir: pathlib.Path, *, total: int, start: int, active: bool):
+        self.active, self.total, self.begun, self.first = active, total, time.monotonic(), start
+        if active:
+            _truncate(workdir / FILE, start)
+        self.file = open(workdir / FILE if active else os.devnull, "a", encoding="utf-8")  # noqa: SIM115
+        self.events = EventWriter(workdir / TENSORBOARD, start) if active else None
+        hidden = not (active and sys.stderr.isatty())
+        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, disable=hidden)
 
     def say(self, text: str) -> None:
         """Prints a line above the progress line."""
-        if not self.active:
-            return
-        if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        if self.active:
+            tqdm.write(text, file=sys.stderr)
 
     def step(self, step: int) -> None:
         """Moves the progress line."""
-        if self.active and self.bar is not None:
-            self.bar.update(step - self.bar.n)
+        self.bar.update(step - self.bar.n)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One object in metrics.jsonl and one point per name in TensorBoard."""
-        if not self.active:
-            return
         values = {name: float(value) if isinstance(value, np.floating) else value for name, value in values.items()}
         self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         fileio.with_retries(self.file.flush)  # a failed flush keeps its buffer
         if self.events is not None:
-            self.events.write_scalars(step, values)
+            self.events.scalars(step, values)
             fileio.with_retries(self.events.flush)
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
         """Updates the progress line: loss, images/s and time left."""
-        if not self.active:
-            return
         loss = f"loss {values['loss']:.4f}" if "loss" in values else "loss not finite"
         rate = f"{values['images_per_second']:.0f} images/s"
-        if self.bar is not None:
-            self.bar.set_postfix_str(f"{loss}, {rate}")
-            return
-        done, elapsed = step - self.first, time.monotonic() - self.begun
-        left = elapsed / max(done, 1) * (self.total - step)
-        print(f"step {step}/{self.total}  {loss}  {rate}  {_clock(left)} left", file=sys.stderr, flush=True)
+        self.bar.set_postfix_str(f"{loss}, {rate}")
+        if self.bar.disable:
+            left = (time.monotonic() - self.begun) / max(step - self.first, 1) * (self.total - step)
+            self.say(f"step {step}/{self.total}  {loss}  {rate}  {tqdm.format_interval(left)} left")
 
-    def images(self, step: int, sheet: np.ndarray) -> None:
+    def image(self, step: int, sheet: np.ndarray) -> None:
         """A sample sheet (H, W, 3) uint8 for TensorBoard."""
-        if self.active and self.events is not None:
-            self.events.write_images(step, {"samples": sheet})
+        if self.events is not None:
+            self.events.image(step, "samples", sheet)
 
     def sync(self) -> None:
         """Syncs metrics.jsonl to disk, before a checkpoint that relies on it."""
@@ -169,34 +145,23 @@ class Reporter:
             os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        if self.active:
-            self.file.close()
-            if self.events is not None:
-                self.events.close()
-            if self.bar is not None:
-                self.bar.close()
+        self.bar.close()
+        self.file.close()
+        if self.events is not None:
+            self.events.close()
 
 
 def _truncate(path: pathlib.Path, start: int) -> None:
-    """Drop the lines after step `start`, which will be written again, and damaged ones, with a warning."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return
+    """Drops the lines after step `start`, which will be written again, and damaged ones, with a warning."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
     kept, damaged = [], 0
     for number, line in enumerate(lines, start=1):
         try:
-            step = json.loads(line)["step"]
-            if start > 0 and step <= start:
+            if json.loads(line)["step"] <= start > 0:
                 kept.append(line + b"\n")
         except (ValueError, KeyError, TypeError):
             damaged += number < len(lines)  # a kill leaves half of the last line
     if damaged:
         print(f"warning: {path}: {damaged} damaged line(s) dropped", file=sys.stderr)
-    fileio.write_whole(path, b"".join(kept))
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+    if lines:
+        fileio.write_whole(path, b"".join(kept))

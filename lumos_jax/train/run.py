@@ -15,7 +15,7 @@ from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
 from lumos_jax.train import cached_features, sharding, startup
 from lumos_jax.train.evaluator import Evaluator, make_evaluator
-from lumos_jax.train.experiment import Experiment, check_batches, use_compilation_cache
+from lumos_jax.train.experiment import Experiment, use_compilation_cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
       CheckpointError: there are checkpoints, and none can be restored.
     """
     path = fileio.local_directory("--workdir", workdir)
-    use_compilation_cache(settings)
-    check_batches(settings, sharding.make_mesh(settings.mesh))  # before data are opened and weights are read
+    use_compilation_cache()
     source = data.make_source(settings.data)
     data.make_loader(settings.data, source, training=True)  # refuses now what has no such records
     experiment = Experiment.build(settings)

@@ -13,14 +13,12 @@ from lumos_jax.checkpoints import CheckpointError, Checkpoints
 
 
 class Saver:
-    """Saves what `capture` gives, behind the steps; a write that fails is retried with the state of that time."""
+    """Saves behind the steps; a write that fails is retried with the state of that time.
 
-    def __init__(
-        self,
-        checkpoints: Checkpoints,
-        capture: Callable[[], tuple[int, dict[str, Any], dict[str, Any]] | None],
-        say: Callable[[str], None],
-    ):
+    Its methods raise CheckpointError when no try succeeds.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, capture: Callable[[], tuple | None], say: Callable[[str], None]):
         """`capture` gives (step, state, meta) for Checkpoints.save, or None while the state is not to be saved; `say` reports
         retries."""
         self.checkpoints, self.capture, self.say = checkpoints, capture, say
@@ -28,16 +26,16 @@ class Saver:
         self._writing = False
 
     def save(self) -> None:
-        """Start to write what `capture` gives now. Raises CheckpointError when no try succeeds."""
+        """Starts to write what `capture` gives now."""
         self._try(self._write)
 
     def check(self) -> None:
-        """Find out whether the write under way has failed. Raises CheckpointError as `save` does."""
+        """Finds out whether the write under way has failed."""
         if self._writing:
             self._writing = self._try(self.checkpoints.check) is False
 
     def wait(self) -> None:
-        """Return when all that was saved is on disk. Raises CheckpointError as `save` does."""
+        """Returns when all that was saved is on disk."""
         self._try(self.checkpoints.wait)
 
     def _write(self, done: Collection[int] = ()) -> None:
@@ -52,7 +50,7 @@ class Saver:
         self._write(self.checkpoints.steps())
         self.checkpoints.wait()
 
-    def _try(self, action: Callable[[], bool | None]) -> bool | None:
+    def _try(self, action: Callable[[], Any]) -> Any:
         for delay in fileio.delays():
             try:
                 return action()

@@ -1,9 +1,13 @@
-"""Stopping on request: SIGTERM and Ctrl-C finish the step under way, save, and leave."""
+"""Stopping on request (SIGTERM and Ctrl-C finish the step under way, save, and leave), and the watchdog."""
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import signal
+import sys
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
@@ -22,11 +26,10 @@ class StopRequest:
     def __init__(self):
         self.name: str | None = None
         self._several = jax.process_count() > 1
-        self._before: dict[int, object] = {}
 
     def __enter__(self):
-        for number in (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
+        numbers = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_):
@@ -46,3 +49,20 @@ class StopRequest:
             self.name = self.name or "SIGTERM"
             return True
         return self.name is not None and not self._several
+
+
+@contextlib.contextmanager
+def watchdog(minutes: float = 30.0) -> Iterator[Callable[[], None]]:
+    """Yields `alive`: without a call of it for `minutes` the stacks of all threads go to stderr, again and again.
+
+    The run goes on: whoever watches it decides.
+    """
+
+    def alive() -> None:
+        faulthandler.dump_traceback_later(60 * minutes, repeat=True, file=sys.__stderr__)
+
+    alive()
+    try:
+        yield alive
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -21,40 +20,35 @@ from lumos_jax.train.run import Run
 
 
 class Telemetry:
-    """Of one run of the loop. Process 0 writes metrics and goodput; every process keeps the numbers."""
+    """Of one run of the loop. Process 0 writes metrics and goodput; every process keeps the numbers.
+
+    Attributes:
+      report: writes metrics; `report.say` prints a line.
+      ledger: of time; `ledger.part(name)` books a part of the loop.
+      not_finite: steps in a row, up to now, that were not.
+    """
 
     def __init__(self, run: Run):
         settings, memory, start = run.settings, run.start.memory, run.start.step
         first = jax.process_index() == 0
         self.settings, self.profile_directory = settings, run.workdir / "profile"
-        self.report = metrics.Reporter(
-            run.workdir, total=settings.train.steps, start=start, tensorboard=settings.log.tensorboard, active=first
-        )
+        self.report = metrics.Reporter(run.workdir, total=settings.train.steps, start=start, active=first)
         self.ledger = goodput.Ledger(run.workdir, start, active=first)
-        self.stopwatch = metrics.Stopwatch(self.ledger)
         self.window = metrics.Window(memory.get("window"))
         self.corrupt = data.CorruptMeter(settings.data.max_corrupt_rate, memory.get("corrupt"))
-        self.not_finite = memory.get("bad_in_a_row", 0)  # steps in a row up to now
+        self.not_finite = memory.get("bad_in_a_row", 0)
         self.learning_rate = make_schedule(settings.optimizer, settings.train.steps)
         self._compilations = goodput.CompilationCounter()
-        self._pending: tuple[int, Mapping[str, jax.Array]] | None = (
-            None  # a step that the device may still be working on
-        )
+        self._pending: tuple[int, Mapping[str, jax.Array]] | None = None  # a step that the device may still work on
+        self._steps = 0  # since the last log
         self._profiling = False
         self._dispatched = (0.0, 0)  # time and compilations before the step
-
-    def say(self, text: str) -> None:
-        """Prints a line above the progress line."""
-        self.report.say(text)
-
-    def part(self, name: str) -> AbstractContextManager:
-        """Books the time of a part of the loop: "data", "device", "evaluation" or "save"."""
-        return self.stopwatch.part(name)
 
     def begin(self, restore_seconds: float) -> None:
         """Called before the first step."""
         self.ledger.lose("restore", restore_seconds)
         self.ledger.lose("startup", time.time() - self.ledger.started - restore_seconds)
+        self.ledger.reset()
 
     def before_step(self, step: int, host: Mapping[str, np.ndarray]) -> None:
         """Takes note of the host batch of the step that follows `step`. Raises TooManyCorruptRecords."""
@@ -62,7 +56,7 @@ class Telemetry:
             jax.profiler.start_trace(str(self.profile_directory))
             self._profiling = True
         for line in self.corrupt.add(host):
-            self.say(line)
+            self.report.say(line)
         self._dispatched = (time.time(), self._compilations.count)
 
     def after_step(self, step: int, values: Mapping[str, jax.Array]) -> None:
@@ -77,19 +71,19 @@ class Telemetry:
             self.ledger.lose("compile", time.time() - began)
         self.settle()
         self._pending = (step, values)
-        self.stopwatch.steps += 1
+        self._steps += 1
         profiled = self.settings.train.profile_steps
         if self._profiling and step == self.settings.train.profile_at + profiled:
             self.settle()
             self._stop_profiler()
-            self.say(f"profiler trace of {profiled} steps in {self.profile_directory}")
+            self.report.say(f"profiler trace of {profiled} steps in {self.profile_directory}")
 
     def settle(self) -> None:
         """Reads the metrics of the last step, which waits for the device. Raises FloatingPointError as `after_step`."""
         if self._pending is None:
             return
         (step, values), self._pending = self._pending, None
-        with self.part("device"):
+        with self.ledger.part("device"):
             values = {name: np.asarray(value) for name, value in values.items()}
         self.report.step(step)
         if self.window.add(values):
@@ -97,7 +91,7 @@ class Telemetry:
             return
         self.not_finite += 1
         limit = self.settings.train.nonfinite_limit
-        self.say(
+        self.report.say(
             f"step {step}: loss {float(values['loss'])}, gradient norm {float(values['grad_norm'])}: not finite, step "
             f"skipped ({self.not_finite} in a row; {limit} stop the run)"
         )
@@ -110,7 +104,8 @@ class Telemetry:
     def log(self, step: int) -> None:
         """Writes the averages since the last log and moves the progress line."""
         self.settle()
-        speed = self.stopwatch.close(self.settings.train.batch_size)
+        speed = self.ledger.speed(self._steps, self.settings.train.batch_size)
+        self._steps = 0
         values = self.window.close() | speed | self.corrupt.counts() | self.ledger.metrics()
         values["learning_rate"] = float(self.learning_rate(step - 1))
         self.report.write(step, values)

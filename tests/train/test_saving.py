@@ -16,7 +16,7 @@ from lumos_jax.checkpoints import CheckpointError, Checkpoints
 from lumos_jax.checkpoints.checksums import checksums
 from lumos_jax.train import goodput, metrics, sharding
 from lumos_jax.train.saving import Saver
-from lumos_jax.train.watchdog import Watchdog
+from lumos_jax.train.stop import watchdog
 
 META = {"settings": {}, "fingerprints": {}, "memory": {}}
 
@@ -30,7 +30,7 @@ def test_digests_know_every_bit_and_no_mesh():
     tree = state()
     whole = checksums(tree)
     assert list(whole) == ["['params']['a']", "['params']['b']"]
-    for axes in ({"data": 8}, {"data": 2, "fsdp": 4}):
+    for axes in ({"fsdp": 1}, {"fsdp": 4}, {"fsdp": -1}):
         mesh = sharding.make_mesh(config.Mesh(**axes))
         layout = NamedSharding(mesh, P(("data", "fsdp")))
         spread = {"params": {"a": jax.device_put(tree["params"]["a"], layout), "b": tree["params"]["b"]}}
@@ -153,23 +153,23 @@ def test_damaged_lines_of_metrics_are_dropped_with_a_warning(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     good = [json.dumps({"step": step, "loss": 0.5}).encode() for step in (2, 4, 6)]
     path.write_bytes(b"\n".join([good[0], b"\xff\xfe", b"[]", b"3", b"{}", good[1], good[2], b'{"step": 8, "lo']))
-    metrics.Reporter(tmp_path, total=8, start=4, tensorboard=False, active=True).close()
+    metrics.Reporter(tmp_path, total=8, start=4, active=True).close()
     assert path.read_bytes() == good[0] + b"\n" + good[1] + b"\n"
     assert "4 damaged line(s) dropped" in capsys.readouterr().err
-    metrics.Reporter(tmp_path, total=8, start=4, tensorboard=False, active=True).close()
+    metrics.Reporter(tmp_path, total=8, start=4, active=True).close()
     assert capsys.readouterr().err == ""  # half of a last line is what a kill leaves
 
 
 def test_the_watchdog_prints_stacks_when_no_step_ends(capfd, monkeypatch):
     monkeypatch.setattr("sys.__stderr__", sys.stderr)  # pytest has another
-    with Watchdog(minutes=0.2 / 60) as guard:
-        guard.alive()
+    with watchdog(minutes=0.2 / 60) as alive:
+        alive()
         time.sleep(0.5)
     printed = capfd.readouterr().err
     assert printed.count("Timeout") == 2
     assert "test_the_watchdog_prints_stacks" in printed  # where the main thread stands
-    with Watchdog(minutes=0.2 / 60) as guard:
+    with watchdog(minutes=0.2 / 60) as alive:
         for _ in range(4):
             time.sleep(0.1)
-            guard.alive()
+            alive()
     assert capfd.readouterr().err == ""
