@@ -124,7 +124,7 @@ class Table:
 def numerics(args: argparse.Namespace) -> bool:
     """The network's output and gradient on the accelerator against float32 on the CPU."""
     head_dim, tokens = 72, 32  # of XL at 512 px: 1,024 tokens, so that the attention kernel runs in bfloat16
-    size = f"{4 * head_dim}x4x4"
+    size = f"{4 * head_dim}x2x4"
     host, device = jax.local_devices(backend="cpu")[0], jax.devices()[0]
     rng = np.random.default_rng(0)
     shape = (4, 2 * tokens, 2 * tokens, 4) if not args.small else (4, 16, 16, 4)
@@ -132,7 +132,7 @@ def numerics(args: argparse.Namespace) -> bool:
     features = rng.standard_normal((4, 17, 64), np.float32)
     target = rng.standard_normal((*shape[:-1], 8), np.float32)
 
-    def run(dtype: str, where: Any, precision: str = "default") -> Any:
+    def run(dtype: str, where: Any, precision: str = "highest") -> Any:
         net = models.make_dit(
             config.Model(size=size, dtype=dtype, remat="mlp"),
             latent_shape=shape[1:],
@@ -156,14 +156,14 @@ def numerics(args: argparse.Namespace) -> bool:
     exact, right = run("float32", host), True
     printed = Table("compute dtype", "matmul precision", "output", "gradient", "bound of the output")
     for dtype, precision, bound in (
-        ("float32", "default", FLOAT32_BOUND),
+        ("float32", "default", None),  # what Experiment.build avoids
         ("float32", "highest", FLOAT32_BOUND),
-        ("bfloat16", "default", BFLOAT16_BOUND),
+        ("bfloat16", "highest", BFLOAT16_BOUND),
     ):
         found = run(dtype, device, precision)
         errors = [relative(one, other) for one, other in zip(found, exact, strict=True)]
-        printed.row(dtype, precision, *(f"{e:.1e}" for e in errors), f"{bound:.0e}")
-        right &= errors[0] <= bound
+        printed.row(dtype, precision, *(f"{e:.1e}" for e in errors), "-" if bound is None else f"{bound:.0e}")
+        right &= bound is None or errors[0] <= bound
     return right
 
 
