@@ -160,7 +160,7 @@ class NeighborEvaluator:
         self.kept = np.flatnonzero(host["weight"])  # the records that could be decoded
         self.bank = int((self.kept < settings.eval.knn_bank_size).sum())
         self.images = host["image"][self.kept]
-        self.labels = {name: labels[self.kept] for name, labels in data.truth_of(settings.data, source, ids).items()}
+        self.labels = {name: labels[self.kept] for name, labels in data.truth_of(source, ids).items()}
         task = experiment.task
         self.features_of = jax.jit(task.features, out_shardings=sharding.replicated(experiment.mesh))
         untrained = jax.jit(task.network.init)(rngs.key(settings.train.seed, "init"))

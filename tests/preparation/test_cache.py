@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from configs import dino, i2i, t2i
-from lumos_jax import data, tasks
+from lumos_jax import config, data, tasks
 from lumos_jax.config import io as config_io
 from lumos_jax.data.sources import cached
 from lumos_jax.preparation import cache
@@ -229,7 +229,7 @@ def test_killed_after_the_first_shard_it_goes_on_to_the_same_bytes(prepare, tmp_
     left = len(list((tmp_path / "killed").glob("*.arrayrecord")))
     assert 1 <= left < 20
     with pytest.raises(ValueError, match="this cache is not finished; run the command that makes it again"):
-        cached.open_cache(str(tmp_path / "killed"))
+        data.make_source(config.Data(source="cached", path=str(tmp_path / "killed")))
     output = finish(prepare(*arguments, f"--out={tmp_path / 'killed'}"))
     assert f"20 shards, {20 - left} to write here" in output
     whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
