@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from lumos_jax.models import fused_attention
 from lumos_jax.models.layers import Initializer, dense, parameter, reshaped, xavier, zeros
 
-# cuDNN's flash attention takes these head dims on every GPU that has it. With 256 tokens a step of DiT-XL/2 takes 16 % less time
-# with it on an H100 (docs/performance.md); it was not measured with fewer.
+# cuDNN's flash attention takes these head dims on every GPU that has it. With 256 tokens a step of DiT-XL/2 takes 16 % less
+# time with it on an H100 (docs/performance.md); it was not measured with fewer.
 CUDNN_HEAD_DIMS = range(8, 129, 8)
 CUDNN_TOKENS = 256
 
