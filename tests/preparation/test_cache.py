@@ -37,8 +37,8 @@ def settings_of(kind, **fields):
     tree["train"]["steps"] = tree["eval"]["every"] = 6
     # Steps so large that the condition counts, and everything else small, to be compiled in seconds.
     tree["optimizer"] |= {"learning_rate": 0.02, "warmup_steps": 0, "decay": "constant", "ema_decay": 0.0}
-    tree["model"] |= {"size": "32x1x2", "scan_unroll": 1}
-    tree["eval"] |= {"steps": 2, "guidance": 1.0, "rows": 1, "samples": 1}
+    tree["model"] |= {"size": "32x1x2"}
+    tree["eval"] |= {"steps": 2, "guidance": 1.0, "sheet": (1, 1)}
     if kind == "kl":
         tiny = {"kind": "kl", "weights": "random:0", "channels": (8, 16), "layers": 1, "groups": 4, "dtype": "float32"}
         tree["autoencoder"] |= tiny
