@@ -50,14 +50,10 @@ class Bucket:
 
 @functools.cache
 def make_buckets(base: int, ratios: tuple[float, float] = (0.25, 4.0)) -> tuple[Bucket, ...]:
-    """The buckets around base x base, by rising ratio. Sides are multiples of base / 16, as PixArt's, and of 4 px at least.
+    """The buckets around base x base pixels, by rising ratio: sides are multiples of base / 16, and of 4 px at least.
 
-    Args:
-      base: pixels a side of the square bucket.
-      ratios: smallest and largest height over width.
-
-    Raises:
-      ValueError: no such multiple is the base.
+    ratios: smallest and largest height over width.
+    Raises ValueError: no such multiple is the base.
     """
     step = max(base // PARTS, LEAST_STEP)
     if base % step:
