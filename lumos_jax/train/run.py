@@ -15,7 +15,6 @@ from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
 from lumos_jax.train import cached_features, sharding, startup
 from lumos_jax.train.evaluator import Evaluator, make_evaluator
-from lumos_jax.train.suite import Suite, make_suite
 from lumos_jax.train.experiment import Experiment, use_compilation_cache
 
 
@@ -27,7 +26,6 @@ class Run:
       fingerprints: of the data and the frozen networks; a resumed run must have the same.
       restore_seconds: how long the checkpoint took to read.
       evaluator: of the held-out records; None if config.eval.every is 0.
-      suite: of config.eval.suite; None if it is empty.
     """
 
     experiment: Experiment
@@ -38,7 +36,6 @@ class Run:
     fingerprints: Mapping[str, str]
     restore_seconds: float
     evaluator: Evaluator | None
-    suite: Suite | None
 
     @property
     def settings(self) -> config.Settings:
@@ -78,9 +75,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     start = startup.start(experiment, path, checkpoints, fingerprints)
     restore_seconds = time.time() - began if start.step else 0.0
     evaluator = make_evaluator(experiment, source)
-    run = Run(
-        experiment, path, source, checkpoints, start, fingerprints, restore_seconds, evaluator, make_suite(experiment)
-    )
+    run = Run(experiment, path, source, checkpoints, start, fingerprints, restore_seconds, evaluator)
     if jax.process_index() == 0:
         config_io.save(settings, path / "config.json")
         _introduce(run)
