@@ -118,7 +118,14 @@ class Checkpoints:
         """All complete checkpoints' steps, the newest first."""
         return sorted(
             map(int, self._manager.all_steps()), reverse=True
-        )  # NumPy's int32 where process 0 told the others
+        )  # NumPy's int32 in other processes than the first
+
+    def find(self, step: int | None = None) -> int:
+        """That step, or the newest. Raises ValueError if there is no such checkpoint."""
+        found = self.latest() if step is None else step
+        if found is None or not (self.directory / str(found)).is_dir():
+            raise ValueError(f"there is no checkpoint {'' if step is None else step} in {self.directory}")
+        return found
 
     def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts writing; returns as soon as the arrays are copied off the devices.

@@ -222,7 +222,7 @@ def _padded(mesh: jax.sharding.Mesh, host: Mapping[str, np.ndarray], size: int) 
         return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
 
     arrays = {name: pad(array) for name, array in sharding.device_arrays(host).items()}
-    return sharding.global_batch(mesh, arrays, range(size), size)
+    return sharding.global_batch(mesh, arrays, size)
 
 
 def _encoded_records(host: Mapping[str, np.ndarray], found, task: tasks.Task, source, dtype: str) -> Iterator[bytes]:

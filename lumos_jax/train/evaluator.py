@@ -122,15 +122,11 @@ class Scorer:
     def __call__(self, params: Any) -> dict[str, float]:
         """Mean scores of these weights, by name; empty if the truth is not known."""
         experiment, size = self.experiment, self.experiment.settings.eval.batch_size
-        rows = experiment.local_rows(size)
-        samples = []
-        for index, host in enumerate(self.hosts):
-            local = {name: array[rows] for name, array in sharding.device_arrays(host).items()}
-            batch = sharding.global_batch(experiment.mesh, local, rows, size)
-            samples.append(np.asarray(self._generate(params, experiment.frozen, batch, index)))
         values: dict[str, list[float]] = {}
-        for host, images in zip(self.hosts, samples, strict=True):
-            for name, scores in self._scores(host, images).items():
+        for index, host in enumerate(self.hosts):
+            batch = sharding.global_batch(experiment.mesh, sharding.device_arrays(host), size)
+            samples = np.asarray(self._generate(params, experiment.frozen, batch, index))
+            for name, scores in self._scores(host, samples).items():
                 values.setdefault(name, []).extend(scores[host["weight"] > 0])
         return {f"score_{name}": float(np.mean(scores)) for name, scores in values.items() if scores}
 

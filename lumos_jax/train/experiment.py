@@ -65,7 +65,7 @@ class Experiment:
         devices = jax.devices() if devices is None else list(devices)
         mesh = sharding.make_mesh(settings.mesh if training else config.Mesh(), devices)
         if training:
-            check_batches(settings, mesh)
+            sharding.check_batches(mesh, settings)
         # The default number of unrolled blocks is for the default backend, which need not be the devices'.
         unroll = settings.model.scan_unroll or (0 if devices[0].platform == "cpu" else 1)
         model = dataclasses.replace(settings.model, scan_unroll=unroll)
@@ -108,13 +108,10 @@ class Experiment:
         """Gathers one layer's weights inside the scanned body; None without an fsdp axis. Argument of `task.network.apply`."""
         return sharding.make_gather(self.mesh, self.settings.model.dtype)
 
-    def ema(self, state: TrainState) -> Any:
-        """The EMA of what trains, float32, on the device."""
-        return state_dtype.to_float32(state_dtype.ema_to_device(self.settings.optimizer, state.ema))
-
     def ema_weights(self, state: TrainState) -> Any:
-        """The network's weights to evaluate and sample with: EMA of what trains, the rest as it is, adapters merged."""
-        return self.plan.ema_weights(state.params, self.ema(state))
+        """The network's weights to evaluate and sample with: float32 EMA of what trains, the rest as it is, adapters merged."""
+        ema = state_dtype.to_float32(state_dtype.ema_to_device(self.settings.optimizer, state.ema))
+        return self.plan.ema_weights(state.params, ema)
 
     def local_rows(self, batch_size: int) -> list[int]:
         """The rows of a global batch that this process's devices hold, ascending."""
@@ -123,15 +120,7 @@ class Experiment:
     def device_batch(self, host: Mapping[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
         """A global batch on the mesh, from a host batch of this process's rows."""
         arrays = sharding.device_arrays(host) | {"weight": host["weight"]}
-        return sharding.global_batch(self.mesh, arrays, self.local_rows(batch_size), batch_size)
-
-
-def check_batches(settings: config.Settings, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError unless the batches of training and evaluation split over the mesh."""
-    sharding.check_batch(mesh, settings.train.batch_size // settings.optimizer.accumulate, "train.batch_size")
-    sharding.check_frames(mesh, settings.data)
-    if settings.eval.every:
-        sharding.check_batch(mesh, settings.eval.batch_size, "eval.batch_size")
+        return sharding.global_batch(self.mesh, arrays, batch_size)
 
 
 def use_compilation_cache(settings: config.Settings) -> None:

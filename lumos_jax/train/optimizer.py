@@ -76,7 +76,7 @@ def _matrices(params: Any) -> Any:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         if not lora.is_kernel(path) or "/modulation/" in path:
             return None
-        cut = 1 + lora.input_dims(path, leaf.ndim)
+        cut = lora.first_output(path, leaf.ndim)
         outputs = range(cut + 1 if leaf.ndim == 5 else cut, leaf.ndim)
         return contrib.MuonDimensionNumbers(tuple(range(1, cut)), tuple(outputs))
 
