@@ -83,7 +83,7 @@ def kinds(rng: np.random.Generator, folder: pathlib.Path) -> dict[str, tuple[str
     return (
         found
         | {
-            "tar": ("a.tar", tar.getvalue(), {}, {"source": "webdataset", "index_dir": "", **captioned}),
+            "tar": ("a.tar", tar.getvalue(), {}, {"source": "webdataset", **captioned}),
             "arrayrecord": ("a.arrayrecord", (folder / "a.arrayrecord").read_bytes(), {}, {"source": "arrayrecord"}),
             "jsonl": ("captions.jsonl", line, png, {"source": "folder", **captioned}),
             "text": ("a.txt", "a b".encode("utf-16"), png, {"source": "folder", **captioned}),
@@ -115,7 +115,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 def outcome(path: pathlib.Path, fields: dict) -> str:
     tables = [file for file in path.iterdir() if file.suffix in (".tar", ".arrayrecord", ".csv")]
-    chosen = config.Data(path=str(tables[0] if tables else path), image_size=8, threads=1, **fields)
+    chosen = config.Data(path=str(tables[0] if tables else path), image_size=8, **fields)
     try:
         source = data.make_source(chosen)
         batch = data.read_batch(chosen, source, range(len(source)))

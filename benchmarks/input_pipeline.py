@@ -6,7 +6,7 @@
 Per round, each for `--seconds`, all of it pinned to the same `--cores` CPUs:
     decode      read the file, simplejpeg.decode_jpeg: no resize, no crop, nothing kept
     bare        the same, then the center square resized with Pillow (bilinear, antialiased): the work itself, as a plain loop
-    threads     data.make_train_iterator, data.threads = cores
+    threads     data.make_train_iterator, decoding threads
     workers     data.make_train_iterator, data.workers = cores, one thread each
     torch       torch DataLoader with as many workers, Pillow decode and resize (where PyTorch is installed)
 The plain loops run once per core, in processes of their own. Prints images per second per core, the median over rounds, and the
@@ -134,7 +134,7 @@ def torch_batches(paths: list[str], size: int, batch: int, cores: int) -> Iterat
 
 def measure(args: argparse.Namespace, path: pathlib.Path) -> dict[str, list[float]]:
     """Images per second per core of each side, one number a round."""
-    settings = config.Data(source="folder", path=str(path), image_size=args.size, threads=args.cores)
+    settings = config.Data(source="folder", path=str(path), image_size=args.size)
     source = data.make_source(settings)
     paths = [source.describe(i) for i in range(len(source))]
     problems = [problem for problem in data.read_batch(settings, source, range(len(source)))["problem"] if problem]
@@ -155,7 +155,7 @@ def measure(args: argparse.Namespace, path: pathlib.Path) -> dict[str, list[floa
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(args.cores, mp_context=context) as pool:
         list(pool.map(bare, paths[: 4 * args.cores], [args.size] * 4 * args.cores))
-        threads, workers = ours(), ours(workers=args.cores, threads=1)
+        threads, workers = ours(), ours(workers=args.cores)
         theirs = torch_batches(paths, args.size, args.batch, args.cores)
         # Enough to empty every buffer; what is timed afterwards was all decoded meanwhile.
         ready = 2 * settings.prefetch + 4 * args.cores

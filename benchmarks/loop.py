@@ -73,7 +73,6 @@ def prepare(directory: str, steps: int, memory: bool):
     config.data.holdout = config.eval.every = 0
     config.optimizer.warmup_steps = 0
     config.log.every = steps // 4
-    config.log.tensorboard = True
     config.checkpoint.every = 10**6
     config.train.steps = steps
     config.data.scenes.num_scenes = 1024 if memory else 10**6

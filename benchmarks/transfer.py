@@ -40,7 +40,7 @@ def train(args: argparse.Namespace, start: str, seed: int) -> pathlib.Path:
     command = [
         sys.executable, "-m", "lumos_jax.main", f"--config=configs/{args.task}.py:desk", f"--workdir={workdir}",
         f"--config.train.steps={args.steps}", f"--config.train.seed={seed}", f"--config.eval.every={every}",
-        f"--config.eval.num_scored={args.scored}", f"--config.checkpoint.every={args.steps}", "--config.log.tensorboard=False",
+        f"--config.eval.num_scored={args.scored}", f"--config.checkpoint.every={args.steps}",
         f"--config.optimizer.ema_decay={args.ema_decay}", f"--config.init_from={args.prior if start == 'prior' else ''}",
     ]  # fmt: skip
     print(f"{args.task} from {start}, seed {seed}: {args.steps} steps", file=sys.stderr, flush=True)

@@ -125,9 +125,8 @@ def _describe(error: Exception) -> str:
     if isinstance(error, (AttributeError, KeyError)) and not own:  # ml_collections: a field that does not exist
         name = lines[0].strip("'\\\"")
         where = next((word for word in sys.argv if f".{name}" in word), name)
-        new = migration.new_name(where.partition("=")[0].removeprefix("--config."))
-        if new:
-            return f"{where}: this field is config.{new} now; see docs/settings.md"
+        if known := migration.advice(where.partition("=")[0].removeprefix("--config.")):
+            return f"{where}: {known}; see docs/settings.md"
         return f"unknown field {name} in {where}. {' '.join(lines[1:])}".strip("\"' ")
     place = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
     return f"--config: {place}{type(error).__name__}: {' '.join(lines)}"

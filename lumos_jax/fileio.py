@@ -80,6 +80,12 @@ def save_json(tree: Mapping[str, Any], path: str | os.PathLike) -> None:
     write_whole(path, json.dumps(tree, indent=2) + "\n")
 
 
+def cache_directory(name: str) -> pathlib.Path | None:
+    """Where to keep what can be made again: below $LUMOS_JAX_CACHE, which is ~/.cache/lumos_jax by default; None if empty."""
+    root = os.environ.get("LUMOS_JAX_CACHE", "~/.cache/lumos_jax")
+    return pathlib.Path(root).expanduser() / name if root else None
+
+
 def local_directory(flag: str, value: str) -> pathlib.Path:
     """The absolute path that a flag names.
 

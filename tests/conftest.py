@@ -34,6 +34,7 @@ if not os.environ.get("LUMOS_JAX_TEST_CACHE"):
     _CREATED = tempfile.TemporaryDirectory(prefix="lumos_jax_tests_")
     os.environ["LUMOS_JAX_TEST_CACHE"] = _CREATED.name
 _COMPILED = pathlib.Path(os.environ["LUMOS_JAX_TEST_CACHE"])
+os.environ["LUMOS_JAX_CACHE"] = ""  # nothing is kept in the home directory
 compiled.write_whole()
 jax.config.update("jax_compilation_cache_dir", str(_COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -84,7 +85,6 @@ def command(process_environment):
     def build(workdir, *fields, config="configs/i2i.py:test", devices=1, flags=(), killed=None):
         program = ["tests.killed", killed, "lumos_jax.main"] if killed else ["lumos_jax.main"]
         arguments = [sys.executable, "-m", *program, f"--config={config}", f"--workdir={workdir}", *flags]
-        arguments += ["--config.train.compilation_cache=", "--config.log.tensorboard=False"]
         arguments += [f"--config.{field}" for field in fields]
         return {"args": arguments, "env": process_environment(devices), "cwd": running.ROOT}
 

@@ -54,7 +54,7 @@ def test_the_guide_names_every_study():
 def test_a_study_trains(tmp_path):
     made = get("class_conditional", "test")
     made.train.steps = made.checkpoint.every = made.eval.every = made.log.every = 2
-    made.optimizer.decay, made.log.tensorboard, made.eval.steps = "constant", False, 2
+    made.optimizer.decay, made.eval.steps = "constant", 2
     made.model.size = "16x1x2"
     assert loop.train(loop.prepare(config_io.resolve(made), str(tmp_path))) == 0
     last = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][-1]

@@ -20,7 +20,7 @@ from tests.ports import free_port
 
 ROOT = pathlib.Path(__file__).parent.parent
 FIELDS = (
-    "train.steps=4", "optimizer.decay=constant", "eval.every=0", "log.tensorboard=False", "train.compilation_cache=",
+    "train.steps=4", "optimizer.decay=constant", "eval.every=0",
 )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def test_half_written_checkpoints_are_ignored_and_other_meshes_go_on(undisturbed
     newest = tmp_path / "checkpoints" / "12"
     # What a kill in the middle of a save leaves behind: a directory under Orbax's temporary name.
     newest.rename(newest.with_name("12.orbax-checkpoint-tmp"))
-    output = finish(start(command(tmp_path, "mesh.data=2", "mesh.fsdp=2", devices=4)))
+    output = finish(start(command(tmp_path, "mesh.fsdp=2", devices=4)))
     assert "continues at step 8" in output
     a, b = (metrics(path)[-1] for path in (tmp_path, undisturbed[0]))
     np.testing.assert_allclose(a["held_out_loss"], b["held_out_loss"], rtol=1e-5)
@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(small_disk, command):
 
 
 def test_two_processes_agree_with_one(undisturbed, in_two, tmp_path):
-    outputs = in_two(tmp_path, "mesh.data=1", "mesh.fsdp=4", devices=2)
+    outputs = in_two(tmp_path, "mesh.fsdp=4", devices=2)
     assert "2 process(es)" in outputs[0]
     assert "held-out" not in outputs[1]  # only the first process speaks
     ours, theirs = metrics(tmp_path), metrics(undisturbed[0])
@@ -152,7 +152,7 @@ def prepared(workdir, fields):
     ("fields", "message"),
     [
         ({"model.size": "XXL"}, "must be one of S, B, L, XL, or"),
-        ({"mesh.data": 3}, "does not fit 8 device"),
+        ({"mesh.fsdp": 3}, "does not fit 8 device"),
         ({"data.source": "folder", "data.path": "/nowhere"}, "not a directory"),
         ({"encoder.weights": "/nowhere.safetensors"}, "no such file"),
         ({"init_from": "/nowhere"}, "no checkpoint"),

@@ -21,7 +21,7 @@ def train(workdir, **changes):
     """A run of two steps."""
     made = i2i.test()
     made.train.steps = made.checkpoint.every = 2
-    made.train.compilation_cache, made.log.tensorboard, made.eval.every = "", False, 0
+    made.eval.every = 0
     made.optimizer.decay = "constant"
     put(made, changes)
     assert loop.train(loop.prepare(config_io.resolve(made), str(workdir))) == 0

@@ -91,7 +91,7 @@ def prior(tmp_path_factory):
 def kinds(images, views, videos, prior):
     """Name -> (config, fields) of a run."""
     captions = ("data.source=folder", f"data.path={images}", "data.captions.noise=0.1")
-    shapes = ("data.buckets.enabled=True", "data.buckets.step=4", "data.buckets.ratios=(0.5,1.0)", "data.index_dir=")
+    shapes = ("data.buckets.enabled=True", "data.buckets.step=4", "data.buckets.ratios=(0.5,1.0)")
     return {
         "buckets": ("configs/t2i.py:test", (*captions, *shapes, f"init_from={prior}")),
         "clips": (

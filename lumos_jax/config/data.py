@@ -105,11 +105,7 @@ class Data:
         int, at_least(0), "records kept out of training, for the held-out loss and the sample sheets"
     ] = 0
     workers: Annotated[int, at_least(0), "decoding processes per host; 0 decodes in threads of the main process"] = 0
-    threads: Annotated[int, at_least(1), "decoding threads per process"] = 4
     prefetch: ClassVar[int] = 4  # batches read ahead
-    index_dir: Annotated[
-        str, "where places of records in .tar shards and sizes from headers are kept; empty: nowhere"
-    ] = "~/.cache/lumos_jax"
     max_corrupt_rate: Annotated[
         float, between(0, 1), "share of undecodable records, over the run so far, above which it stops"
     ] = 0.01

@@ -84,10 +84,8 @@ def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[A
 _FREE_GROUPS = ("mesh", "checkpoint", "log", "eval")
 _FREE_FIELDS = frozenset(
     {
-        "data.path", "data.workers", "data.threads", "data.max_corrupt_rate", "data.index_dir",
-        "init_from", "optimizer.ema_memory",
-        "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.watchdog_minutes", "train.profile_at",
-        "train.compilation_cache",
+        "data.path", "data.workers", "data.max_corrupt_rate", "init_from", "optimizer.ema_memory",
+        "encoder.weights", "autoencoder.weights", "autoencoder.tile", "train.profile_at",
     }
 )  # fmt: skip
 
@@ -123,9 +121,8 @@ def _build(cls, tree: Mapping[str, Any], where: str):
 
 
 def _suggest(name: str, fields: Mapping[str, Any]) -> str:
-    new = migration.new_name(name.removeprefix("config."))
-    if new:
-        return f"it is config.{new} now"
+    if known := migration.advice(name.removeprefix("config.")):
+        return known
     near = difflib.get_close_matches(name.rpartition(".")[2], fields, n=3) or sorted(fields)
     return f"did you mean {' or '.join(near)}?"
 

@@ -58,27 +58,36 @@ _JOINED = {
     "task.prototypes": "task.head",
 }
 
-# Fields that are gone -> the only value that this version can continue, their old default.
-_DELETED = {
-    "model.mlp_ratio": 4.0,
-    "model.position_base": 0,
-    "model.mlp_products": "none",
-    "optimizer.b1": 0.9,
-    "task.noise_log_mean": -3.0,
-    "task.noise_log_std": 0.5,
-    "task.student_temperature": 0.1,
-    "task.centre_momentum": 0.9,
-    "task.dropout": [0.05, 0.10, 0.15],
-    "mesh.tensor": 1,
+# Fields that are gone -> the only value that this version can continue, and what there is instead. None: any value, because it
+# never changed what is learned.
+_GONE: dict[str, tuple[Any, str]] = {
+    "model.mlp_ratio": (4.0, "it is 4"),
+    "model.position_base": (0, "positions are counted from the grid's own size"),
+    "model.mlp_products": ("none", "matmuls are XLA's"),
+    "optimizer.b1": (0.9, "it is 0.9"),
+    "task.noise_log_mean": (-3.0, "it is -3"),
+    "task.noise_log_std": (0.5, "it is 0.5"),
+    "task.student_temperature": (0.1, "it is 0.1"),
+    "task.centre_momentum": (0.9, "it is 0.9"),
+    "task.dropout": ([0.05, 0.10, 0.15], "see lumos_jax/tasks/nvs.py"),
+    "mesh.tensor": (1, "fsdp shards parameters"),
+    "mesh.data": (None, "it takes the devices that fsdp and context leave"),
+    "data.prefetch": (None, "it is 4"),
+    "data.threads": (None, "it follows from data.workers"),
+    "data.index_dir": (None, "set the environment variable LUMOS_JAX_CACHE"),
+    "data.bucket_index": (None, "set the environment variable LUMOS_JAX_CACHE"),
+    "data.tar_index": (None, "set the environment variable LUMOS_JAX_CACHE"),
+    "diffusion.learned_variance": (None, "it follows from diffusion.loss"),
+    "encoder.vocabulary": (None, "it follows from the tokenizer"),
+    "train.compilation_cache": (None, "set the environment variable JAX_COMPILATION_CACHE_DIR or LUMOS_JAX_CACHE"),
+    "train.watchdog_minutes": (None, "it is 30"),
+    "train.nonfinite_limit": (None, "it is 10"),
+    "train.profile_steps": (None, "it is 5"),
+    "train.meeting_seconds": (None, "JAX's own service does it"),
+    "train.silence_seconds": (None, "JAX's own service does it"),
+    "checkpoint.retries": (None, "it is 4"),
+    "log.tensorboard": (None, "events are always written"),
 }
-
-# Fields that are gone and did not change what is learned, or follow from others.
-_DROPPED = frozenset(
-    (
-        "data.prefetch", "data.bucket_index", "data.tar_index", "diffusion.learned_variance", "encoder.vocabulary",
-        "train.nonfinite_limit", "train.profile_steps", "train.meeting_seconds", "train.silence_seconds", "checkpoint.retries",
-    )
-)  # fmt: skip
 
 # Today's name -> old value -> new value.
 _VALUES = {
@@ -100,14 +109,7 @@ def upgrade_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: a field that is gone has a value that this version cannot continue; names it.
     """
-    flat = _of_the_task(flat)
-    new = {RENAMED.get(name, name): value for name, value in flat.items() if name not in _DROPPED}
-    for name, default in _DELETED.items():
-        value = new.pop(name, default)
-        if (list(value) if isinstance(value, tuple) else value) != default:
-            raise ValueError(
-                f"config.{name}={value!r} of these settings is gone: only runs with {default!r} can be continued"
-            )
+    new = {RENAMED.get(name, name): value for name, value in _of_the_task(flat).items()}
     for name, values in _VALUES.items():
         if name in new and isinstance(new[name], (str, bool)):
             new[name] = values.get(new[name], new[name])
@@ -121,7 +123,20 @@ def upgrade_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
         new["task.head"] = tuple(new.pop(f"task.{name}") for name in ("hidden", "bottleneck", "prototypes"))
     if "data.mixture" in new:
         new["data.mixture"] = tuple(_upgrade_entry(entry) for entry in new["data.mixture"])
-    return new
+    return _without_gone(new)
+
+
+def _without_gone(flat: dict[str, Any]) -> dict[str, Any]:
+    for name, (continued, instead) in _GONE.items():
+        if name not in flat:
+            continue
+        expected = continued(flat) if callable(continued) else continued
+        value = list(flat[name]) if isinstance(flat[name], tuple) else flat[name]
+        if expected is not None and value != expected:
+            raise ValueError(
+                f"config.{name}={value!r} of these settings is gone ({instead}): only runs with {expected!r} can be continued"
+            )
+    return {name: value for name, value in flat.items() if name not in _GONE}
 
 
 def _join_size(flat: dict[str, Any], group: str) -> None:
@@ -133,12 +148,14 @@ def _join_size(flat: dict[str, Any], group: str) -> None:
         flat[f"{group}.heads"] = sizes[2]
 
 
-def new_name(old: str) -> str | None:
-    """Today's name of a field that was renamed or joined with others; None of others."""
+def advice(old: str) -> str | None:
+    """What became of a field that was renamed, joined with others or removed; None of others."""
     group, _, field = old.partition(".")
     moved = f"task.{field}" if group in _TASK_GROUPS else old
     found = _JOINED.get(moved) or RENAMED.get(moved, moved)
-    return found if found != old else None
+    if found in _GONE:
+        return f"this field is gone: {_GONE[found][1]}"
+    return f"this field is config.{found} now" if found != old else None
 
 
 def _of_the_task(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, ClassVar, Literal
 
-from lumos_jax.config.fields import Dtype, at_least, between, require
+from lumos_jax.config.fields import Dtype, Rule, at_least, between, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,29 +72,22 @@ class Train:
     steps: Annotated[int, at_least(1), "of the run"] = 400_000
     batch_size: Annotated[int, at_least(1), "global"] = 256
     seed: Annotated[int, "of initialization, noise, timesteps and dropout"] = 0
-    watchdog_minutes: Annotated[
-        float, at_least(0), "without a finished step, after which the stacks of all threads are printed; 0: never"
-    ] = 30.0
     nonfinite_limit: ClassVar[int] = 10
     profile_at: Annotated[int, "first of 5 steps of a profiler trace; -1: none"] = -1
     profile_steps: ClassVar[int] = 5
-    compilation_cache: Annotated[str, "persistent compilation cache; empty: none"] = "~/.cache/lumos_jax/xla"
+
+
+_SIZE = Rule(lambda size: size >= 1 or size == -1, "at least 1, or -1")
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices per mesh axis; -1 takes what the others leave."""
+    """Devices per mesh axis. Data parallelism has the rest."""
 
-    data: Annotated[int, "data parallel"] = -1
-    fsdp: Annotated[int, "parameters, gradients and optimizer state sharded as well"] = 1
-    context: Annotated[int, "frames of clips sharded"] = 1
-
-    def check(self) -> None:
-        axes = dataclasses.asdict(self)
-        require(list(axes.values()).count(-1) <= 1, f"config.mesh: only one axis may be -1, not {axes}")
-        require(
-            all(n >= 1 or n == -1 for n in axes.values()), f"config.mesh: axis sizes are positive or -1, not {axes}"
-        )
+    fsdp: Annotated[
+        int, _SIZE, "data parallel, with parameters, gradients and optimizer state sharded as well; -1: all"
+    ] = 1
+    context: Annotated[int, at_least(1), "frames of clips sharded"] = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +107,6 @@ class Log:
     """What is reported while training."""
 
     every: Annotated[int, at_least(1), "steps"] = 50
-    tensorboard: Annotated[bool, "write TensorBoard events"] = True
 
 
 @dataclasses.dataclass(frozen=True)

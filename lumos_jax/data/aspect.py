@@ -12,24 +12,21 @@ the images' headers, read once and kept in a file under the source's fingerprint
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
-import os
-import pathlib
-import sys
 import zlib
 from collections.abc import Sequence
 from concurrent import futures
 
 import numpy as np
 import tqdm
-from absl import logging
 
 from lumos_jax import fileio
 from lumos_jax.data import order
 from lumos_jax.data.base import CorruptRecord, Data, Source
 from lumos_jax.data.decode import size_of
-from lumos_jax.data.files import read_file, read_npy, system_error
+from lumos_jax.data.files import made_once, system_error
 
 LEAST_AREA = 0.9  # of the square's
 PARTS = 16  # steps a side of the square, unless said otherwise
@@ -50,6 +47,7 @@ class Bucket:
         return round(self.height / self.width, 2)
 
 
+@functools.cache
 def make_buckets(base: int, step: int = 0, ratios: tuple[float, float] = (0.25, 4.0)) -> tuple[Bucket, ...]:
     """The buckets around base x base, by rising ratio.
 
@@ -91,19 +89,9 @@ def table(data: Data) -> tuple[Bucket, ...]:
     return make_buckets(data.image_size, data.buckets.step, data.buckets.ratios)
 
 
-@dataclasses.dataclass(frozen=True)
-class Assignment:
-    """Attributes:
-    buckets: the table.
-    bucket_of: (records,) uint8, the number of each record's bucket.
-    """
-
-    buckets: tuple[Bucket, ...]
-    bucket_of: np.ndarray
-
-
-def assign(data: Data, source: Source, batch_size: int) -> Assignment:
-    """The bucket of each record: the one with the nearest ratio. A record without a readable header goes to the square.
+def assign(data: Data, source: Source, batch_size: int) -> np.ndarray:
+    """(records,) uint8: the bucket of each record, that of the nearest ratio. A record without a readable header goes to the
+    square.
 
     Buckets in which the training records would not fill one batch an epoch are closed: their records go to the nearest of
     the others.
@@ -114,7 +102,7 @@ def assign(data: Data, source: Source, batch_size: int) -> Assignment:
     ratio = np.where(known, sizes[:, 0] / np.maximum(sizes[:, 1], 1), 1.0)
     share = np.bincount(nearest(buckets, ratio), weights=_weights(data, source), minlength=len(buckets))
     kept = [i for i, records in enumerate(share * len(source)) if records >= batch_size or i == square(buckets)]
-    return Assignment(buckets, np.array(kept, np.uint8)[nearest([buckets[i] for i in kept], ratio)])
+    return np.array(kept, np.uint8)[nearest([buckets[i] for i in kept], ratio)]
 
 
 def _weights(data: Data, source: Source) -> np.ndarray:
@@ -128,56 +116,39 @@ def _weights(data: Data, source: Source) -> np.ndarray:
     return weights / weights.sum()
 
 
-class BucketSteps:
-    """Step -> the (position, record) pairs of the rows that one host reads, all of one bucket."""
+class BucketOrder:
+    """Which batch of which bucket's order each step takes; see `order.host_steps`.
 
-    def __init__(self, data: Data, source: Source, assignment: Assignment, *, batch_size: int,
-                 rows: tuple[int, ...], start_step: int):  # fmt: skip
+    bucket_of: as `assign` gives it.
+    """
+
+    def __init__(self, data: Data, source: Source, bucket_of: np.ndarray, batch_size: int):
         weights = _weights(data, source)
-        share = np.bincount(assignment.bucket_of, weights=weights, minlength=len(assignment.buckets))
+        share = np.bincount(bucket_of, weights=weights)
         used = np.flatnonzero(share)
-        self._orders = [_order_of(data, source, assignment, weights, bucket) for bucket in used]
-        batches = np.count_nonzero(weights) / batch_size
-        self._ends = np.cumsum(np.maximum(np.round(batches * share[used]), 1).astype(np.int64))
-        self._batch_size, self._rows, self._start = batch_size, rows, start_step
-        self._seed = zlib.crc32(f"{data.seed}/buckets".encode())
+        self._orders = [_order_of(data, source, np.where(bucket_of == bucket, weights, 0), bucket) for bucket in used]
+        batches = np.maximum(np.round(np.count_nonzero(weights) / batch_size * share[used]), 1)
+        self._starts = [0, *map(int, np.cumsum(batches))]
+        self.steps_per_epoch, self._seed = self._starts[-1], zlib.crc32(f"{data.seed}/buckets".encode())
 
-    def __len__(self) -> int:
-        return sys.maxsize // max(self._batch_size, 1) - self._start - 1
-
-    def __getitem__(self, index: int) -> list[tuple[int, int]]:
-        step = self._start + index
-        epoch, place = divmod(step, int(self._ends[-1]))
-        turn = order.permuted(place, int(self._ends[-1]), (self._seed + epoch) % 2**32)
-        bucket = int(np.searchsorted(self._ends, turn, side="right"))
-        begin = int(self._ends[bucket - 1]) if bucket else 0
-        batch = epoch * (int(self._ends[bucket]) - begin) + turn - begin
-        first, inner = step * self._batch_size, batch * self._batch_size
-        return [(first + row, int(self._orders[bucket][inner + row])) for row in self._rows]
+    def batch_of(self, step: int) -> tuple[order.Order, int]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        turn = order.permuted(place, self.steps_per_epoch, (self._seed + epoch) % 2**32)
+        bucket = bisect.bisect_right(self._starts, turn) - 1
+        begin, end = self._starts[bucket : bucket + 2]
+        return self._orders[bucket], epoch * (end - begin) + turn - begin
 
 
-def _order_of(data: Data, source: Source, assignment: Assignment, weights: np.ndarray, bucket: int) -> order.Order:
+def _order_of(data: Data, source: Source, weights: np.ndarray, bucket: int) -> order.Order:
     """Position -> record number over all epochs of one bucket; of a mixture, its parts in turns by weight."""
-    chosen = (assignment.bucket_of == bucket) & (weights > 0)
     orders, shares = [], []
     for number, part in enumerate(source.parts):
-        records = part.first + np.flatnonzero(chosen[part.first : part.first + len(part.source)])
+        own = weights[part.first : part.first + len(part.source)]
+        records = (part.first + np.flatnonzero(own)).astype(np.uint32)
         if len(records):
-            seed = zlib.crc32(f"{data.seed}/{number}/bucket {bucket}".encode())
-            orders.append(_Among(records.astype(np.uint32), seed))
+            orders.append(order.endless(records.__getitem__, len(records), f"{data.seed}/{number}/bucket {bucket}"))
             shares.append(weights[records].sum())
     return order.mixed(orders, shares)
-
-
-class _Among(order.Endless):
-    """Position -> one of the records given, over all epochs."""
-
-    def __init__(self, records: np.ndarray, seed: int):
-        self._records, self._seed = records, seed
-
-    def __getitem__(self, index: int) -> int:
-        epoch, place = divmod(index, len(self._records))
-        return int(self._records[order.permuted(place, len(self._records), (self._seed + epoch) % 2**32)])
 
 
 def record_sizes(data: Data, source: Source) -> np.ndarray:
@@ -187,28 +158,9 @@ def record_sizes(data: Data, source: Source) -> np.ndarray:
     known = source.sizes(np.arange(len(source)))
     if known is not None:
         return known.astype(np.int32)
-    if not data.index_dir:
-        return _read_sizes(source)
-    kept = pathlib.Path(data.index_dir).expanduser() / "sizes" / f"{source.fingerprint()}.npy"
-    if kept.exists():
-        try:
-            return read_npy(read_file(kept)).reshape(len(source), 2)
-        except (OSError, ValueError) as error:
-            logging.warning(
-                "%s does not hold the sizes of %d images (%s): they are read again", kept, len(source), error
-            )
-    sizes = _read_sizes(source)
-    partial = kept.with_name(f".{kept.name}.{os.getpid()}.partial")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            np.save(file, sizes)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(kept)
-    except OSError as error:
-        logging.warning("config.data.index_dir=%s cannot be written to (%s)", data.index_dir, error)
-    return sizes
+    folder = fileio.cache_directory("sizes")
+    kept = folder and folder / f"{source.fingerprint()}.npz"
+    return made_once(kept, ["sizes"], lambda: {"sizes": _read_sizes(source)})["sizes"]
 
 
 def _read_sizes(source: Source) -> np.ndarray:

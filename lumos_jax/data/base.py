@@ -24,6 +24,9 @@ class CorruptRecord(Exception):
     """A record is damaged; the message says why. It is counted and named, and has weight 0."""
 
 
+SOURCES: dict[str, type[Source]] = {}
+
+
 class Part(NamedTuple):
     """A source of a mixture: the number of its first record in the mixture, and its weight."""
 
@@ -40,6 +43,7 @@ class Source(abc.ABC):
       in_mixture: whether it may be a part of a mixture.
     """
 
+    registry: ClassVar[dict[str, type]] = SOURCES
     needs: ClassVar[str] = ""
     in_mixture: ClassVar[bool] = True
 
@@ -145,15 +149,13 @@ def start_of(share: float, total: int, frames: int, stride: int) -> int:
     return int(share * (room + 1))
 
 
-SOURCES: dict[str, type[Source]] = {}
+def register(name: str) -> Callable[[type], type]:
+    """Decorator that makes a class the value `name` of the setting that its registry is for: config.data.source of sources,
+    config.data.sample_type of loaders."""
 
-
-def register(name: str) -> Callable[[type[Source]], type[Source]]:
-    """Decorator that makes a class of sources the value `name` of config.data.source."""
-
-    def add(source: type[Source]) -> type[Source]:
-        SOURCES[name] = source
-        return source
+    def add(cls: type) -> type:
+        cls.registry[name] = cls
+        return cls
 
     return add
 

@@ -29,7 +29,7 @@ _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0112, 258, 262, 339  # the
 # libjpeg's complaints after which pixels are wrong. Others (stray bytes before the end or in the header, odd metadata) are
 # harmless. Progressive files have tables and scans between their data.
 _WRONG_PIXELS = re.compile("bad Huffman code|premature end of data segment|instead of RST|before marker 0xd[0-7]")
-_WRONG_IF_PROGRESSIVE = re.compile("before marker 0x(c4|da)")
+_WRONG_IF_PROGRESSIVE = re.compile(f"{_WRONG_PIXELS.pattern}|before marker 0x(c4|da)")
 
 
 class UndecodableImage(CorruptRecord):
@@ -54,11 +54,11 @@ def _undecodable() -> Iterator[None]:
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
-def decode_square(data: bytes, size: int, *, shift: float = 0.5, flip: bool = False) -> np.ndarray:
-    """Encoded image -> (size, size, 3) uint8.
+def decode_square(data: bytes | np.ndarray, size: int, *, shift: float = 0.5, flip: bool = False) -> np.ndarray:
+    """Encoded image, or its pixels -> (size, size, 3) uint8.
 
     Args:
-      data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file; animations give their first frame.
+      data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, of animations the first frame; or pixels (H, W, 3) uint8.
       size: side in pixels; smaller images are enlarged.
       shift: which part of the longer side to keep, 0 (left or top of the upright image) .. 1; 0.5 is the center.
       flip: mirror left and right.
@@ -68,23 +68,14 @@ def decode_square(data: bytes, size: int, *, shift: float = 0.5, flip: bool = Fa
     """
     with _undecodable():
         image, orientation, _ = _open(data, size)
-        return _square(image, size, shift, orientation, flip)
-
-
-def fit_square(pixels: np.ndarray, size: int, *, shift: float = 0.5, flip: bool = False) -> np.ndarray:
-    """Decoded pixels (H, W, 3) uint8 -> (size, size, 3) uint8, as `decode_square`."""
-    if pixels.shape != (size, size, 3):
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
-            raise UndecodableImage(f"pixels of shape {pixels.shape} and type {pixels.dtype}, not (H, W, 3) uint8")
-        image = Image.fromarray(pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2))
-        return _square(image, size, shift, 1, flip)
-    return pixels[:, ::-1] if flip else pixels
-
-
-def to_square(data: bytes | np.ndarray, size: int, *, shift: float = 0.5, flip: bool = False) -> np.ndarray:
-    """An image as a source gives it, encoded or as pixels -> (size, size, 3) uint8; see `decode_square`, `fit_square`."""
-    fit = fit_square if isinstance(data, np.ndarray) else decode_square
-    return fit(data, size, shift=shift, flip=flip)
+        _, step_y, step_x = _UPRIGHT[orientation]
+        short = min(image.size)
+        left = (image.width - short) * (shift if step_x > 0 else 1 - shift)
+        top = (image.height - short) * (shift if step_y > 0 else 1 - shift)
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
+        pixels = _turned(image, orientation)
+        return pixels[:, ::-1] if flip else pixels
 
 
 def decode_cover(data: bytes | np.ndarray, height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -96,63 +87,55 @@ def decode_cover(data: bytes | np.ndarray, height: int, width: int) -> tuple[np.
       UndecodableImage: as `decode_square`.
     """
     with _undecodable():
-        if isinstance(data, np.ndarray):
-            image, orientation, (own_width, own_height) = Image.fromarray(data), 1, data.shape[1::-1]
-        else:
-            image, orientation, (own_width, own_height) = _open(data, max(height, width))
-        lying = orientation >= 5
-        target = (height, width) if lying else (width, height)
+        image, orientation, own = _open(data, max(height, width))
+        target = (height, width) if _UPRIGHT[orientation][0] else (width, height)
         scale = max(target[0] / image.width, target[1] / image.height)
         inner = target[0] / scale, target[1] / scale
         left, top = (image.width - inner[0]) / 2, (image.height - inner[1]) / 2
         box = (max(left, 0), max(top, 0), min(left + inner[0], image.width), min(top + inner[1], image.height))
         if image.size != target:
             image = image.resize(target, Image.Resampling.BICUBIC, box=box)
-        own = (own_width, own_height) if lying else (own_height, own_width)
-        return _UPRIGHT[orientation][0](np.asarray(image)), own
+        return _turned(image, orientation), own
 
 
 def size_of(file: BinaryIO) -> tuple[int, int]:
     """Upright (height, width) of an encoded image, by its header; (0, 0) where it has none that can be read."""
     try:
         with _undecodable(), _read_header(file) as image:
-            width, height = image.size
-            return (width, height) if _orientation(image) >= 5 else (height, width)
+            return _own_size(image)
     except UndecodableImage:
         return 0, 0
 
 
-# EXIF orientation -> upright view of the stored pixels, and whether the stored x and y run backwards in it.
+# EXIF orientation -> whether the upright image has stored columns as its rows; and the steps through stored rows and columns.
 _UPRIGHT = {
-    1: (lambda a: a, False, False),
-    2: (lambda a: a[:, ::-1], True, False),
-    3: (lambda a: a[::-1, ::-1], True, True),
-    4: (lambda a: a[::-1], False, True),
-    5: (lambda a: a.swapaxes(0, 1), False, False),
-    6: (lambda a: np.rot90(a, -1), False, True),
-    7: (lambda a: a[::-1, ::-1].swapaxes(0, 1), True, True),
-    8: (np.rot90, True, False),
-}
+    1: (False, 1, 1), 2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1),
+    5: (True, 1, 1), 6: (True, -1, 1), 7: (True, -1, -1), 8: (True, 1, -1),
+}  # fmt: skip
 
 
-def _square(image: Image.Image, size: int, shift: float, orientation: int, flip: bool) -> np.ndarray:
-    turn, x_backwards, y_backwards = _UPRIGHT[orientation]
-    width, height = image.size
-    short = min(width, height)
-    left = (width - short) * (1 - shift if x_backwards else shift)
-    top = (height - short) * (1 - shift if y_backwards else shift)
-    if (width, height) != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
-    pixels = turn(np.asarray(image))
-    return pixels[:, ::-1] if flip else pixels
+def _turned(image: Image.Image, orientation: int) -> np.ndarray:
+    """The pixels of a stored image, upright."""
+    swap, step_y, step_x = _UPRIGHT[orientation]
+    pixels = np.asarray(image)[::step_y, ::step_x]
+    return pixels.swapaxes(0, 1) if swap else pixels
 
 
-def _open(data: bytes, side: int) -> tuple[Image.Image, int, tuple[int, int]]:
-    """An RGB image as stored, reduced to sides of at least `side`; its orientation; its (width, height) in full."""
+def _own_size(image: Image.Image) -> tuple[int, int]:
+    """Upright (height, width)."""
+    return image.size if _UPRIGHT[_orientation(image)][0] else image.size[::-1]
+
+
+def _open(data: bytes | np.ndarray, side: int) -> tuple[Image.Image, int, tuple[int, int]]:
+    """An RGB image as stored, reduced to sides of at least `side`; its orientation; its upright (height, width) in full."""
+    if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] not in (1, 3) or not data.size:
+            raise UndecodableImage(f"pixels of shape {data.shape} and type {data.dtype}, not (H, W, 3) uint8")
+        return Image.fromarray(np.broadcast_to(data, (*data.shape[:2], 3))), 1, data.shape[:2]
     if not data:
         raise UndecodableImage("empty")
     image = _read_header(io.BytesIO(data))
-    orientation, own = _orientation(image), image.size
+    orientation, own = _orientation(image), _own_size(image)
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         try:
             # Halving is as fast as not scaling at all; the steps between (7/8 .. 5/8) are slower and blur more.
@@ -160,8 +143,8 @@ def _open(data: bytes, side: int) -> tuple[Image.Image, int, tuple[int, int]]:
             return Image.fromarray(pixels), orientation, own
         except ValueError as error:
             # Pillow ignores what libjpeg warns of, but not a missing end.
-            progressive = image.info.get("progressive")
-            if _WRONG_PIXELS.search(str(error)) or (progressive and _WRONG_IF_PROGRESSIVE.search(str(error))):
+            wrong = _WRONG_IF_PROGRESSIVE if image.info.get("progressive") else _WRONG_PIXELS
+            if wrong.search(str(error)):
                 raise UndecodableImage(str(error)) from error
     if image.format == "PNG":
         _check_png(data)

@@ -9,14 +9,15 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
 from absl import logging
 
 from lumos_jax import fileio
-from lumos_jax.data.base import CorruptRecord, printable
+from lumos_jax.data.base import CorruptRecord, digest, printable
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 # What says nothing about a record: storage or the machine has failed, and other records would fail alike.
@@ -74,16 +75,15 @@ def files_below(root: pathlib.Path) -> list[str]:
         directory, folders = pending.pop(), []
         try:
             status = os.stat(directory)
-            if (
-                status.st_dev,
-                status.st_ino,
-            ) in entered:  # a link that leads back up, or a second way to the same files
+            identity = status.st_dev, status.st_ino
+            if identity in entered:  # a link that leads back up, or a second way to the same files
                 continue
-            entered.add((status.st_dev, status.st_ino))
+            entered.add(identity)
             with os.scandir(directory) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
-                        (folders if _is_folder(entry) else special if _is_special(entry) else found).append(entry.path)
+                        mode = _mode(entry)
+                        (folders if stat.S_ISDIR(mode) else found if stat.S_ISREG(mode) else special).append(entry.path)
         except OSError as error:
             raise ValueError(f"{error.filename} cannot be listed: {error.strerror}") from error
         pending += sorted(folders, reverse=True)  # the first of them is visited next
@@ -93,18 +93,12 @@ def files_below(root: pathlib.Path) -> list[str]:
     return found
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def _mode(entry: os.DirEntry) -> int:
+    """A file's type; the directory tells it of most, so that they need no call of the system each."""
     try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _is_special(entry: os.DirEntry) -> bool:
-    try:
-        return not entry.is_file() and not stat.S_ISREG(entry.stat().st_mode)
-    except OSError:  # a link to nowhere
-        return False
+        return stat.S_IFDIR if entry.is_dir() else stat.S_IFREG if entry.is_file() else entry.stat().st_mode
+    except OSError:  # a link to nowhere or a loop of links: a file that cannot be read
+        return stat.S_IFREG
 
 
 def find_shards(path: str, is_shard: Callable[[str], bool]) -> list[str]:
@@ -121,6 +115,11 @@ def find_shards(path: str, is_shard: Callable[[str], bool]) -> list[str]:
     if others:
         logging.warning("%s: %d are no files and are left out, as %s", given, len(others), printable(min(others)))
     return sorted(set(found) - set(others))
+
+
+def shards_digest(paths: Sequence[str], ends: Sequence[int]) -> str:
+    """A hash of shards by their names, sizes and numbers of records."""
+    return digest((os.path.basename(p), os.path.getsize(p), end) for p, end in zip(paths, ends, strict=True))
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -171,3 +170,29 @@ def read_npy(data: bytes) -> np.ndarray:
     dims = [int(dim) for dim in shape[1].split(",") if dim.strip()]
     array = np.frombuffer(data, np.dtype(dtype[1]), math.prod(dims), end)
     return array.reshape(dims, order="F" if order[1] == "True" else "C")
+
+
+def made_once(
+    file: pathlib.Path | None, names: Sequence[str], make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The named arrays that `make` gives, kept in a .npz file (None: nowhere); a damaged one is made again."""
+    if file is None:
+        return make()
+    if file.exists():
+        try:
+            with zipfile.ZipFile(file) as there:
+                return {name: read_npy(there.read(f"{name}.npy")) for name in names}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            logging.warning("%s cannot be read (%s): it is made again", file, error)
+    arrays = make()
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")  # other processes may do the same at this moment
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as out:
+            np.savez(out, **arrays)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(file)
+    except OSError as error:
+        logging.warning("the cache %s cannot be written to (%s): files are indexed at each start", file.parent, error)
+    return arrays

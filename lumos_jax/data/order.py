@@ -15,7 +15,7 @@ import itertools
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +25,6 @@ from lumos_jax.data.base import Data, Source
 _HOLDOUT_SEED = 0x1005
 
 MAX_RECORDS = 2**32 - 1  # Grain's index shuffle works on 32 bits
-
-
 _SMALL = 1 << 12  # records below which a permutation is a table
 
 
@@ -34,14 +32,9 @@ def permuted(position: int, count: int, seed: int) -> int:
     """Where the seeded permutation of 0 .. count - 1 takes a position; count at most MAX_RECORDS, seed in [0, 2^32)."""
     if count < _SMALL:
         return int(_table(count, seed)[position])
-    return _index_shuffle()(position, max_index=count - 1, seed=seed, rounds=4)
-
-
-@functools.cache
-def _index_shuffle() -> Callable:
     from grain.experimental import index_shuffle  # Grain imports JAX, and only training needs it
 
-    return index_shuffle
+    return index_shuffle(position, max_index=count - 1, seed=seed, rounds=4)
 
 
 @functools.lru_cache(maxsize=64)
@@ -56,21 +49,18 @@ def holdout_records(data: Data, source: Source) -> list[int]:
     Raises:
       ValueError: there are not more records than that.
     """
-    chosen = []
-    for part, count in zip(source.parts, holdout_counts(data, source), strict=True):
-        chosen.append([part.first + permuted(i, len(part.source), _HOLDOUT_SEED) for i in range(count)])
+    chosen = [
+        [part.first + permuted(i, len(part.source), _HOLDOUT_SEED) for i in range(count)]
+        for part, count in zip(source.parts, holdout_counts(data, source), strict=True)
+    ]
     # Taken in turns, so that the first few of them come from all sources.
-    longest = max(map(len, chosen))
-    return [column[i] for i in range(longest) for column in chosen if i < len(column)]
+    return [record for turn in itertools.zip_longest(*chosen) for record in turn if record is not None]
 
 
 def holdout_counts(data: Data, source: Source) -> list[int]:
     """How many records each part holds out; they add up to `data.holdout`."""
     weights = [part.weight for part in source.parts]
-    edges, total, whole = [0], 0.0, sum(weights)
-    for weight in weights:
-        total += weight
-        edges.append(round(data.holdout * total / whole))
+    edges = [round(data.holdout * total / sum(weights)) for total in itertools.accumulate(weights, initial=0.0)]
     counts = [after - before for before, after in itertools.pairwise(edges)]  # rounded, and exact in their sum
     for (_, part, _), count in zip(source.parts, counts, strict=True):
         if len(part) > MAX_RECORDS:
@@ -83,21 +73,43 @@ def holdout_counts(data: Data, source: Source) -> list[int]:
     return counts
 
 
-class Order(Protocol):
-    """Position -> record number."""
+class Lazy:
+    """A sequence of which a function gives each element; without end unless a length is given."""
 
-    def __len__(self) -> int: ...
+    def __init__(self, element: Callable[[int], Any], length: int = sys.maxsize):
+        self._element, self._length = element, length
 
-    def __getitem__(self, position: int) -> int: ...
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Any:
+        return self._element(index)
+
+
+Order = Sequence[int]  # position -> record number, without end
+
+
+def endless(record: Callable[[int], int], count: int, name: str) -> Order:
+    """All epochs of `count` records, each permuted in its own way; `record` gives those of places 0 .. count - 1."""
+    seed = zlib.crc32(name.encode())  # a hash, so that epoch 1 of a user's seed 0 is not epoch 0 of seed 1
+
+    def element(position: int) -> int:
+        epoch, place = divmod(position, count)
+        return record(permuted(place, count, (seed + epoch) % 2**32))
+
+    return Lazy(element)
 
 
 def training_order(data: Data, source: Source) -> Order:
-    """Position -> record number, without end."""
-    orders = [
-        PartOrder(len(part), held, first=first, seed=zlib.crc32(f"{data.seed}/{number}".encode()))
-        for number, ((first, part, _), held) in enumerate(zip(source.parts, holdout_counts(data, source), strict=True))
-    ]
-    return mixed(orders, [part.weight for part in source.parts])
+    """Position -> record number."""
+
+    def of_part(number: int, first: int, count: int, held: int) -> Order:
+        name = f"{data.seed}/{number}"
+        return endless(lambda place: first + permuted(held + place, count, _HOLDOUT_SEED), count - held, name)
+
+    held, parts = holdout_counts(data, source), source.parts
+    orders = [of_part(i, part.first, len(part.source), held[i]) for i, part in enumerate(parts)]
+    return mixed(orders, [part.weight for part in parts])
 
 
 def mixed(orders: Sequence[Order], weights: Sequence[float]) -> Order:
@@ -113,47 +125,17 @@ def mixed(orders: Sequence[Order], weights: Sequence[float]) -> Order:
     )
 
 
-class Endless:
-    def __len__(self) -> int:
-        return sys.maxsize
+def host_steps(
+    batch_of: Callable[[int], tuple[Order, int]], *, batch_size: int, rows: Sequence[int], start_step: int
+) -> Sequence[list[tuple[int, int]]]:
+    """Steps from `start_step` on -> the (position, record) pairs of the rows that one host reads.
 
+    batch_of: step -> the order whose batch it takes, and which of them.
+    """
 
-class PartOrder(Endless):
-    """Position -> record number, over all epochs of one source."""
+    def element(index: int) -> list[tuple[int, int]]:
+        step = start_step + index
+        order, batch = batch_of(step)
+        return [(step * batch_size + row, int(order[batch * batch_size + row])) for row in rows]
 
-    def __init__(self, count: int, held: int, *, first: int, seed: int):
-        self._count, self._held, self._first, self._seed = count, held, first, seed
-
-    def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(position, self._count - self._held)
-        # The seed is a hash of the user's, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
-        kept = permuted(place, self._count - self._held, (self._seed + epoch) % 2**32)
-        return self._first + permuted(self._held + kept, self._count, _HOLDOUT_SEED)
-
-
-class HostSteps:
-    """Step -> the (position, record) pairs of the rows that one host reads."""
-
-    def __init__(self, order: Order, *, batch_size: int, rows: tuple[int, ...], start_step: int):
-        self._order, self._batch_size, self._rows, self._start = order, batch_size, rows, start_step
-
-    def __len__(self) -> int:
-        return sys.maxsize // max(self._batch_size, 1) - self._start - 1
-
-    def __getitem__(self, index: int) -> list[tuple[int, int]]:
-        first = (self._start + index) * self._batch_size
-        positions = [first + row for row in self._rows]
-        return [(position, int(self._order[position])) for position in positions]
-
-
-class Listed:
-    """Step -> (0, record) pairs of a batch that is given."""
-
-    def __init__(self, batches: Sequence[Sequence[int]]):
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> list[tuple[int, int]]:
-        return [(0, record) for record in self._batches[index]]
+    return Lazy(element)

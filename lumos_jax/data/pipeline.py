@@ -34,7 +34,7 @@ class BatchIterator(Iterator[HostBatch]):
     def __init__(
         self,
         data: Data,
-        steps: aspect.BucketSteps | order.HostSteps | order.Listed,
+        steps: Sequence[list[tuple[int, int]]],
         loader: Loader,
         rows: int,
         finish: Finish | None = None,
@@ -46,8 +46,9 @@ class BatchIterator(Iterator[HostBatch]):
         if finish is not None:
             steps = steps.map(functools.partial(_finished, finish=finish, source=loader.source))
         batch_bytes = rows * sum(dtype.itemsize * math.prod(shape) for dtype, shape in loader.row().values())
-        ahead = max(data.prefetch, data.threads) if not data.workers else data.threads
-        dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=ahead))
+        threads = 2 if data.workers else 4  # a process
+        ahead = threads if data.workers else max(data.prefetch, threads)
+        dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
         self._first: futures.Future[HostBatch] | None = None
         if not data.workers:
             self._iterator = iter(dataset)
@@ -55,7 +56,7 @@ class BatchIterator(Iterator[HostBatch]):
             return
         each = -(-data.prefetch // data.workers)
         # Decoded ahead in each worker, waiting in its queue, and fetched by Grain's thread here; and the one in use.
-        batches = (2 * each + data.threads + 2) * data.workers + 1
+        batches = (2 * each + threads + 2) * data.workers + 1
         workers.check_shared_memory(data, batches * batch_bytes)
         if not flags.FLAGS.is_parsed():  # Grain reads flags, and not every program parses them
             flags.FLAGS.mark_as_parsed()
@@ -109,9 +110,6 @@ def _finished(batch: HostBatch, finish: Finish, source: Source) -> HostBatch:
             except Exception as error:  # noqa: BLE001
                 wrong[row] = error
         for row, error in wrong.items():
-            for name, array in batch.items():
-                if name != "record":
-                    array[row] = "" if array.dtype.kind in "OU" else 0
             reject(batch, row, source.describe(int(batch["record"][row])), error)
         if not wrong:
             raise
@@ -146,12 +144,17 @@ def make_train_iterator(
     Raises:
       ValueError: holding out leaves no records, or /dev/shm is too small for config.data.workers.
     """
-    assigned, where = None, {"batch_size": batch_size, "rows": tuple(rows), "start_step": start_step}
+    assigned = None
     if data.buckets.enabled:
-        assignment = aspect.assign(data, source, batch_size)
-        steps, assigned = aspect.BucketSteps(data, source, assignment, **where), assignment.bucket_of
+        assigned = aspect.assign(data, source, batch_size)
+        batch_of = aspect.BucketOrder(data, source, assigned, batch_size).batch_of
     else:
-        steps = order.HostSteps(order.training_order(data, source), **where)
+        records = order.training_order(data, source)
+
+        def batch_of(step):
+            return records, step
+
+    steps = order.host_steps(batch_of, batch_size=batch_size, rows=rows, start_step=start_step)
     loader = make_loader(data, source, training=True, assigned=assigned, batch_size=batch_size)
     return BatchIterator(data, steps, loader, len(rows), finish)
 
@@ -168,7 +171,8 @@ def make_record_iterator(
     everything: with all that training may choose from, as a cache keeps it.
     """
     loader = make_loader(data, source, training=False, everything=everything)
-    return BatchIterator(data, order.Listed(batches), loader, max(map(len, batches), default=0), finish)
+    steps = order.Lazy(lambda index: [(0, record) for record in batches[index]], len(batches))
+    return BatchIterator(data, steps, loader, max(map(len, batches), default=0), finish)
 
 
 def read_batch(data: Data, source: Source, records: Sequence[int], finish: Finish | None = None) -> HostBatch:

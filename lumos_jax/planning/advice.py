@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +19,7 @@ def ways_over(chips: int) -> list[int]:
 
 
 def with_fsdp(settings: config.Settings, fsdp: int) -> config.Settings:
-    mesh = dataclasses.replace(settings.mesh, data=-1, fsdp=fsdp)
-    return dataclasses.replace(settings, mesh=mesh)
+    return config.replace(settings, {"mesh.fsdp": fsdp})
 
 
 def suggest(figures: Figures, devices: Sequence[Any]) -> list[str]:

@@ -15,7 +15,7 @@ from lumos_jax.planning.job import make_job
 from lumos_jax.planning.report import Figures
 
 # What the search may change.
-FIELDS = ("train.batch_size", "optimizer.accumulate", "model.remat", "model.dtype", "mesh.data", "mesh.fsdp")
+FIELDS = ("train.batch_size", "optimizer.accumulate", "model.remat", "model.dtype", "mesh.fsdp")
 
 
 def search(

@@ -54,7 +54,7 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
       TooManyCorruptRecords: more than config.data.max_corrupt_rate allows.
     """
     _check_request(settings, options)
-    use_compilation_cache(settings)
+    use_compilation_cache()
     devices = jax.local_devices()  # the encoders run on each process's own, so that none waits for another
     if options.batch_size % len(devices):
         raise ValueError(f"--batch_size={options.batch_size} does not split over {len(devices)} devices")

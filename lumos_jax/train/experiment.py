@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from lumos_jax import config, tasks
+from lumos_jax import config, fileio, tasks
 from lumos_jax.train import finetune, sharded_forward, sharding, state_dtype
 from lumos_jax.train.optimizer import make_optimizer
 from lumos_jax.train.state import TrainState, make_state, with_shardings
@@ -123,7 +122,8 @@ class Experiment:
         return sharding.global_batch(self.mesh, arrays, batch_size)
 
 
-def use_compilation_cache(settings: config.Settings) -> None:
-    """Keeps compiled programs on disk, where config.train.compilation_cache names a directory."""
-    if settings.train.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.train.compilation_cache))
+def use_compilation_cache() -> None:
+    """Keep compiled programs on disk: where JAX_COMPILATION_CACHE_DIR says, or beside our other caches."""
+    folder = fileio.cache_directory("xla")
+    if folder and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))

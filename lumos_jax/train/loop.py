@@ -49,7 +49,7 @@ def train(run: Run) -> int:
     saver = Saver(run.checkpoints, capture, lambda text: say(f"step {step}: {text}"))
     saver.saved = step or None
     try:
-        with StopRequest() as stop, watchdog(settings.train.watchdog_minutes) as alive:
+        with StopRequest() as stop, watchdog() as alive:
             sharding.barrier("the first step")
             telemetry.begin(run.restore_seconds)
             if step == 0 and run.evaluator is not None:
@@ -138,7 +138,6 @@ def _conclude(run: Run, telemetry: Telemetry, step: int) -> None:
     """Prints where the results are."""
     if run.settings.eval.every:
         print(f"samples     {run.workdir / 'samples'}")
-    if run.settings.log.tensorboard:
-        print(f"tensorboard {run.workdir / metrics.TENSORBOARD}")
+    print(f"tensorboard {run.workdir / metrics.TENSORBOARD}")
     print(f"checkpoint  {run.checkpoints.directory / str(step)}")
     print(f"goodput     {telemetry.ledger.summary()}")

@@ -98,12 +98,12 @@ class EventWriter:
 class Reporter:
     """Writes metrics.jsonl, TensorBoard events and the progress line; of all processes only the `active` one, process 0."""
 
-    def __init__(self, workdir: pathlib.Path, *, total: int, start: int, tensorboard: bool, active: bool):
+    def __init__(self, workdir: pathlib.Path, *, total: int, start: int, active: bool):
         self.active, self.total, self.begun, self.first = active, total, time.monotonic(), start
         if active:
             _truncate(workdir / FILE, start)
         self.file = open(workdir / FILE if active else os.devnull, "a", encoding="utf-8")  # noqa: SIM115
-        self.events = EventWriter(workdir / TENSORBOARD, start) if active and tensorboard else None
+        self.events = EventWriter(workdir / TENSORBOARD, start) if active else None
         hidden = not (active and sys.stderr.isatty())
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, disable=hidden)
 

@@ -55,7 +55,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
       CheckpointError: there are checkpoints, and none can be restored.
     """
     path = fileio.local_directory("--workdir", workdir)
-    use_compilation_cache(settings)
+    use_compilation_cache()
     source = data.make_source(settings.data)
     data.make_loader(settings.data, source, training=True)  # refuses now what has no such records
     experiment = Experiment.build(settings)

@@ -38,18 +38,17 @@ def make_mesh(settings: config.Mesh, devices: Sequence[jax.Device] | None = None
     among them) first, so that only gradients go between slices.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices, or `data` does not split over TPU slices.
+      ValueError: the axes do not divide the number of devices, or `data` does not split over TPU slices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [getattr(settings, axis) for axis in AXES]
-    fixed = math.prod(size for size in sizes if size != -1)
-    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
-        wanted = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    fsdp = len(devices) // settings.context if settings.fsdp == -1 else settings.fsdp
+    data, rest = divmod(len(devices), max(fsdp, 1) * settings.context)
+    if rest or not data:
         raise ValueError(
-            f"config.mesh ({wanted}) does not fit {len(devices)} device(s): the axes must multiply to that number; "
-            "-1 lets one axis take what the others leave"
+            f"config.mesh (fsdp={settings.fsdp}, context={settings.context}) does not fit {len(devices)} device(s): "
+            "fsdp x context must divide that number; fsdp=-1 takes all that context leaves"
         )
-    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+    sizes = (data, fsdp, settings.context)
     kinds = (AxisType.Auto,) * len(AXES)
     grid = over_slices(sizes, devices)
     if grid is not None:
@@ -67,8 +66,8 @@ def over_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray | No
     split = sizes[0] % count == 0
     if not split and devices[0].platform == "tpu":
         raise ValueError(
-            f"config.mesh.data={sizes[0]} does not split over {count} slices, and only data goes between them: use a "
-            f"multiple of {count} and fewer on the other axes"
+            f"config.mesh leaves {sizes[0]} devices to data parallelism, which do not split over {count} slices, and only data "
+            f"goes between them: make fsdp x context smaller, so that a multiple of {count} is left"
         )
     if count == 1 or not split:
         return None

@@ -52,15 +52,14 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def watchdog(minutes: float) -> Iterator[Callable[[], None]]:
+def watchdog(minutes: float = 30.0) -> Iterator[Callable[[], None]]:
     """Yields `alive`: without a call of it for `minutes` the stacks of all threads go to stderr, again and again.
 
-    The run goes on: whoever watches it decides. 0 minutes: no watchdog.
+    The run goes on: whoever watches it decides.
     """
 
     def alive() -> None:
-        if minutes:
-            faulthandler.dump_traceback_later(60 * minutes, repeat=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(60 * minutes, repeat=True, file=sys.__stderr__)
 
     alive()
     try:

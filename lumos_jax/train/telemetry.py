@@ -32,9 +32,7 @@ class Telemetry:
         settings, memory, start = run.settings, run.start.memory, run.start.step
         first = jax.process_index() == 0
         self.settings, self.profile_directory = settings, run.workdir / "profile"
-        self.report = metrics.Reporter(
-            run.workdir, total=settings.train.steps, start=start, tensorboard=settings.log.tensorboard, active=first
-        )
+        self.report = metrics.Reporter(run.workdir, total=settings.train.steps, start=start, active=first)
         self.ledger = goodput.Ledger(run.workdir, start, active=first)
         self.window = metrics.Window(memory.get("window"))
         self.corrupt = data.CorruptMeter(settings.data.max_corrupt_rate, memory.get("corrupt"))

@@ -49,14 +49,16 @@ def test_a_coarser_table_and_what_is_none():
 def settings(**fields):
     return data_settings(**{
         "sample_type": "captioned", "image_size": 16, "scenes__num_scenes": 300, "holdout": 30, "buckets__enabled": True,
-        "buckets__step": 4, "buckets__ratios": (0.5, 2.0), "threads": 1,
+        "buckets__step": 4, "buckets__ratios": (0.5, 2.0),
     } | fields)  # fmt: skip
 
 
 def steps_of(chosen, source, batch_size=8, rows=range(8), start_step=0):
-    assignment = aspect.assign(chosen, source, batch_size)
-    where = {"batch_size": batch_size, "rows": tuple(rows), "start_step": start_step}
-    return aspect.BucketSteps(chosen, source, assignment, **where), assignment
+    """The batches' (position, record) pairs, each record's bucket, and the steps of an epoch."""
+    bucket_of = aspect.assign(chosen, source, batch_size)
+    buckets = aspect.BucketOrder(chosen, source, bucket_of, batch_size)
+    steps = order.host_steps(buckets.batch_of, batch_size=batch_size, rows=rows, start_step=start_step)
+    return steps, bucket_of, buckets.steps_per_epoch
 
 
 def test_every_record_goes_to_the_nearest_ratio():
@@ -65,49 +67,48 @@ def test_every_record_goes_to_the_nearest_ratio():
     ratios = sizes[:, 0] / sizes[:, 1]
     assert ratios.min() < 0.6 < 1.8 < ratios.max()
     assert np.abs(sizes.prod(1) / 256 - 1).max() < 0.1
-    assignment = aspect.assign(settings(), source, 8)
-    expected = [min(range(3), key=lambda i: abs(assignment.buckets[i].ratio - r)) for r in ratios]
-    assert list(assignment.bucket_of) == expected
+    buckets = aspect.table(settings())
+    expected = [min(range(3), key=lambda i: abs(buckets[i].ratio - r)) for r in ratios]
+    assert list(aspect.assign(settings(), source, 8)) == expected
 
 
 def test_batches_are_of_one_bucket_and_an_epoch_holds_every_record():
     chosen = settings()
     source = data.make_source(chosen)
-    steps, assignment = steps_of(chosen, source)
-    epoch = int(steps._ends[-1])
+    steps, bucket_of, epoch = steps_of(chosen, source)
     assert abs(epoch - 270 / 8) <= 1.5
     seen, turns = [], []
     for step in range(epoch):
         positions, records = zip(*steps[step], strict=True)
         assert list(positions) == list(range(step * 8, step * 8 + 8))
-        assert len(set(assignment.bucket_of[list(records)])) == 1
-        turns.append(assignment.bucket_of[records[0]])
+        assert len(set(bucket_of[list(records)])) == 1
+        turns.append(bucket_of[records[0]])
         seen += records
     assert not set(seen) & set(order.holdout_records(chosen, source))
     assert len(set(seen)) > 270 - 3 * 8  # but for what does not fill a batch
     assert len({tuple(turns[i : i + 3]) for i in range(epoch - 2)}) > 6  # the buckets take turns in no fixed pattern
     share = np.bincount(turns, minlength=3) / epoch
-    np.testing.assert_allclose(share, np.bincount(assignment.bucket_of, minlength=3) / 300, atol=0.06)
+    np.testing.assert_allclose(share, np.bincount(bucket_of, minlength=3) / 300, atol=0.06)
 
 
 def test_order_is_a_function_of_seed_and_step():
     chosen = settings()
     source = data.make_source(chosen)
-    whole, _ = steps_of(chosen, source)
-    later, _ = steps_of(chosen, source, start_step=50)
-    other, _ = steps_of(settings(seed=1), source)
+    whole, *_ = steps_of(chosen, source)
+    later, *_ = steps_of(chosen, source, start_step=50)
+    other, *_ = steps_of(settings(seed=1), source)
     for step in (50, 51, 90):
         assert later[step - 50] == whole[step]
         for host in range(2):
-            half, _ = steps_of(chosen, source, rows=range(host * 4, host * 4 + 4))
+            half, *_ = steps_of(chosen, source, rows=range(host * 4, host * 4 + 4))
             assert half[step] == whole[step][host * 4 : host * 4 + 4]
     assert [whole[s] for s in range(9)] != [other[s] for s in range(9)]
 
 
 def test_small_buckets_are_closed_and_their_records_stay():
     source = data.make_source(settings(scenes__num_scenes=40, holdout=0))
-    open_all = aspect.assign(settings(scenes__num_scenes=40, holdout=0), source, 4).bucket_of
-    closed = aspect.assign(settings(scenes__num_scenes=40, holdout=0), source, 40).bucket_of
+    open_all = aspect.assign(settings(scenes__num_scenes=40, holdout=0), source, 4)
+    closed = aspect.assign(settings(scenes__num_scenes=40, holdout=0), source, 40)
     assert set(open_all) == {0, 1, 2}
     assert set(closed) == {1}
 
@@ -116,12 +117,12 @@ def test_mixtures_keep_their_weights():
     parts = tuple({"source": "scenes", "num_scenes": n, "weight": w} for n, w in ((200, 1.0), (50, 3.0)))
     chosen = settings(source="mixture", mixture=parts, holdout=0)
     source = data.make_source(chosen)
-    steps, assignment = steps_of(chosen, source)
-    seen = np.array([record for step in range(2 * int(steps._ends[-1])) for _, record in steps[step]])
+    steps, bucket_of, epoch = steps_of(chosen, source)
+    seen = np.array([record for step in range(2 * epoch) for _, record in steps[step]])
     assert abs(np.mean(seen >= 200) - 0.75) < 0.05
     weights = np.where(np.arange(250) < 200, 0.25 / 200, 0.75 / 50)
-    expected = np.bincount(assignment.bucket_of, weights=weights)
-    np.testing.assert_allclose(np.bincount(assignment.bucket_of[seen]) / len(seen), expected, atol=0.05)
+    expected = np.bincount(bucket_of, weights=weights)
+    np.testing.assert_allclose(np.bincount(bucket_of[seen]) / len(seen), expected, atol=0.05)
 
 
 def test_batches_have_their_bucket_s_shape_and_sizes():
@@ -186,18 +187,19 @@ def test_sizes_come_from_headers_once(tmp_path, monkeypatch):
     }.items():
         (folder / f"{name}.png").write_bytes(content)
         (folder / f"{name}.txt").write_text(name)
-    chosen = settings(source="folder", path=str(folder), holdout=0, index_dir=str(tmp_path / "index"))
+    chosen = settings(source="folder", path=str(folder), holdout=0)
+    monkeypatch.setenv("LUMOS_JAX_CACHE", str(tmp_path / "index"))
     source = data.make_source(chosen)
     sizes = aspect.record_sizes(chosen, source)
     assert sizes.tolist() == [[10, 40], [40, 10], [0, 0], [9, 9]]
-    assert aspect.assign(chosen, source, 1).bucket_of.tolist() == [0, 2, 1, 1]
-    assert [p.name for p in (tmp_path / "index" / "sizes").iterdir()] == [f"{source.fingerprint()}.npy"]
+    assert aspect.assign(chosen, source, 1).tolist() == [0, 2, 1, 1]
+    assert [p.name for p in (tmp_path / "index" / "sizes").iterdir()] == [f"{source.fingerprint()}.npz"]
     monkeypatch.setattr(aspect, "size_of", None)  # not asked again
     assert np.array_equal(aspect.record_sizes(chosen, source), sizes)
     records = [(folder / "a.png").read_bytes(), (folder / "d.png").read_bytes()]
     monkeypatch.undo()
     data.write_arrayrecord(tmp_path / "x.arrayrecord", records)
-    shards = settings(source="arrayrecord", path=str(tmp_path), index_dir="", holdout=0)
+    shards = settings(source="arrayrecord", path=str(tmp_path), holdout=0)
     assert aspect.record_sizes(shards, data.make_source(shards)).tolist() == [[10, 40], [9, 9]]
 
 

@@ -37,7 +37,7 @@ def make_cache(directory, count=30, each=12, dtype="float16", parts=None):
     made = cached.Manifest({"encoder.identity": "x"}, arrays, count, 4, parts or ((count, 1.0),), tuple(shards))
     cached.write_manifest(directory, made)
     assert cached.read_manifest(str(directory)) == made
-    return config.Data(source="cached", path=str(directory), image_size=32, holdout=3, threads=2)
+    return config.Data(source="cached", path=str(directory), image_size=32, holdout=3)
 
 
 def steps(settings, count, *, rows=range(6), batch=6, start=0):
@@ -108,7 +108,7 @@ def test_a_cached_mixture_is_mixed_as_its_sources_are(tmp_path):
         for i in range(count):
             Image.new("L", (4, 4), i).save(tmp_path / name / f"{i:02}.png")
         entries.append({"source": "folder", "path": str(tmp_path / name), "weight": weight})
-    online = config.Data(source="mixture", mixture=tuple(entries), image_size=4, holdout=4, threads=1)
+    online = config.Data(source="mixture", mixture=tuple(entries), image_size=4, holdout=4)
     settings = make_cache(tmp_path / "cache", parts=((8, 3.0), (22, 1.0)))
     settings = dataclasses.replace(settings, holdout=4)
     source = data.make_source(settings)

@@ -67,7 +67,7 @@ def test_noise_exchanges_a_share_of_the_captions_and_loses_none():
 
 
 def scenes(**fields):
-    return data_settings(sample_type="captioned", image_size=8, scenes__num_scenes=64, threads=1, **fields)
+    return data_settings(sample_type="captioned", image_size=8, scenes__num_scenes=64, **fields)
 
 
 def train_batch(settings, step=0, rows=range(16)):
@@ -119,7 +119,7 @@ def folder(tmp_path):
 
 
 def folder_data(path, **fields):
-    return data_settings(source="folder", path=str(path), sample_type="captioned", image_size=8, threads=1, **fields)
+    return data_settings(source="folder", path=str(path), sample_type="captioned", image_size=8, **fields)
 
 
 def test_text_files_beside_the_images(folder):

@@ -9,7 +9,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from lumos_jax.data.decode import UndecodableImage, decode_square, fit_square
+from lumos_jax.data.decode import UndecodableImage, decode_square
 
 
 def encode(image, **options):
@@ -208,10 +208,10 @@ def test_scaled_decoding_agrees_with_a_full_decode(size):
 
 def test_pixels_fit_like_files():
     pixels = np.asarray(corners())
-    assert np.array_equal(fit_square(pixels, 16, shift=0.2, flip=True), decode_square(
+    assert np.array_equal(decode_square(pixels, 16, shift=0.2, flip=True), decode_square(
         encode(corners(), format="PNG"), 16, shift=0.2, flip=True))  # fmt: skip
     square = np.asarray(corners(16, 16))
-    assert np.array_equal(fit_square(square, 16), square)
-    assert np.array_equal(fit_square(square, 16, flip=True), square[:, ::-1])
+    assert np.array_equal(decode_square(square, 16), square)
+    assert np.array_equal(decode_square(square, 16, flip=True), square[:, ::-1])
     with pytest.raises(UndecodableImage, match=r"\(3, 4\)"):
-        fit_square(np.zeros((3, 4), np.uint8), 16)
+        decode_square(np.zeros((3, 4), np.uint8), 16)

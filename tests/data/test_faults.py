@@ -68,7 +68,7 @@ class Failing(data.Source, data.base.HasCaptions):
         return ""
 
 
-SMALL = config.Data(image_size=8, threads=2, holdout=0)
+SMALL = config.Data(image_size=8, holdout=0)
 
 
 # --- Whatever a record raises.
@@ -130,7 +130,7 @@ def count_letters(batch):
 
 
 def test_a_caption_that_cannot_be_tokenized_is_a_corrupt_record():
-    chosen = data_settings(image_size=8, threads=2, sample_type="captioned", captions__detailed_caption_prob=0.0)
+    chosen = data_settings(image_size=8, sample_type="captioned", captions__detailed_caption_prob=0.0)
     source = Failing(None)
     source.read = lambda index: png(10 * index)
     batch = data.read_batch(chosen, source, [2, 3, 4], count_letters)
@@ -159,7 +159,7 @@ def test_captions_of_any_encoding(tmp_path, content, text):
             tar.add(tmp_path / name, name)
     for source in ("folder", "webdataset"):
         path = tmp_path / ("a.tar" if source == "webdataset" else "")
-        chosen = config.Data(source=source, path=str(path), sample_type="captioned", image_size=8, index_dir="")
+        chosen = config.Data(source=source, path=str(path), sample_type="captioned", image_size=8)
         assert data.make_source(chosen).captions(0) == (text, "")
 
 
@@ -308,15 +308,16 @@ def write_tar(path, members):
 
 
 def tar_source(path, **fields):
-    return data.make_source(data_settings(source="webdataset", path=str(path), **{"index_dir": "", **fields}))
+    return data.make_source(data_settings(source="webdataset", path=str(path), **fields))
 
 
-def test_names_with_dots_are_records_unless_they_belong_to_one(tmp_path, warnings_):
+def test_names_with_dots_are_records_unless_they_belong_to_one(tmp_path, warnings_, monkeypatch):
     members = [("plain.png", png(10)), ("plain.mask.png", png(20)), ("22.05.png", png(30)), ("22.05.txt", b"early"),
                ("d.e/Photo 2.0 (x).JPG", png(40)), ("left.right.detailed.txt", b"x"), ("left.right.png", png(50))]  # fmt: skip
     write_tar(tmp_path / "a.tar", members)
+    monkeypatch.setenv("LUMOS_JAX_CACHE", str(tmp_path / "index"))
     for _ in range(2):  # the second time from the index
-        source = tar_source(tmp_path / "a.tar", index_dir=str(tmp_path / "index"))
+        source = tar_source(tmp_path / "a.tar")
         assert list(source.names) == ["plain", "22.05", "d.e/Photo 2.0 (x)", "left.right"]
         assert [source.read(i) for i in range(4)] == [png(10), png(30), png(40), png(50)]
         assert source.captions(1) == ("early", "")
@@ -440,7 +441,7 @@ def test_no_reader_waits_for_a_pipe(special):
         os.mkfifo(special / name)
     for source, name in (("webdataset", "b.tar"), ("arrayrecord", "b.arrayrecord"), ("videos", "b.csv")):
         with pytest.raises(ValueError, match=r"no .*shards there|neither a directory nor a csv"):
-            data.make_source(config.Data(source=source, path=str(special / name), index_dir=""))
+            data.make_source(config.Data(source=source, path=str(special / name)))
 
 
 # --- The package.

@@ -26,7 +26,7 @@ def folder(tmp_path):
     """23 JPEGs whose grey level is their number times ten."""
     for i in range(23):
         Image.new("RGB", (20, 20), (i * 10,) * 3).save(tmp_path / f"{i:02}.jpg", quality=95)
-    return config.Data(source="folder", path=str(tmp_path), image_size=8, holdout=3, threads=2)
+    return config.Data(source="folder", path=str(tmp_path), image_size=8, holdout=3)
 
 
 def steps(settings, rows, count, *, batch=6, start=0):
@@ -154,7 +154,7 @@ def mixture(tmp_path):
         {"source": "folder", "path": str(tmp_path / name), "weight": weight}
         for name, weight in (("a", 0.75), ("b", 0.25))
     )
-    return config.Data(source="mixture", mixture=entries, image_size=8, holdout=4, threads=2)
+    return config.Data(source="mixture", mixture=entries, image_size=8, holdout=4)
 
 
 def test_mixture_follows_its_weights_and_holds_out_from_all(mixture):
@@ -232,7 +232,7 @@ from lumos_jax import config, data
 from tests.fields import data_settings
 
 def main(argv):
-    settings = data_settings(source="scenes", scenes__num_scenes=1000, image_size=96, workers=2, threads=2)
+    settings = data_settings(source="scenes", scenes__num_scenes=1000, image_size=96, workers=2)
     batches = data.make_train_iterator(settings, data.make_source(settings), batch_size=4, rows=range(4), start_step=0)
     print("starting", flush=True)
     try:
@@ -303,7 +303,7 @@ def test_ctrl_c_leaves_no_tracebacks_of_workers(program, when):
 
 def test_a_dead_worker_is_an_error_and_no_hang(folder):
     source = data.make_source(folder)
-    folder = dataclasses.replace(folder, workers=1, threads=1)
+    folder = dataclasses.replace(folder, workers=1)
     batches = data.make_train_iterator(folder, source, batch_size=6, rows=range(6), start_step=0)
     next(batches)
     for child in multiprocessing.active_children():

@@ -31,7 +31,7 @@ def shards(tmp_path):
 
 
 def test_round_trip(shards):
-    settings = config.Data(source="arrayrecord", path=str(shards), image_size=8, threads=1)
+    settings = config.Data(source="arrayrecord", path=str(shards), image_size=8)
     source = data.make_source(settings)
     assert [source.read(i) for i in range(len(source))] == IMAGES
     assert [source.describe(i) for i in (0, 5, 6, 9)] == [

@@ -42,9 +42,7 @@ def shards(tmp_path):
 
 
 def settings(path, **fields):
-    return data_settings(
-        **{"source": "webdataset", "path": str(path), "image_size": 8, "index_dir": "", "threads": 1} | fields
-    )
+    return data_settings(**{"source": "webdataset", "path": str(path), "image_size": 8} | fields)
 
 
 def test_files_of_one_stem_are_a_record(shards):
@@ -90,21 +88,21 @@ def test_order_is_that_of_any_source(shards):
 
 def test_headers_are_read_once(shards, tmp_path, monkeypatch):
     kept = tmp_path / "index"
-    source = TarSource(str(shards), str(kept))
+    source = TarSource(str(shards), kept)
     assert len(list(kept.iterdir())) == 2
     monkeypatch.setattr(tarfile, "open", None)  # not asked again
-    again = TarSource(str(shards), str(kept))
+    again = TarSource(str(shards), kept)
     assert list(again.names) == list(source.names)
     assert again.captions(0) == source.captions(0)
     monkeypatch.undo()
     write_tar(shards / "00001.tar", [("n.png", png(50))])  # a changed shard is
-    assert list(TarSource(str(shards), str(kept)).names) == ["b", "deep/a", "n"]
-    assert len(TarSource(str(shards), str(shards / "00000.tar"))) == 3  # no place for an index: only slower
+    assert list(TarSource(str(shards), kept).names) == ["b", "deep/a", "n"]
+    assert len(TarSource(str(shards), shards / "00000.tar")) == 3  # no place for an index: only slower
     for file in kept.iterdir():
         file.write_bytes(b"damaged")
-    assert list(TarSource(str(shards), str(kept)).names) == ["b", "deep/a", "n"]
+    assert list(TarSource(str(shards), kept).names) == ["b", "deep/a", "n"]
     monkeypatch.setattr(tarfile, "open", None)  # and it is whole again
-    TarSource(str(shards), str(kept))
+    TarSource(str(shards), kept)
 
 
 def test_what_is_no_shard_is_named(shards):
@@ -133,5 +131,5 @@ def test_what_is_no_shard_is_named(shards):
 
 
 def test_buckets_take_sizes_from_the_headers(shards):
-    chosen = settings(shards, sample_type="captioned", buckets__enabled=True, buckets__step=2, index_dir="")
+    chosen = settings(shards, sample_type="captioned", buckets__enabled=True, buckets__step=2)
     assert aspect.record_sizes(chosen, data.make_source(chosen)).tolist() == [[9, 9]] * 4 + [[0, 0]]

@@ -34,8 +34,6 @@ BOUNDS = {"float32": 1e-5, "float16": 5e-4}
 def settings_of(kind, **fields):
     """configs/i2i.py:test with the identity or a tiny random KL autoencoder, and "group__field" replaced."""
     tree = i2i.get_config("test").to_dict()
-    tree["log"]["tensorboard"] = False
-    tree["train"]["compilation_cache"] = ""  # that of the tests
     tree["train"]["steps"] = tree["eval"]["every"] = 6
     # Steps so large that the condition counts, and everything else small, to be compiled in seconds.
     tree["optimizer"] |= {"learning_rate": 0.02, "warmup_steps": 0, "decay": "constant", "ema_decay": 0.0}
@@ -198,7 +196,7 @@ def prepare(process_environment):
 
     def start(*arguments):
         return subprocess.Popen(
-            [sys.executable, "-m", "lumos_jax.prepare", *arguments, "--config.train.compilation_cache="],
+            [sys.executable, "-m", "lumos_jax.prepare", *arguments],
             cwd=ROOT, env=process_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

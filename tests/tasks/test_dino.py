@@ -189,7 +189,7 @@ def test_views_follow_the_key_and_not_the_batch():
 
 def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
     made = settings(
-        train__steps=6, log__tensorboard=False, train__compilation_cache="", checkpoint__every=3, task__mask_weight=1.0,
+        train__steps=6, checkpoint__every=3, task__mask_weight=1.0,
         task__pixel_weight=1.0,
     )  # fmt: skip
     assert loop.train(loop.prepare(made, str(tmp_path / "run"))) == 0

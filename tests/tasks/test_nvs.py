@@ -182,8 +182,7 @@ def test_nothing_of_views_can_be_cached(batch):
 @pytest.fixture(scope="module")
 def run(prior, tmp_path_factory):
     """A run of eight steps from the prior, and how to run its settings again elsewhere."""
-    settings = settings_with(train__steps=8, train__compilation_cache=str(tmp_path_factory.mktemp("xla")),
-                             log__tensorboard=False, eval__every=8)  # fmt: skip
+    settings = settings_with(train__steps=8, eval__every=8)
     settings = dataclasses.replace(settings, init_from=str(prior[0]))
 
     def go(workdir):

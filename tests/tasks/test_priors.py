@@ -26,7 +26,7 @@ def settings(study, **changes):
     made.model.size = "16x1x2"
     made.train.steps = made.checkpoint.every = made.eval.every = 2
     made.eval.steps, made.eval.rows = 2, 1
-    made.optimizer.decay, made.log.tensorboard = "constant", False
+    made.optimizer.decay = "constant"
     put(made, changes)
     return config_io.resolve(made)
 

@@ -25,7 +25,7 @@ def test_split_frames_train_alike():
 
     alone, alone_state = train(settings_with(i2v, **CLIPS), 1, STEPS, look)
     assert seen == [False, True, False]
-    settings = settings_with(i2v, mesh={"data": 2, "fsdp": 2, "context": 2}, **CLIPS)
+    settings = settings_with(i2v, mesh={"fsdp": 2, "context": 2}, **CLIPS)
     frames = build(settings, 8).device_batch({"frames": np.zeros((4, 4, 2, 2, 3)), "weight": np.ones(4)}, 4)["frames"]
     assert frames.sharding.shard_shape(frames.shape)[:2] == (1, 2)
     split, split_state = train(settings, 8, STEPS)

@@ -14,7 +14,7 @@ from tests.stepping import build, settings_with
 
 
 def test_an_abstract_experiment_has_the_shapes_and_shardings_of_a_real_one():
-    settings = settings_with(mesh={"data": 2, "fsdp": 4})
+    settings = settings_with(mesh={"fsdp": 4})
     real, abstract = build(settings, 8), Experiment.build(settings, jax.devices(), abstract=True)
 
     def described(tree):
@@ -46,7 +46,7 @@ def test_at_most_nine_calls_lead_from_main_to_the_network(fields, tmp_path, monk
         raise Reached([frame.name for frame in traceback.extract_stack() if "/lumos_jax/" in frame.filename])
 
     given = i2i.get_config("test")
-    given.update_from_flattened_dict(fields | {"eval.every": 0, "log.tensorboard": False})
+    given.update_from_flattened_dict(fields | {"eval.every": 0})
     monkeypatch.setattr(Network, "apply", apply)
     monkeypatch.setattr(main, "_CONFIG", SimpleNamespace(value=given))
     monkeypatch.setattr(main, "_WORKDIR", SimpleNamespace(value=str(tmp_path)))

@@ -221,7 +221,7 @@ def test_gradients_of_adapters_are_those_of_the_formula(path, shape, inputs):
 
 
 def test_shards_and_micro_batches_agree_with_one_device(tuned):
-    settings = settings_with(finetune=ADAPTERS, mesh={"data": 2, "fsdp": 4}, optimizer={"accumulate": 2})
+    settings = settings_with(finetune=ADAPTERS, mesh={"fsdp": 4}, optimizer={"accumulate": 2})
     trainer = Trainer(settings, devices=8)
     for kernel, half in (("qkv_kernel", "a"), ("out_kernel", "b")):
         for tree in (trainer.first.params, trainer.first.ema, optax.tree_utils.tree_get(trainer.first.opt_state, "mu")):

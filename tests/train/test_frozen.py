@@ -25,7 +25,7 @@ SMALL = config.Encoder(
 
 @pytest.fixture(scope="module")
 def mesh():
-    return sharding.make_mesh(config.Mesh(data=4, fsdp=2))
+    return sharding.make_mesh(config.Mesh(fsdp=2))
 
 
 def text_inputs():
@@ -115,7 +115,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 from lumos_jax import config
 from lumos_jax.train import sharding
-place = sharding.Frozen(sharding.make_mesh(config.Mesh(data=2, fsdp=2)), 0)
+place = sharding.Frozen(sharding.make_mesh(config.Mesh(fsdp=2)), 0)
 array = np.arange(24, dtype=np.float32).reshape(3, 8)
 split = place("kernel", array)
 assert len(split.addressable_shards) == 2, split.sharding

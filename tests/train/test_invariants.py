@@ -27,9 +27,9 @@ def alone():
 @pytest.mark.parametrize(
     ("devices", "mesh", "accumulate"),
     [
-        (4, {"data": 2, "fsdp": 2}, 1),
-        (8, {"data": 1, "fsdp": 8}, 2),
-        (8, {"data": 8}, 1),
+        (4, {"fsdp": 2}, 1),
+        (8, {"fsdp": -1}, 2),
+        (8, {}, 1),
         (1, {}, 4),
     ],
 )
@@ -52,7 +52,7 @@ def test_eight_devices_agree_with_one(of, optimizer):
     """Two rows a device, or one a micro-batch; parameters split over four."""
     groups = {"model": {"size": "32x1x2"}, "optimizer": optimizer}
     alone, alone_state = train(settings_with(of, **groups), 1, 3)
-    metrics, state = train(settings_with(of, mesh={"data": 2, "fsdp": 4}, **groups), 8, 3)
+    metrics, state = train(settings_with(of, mesh={"fsdp": 4}, **groups), 8, 3)
     muon = "name" in optimizer  # its Newton-Schulz iterations amplify rounding
     np.testing.assert_allclose(losses(metrics), losses(alone), rtol=1e-4 if muon else 1e-5)
     assert_close(state.ema, alone_state.ema, atol=2e-4 if muon else 2e-5)
@@ -66,13 +66,13 @@ def test_meshes_agree_on_captions_in_buckets():
         "optimizer": {"learning_rate": 0.01, "warmup_steps": 0},
     }
     alone, _ = train(settings_with(t2i, **groups), 1, 2)
-    split, _ = train(settings_with(t2i, mesh={"data": 2, "fsdp": 2}, **groups), 4, 2)
+    split, _ = train(settings_with(t2i, mesh={"fsdp": 2}, **groups), 4, 2)
     np.testing.assert_allclose(losses(split), losses(alone), rtol=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_fsdp_splits_parameters_optimizer_state_and_ema(optimizer):
-    experiment = build(settings_with(mesh={"data": 1, "fsdp": 8}, optimizer={"name": optimizer}), 8)
+    experiment = build(settings_with(mesh={"fsdp": 8}, optimizer={"name": optimizer}), 8)
     abstract, state = experiment.abstract_state, experiment.init_state()
     moments = [moment for _, moment in optax.tree_utils.tree_get_all_with_path(state.opt_state, "mu")]
     kernels = [tree["blocks"]["mlp"]["fc1"]["kernel"] for tree in (state.params, state.ema, *moments)]
@@ -136,7 +136,7 @@ def test_learning_rate_schedule():
 
 @pytest.mark.parametrize(
     ("mesh", "message"),
-    [({"data": 3}, "does not fit 8 device"), ({"data": -1, "fsdp": 5}, "does not fit 8 device")],
+    [({"fsdp": 5}, "does not fit 8 device"), ({"fsdp": -1, "context": 3}, "does not fit 8 device")],
 )
 def test_meshes_that_do_not_fit_are_refused(mesh, message):
     with pytest.raises(ValueError, match=message):

@@ -22,7 +22,7 @@ def test_failing_closes_do_not_hide_the_first_error(tmp_path, monkeypatch, capsy
         return close_and_fail
 
     made = i2i.get_config("test")
-    made.eval.every, made.log.tensorboard = 0, False
+    made.eval.every = 0
     run = loop.prepare(config_io.resolve(made), str(tmp_path))
     monkeypatch.setattr(Experiment, "train_step", property(lambda self: step))
     monkeypatch.setattr(metrics.Reporter, "close", failing(metrics.Reporter.close, OSError("the second")))

@@ -23,8 +23,8 @@ def read_events(monkeypatch):
     return lambda directory: event_accumulator.EventAccumulator(str(directory)).Reload()
 
 
-def report(workdir, steps, start=0, tensorboard=True, loss=lambda step: step / 8):
-    reporter = metrics.Reporter(workdir, total=8, start=start, tensorboard=tensorboard, active=True)
+def report(workdir, steps, start=0, loss=lambda step: step / 8):
+    reporter = metrics.Reporter(workdir, total=8, start=start, active=True)
     for step in steps:
         reporter.write(step, {"loss": loss(step), "skipped_steps": 0, "learning_rate": np.float32(0.5)})
     return reporter
@@ -57,11 +57,6 @@ def test_a_restart_replaces_what_follows_its_step(tmp_path, read_events):
     expected = [(1, 0.125), (2, 0.25), (3, -3), (4, -4)]
     assert [(line["step"], line["loss"]) for line in written] == expected
     assert [(e.step, e.value) for e in read_events(tmp_path / "tensorboard").Scalars("loss")] == expected
-
-
-def test_without_tensorboard_there_are_no_events(tmp_path):
-    report(tmp_path, (1,), tensorboard=False).close()
-    assert not (tmp_path / "tensorboard").exists()
 
 
 def test_reporting_imports_no_tensorflow():

@@ -30,7 +30,7 @@ def test_digests_know_every_bit_and_no_mesh():
     tree = state()
     whole = checksums(tree)
     assert list(whole) == ["['params']['a']", "['params']['b']"]
-    for axes in ({"data": 8}, {"data": 2, "fsdp": 4}):
+    for axes in ({"fsdp": 1}, {"fsdp": 4}, {"fsdp": -1}):
         mesh = sharding.make_mesh(config.Mesh(**axes))
         layout = NamedSharding(mesh, P(("data", "fsdp")))
         spread = {"params": {"a": jax.device_put(tree["params"]["a"], layout), "b": tree["params"]["b"]}}
@@ -153,10 +153,10 @@ def test_damaged_lines_of_metrics_are_dropped_with_a_warning(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     good = [json.dumps({"step": step, "loss": 0.5}).encode() for step in (2, 4, 6)]
     path.write_bytes(b"\n".join([good[0], b"\xff\xfe", b"[]", b"3", b"{}", good[1], good[2], b'{"step": 8, "lo']))
-    metrics.Reporter(tmp_path, total=8, start=4, tensorboard=False, active=True).close()
+    metrics.Reporter(tmp_path, total=8, start=4, active=True).close()
     assert path.read_bytes() == good[0] + b"\n" + good[1] + b"\n"
     assert "4 damaged line(s) dropped" in capsys.readouterr().err
-    metrics.Reporter(tmp_path, total=8, start=4, tensorboard=False, active=True).close()
+    metrics.Reporter(tmp_path, total=8, start=4, active=True).close()
     assert capsys.readouterr().err == ""  # half of a last line is what a kill leaves
 
 

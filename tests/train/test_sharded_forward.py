@@ -86,14 +86,13 @@ def passes(dit, params, given):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "queries"),
-    [({"data": 2, "fsdp": 2}, [(1, 16, 2, 16)]), ({"data": 8}, [])],
+    ("devices", "fsdp", "queries"),
+    [(4, 2, [(1, 16, 2, 16)]), (8, 1, [])],
     ids=["rows of their own", "fewer rows than devices"],
 )
-def test_split_over_gpus_it_gives_the_same(network, asked, mesh, queries):
+def test_split_over_gpus_it_gives_the_same(network, asked, devices, fsdp, queries):
     dit, params, given, alone = network
-    settings = config.Mesh(**mesh)
-    mesh = sharding.make_mesh(settings, jax.devices()[: settings.data * settings.fsdp])
+    mesh = sharding.make_mesh(config.Mesh(fsdp=fsdp), jax.devices()[:devices])
     there = passes(sharded_forward.ShardedForward(**vars(dit), mesh=mesh), params, given)
     assert asked[:1] == queries
     for ours, theirs in zip(there, alone, strict=True):
@@ -103,7 +102,7 @@ def test_split_over_gpus_it_gives_the_same(network, asked, mesh, queries):
 def test_under_fsdp_the_scan_gathers_each_layer_and_reduce_scatters_its_gradient():
     model = config.Model(size="64x3x4", patch_size=2, remat="mlp", scan_unroll=1)
     dit = make_dit(model, latent_shape=(8, 8, 4), out_channels=4, token_shape=(2, 12))
-    mesh = sharding.make_mesh(config.Mesh(data=1, fsdp=8))
+    mesh = sharding.make_mesh(config.Mesh(fsdp=8))
     rows = jax.NamedSharding(mesh, sharding.BATCH)
     shapes = jax.eval_shape(dit.init, jax.random.key(0))
     layouts = sharding.param_shardings(mesh, shapes, dit.logical_axes())
@@ -133,7 +132,7 @@ def test_under_fsdp_the_scan_gathers_each_layer_and_reduce_scatters_its_gradient
 )
 def test_the_cuda_compiler_takes_it_within_and_without_shard_map():
     target = parse_target("h100:8")
-    mesh = sharding.make_mesh(config.Mesh(data=4, fsdp=2), ahead.devices_of(target))
+    mesh = sharding.make_mesh(config.Mesh(fsdp=2), ahead.devices_of(target))
     layout = jax.sharding.NamedSharding(mesh, sharding.BATCH)
     heads = jax.ShapeDtypeStruct((8, 1024, 2, 72), jnp.bfloat16, sharding=layout)
     attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")

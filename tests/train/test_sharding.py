@@ -30,7 +30,7 @@ def layout(size):
     settings = dataclasses.replace(
         settings,
         model=dataclasses.replace(settings.model, size=size),
-        mesh=dataclasses.replace(settings.mesh, data=2, fsdp=4),
+        mesh=dataclasses.replace(settings.mesh, fsdp=4),
     )
     state = job.make_job(settings, jax.devices(), cached=True).state
     lines = []
@@ -63,7 +63,7 @@ def test_only_data_goes_between_slices():
     assert sorted(device.id for device in grid.ravel()) == list(range(8))
     assert sharding.over_slices((4, 2, 1), devices(1, 8)) is None
     assert sharding.over_slices((1, 8, 1), devices(2, 4, "gpu")) is None  # hosts of GPUs: as the user says
-    with pytest.raises(ValueError, match=r"config\.mesh\.data=1 does not split over 2 slices"):
+    with pytest.raises(ValueError, match=r"config\.mesh leaves 1 devices to data parallelism"):
         sharding.over_slices((1, 8, 1), devices(2, 4))
 
 

@@ -66,8 +66,6 @@ def trained(tmp_path_factory):
     settings = i2i.test()
     settings.train.steps, settings.eval.every = 2, 0
     settings.optimizer.decay = "constant"
-    settings.train.compilation_cache = ""
-    settings.log.tensorboard = False
     made = encoders.make_encoder(config_io.resolve(settings).encoder)
     save_encoder(workdir / "encoder", *made)
     settings.encoder.weights, settings.encoder.size = str(workdir / "encoder"), "B"

@@ -3,48 +3,36 @@ config.data.sample_type that names it; `cached` reads what `prepare cache` made 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import pkgutil
-
-import numpy as np
+from typing import Any
 
 from lumos_jax.data.base import Data, Source
-from lumos_jax.data.records import cached
-from lumos_jax.data.records.base import SAMPLE_TYPES, Loader, Row, Use
+from lumos_jax.data.records.base import SAMPLE_TYPES, Loader, Row
+from lumos_jax.data.records.cached import CachedCaptions, CachedLoader
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 
-def make_loader(
-    data: Data,
-    source: Source,
-    *,
-    training: bool,
-    everything: bool = False,
-    assigned: np.ndarray | None = None,
-    batch_size: int = 1,
-) -> Loader:
-    """What makes batches of the records of a source, as config.data.sample_type says; for the other arguments see `Use`.
+def make_loader(data: Data, source: Source, *, training: bool, **use: Any) -> Loader:
+    """What makes batches of the records of a source, as config.data.sample_type says; for the arguments see `Loader`.
 
     Raises:
       ValueError: the source has no such records.
     """
-    use = Use(training, everything, assigned, batch_size)
-    if data.source == "cached":
-        return cached.make(data, source, use)
     if data.sample_type not in SAMPLE_TYPES:
         raise ValueError(
             f"config.data.sample_type={data.sample_type!r} is not one of {', '.join(sorted(SAMPLE_TYPES))}"
         )
     kind = SAMPLE_TYPES[data.sample_type]
-    kind.check(data, source)
-    return kind.make(data, source, use)
+    if data.source == "cached":
+        kind = CachedCaptions if data.sample_type == "captioned" else CachedLoader
+    loader = kind(data, source, training, **use)
+    loader.check()
+    return loader
 
 
 def describe_row(data: Data) -> Row:
     """What batches of config.data hold, decoded from records of any source; none is opened, and caches are passed by."""
-    return (
-        SAMPLE_TYPES[data.sample_type].make(dataclasses.replace(data, source="folder"), None, Use(training=True)).row()
-    )
+    return SAMPLE_TYPES[data.sample_type](data, None, training=True).row()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,52 +21,43 @@ from lumos_jax.data.files import system_error
 
 HostBatch = dict[str, np.ndarray]
 Row = dict[str, tuple[np.dtype, tuple[int, ...]]]  # of the arrays of a batch: name -> dtype and shape of one row
+TEXT = np.dtype(object), ()  # in a Row
 _PROBLEM_LENGTH, _REASON_LENGTH = 240, 100  # characters
+SAMPLE_TYPES: dict[str, type[Loader]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
-class Use:
-    """What batches are for.
+class Loader(abc.ABC):
+    """(position, record) pairs of one step -> HostBatch; picklable. A sample type is a subclass.
 
     Attributes:
+      data: config.data.
+      source: of the records.
       training: random crops and mirrors, captions that change from epoch to epoch.
       everything: not for training, but all of a record that training may choose from, as a cache keeps it.
       assigned: with config.data.buckets.enabled, (records,) the number of each record's bucket; None takes the square one.
       batch_size: rows of a global batch.
+      needs: the class of sources that have what this sample type needs.
     """
 
+    registry: ClassVar[dict[str, type]] = SAMPLE_TYPES
+    needs: ClassVar[type] = Source
+    data: Data
+    source: Source
     training: bool
     everything: bool = False
     assigned: np.ndarray | None = None
     batch_size: int = 1
 
-
-class Loader(abc.ABC):
-    """(position, record) pairs of one step -> HostBatch; picklable.
-
-    Attributes:
-      source: of the records.
-      needs: the class of sources that have what this sample type needs.
-    """
-
-    source: Source
-    needs: ClassVar[type] = Source
-
-    @classmethod
-    def check(cls, data: Data, source: Source) -> None:
+    def check(self) -> None:
         """Raises ValueError if the source, or a part of a mixture, lacks what this sample type needs."""
-        lacking = next((part.source for part in source.parts if not isinstance(part.source, cls.needs)), None)
+        lacking = next((part.source for part in self.source.parts if not isinstance(part.source, self.needs)), None)
         if lacking is not None:
-            able = [name for name, one in sorted(SOURCES.items()) if issubclass(one, cls.needs) and one.in_mixture]
+            able = [name for name, one in sorted(SOURCES.items()) if issubclass(one, self.needs) and one.in_mixture]
             raise ValueError(
-                f"config.data.sample_type={data.sample_type}: {lacking.describe(0)} ... have no "
-                f"{cls.needs.__name__.removeprefix('Has').lower()}. Sources that do are {', '.join(able)}"
+                f"config.data.sample_type={self.data.sample_type}: {lacking.describe(0)} ... have no "
+                f"{self.needs.__name__.removeprefix('Has').lower()}. Sources that do are {', '.join(able)}"
             )
-
-    @classmethod
-    def make(cls, data: Data, source: Source, use: Use) -> Loader:
-        """The loader that config.data describes; of every sample type."""
-        raise NotImplementedError
 
     @abc.abstractmethod
     def row(self) -> Row:
@@ -84,42 +75,34 @@ class Loader(abc.ABC):
           Exception: any; the record is corrupt.
         """
 
+    @property
+    def square(self) -> tuple[np.dtype, tuple[int, ...]]:
+        """Dtype and shape of a square image."""
+        return np.dtype(np.uint8), (self.data.image_size, self.data.image_size, 3)
+
+    def augmentation(self, shift: float, flip: float) -> dict[str, Any]:
+        """Arguments of `decode_square` from two random numbers in [0, 1): crop and mirror image, if settings ask for them."""
+        crop = self.training and self.data.crop == "random"
+        return {"shift": float(shift) if crop else 0.5, "flip": bool(self.training and self.data.flip and flip < 0.5)}
+
     def load_batch(self, element: Sequence[tuple[int, int]]) -> HostBatch:
         """Raises OSError if storage or the machine fails, MemoryError, and ImportError for a library that is missing."""
         batch = _new_batch(element, self.row_of(element))
         for row, (position, record) in enumerate(element):
             try:
                 loaded = dict(fileio.with_retries(functools.partial(self.load, position, record)))
-                problem = loaded.pop("problem", "")
+                if problem := loaded.pop("problem", ""):
+                    reject(batch, row, problem)
                 for name, array in loaded.items():
                     batch[name][row] = array
             except (MemoryError, ImportError):  # of the machine and of its installation
                 raise
             except Exception as error:
-                failure = system_error(error)
-                if failure is not None:
-                    where = self.source.describe(record)
+                where = self.source.describe(record)
+                if failure := system_error(error):
                     raise OSError(failure.errno, f"{where} cannot be read: {failure.strerror}") from error
-                for name, (dtype, _) in self.row_of(element).items():
-                    batch[name][row] = "" if dtype.hasobject else 0  # of a row that was filled in part
-                reject(batch, row, self.source.describe(record), error)
-            else:
-                if problem:
-                    reject(batch, row, problem)
+                reject(batch, row, where, error)
         return batch
-
-
-SAMPLE_TYPES: dict[str, type[Loader]] = {}
-
-
-def register(name: str) -> Callable[[type[Loader]], type[Loader]]:
-    """Decorator that makes a class of loaders the value `name` of config.data.sample_type."""
-
-    def add(loader: type[Loader]) -> type[Loader]:
-        SAMPLE_TYPES[name] = loader
-        return loader
-
-    return add
 
 
 def record_rng(seed: int, position: int) -> np.random.Generator:
@@ -142,9 +125,11 @@ def _new_batch(element: Sequence[tuple[int, int]], row: Row) -> HostBatch:
 
 
 def reject(batch: HostBatch, row: int, problem: str, error: BaseException | None = None) -> None:
-    """Makes a row count for nothing. problem: what is wrong, or which record, if the error says what."""
+    """Makes a row count for nothing. problem: what is wrong, or with an error, which record; its arrays are emptied then."""
     if error is not None:
         kind = "" if isinstance(error, (CorruptRecord, OSError)) else f"{type(error).__name__}: "
         problem = f"{problem}: {kind}{str(error)[:_REASON_LENGTH]}"
+        for name in batch.keys() - {"record"}:
+            batch[name][row] = "" if batch[name].dtype.kind in "OU" else 0
     batch["weight"][row] = 0.0
     batch["problem"][row] = problem[-_PROBLEM_LENGTH:]  # the end of a path and the reason say most

@@ -2,126 +2,71 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from lumos_jax.data.base import Data, HasClips, Source
-from lumos_jax.data.decode import fit_square
-from lumos_jax.data.records.base import Loader, Row, Use, record_rng, register
+from lumos_jax.data.base import HasClips, register
+from lumos_jax.data.decode import decode_square
+from lumos_jax.data.records.base import Loader, Row, record_rng
 from lumos_jax.scenes.motion import SCORE_SIDE, frame_pairs
 
 
 @register("clip")
-@dataclasses.dataclass(frozen=True)
 class Clips(Loader):
     """Clips: `frames` uint8 (B, F, S, S, 3), `fps` float32 (B,) and `motion` float32 (B,).
 
     In training a record's own random numbers choose stride and beginning, and a crop and a mirror image that are the same for
     all frames; otherwise the stride is the middle one and the clip begins where the video does.
+
+    A share of the training steps, config.data.clips.image_step_fraction, evenly spread, has one frame of each video instead:
+    `image` uint8 (B, S, S, 3).
     """
 
     needs = HasClips
-    source: Source
-    frames: int
-    stride: tuple[int, int]
-    size: int
-    seed: int
-    training: bool
-    random_crop: bool
-    flip: bool
 
-    @classmethod
-    def check(cls, data: Data, source: Source) -> None:
-        super().check(data, source)
-        for part in source.parts:
+    def check(self) -> None:
+        super().check()
+        clips = self.data.clips
+        for part in self.source.parts:
             most = part.source.clip_frames
-            if most is not None and (data.clips.frames - 1) * data.clips.frame_stride[1] >= most:
+            if most is not None and (clips.frames - 1) * clips.frame_stride[1] >= most:
                 raise ValueError(
-                    f"config.data.clips.frames={data.clips.frames} with frame_stride={data.clips.frame_stride}: a scene's "
-                    f"clip has {most} "
-                    "frames; (frames - 1) x stride must be below that"
+                    f"config.data.clips.frames={clips.frames} with frame_stride={clips.frame_stride}: a scene's clip has "
+                    f"{most} frames; (frames - 1) x stride must be below that"
                 )
 
-    @classmethod
-    def make(cls, data: Data, source: Source, use: Use) -> Clips | Joint:
-        crop, flip = use.training and data.crop == "random", use.training and data.flip
-        clips = cls(
-            source, data.clips.frames, data.clips.frame_stride, data.image_size, data.seed, use.training, crop, flip
-        )
-        if not (use.training and data.clips.image_step_fraction):
-            return clips
-        stills = Stills(dataclasses.replace(clips, frames=1, stride=(1, 1)))
-        return Joint(clips, stills, data.clips.image_step_fraction, use.batch_size)
-
     def row(self) -> Row:
-        return {
-            "frames": (np.dtype(np.uint8), (self.frames, self.size, self.size, 3)),
-            "fps": (np.dtype(np.float32), ()),
-            "motion": (np.dtype(np.float32), ()),
-        }
-
-    def load(self, position: int, record: int) -> dict[str, np.ndarray]:
-        least, most = self.stride
-        stride, begin, shift, flip = (least + most) // 2, 0.0, 0.5, False
-        if self.training:
-            random = record_rng(self.seed, position).random(4)
-            stride, begin = least + int(random[0] * (most - least + 1)), float(random[1])
-            shift = float(random[2]) if self.random_crop else 0.5
-            flip = bool(self.flip and random[3] < 0.5)
-        clip = self.source.clip(record, self.frames, stride, begin, self.size)
-        frames = np.stack([fit_square(frame, self.size, shift=shift, flip=flip) for frame in clip.frames])
-        motion = motion_score(frames, clip.fps) if clip.motion is None else clip.motion
-        return {"frames": frames, "fps": np.float32(clip.fps), "motion": np.float32(motion)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Stills(Loader):
-    """One frame of each clip's video, any in training: `image` uint8 (B, S, S, 3)."""
-
-    clips: Clips
-
-    @property
-    def source(self) -> Source:
-        return self.clips.source
-
-    def row(self) -> Row:
-        return {"image": (np.dtype(np.uint8), (self.clips.size, self.clips.size, 3))}
-
-    def load(self, position: int, record: int) -> dict[str, np.ndarray]:
-        return {"image": self.clips.load(position, record)["frames"][0]}
-
-
-@dataclasses.dataclass(frozen=True)
-class Joint(Loader):
-    """Clips, and in a share of the steps images: which steps, the share alone says, and they are evenly spread."""
-
-    clips: Clips
-    stills: Stills
-    share: float
-    batch_size: int
-
-    @property
-    def source(self) -> Source:
-        return self.clips.source
-
-    def row(self) -> Row:
-        return self.clips.row()
+        dtype, shape = self.square
+        number = np.dtype(np.float32), ()
+        return {"frames": (dtype, (self.data.clips.frames, *shape)), "fps": number, "motion": number}
 
     def row_of(self, element: Sequence[tuple[int, int]]) -> Row:
-        return self._of(element[0][0]).row()
+        return {"image": self.square} if self._is_image(element[0][0]) else self.row()
+
+    def _is_image(self, position: int) -> bool:
+        return self.training and is_image_step(position // self.batch_size, self.data.clips.image_step_fraction)
 
     def load(self, position: int, record: int) -> dict[str, np.ndarray]:
-        return self._of(position).load(position, record)
-
-    def _of(self, position: int) -> Clips | Stills:
-        return self.stills if is_image_step(position // self.batch_size, self.share) else self.clips
+        image, clips, size = self._is_image(position), self.data.clips, self.data.image_size
+        count, (least, most) = (1, (1, 1)) if image else (clips.frames, clips.frame_stride)
+        stride, begin, augmentation = (least + most) // 2, 0.0, {}
+        if self.training:
+            random = record_rng(self.data.seed, position).random(4)
+            stride, begin = least + int(random[0] * (most - least + 1)), float(random[1])
+            augmentation = self.augmentation(*random[2:])
+        clip = self.source.clip(record, count, stride, begin, size)
+        frames = np.stack([decode_square(frame, size, **augmentation) for frame in clip.frames])
+        if image:
+            return {"image": frames[0]}
+        motion = motion_score(frames, clip.fps) if clip.motion is None else clip.motion
+        return {"frames": frames, "fps": clip.fps, "motion": motion}
 
 
 def is_image_step(step: int, share: float) -> bool:
+    """Whether a step is one of those, `share` of all and evenly spread, that train on images."""
     return math.floor((step + 1) * share) > math.floor(step * share)
 
 

@@ -8,14 +8,13 @@ feature `image/encoded`, `image` or another one with an image's bytes holds them
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, Source, digest, register
+from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, Source, register
 from lumos_jax.data.captions import DETAILED_NAMES, RAW_NAMES, decode_text
-from lumos_jax.data.files import find_shards, is_image
+from lumos_jax.data.files import find_shards, is_image, shards_digest
 from lumos_jax.data.shards import Shards, count_records
 
 _IMAGE_FEATURES = ("image/encoded", "image", "jpg", "jpeg", "png", "webp")
@@ -64,8 +63,7 @@ class ArrayRecordSource(Source, HasCaptions):
         return self._shards.describe(index)
 
     def fingerprint(self) -> str:
-        shards = zip(self._shards.paths, self._shards.ends, strict=True)
-        return digest((os.path.basename(p), os.path.getsize(p), end) for p, end in shards)
+        return shards_digest(self._shards.paths, self._shards.ends)
 
 
 @functools.cache

@@ -10,29 +10,29 @@ from __future__ import annotations
 
 import bisect
 import collections
-import dataclasses
 import itertools
 import json
 import os
 import pathlib
 import tarfile
-import zipfile
+from collections.abc import Iterator
 from concurrent import futures
+from typing import Any
 
 import numpy as np
 import tqdm
 from absl import logging
 
+from lumos_jax import fileio
 from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, Source, digest, printable, register
 from lumos_jax.data.captions import DETAILED_NAMES, RAW_NAMES, decode_text, one_line
-from lumos_jax.data.files import IMAGE_ENDINGS, Names, find_shards, open_regular, read_npy
+from lumos_jax.data.files import IMAGE_ENDINGS, Names, find_shards, made_once, open_regular, shards_digest
 
 _IMAGE, _RAW, _DETAILED, _JSON = range(4)  # columns of an index
 _ENDINGS = dict.fromkeys(IMAGE_ENDINGS, _IMAGE) | {".txt": _RAW, ".detailed.txt": _DETAILED, ".json": _JSON}
 _LONGEST_FIRST = sorted(_ENDINGS, key=len, reverse=True)
 _READERS = 16  # threads that read headers: they mostly wait for the disk
 _PROGRESS_FROM = 100  # shards from which that takes long enough to be reported
-_BLOCK = tarfile.BLOCKSIZE
 _INDEX_VERSION = 2
 
 
@@ -47,7 +47,7 @@ class TarSource(Source, HasCaptions):
 
     Args:
       path: a directory of *.tar, a glob, or a file.
-      index: directory in which the places are kept, under the shard's path, size and time of change; empty: nowhere.
+      kept: directory for the places, under the shard's path, size and time of change; None: nowhere.
 
     Raises:
       ValueError: no shards there, one that is compressed, truncated or something else, or no images in them.
@@ -55,28 +55,28 @@ class TarSource(Source, HasCaptions):
 
     needs = "path"
 
-    def __init__(self, path: str, index: str = ""):
+    def __init__(self, path: str, kept: pathlib.Path | None = None):
         self.paths = find_shards(path, lambda name: name.endswith(".tar"))
         if not self.paths:
             raise ValueError(f"config.data.path={path!r}: no .tar shards there (a directory is searched for *.tar)")
-        kept = pathlib.Path(index).expanduser() if index else None
+        count, left_out = len(self.paths), collections.Counter()
         with futures.ThreadPoolExecutor(_READERS) as pool:
             found = pool.map(lambda shard: _index_of(shard, kept), self.paths)
-            count = len(self.paths)
             found = list(tqdm.tqdm(found, "indices of shards", count, disable=count < _PROGRESS_FROM))
-        self._ends = list(itertools.accumulate(len(one.names) for one in found))
-        left_out = sum((one.left_out for one in found), collections.Counter())
+        for one in found:
+            left_out.update(json.loads(one["left_out"].tobytes()))
         for reason, number in sorted(left_out.items()):
             logging.warning("%s: %d %s", path, number, reason)
+        self._ends = list(itertools.accumulate(len(one["places"]) for one in found))
         if not self._ends[-1]:
             raise ValueError(f"config.data.path={path!r}: the {count} .tar shards there hold no images")
-        self.names = Names(itertools.chain.from_iterable(one.names for one in found))
-        self._offsets = np.concatenate([one.places[..., 0] for one in found])
-        self._sizes = np.concatenate([one.places[..., 1] for one in found])
+        names = b"".join(one["names"].tobytes() for one in found)
+        self.names = Names(os.fsdecode(name) for name in names.split(b"\0")[:-1])
+        self._places = np.concatenate([one["places"] for one in found])
 
     @classmethod
     def open(cls, data: Data) -> TarSource:
-        return cls(data.path, data.index_dir and f"{data.index_dir}/tars")
+        return cls(data.path, fileio.cache_directory("tars"))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -86,137 +86,111 @@ class TarSource(Source, HasCaptions):
 
     def captions(self, index: int) -> Captions:
         raw, detailed = (
-            decode_text(self._bytes(index, column)) if self._sizes[index, column] >= 0 else None
+            decode_text(self._bytes(index, column)) if self._has(index, column) else None
             for column in (_RAW, _DETAILED)
         )
-        fields = {}
-        if self._sizes[index, _JSON] >= 0 and (raw is None or detailed is None):
+        if self._has(index, _JSON) and (raw is None or detailed is None):
             try:
                 fields = json.loads(self._bytes(index, _JSON))
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise CorruptRecord(f"its .json is none: {error}") from error
-            fields = fields if isinstance(fields, dict) else {}
-        raw = _field(fields, RAW_NAMES) if raw is None else raw
-        detailed = _field(fields, DETAILED_NAMES) if detailed is None else detailed
+            raw = _field(fields, RAW_NAMES) if raw is None else raw
+            detailed = _field(fields, DETAILED_NAMES) if detailed is None else detailed
         if raw is None and detailed is None:
             raise CorruptRecord("no caption: there is no .txt of its name, and no .json with a field caption")
         return raw or "", detailed or ""
+
+    def _has(self, index: int, column: int) -> bool:
+        return self._places[index, column, 1] >= 0
 
     def describe(self, index: int) -> str:
         return f"{printable(self.paths[self._shard(index)])}#{printable(self.names[index])}"
 
     def fingerprint(self) -> str:
-        return digest(
-            (os.path.basename(p), os.path.getsize(p), end) for p, end in zip(self.paths, self._ends, strict=True)
-        )
+        return shards_digest(self.paths, self._ends)
 
     def _shard(self, index: int) -> int:
         return bisect.bisect_right(self._ends, index)
 
     def _bytes(self, index: int, column: int) -> bytes:
-        size = int(self._sizes[index, column])
+        offset, size = map(int, self._places[index, column])
         with open_regular(self.paths[self._shard(index)]) as file:
-            data = os.pread(file.fileno(), size, int(self._offsets[index, column]))
+            data = os.pread(file.fileno(), size, offset)
         if len(data) < size:
             raise CorruptRecord("the shard is shorter than it was")
         return data
 
 
-def _field(fields: dict, names: tuple[str, ...]) -> str | None:
-    found = next((fields[name] for name in names if isinstance(fields.get(name), str)), None)
-    return None if found is None else one_line(found)
+def _field(fields: Any, names: tuple[str, ...]) -> str | None:
+    found = (fields[name] for name in names if isinstance(fields, dict) and isinstance(fields.get(name), str))
+    return next(map(one_line, found), None)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Index:
-    """names: of the records. places: (records, 4, 2) int64, offset and size of each column's file, -1 where there is none.
-    left_out: reason -> number of files or records."""
-
-    names: list[str]
-    places: np.ndarray
-    left_out: collections.Counter
-
-
-def _index_of(path: str, kept: pathlib.Path | None) -> _Index:
-    if kept is None:
-        return _read_headers(path)
+def _index_of(path: str, kept: pathlib.Path | None) -> dict[str, np.ndarray]:
+    """Of a shard: `names` of the records, each ended by a zero byte; `places` (4 records, 2) int64, offset and size of each
+    column's file, -1 where there is none; `left_out`, JSON: reason -> number of files or records."""
     status = os.stat(path)
-    file = kept / f"{digest([path, status.st_size, status.st_mtime_ns, _INDEX_VERSION])}.npz"
-    if file.exists():
-        try:
-            with zipfile.ZipFile(file) as there:
-                names, places, left_out = (
-                    read_npy(there.read(f"{name}.npy")) for name in ("names", "places", "left_out")
-                )
-            names = names.tobytes().decode(errors="surrogateescape").split("\0")[:-1]
-            return _Index(names, places.reshape(len(names), 4, 2), collections.Counter(json.loads(left_out.tobytes())))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            logging.warning("%s is no index of a shard (%s): it is made again", file, error)
-    index = _read_headers(path)
-    text = "".join(f"{name}\0" for name in index.names).encode(errors="surrogateescape")
-    arrays = {"names": text, "left_out": json.dumps(index.left_out).encode()}
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        kept.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as out:
-            np.savez(out, places=index.places, **{k: np.frombuffer(v, np.uint8) for k, v in arrays.items()})
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
-    except OSError as error:
-        logging.warning(
-            "config.data.index_dir=%s cannot be written to (%s): headers are read at each start", kept, error
-        )
-    return index
+    name = digest([path, status.st_size, status.st_mtime_ns, _INDEX_VERSION])
+    return made_once(kept and kept / f"{name}.npz", ("names", "places", "left_out"), lambda: _read_headers(path))
 
 
-def _read_headers(path: str) -> _Index:
-    """Raises ValueError: it is no .tar, or a damaged one."""
+def _read_headers(path: str) -> dict[str, np.ndarray]:
+    """As `_index_of`. Raises ValueError: it is no .tar, or a damaged one."""
     places: dict[str, dict[int, tuple[int, int]]] = {}
     dotted: list[
         tuple[str, str, tuple[int, int]]
-    ] = []  # (name, its known ending, place) where the first dot gives none
+    ] = []  # (name, known ending, place) where the first dot gives no record
     left_out: collections.Counter = collections.Counter()
 
-    def add(name: str, column: int, place: tuple[int, int]) -> None:
-        files = places.setdefault(name, {})
+    def add(name: str, ending: str, place: tuple[int, int]) -> None:
+        files, column = places.setdefault(name, {}), _ENDINGS[ending]
         left_out["names stand twice in a shard, as after tar -r: the last counts"] += column in files
         files[column] = place
 
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                folder, name = os.path.split(member.name)
-                stem, _, ending = name.partition(".")
-                place = member.offset_data, member.size
-                if not member.isdir():
-                    known = next((end for end in _LONGEST_FIRST if name.lower().endswith(end) and name != end), "")
-                    if not member.isreg() or member.issparse() or not known or name.startswith("."):
-                        left_out["files in shards are no images or captions and are left out"] += 1
-                    elif f".{ending.lower()}" in _ENDINGS:
-                        add(os.path.join(folder, stem), _ENDINGS[f".{ending.lower()}"], place)
-                    else:
-                        dotted.append((member.name, known, place))
-                tar.members.clear()  # it would keep them all
-            end = tar.offset
-        with open(path, "rb") as file:
-            file.seek(end)
-            # Python takes a damaged header, and the end of a truncated file, for the end of the archive.
-            if file.read(_BLOCK) != bytes(_BLOCK):
-                raise tarfile.ReadError("it ends without an end mark, or is damaged there")
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{printable(path)} cannot be read as .tar: truncated, compressed, or something else ({error}). Fetch or write it "
-            "again, uncompressed, or take it away"
-        ) from error
+    for member in _members(path):
+        folder, name = os.path.split(member.name)
+        stem, _, ending = name.partition(".")
+        known = next((end for end in _LONGEST_FIRST if name.lower().endswith(end) and stem), "")
+        if not member.isreg() or member.issparse() or not known:
+            left_out["files in shards are no images or captions and are left out"] += 1
+        elif f".{ending.lower()}" == known:
+            add(os.path.join(folder, stem), known, (member.offset_data, member.size))
+        else:
+            dotted.append((member.name, known, (member.offset_data, member.size)))
     records = {name for name, files in places.items() if _IMAGE in files}
     for name, known, place in dotted:
         folder, base = os.path.split(name)
         if os.path.join(folder, base.partition(".")[0]) in records:
             left_out["files belong to an image of the name before their first dot and are left out"] += 1
         else:
-            add(name[: -len(known)], _ENDINGS[known], place)
+            add(name[: -len(known)], known, place)
     found = {name: files for name, files in places.items() if _IMAGE in files}
     left_out["records in shards have no image and are left out"] += len(places) - len(found)
-    table = np.array([files.get(i, (-1, -1)) for files in found.values() for i in range(4)], np.int64)
-    return _Index(list(found), table.reshape(-1, 4, 2), +left_out)
+    names = "".join(f"{name}\0" for name in found).encode(errors="surrogateescape")
+    table = [files.get(column, (-1, -1)) for files in found.values() for column in range(4)]
+    return {
+        "names": np.frombuffer(names, np.uint8),
+        "places": np.array(table, np.int64).reshape(-1, 4, 2),
+        "left_out": np.frombuffer(json.dumps(+left_out).encode(), np.uint8),
+    }
+
+
+def _members(path: str) -> Iterator[tarfile.TarInfo]:
+    """What is in a .tar, but for folders. Raises ValueError: it is none, or a damaged one."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not member.isdir():
+                    yield member
+                tar.members.clear()  # it would keep them all
+            end = tar.offset
+        with open(path, "rb") as file:
+            file.seek(end)
+            # Python takes a damaged header, and the end of a truncated file, for the end of the archive.
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it ends without an end mark, or is damaged there")
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{printable(path)} cannot be read as .tar: truncated, compressed, or something else ({error}). Fetch or write it "
+            "again, uncompressed, or take it away"
+        ) from error

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import io
 import pathlib
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ import jax
 import numpy as np
 
 from lumos_jax.encoders import frozen
+from lumos_jax.evaluation import pickles
 from lumos_jax.weights import files, rules
 
 FLAG = "--network-weights"  # NETWORK=PATH, of lumos_jax.evaluate
@@ -69,16 +68,6 @@ PACKAGED: Mapping[str, _Packaged] = {
 }  # fmt: skip
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds NumPy arrays and plain containers, and refuses every other name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = {"_reconstruct": np._core.multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}
-        if module not in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") or name not in known:
-            raise ValueError(f"a pickle of arrays asks for {module}.{name}")
-        return known[name]
-
-
 def packaged(network: str) -> dict[str, np.ndarray]:
     """Path -> array, of the package that carries a network of PACKAGED.
 
@@ -98,7 +87,7 @@ def packaged(network: str) -> dict[str, np.ndarray]:
     data = pathlib.Path(found[0].locate()).read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError(f"{found[0].locate()} is not the file of {distribution}: SHA-256 {sha256} was expected")
-    return rules.flatten(_ArrayUnpickler(io.BytesIO(data)).load())
+    return rules.flatten(pickles.read_arrays(data))
 
 
 def official(network: str, weights: str, table: Sequence[rules.Rule], shapes: Mapping[str, Sequence[int]]) -> Any:
