@@ -45,6 +45,17 @@ def _read_batches(experiment: Experiment, source: data.Source, ids: Sequence[int
     return batches
 
 
+def sheet_sampler(experiment: Experiment) -> Any:
+    """The jitted (params, frozen, batch) -> eval.samples samples a row: uint8 (B, samples, [F,] H, W, 3)."""
+    settings, sampling, gather = experiment.settings, experiment.task.sampling, experiment.gather
+
+    def generate(params, frozen, batch):
+        keys = tuple(rngs.key(settings.train.seed, f"sheet/{name}") for name in ("noise", "sampler"))
+        return sampling.generate_batch(params, frozen, batch, keys, settings.eval.samples, settings.eval, gather)
+
+    return jax.jit(generate, out_shardings=sharding.replicated(experiment.mesh))
+
+
 class DenoisingEvaluator:
     """The held-out denoising loss, scores of samples, and sheets of samples."""
 
@@ -62,13 +73,7 @@ class DenoisingEvaluator:
         self.shown = sharding.device_arrays(self.host)
         source_images = jax.jit(self.sampling.source_images, out_shardings=replicated)
         self.sources = np.asarray(source_images(experiment.frozen, self.shown))
-
-        def generate(params, frozen, batch):
-            keys = (rngs.key(seed, "sheet/noise"), rngs.key(seed, "sheet/sampler"))
-            count = settings.eval.samples
-            return self.sampling.generate_batch(params, frozen, batch, keys, count, settings.eval, gather)
-
-        self.generate = jax.jit(generate, out_shardings=replicated)
+        self.generate = sheet_sampler(experiment)
         self.scorer = Scorer(experiment, source) if settings.eval.num_scored else None
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
