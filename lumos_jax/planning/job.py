@@ -56,7 +56,7 @@ class Job:
         """The sampler of the evaluation's sheet, traced for the mesh; None for a task without samples."""
         if self.experiment.task.sampling is None:
             return None
-        count, layout = self.settings.eval.rows, sharding.replicated(self.mesh)
+        count, layout = self.settings.eval.sheet[0], sharding.replicated(self.mesh)
         rows = {
             name: jax.ShapeDtypeStruct((count, *a.shape[1:]), a.dtype, sharding=layout)
             for name, a in self.batch.items()

@@ -43,9 +43,10 @@ def suggest(figures: Figures, devices: Sequence[Any]) -> list[str]:
     parts = next((n for n in range(settings.optimizer.accumulate + 1, per_chip + 1) if per_chip % n == 0), None)
     if parts:
         tips.append(f"--config.optimizer.accumulate={parts} takes the batch in {parts} parts, with the same gradient")
-    if now > usable / 4 and settings.optimizer.moments_dtype == "float32":
+    if now > usable / 4 and settings.optimizer.state_dtype == "float32":
         tips.append(
-            f"--config.optimizer.moments_dtype=bfloat16 halves the optimizer's {gib(resident['optimizer'])}; a little noise"
+            f"--config.optimizer.state_dtype=bfloat16 halves the optimizer's {gib(resident['optimizer'])} and the EMA; a "
+            "little noise"
         )
     if now > usable / 4 and settings.optimizer.ema_memory == "device":
         tips.append(

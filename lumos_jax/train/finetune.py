@@ -24,7 +24,6 @@ import jax.numpy as jnp
 
 from lumos_jax import config
 from lumos_jax.checkpoints import Checkpoints
-from lumos_jax.config import io as config_io
 from lumos_jax.train import lora, rngs
 from lumos_jax.weights.rules import flatten, parameter_shapes, unflatten
 
@@ -39,13 +38,11 @@ class Plan:
       names: paths of the network's own parameters that train; None: all of them (null tables are carried along).
       adapted: paths of the kernels with adapters; adapters always train.
       rank: of the adapters.
-      scale: alpha / rank.
     """
 
     names: frozenset[str] | None = None
     adapted: tuple[str, ...] = ()
     rank: int = 0
-    scale: float = 0.0
 
     def split(self, params: Any) -> tuple[Any, Any]:
         """Splits parameters, or a tree like them, into (what trains, the rest); `join` undoes it."""
@@ -83,7 +80,7 @@ class Plan:
             return params, gather
 
         def add_and_gather(layer):
-            block = lora.add(layer["kernels"], layer[LORA], self.scale)
+            block = lora.add(layer["kernels"], layer[LORA])
             return block if gather is None else gather(block)
 
         blocks = {"kernels": params["blocks"], LORA: params[LORA]["blocks"]}
@@ -91,7 +88,7 @@ class Plan:
 
     def ema_weights(self, params: Any, ema: Any) -> Any:
         """The network's weights: the EMA of what trains, the rest from `params`, adapters merged."""
-        return ema if self.names is None else merge(join(ema, self.split(params)[1]), self.scale)
+        return ema if self.names is None else merge(join(ema, self.split(params)[1]))
 
 
 def make_plan(settings: config.Finetune, network) -> Plan:
@@ -120,12 +117,7 @@ def make_plan(settings: config.Finetune, network) -> Plan:
                 f"config.finetune.lora_rank={settings.lora_rank} is more than {most}, the full rank of {path}, whose shape "
                 f"is {shapes[path]}; lower it, or take that kernel out of config.finetune.lora_targets"
             )
-    return Plan(frozenset(names), tuple(adapted), settings.lora_rank, scale_of(settings))
-
-
-def scale_of(settings: config.Finetune) -> float:
-    """alpha / rank; 0 without adapters."""
-    return (settings.lora_alpha or settings.lora_rank) / settings.lora_rank if settings.lora_rank else 0.0
+    return Plan(frozenset(names), tuple(adapted), settings.lora_rank)
 
 
 def matching(patterns: Iterable[str], paths: Iterable[str], field: str) -> list[str]:
@@ -148,16 +140,16 @@ def without_adapters(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in params.items() if name != LORA}
 
 
-def merge(params: Mapping[str, Any], scale: float) -> Mapping[str, Any]:
-    """Adds adapters (under "lora") to the network's parameters and drops them. scale: alpha / rank."""
+def merge(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Adds adapters (under "lora") to the network's parameters and drops them."""
     if LORA not in params:
         return params
-    return without_adapters(params) | {"blocks": _merge_blocks(params["blocks"], params[LORA]["blocks"], scale)}
+    return without_adapters(params) | {"blocks": _merge_blocks(params["blocks"], params[LORA]["blocks"])}
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _merge_blocks(kernels, pairs, scale):
-    return jax.vmap(lambda one_layer, its_pairs: lora.add(one_layer, its_pairs, scale))(kernels, pairs)
+@jax.jit
+def _merge_blocks(kernels, pairs):
+    return jax.vmap(lora.add)(kernels, pairs)
 
 
 def read_weights(checkpoints: Checkpoints, step: int, name: str, placement: jax.sharding.Sharding) -> Any:
@@ -172,5 +164,4 @@ def read_weights(checkpoints: Checkpoints, step: int, name: str, placement: jax.
         leaves = {p: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=placement) for p, leaf in leaves.items()}
         if leaves:  # imported weights have no EMA
             parts |= flatten(checkpoints.restore_subtree(step, entry, unflatten(leaves)))
-    made_with = config_io.from_saved(checkpoints.meta(step)["settings"]).finetune
-    return merge(unflatten(parts), scale_of(made_with))
+    return merge(unflatten(parts))

@@ -75,17 +75,13 @@ def over_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray | No
 
 
 def check_batches(mesh: jax.sharding.Mesh, settings: config.Settings) -> None:
-    """Raises ValueError unless the batches of training and evaluation, and the frames of clips, split evenly over the mesh."""
+    """Raises ValueError unless batches, and the frames of clips, split evenly over the mesh."""
     ways, context = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["context"]
-    sizes = {"train.batch_size": settings.train.batch_size // settings.optimizer.accumulate}
-    if settings.eval.every:
-        sizes["eval.batch_size"] = settings.eval.batch_size
-    for field, size in sizes.items():
-        if size % ways:
-            raise ValueError(
-                f"config.{field}={size} does not split over mesh data x fsdp = {ways} devices; use a multiple of {ways} or "
-                "fewer devices"
-            )
+    if settings.micro_batch % ways:
+        raise ValueError(
+            f"config.train.batch_size={settings.micro_batch} does not split over mesh data x fsdp = {ways} devices; use a "
+            f"multiple of {ways} or fewer devices"
+        )
     if context > 1 and settings.data.clips.frames % context:
         raise ValueError(
             f"config.mesh.context={context} splits the frames of clips evenly, and config.data.sample_type="
