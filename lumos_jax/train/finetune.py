@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
