@@ -49,7 +49,8 @@ class Experiment:
         abstract: bool = False,
         training: bool = True,
     ) -> Experiment:
-        """Assembles a run. Loads the frozen networks; makes no state and compiles nothing.
+        """Assembles a run. Loads the frozen networks; makes no state and compiles nothing. From then on, matmuls of float32
+        arrays are computed in float32 in this process.
 
         Args:
           settings: of the run.
@@ -61,6 +62,8 @@ class Experiment:
         Raises:
           ValueError: a user's mistake: settings that do not fit the devices, or weights that cannot be loaded.
         """
+        # By default GPUs round float32 operands of matmuls to TF32, and TPUs to bfloat16. Other dtypes are not concerned.
+        jax.config.update("jax_default_matmul_precision", "highest")
         devices = jax.devices() if devices is None else list(devices)
         mesh = sharding.make_mesh(settings.mesh if training else config.Mesh(), devices)
         if training:
