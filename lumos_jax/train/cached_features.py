@@ -12,13 +12,7 @@ from lumos_jax.data.sources import cached
 
 # Fields of frozen networks that do not change the content of a cache: where weights are (their content is compared instead),
 # and what applies when a record is read, or to samples only.
-_FREE = frozenset(
-    {
-        "encoder.weights",
-        "autoencoder.weights",
-        "autoencoder.scaling_factor",
-    }
-)
+_FREE = {"encoder.weights", "autoencoder.weights", "autoencoder.scaling_factor"}
 
 
 def made_by(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
@@ -31,13 +25,10 @@ def made_by(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
         found["model.dtype"] = settings.model.dtype
         fields = config.flatten_settings({group: dataclasses.asdict(getattr(settings, group))})
         found |= {name: value for name, value in fields.items() if name not in _FREE}
-    if settings.data.sample_type != "image":
-        found["data.sample_type"] = settings.data.sample_type
-    if settings.data.sample_type == "captioned":
-        found["data.captions.clean"] = settings.data.captions.clean
-    if settings.data.sample_type == "labeled":
-        found["data.num_classes"] = settings.data.num_classes
-    return found
+    kind = settings.data.sample_type
+    found |= {"data.sample_type": kind} if kind != "image" else {}
+    found |= {"data.captions.clean": settings.data.captions.clean} if kind == "captioned" else {}
+    return found | ({"data.num_classes": settings.data.num_classes} if kind == "labeled" else {})
 
 
 def check(settings: config.Settings, task: tasks.Task) -> None:
