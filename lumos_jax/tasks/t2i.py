@@ -77,7 +77,7 @@ class CaptionSampling(Sampling):
     def inputs(
         self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """With config.data.buckets, in the square size."""
+        """With config.data.aspect_ratios, in the square size."""
         return self._captions([condition["caption"] for condition in conditions], None)
 
     def _captions(self, texts: Sequence[str], size: str | None) -> dict[str, np.ndarray]:
