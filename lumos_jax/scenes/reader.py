@@ -23,6 +23,7 @@ import json
 import pathlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import safe_open
@@ -38,8 +39,16 @@ _MARGIN = 1.25  # of a crop around the longer side of a part
 _TOUCHING = np.ones((3, 3), int)
 
 
-def read_scenes(pictures: np.ndarray) -> list[list[tuple[str, str]]]:
-    """(colour, kind) of each solid on each of pictures (B, H, W, 3) uint8, left to right.
+class Found(NamedTuple):
+    """A solid on a picture, by its color and kind; box: left, top, right and bottom in pixels, of what shows of it."""
+
+    color: str
+    kind: str
+    box: tuple[int, int, int, int]
+
+
+def find_solids(pictures: np.ndarray) -> list[list[Found]]:
+    """The solids on each of pictures (B, H, W, 3) uint8, left to right.
 
     Raises:
       ValueError: pictures of another shape or dtype.
@@ -48,20 +57,27 @@ def read_scenes(pictures: np.ndarray) -> list[list[tuple[str, str]]]:
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
         raise ValueError(f"pictures are {pictures.dtype} {pictures.shape}: give uint8 (B, H, W, 3)")
     reader = _reader()
-    found: list[list[tuple[str, str]]] = [[] for _ in pictures]
-    places = []  # (picture, colour) of each part
+    found: list[list[Found]] = [[] for _ in pictures]
+    places = []  # (picture, colour, box) of each part
     seen = []
     for number, picture in enumerate(pictures):
         for colour, mask, features in parts(picture, reader["table"]):
             if mask.mean() > LARGEST:
                 continue
-            places.append((number, colour))
+            rows, columns = (np.nonzero(mask.any(axis))[0] for axis in (1, 0))
+            box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+            places.append((number, reader["colours"][colour], box))
             seen.append(features)
     if not seen:
         return found
-    for (number, colour), content in zip(places, classify(reader, np.stack(seen)).argmax(1), strict=True):
-        found[number] += [(reader["colours"][colour], kind) for kind in reader["contents"][content]]
+    for (number, colour, box), content in zip(places, classify(reader, np.stack(seen)).argmax(1), strict=True):
+        found[number] += [Found(colour, kind, box) for kind in reader["contents"][content]]
     return found
+
+
+def read_scenes(pictures: np.ndarray) -> list[list[tuple[str, str]]]:
+    """(colour, kind) of each solid on each of pictures (B, H, W, 3) uint8, left to right. Raises as `find_solids`."""
+    return [[(solid.color, solid.kind) for solid in solids] for solids in find_solids(pictures)]
 
 
 def caption_agreement(pictures: np.ndarray, scenes: Sequence) -> dict[str, np.ndarray]:
