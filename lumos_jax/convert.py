@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from huggingface_hub import ModelCard, ModelCardData
 
 from lumos_jax import cli, config, data, encoders
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, quiet_logs
@@ -35,11 +36,24 @@ from lumos_jax.encoders import frozen, whitening
 from lumos_jax.models.network import make_size
 from lumos_jax.tasks import releases
 from lumos_jax.train import finetune
-from lumos_jax.weights import diffusers_names, files, model_card, rules, torch_files
+from lumos_jax.weights import files, official, rules, torch_files
 
 PRIOR_FORMATS = ("official", "safetensors", "diffusers")
 ENCODER = "encoder"
 WHITENING_BATCH = 256  # images
+
+# Of the model card: how each format is loaded, which weights there are, and what is left out, as metrics of the machine.
+_LOADING = {
+    "official": '`torch.load("lumos_{step}.pth")["state_dict"]`, under the names of the official Lumos release.',
+    "safetensors": '`safetensors.torch.load_file("lumos_{step}.safetensors")`, under the names of the official Lumos release.',
+    "encoder": "`--config.encoder.weights=DIRECTORY`, with the encoder size and patch size below.",
+    "diffusers": (
+        "`transformer/`, under diffusers' names of a PixArt-like transformer. Each block has its own modulation "
+        "(`norm1.linear`), for which diffusers ships no class."
+    ),
+}
+_WEIGHTS = {"ema": "exponential moving average of the parameters", "params": "raw parameters"}
+_LEFT_OUT = ("step", "images_per_second", "step_seconds", "data_wait_fraction", "device_wait_fraction", "host_fraction")
 
 
 def import_prior(args: argparse.Namespace) -> str:
@@ -119,7 +133,7 @@ def export(args: argparse.Namespace) -> str:
         settings = encoders.with_moved_weights(settings, meta["fingerprints"], **moved)
         state = releases.write(settings, params)
         count = sum(value.size for value in jax.tree.leaves(params))
-    card = model_card.make(workdir, config_io.to_dict(settings), meta, step, args.weights, args.format)
+    card = _model_card(workdir, config_io.to_dict(settings), meta, step, args)
 
     def fill(folder: pathlib.Path) -> None:
         if args.format == ENCODER:
@@ -132,6 +146,35 @@ def export(args: argparse.Namespace) -> str:
     return f"{count:,} parameters ({args.weights}) of step {step} in {args.out}"
 
 
+def _model_card(workdir: pathlib.Path, settings: Any, meta: Any, step: int, args: argparse.Namespace) -> ModelCard:
+    """What a run's weights are, how they were trained, and its latest metrics up to `step`."""
+
+    def table(*rows):
+        header, *rows = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+        return "\n".join([header, "| --- " * (header.count("|") - 1) + "|", *rows])
+
+    title = "An image encoder" if args.format == ENCODER else "A visual generative prior"
+    head = ModelCardData(library_name="lumos_jax", tags=["diffusion", "text-free"]).to_yaml()
+    parts = [f"---\n{head}\n---", f"# {title}"]
+    parts += [f"Trained with lumos_jax for {step:,} steps; {_WEIGHTS[args.weights]}."]
+    parts += [_LOADING[args.format].format(step=step)]
+    if meta.get("imported"):
+        parts.append(f"Imported from `{meta['imported']}`.")
+    fingerprints = ((name, f"`{value}`") for name, value in meta["fingerprints"].items())
+    parts += ["## Data and frozen networks", table(("what", "fingerprint"), *fingerprints)]
+    metrics, path = {}, workdir / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        logged = json.loads(line)
+        if logged["step"] <= step:
+            metrics |= {n: (value, logged["step"]) for n, value in logged.items() if isinstance(value, int | float)}
+    shown = [name for name in sorted(metrics) if name not in _LEFT_OUT and not name.startswith("goodput")]
+    if shown:
+        rows = ((name, f"{metrics[name][0]:.6g}", metrics[name][1]) for name in shown)
+        parts += ["## Metrics", table(("metric", "value", "step"), *rows)]
+    parts += ["## Settings", f"```json\n{json.dumps(settings, indent=2)}\n```"]
+    return ModelCard("\n\n".join(parts) + "\n")
+
+
 def _save_prior(folder: pathlib.Path, layout: str, settings: config.Settings, state: Any, step: int) -> None:
     metadata = {"format": "pt", releases.SETTINGS_KEY: json.dumps(config_io.to_dict(settings))}
     if layout == "official":
@@ -141,10 +184,10 @@ def _save_prior(folder: pathlib.Path, layout: str, settings: config.Settings, st
     else:
         inner = folder / "transformer"
         inner.mkdir()
-        names = diffusers_names.to_diffusers(state)
+        names = official.to_diffusers(state)
         files.save_safetensors(names, inner / "diffusion_pytorch_model.safetensors", metadata)
         heads = make_size(settings.model).heads
-        network = diffusers_names.config_json(state, heads, settings.model.position_scale)
+        network = official.diffusers_config(state, heads, settings.model.position_scale)
         (inner / "config.json").write_text(json.dumps(network, indent=2) + "\n", encoding="utf-8")
     config_io.save(settings, folder / "config.json")
 

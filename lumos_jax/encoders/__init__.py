@@ -1,7 +1,7 @@
 """Frozen networks: never differentiated, never checkpointed. Nothing ever falls back silently."""
 
 from lumos_jax.encoders.autoencoder import Autoencoder, make_autoencoder
-from lumos_jax.encoders.frozen import with_moved_weights
+from lumos_jax.encoders.frozen import Placement, same_content, with_moved_weights
 from lumos_jax.encoders.image_encoder import (
     IMAGENET_STATISTICS,
     ImageEncoder,
@@ -10,9 +10,13 @@ from lumos_jax.encoders.image_encoder import (
     preprocess,
     vit_of,
 )
-from lumos_jax.encoders.placement import Placement, same_content
-from lumos_jax.encoders.text_encoder import TextEncoder, make_text_encoder
-from lumos_jax.encoders.tokenizer import load_tokenizer, make_tokenizer, tokenize
+from lumos_jax.encoders.text_encoder import (
+    TextEncoder,
+    load_tokenizer,
+    make_text_encoder,
+    make_tokenizer,
+    tokenize,
+)
 
 __all__ = [
     "IMAGENET_STATISTICS",

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from lumos_jax import config
 from lumos_jax.encoders import frozen
+from lumos_jax.encoders.frozen import Placement
 from lumos_jax.encoders.kl import KLAutoencoder
-from lumos_jax.encoders.placement import Placement
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lumos_jax.encoders.placement import keep
-from lumos_jax.encoders.vit import ACTIVATIONS
+from lumos_jax.encoders.vit import ACTIVATIONS, apply_blocks, init_blocks, keep
 
 # Configs written before transformers 4.31 all say 2, whatever the tokenizer; there the end of text is the largest id.
 LEGACY_EOS = 2
@@ -55,7 +54,7 @@ class ClipText:
         params = {
             "embedding": 0.7 * jax.random.normal(keys[0], (self.vocabulary, self.width)),
             "positions": 0.7 * jax.random.normal(keys[1], (self.positions, self.width)),
-            "blocks": jax.vmap(lambda k: self._block.init(k, x, mask)["params"])(jax.random.split(keys[2], self.depth)),
+            "blocks": init_blocks(self._block, keys[2], self.depth, x, mask),
             "norm": {"scale": jnp.ones(self.width), "bias": jnp.zeros(self.width)},
         }
         if self.projection:
@@ -77,14 +76,8 @@ class ClipText:
             raise ValueError(f"{length} tokens, but this CLIP text encoder has {self.positions} positions")
         ends = gather({name: part for name, part in params.items() if name != "blocks"})
         x_BLD = jnp.asarray(ends["embedding"])[ids] + jnp.asarray(ends["positions"])[None, :length]
-        dtype = x_BLD.dtype
-        mask_B11L = (mask != 0)[:, None, None, :]
-
-        def body(x, block):
-            return self._block.apply({"params": gather(block)}, x, mask_B11L), None
-
-        x_BLD, _ = jax.lax.scan(body, x_BLD, params["blocks"])
-        return nn.LayerNorm(epsilon=self.eps, dtype=dtype).apply({"params": ends["norm"]}, x_BLD)
+        x_BLD = apply_blocks(self._block, params["blocks"], gather, x_BLD, (mask != 0)[:, None, None, :])
+        return nn.LayerNorm(epsilon=self.eps, dtype=x_BLD.dtype).apply({"params": ends["norm"]}, x_BLD)
 
     def pool(self, params: dict[str, Any], ids: jax.Array, tokens: jax.Array) -> jax.Array:
         """Ids (B, L) and what `apply` made of them (B, L, D) -> (B, P): the end-of-text token's feature, projected."""

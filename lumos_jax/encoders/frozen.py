@@ -3,26 +3,29 @@
     image-encoder  DINO, DINOv2, MoCo-v3, CLIP's image tower         autoencoder  Stable Diffusion's
     t5             T5 v1.1 and Flan-T5                               clip-text    CLIP's text tower
 
-Our own form is a directory of one safetensors file by parameter path and network.json, which says the network's shape.
+Each parameter is hashed, cast and placed on devices as it is read, so that the host never holds all of them. Our own form is a
+directory of one safetensors file by parameter path and network.json, which says the network's shape.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from lumos_jax import config
 from lumos_jax.encoders import architectures
 from lumos_jax.encoders.clip_text import ClipText
 from lumos_jax.encoders.kl import KLAutoencoder
-from lumos_jax.encoders.placement import Placement, Placer, same_content
 from lumos_jax.encoders.t5 import T5Encoder
 from lumos_jax.encoders.vit import Vit
 from lumos_jax.weights import files, rules
@@ -31,7 +34,6 @@ DESCRIPTION, WEIGHTS = "network.json", "weights.safetensors"
 # The small ViT that comes with us, trained by configs/dino.py:desk on the embedded scenes.
 SHIPPED = pathlib.Path(__file__).parent.parent / "scenes" / "vit"
 
-
 KINDS: Mapping[str, tuple[type, Callable]] = {  # network, and how its weights are recognized
     "image-encoder": (Vit, architectures.recognize_vit),
     "autoencoder": (KLAutoencoder, architectures.recognize_kl),
@@ -39,6 +41,73 @@ KINDS: Mapping[str, tuple[type, Callable]] = {  # network, and how its weights a
     "clip-text": (ClipText, architectures.recognize_clip_text),
 }
 KIND_OF = {"vit": "image-encoder", "kl": "autoencoder", "t5": "t5", "clip_text": "clip-text"}  # config's kind -> ours
+
+
+class Placement(Protocol):
+    """Puts parameters on devices one by one, and gathers them where they are used; hashable. See train.sharding.Frozen.
+
+    Attributes:
+      shapes_only: whether parameters are shapes, and weights are not read where their shapes are known.
+    """
+
+    shapes_only: bool
+
+    def __call__(self, path: str, array: np.ndarray | jax.ShapeDtypeStruct) -> Any:
+        """A parameter in the compute dtype, or its shape -> what is kept of it. Below `blocks/` the first dim counts layers."""
+
+    def gather(self, tree: Any) -> Any:
+        """Inside a compiled function: parameters, of one layer say -> the same, replicated on every device."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OnHost:
+    """The placement that leaves parameters on the host, whole."""
+
+    shapes_only = False
+
+    def __call__(self, path: str, array: Any) -> Any:
+        return array
+
+    def gather(self, tree: Any) -> Any:
+        return tree
+
+
+ON_HOST = OnHost()
+
+
+class Placer:
+    """(path, array) -> the parameter in the compute dtype where it is kept; its content goes into the network's hash first.
+
+    Args:
+      dtype: the compute dtype; empty leaves parameters as they are.
+      place: (path, parameter) -> what is kept of it.
+    """
+
+    def __init__(self, dtype: str, place: Callable[[str, Any], Any]):
+        self._dtype, self._place, self._hashes = dtype, place, {}
+
+    def __call__(self, path: str, array: np.ndarray | jax.ShapeDtypeStruct) -> Any:
+        dtype = jnp.dtype(self._dtype or array.dtype)
+        if isinstance(array, jax.ShapeDtypeStruct):  # its identity is that of no weights
+            return self._place(path, jax.ShapeDtypeStruct(array.shape, dtype))
+        flat = np.ascontiguousarray(array)
+        made = hashlib.blake2b(f"{path}{flat.shape}{flat.dtype}".encode(), digest_size=8)
+        made.update(flat.view(np.uint8).reshape(-1) if flat.size else b"")
+        self._hashes[path] = made.hexdigest()
+        return self._place(path, np.asarray(array).astype(dtype, copy=False))
+
+    def identity(self, weights: str) -> str:
+        """The last part of the name that the weights were given by, and a hash of the parameters: "name@hash".
+
+        Checkpoints hold it, so the hash must never change. It does not depend on the order of the parameters.
+        """
+        both = hashlib.blake2b(json.dumps(self._hashes, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return f"{weights.rstrip('/').rsplit('/', 1)[-1]}@{both}"
+
+
+def same_content(identity: str, other: str) -> bool:
+    """Whether two identities are of the same parameters, whatever the files are called."""
+    return identity.rpartition("@")[2] == other.rpartition("@")[2]
 
 
 class Loaded(NamedTuple):
@@ -81,15 +150,17 @@ def load(
     Raises:
       ValueError: weights that cannot be found, read or fitted.
     """
-    placer, shapes_only = Placer(dtype, place), place is not None and place.shapes_only
+    place = place or ON_HOST
+    placer = Placer(dtype, place)
     if weights.startswith("random:"):
         network, seed = random(), int(weights.removeprefix("random:"))
     else:
         network, seed = architectures.KNOWN.get(weights), 0
-        if not shapes_only or pathlib.Path(weights).expanduser().exists() or not isinstance(network, KINDS[kind][0]):
-            network, flat = read(kind, weights, heads=heads, placer=placer)[1:3]
+        known = isinstance(network, KINDS[kind][0]) and not pathlib.Path(weights).expanduser().exists()
+        if not (place.shapes_only and known):
+            network, flat = read(kind, weights, heads=heads, place=placer)[1:3]
             return Loaded(network, rules.unflatten(flat), placer.identity(weights))
-    init = functools.partial(jax.eval_shape, network.init) if shapes_only else jax.jit(network.init)
+    init = functools.partial(jax.eval_shape, network.init) if place.shapes_only else jax.jit(network.init)
     flat = {path: placer(path, leaf) for path, leaf in rules.flatten(init(jax.random.key(seed))).items()}
     return Loaded(network, rules.unflatten(flat), placer.identity(weights))
 
@@ -113,8 +184,8 @@ def with_moved_weights(
         fields, flag = getattr(settings, group), f"--{group}-weights={weights}"
         if fields.kind not in KIND_OF or weights.startswith("random:"):
             raise ValueError(f"{flag}: config.{group}.kind={fields.kind} has no weights, or this names no file")
-        placer = Placer(place=lambda path, array: None)  # keeps nothing
-        read(KIND_OF[fields.kind], weights, heads=getattr(fields, "heads", 0), placer=placer)
+        placer = Placer("", lambda path, array: None)  # keeps nothing
+        read(KIND_OF[fields.kind], weights, heads=getattr(fields, "heads", 0), place=placer)
         now = placer.identity(weights)
         then = fingerprints.get(group, now)  # imported weights do not say
         if not same_content(now, then):
@@ -124,7 +195,13 @@ def with_moved_weights(
 
 
 def read(
-    kind: str, source: str, *, field: str = "", heads: int = 0, placer: Placer | None = None, shapes_only: bool = False
+    kind: str,
+    source: str,
+    *,
+    field: str = "",
+    heads: int = 0,
+    place: Callable[[str, np.ndarray], Any] = rules.keep,
+    shapes_only: bool = False,
 ) -> Imported:
     """Reads weights under anyone's names, or in our own form.
 
@@ -133,24 +210,27 @@ def read(
       source: directory, file or hub id, or "scenes"; with `shapes_only` a .json file of name -> shape will do.
       field: the setting that `source` is from, for messages; empty takes the kind's.
       heads: as for `load`.
-      placer: (path, array) -> what is kept of it, called as each array is read; None keeps the arrays.
+      place: (path, array) -> what is kept of it, called as each array is read.
       shapes_only: nothing large is read; the parameters are shapes.
 
     Raises:
       ValueError: as `files.locate`, `files.read`, `rules.convert`; or another architecture.
     """
-    recognize, group = KINDS[kind][1], "autoencoder" if kind == "autoencoder" else "encoder"
+    group, stem = ("autoencoder", "diffusion_pytorch_model") if kind == "autoencoder" else ("encoder", "model")
     path = SHIPPED if source == "scenes" else files.locate(source, field or f"config.{group}.weights")
     if (path / DESCRIPTION).exists():
-        return _read_own(path, kind, placer or Placer())
-    state, described = files.read(path, "model" if group == "encoder" else "diffusion_pytorch_model", shapes_only)
-    network, state, table = recognize(rules.strip_wrappers(state, source), described, heads, source)
-    params, report = rules.convert(state, table, rules.parameter_shapes(network), origin=source, place=placer)
+        return _read_own(path, kind, place)
+    if heads and kind != "image-encoder":
+        raise ValueError(f"heads={heads}: the weights of a {kind} say how many there are; leave it out")
+    state, described = files.read(path, stem, shapes_only)
+    more = {"heads": heads} if heads else {}
+    network, state, table = KINDS[kind][1](rules.strip_wrappers(state, source), described, source, **more)
+    params, report = rules.convert(state, table, rules.parameter_shapes(network), origin=source, place=place)
     logging.getLogger(__name__).info("%s\n%s", path, report.table())
     return Imported(kind, network, params, report)
 
 
-def _read_own(path: pathlib.Path, kind: str, placer: Placer) -> Imported:
+def _read_own(path: pathlib.Path, kind: str, place: Callable[[str, np.ndarray], Any]) -> Imported:
     described = files.read_json(path / DESCRIPTION)
     if described.get("kind", kind) != kind:
         raise ValueError(f"{path} holds a {described['kind']}; this field needs a {kind}")
@@ -159,8 +239,8 @@ def _read_own(path: pathlib.Path, kind: str, placer: Placer) -> Imported:
         network = KINDS[kind][0](**fields)
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / DESCRIPTION} is not what `convert import` writes: {error!r}") from error
-    state, _ = files.read(path / WEIGHTS, "")
-    return Imported(kind, network, {name: placer(name, value) for name, value in state.items()}, None)
+    state = files.read_file(path / WEIGHTS)
+    return Imported(kind, network, {name: place(name, np.asarray(value)) for name, value in state.items()}, None)
 
 
 def save(folder: pathlib.Path, imported: Imported, origin: str) -> None:

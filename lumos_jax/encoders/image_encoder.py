@@ -11,7 +11,7 @@ import numpy as np
 
 from lumos_jax import config
 from lumos_jax.encoders import frozen, whitening
-from lumos_jax.encoders.placement import Placement, gather_of
+from lumos_jax.encoders.frozen import ON_HOST, Placement
 from lumos_jax.encoders.vit import SIZES, Vit
 
 # Mean and standard deviation of each channel, of values in [0, 1].
@@ -21,17 +21,12 @@ CLIP_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258,
 _METHODS = {"bilinear": "linear", "bicubic": "cubic"}
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-
-
-def _standard(x: jax.Array) -> jax.Array:
-    """The deviation with C - 1 in the denominator, as RCG (Li et al. 2024) standardizes MoCo-v3's features."""
-    return (x - x.mean(-1, keepdims=True)) / jnp.maximum(x.std(-1, ddof=1, keepdims=True), 1e-6)
-
-
-NORMALIZE = {"none": lambda x: x, "unit": _unit, "standard": _standard}  # what a token needs nothing else for
-WHITE = "white"  # by the encoder's parameters
+NORMALIZE = {  # "white", besides, is done by the encoder's parameters
+    "none": lambda x: x,
+    "unit": lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12),
+    # The deviation with C - 1 in the denominator, as RCG (Li et al. 2024) standardizes MoCo-v3's features.
+    "standard": lambda x: (x - x.mean(-1, keepdims=True)) / jnp.maximum(x.std(-1, ddof=1, keepdims=True), 1e-6),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +36,13 @@ class ImageEncoder:
     Attributes:
       settings: config.encoder.
       identity: where the weights are from and a hash of them.
-      place: how its parameters are laid out over devices; None: on one, or whole on each.
+      place: how its parameters are laid out over devices.
     """
 
     vit: Vit
     settings: config.Encoder
     identity: str
-    place: Placement | None = None
+    place: Placement = ON_HOST
 
     @property
     def tokens(self) -> int:
@@ -63,14 +58,14 @@ class ImageEncoder:
     def apply(self, params: Any, image: jax.Array) -> jax.Array:
         """uint8 (B, H, W, 3) -> (B, L, C) float32, each token as `normalize` says."""
         statistics = CLIP_STATISTICS if self.vit.input_norm else IMAGENET_STATISTICS
-        settings, gather = self.settings, gather_of(self.place)
+        settings, gather = self.settings, self.place.gather
         x = preprocess(image, settings.resize, settings.image_size, settings.interpolation, statistics)
         x = self.vit.apply(params, x.astype(settings.dtype), gather)
         if settings.output == "pooled":
             head = gather({name: part for name, part in params.items() if name in ("head", "norm")})
             x = self.vit.project(head, x)[:, None]
         x = {"cls": x[:, :1], "patch": x[:, 1:]}.get(settings.output, x).astype(jnp.float32)
-        if settings.normalize == WHITE:
+        if settings.normalize == "white":
             return whitening.apply(gather({"whitening": params["whitening"]})["whitening"], x)
         return NORMALIZE[settings.normalize](x)
 
@@ -87,14 +82,14 @@ def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tup
     """
     if encoder.kind in config.TEXT_KINDS:
         raise ValueError(f"config.encoder.kind={encoder.kind} reads text, and this task conditions on images: set vit")
-    options = {"heads": encoder.heads, "dtype": encoder.dtype, "place": place}
-    vit, params, identity = frozen.load("image-encoder", encoder.weights, random=lambda: vit_of(encoder), **options)
+    options = {"random": lambda: vit_of(encoder), "heads": encoder.heads, "dtype": encoder.dtype, "place": place}
+    vit, params, identity = frozen.load("image-encoder", encoder.weights, **options)
     if encoder.output == "pooled" and not vit.head:
         raise ValueError(
             f"config.encoder.output=pooled needs a network with a projection head (CLIP, MoCo-v3), which {encoder.weights} "
             "has not; choose cls, patch or all"
         )
-    if encoder.normalize == WHITE and (encoder.output == "pooled" or not vit.whitened):
+    if encoder.normalize == "white" and (encoder.output == "pooled" or not vit.whitened):
         raise ValueError(
             f"config.encoder.normalize=white needs weights that say how their tokens are whitened, and output cls, patch or "
             f"all: {encoder.weights}, output {encoder.output}, does not suit. `convert export --format=encoder` writes such "
@@ -105,7 +100,7 @@ def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tup
             f"config.encoder.image_size={encoder.image_size} is not divisible by the patch size {vit.patch_size} of "
             f"{encoder.weights}"
         )
-    return ImageEncoder(vit, encoder, identity, place), params
+    return ImageEncoder(vit, encoder, identity, place or ON_HOST), params
 
 
 def vit_of(encoder: config.Encoder) -> Vit:

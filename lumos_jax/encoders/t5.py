@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax.encoders.placement import keep
+from lumos_jax.encoders.vit import apply_blocks, init_blocks, keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +55,7 @@ class T5Encoder:
         return {
             "embedding": jax.random.normal(keys[0], (self.vocabulary, self.width)),
             "relative_bias": jax.random.normal(keys[1], (self.buckets, self.heads)),
-            "blocks": jax.vmap(lambda k: self._block.init(k, x, bias, mask)["params"])(
-                jax.random.split(keys[2], self.depth)
-            ),
+            "blocks": init_blocks(self._block, keys[2], self.depth, x, bias, mask),
             "norm": {"scale": jnp.ones(self.width)},
         }
 
@@ -73,11 +71,7 @@ class T5Encoder:
         buckets = relative_buckets(ids.shape[1], self.buckets, self.max_distance)
         bias_1HLL = table[buckets].transpose(2, 0, 1)[None]
         mask_B11L = (mask != 0)[:, None, None, :]
-
-        def body(x, block):
-            return self._block.apply({"params": gather(block)}, x, bias_1HLL, mask_B11L), None
-
-        x_BLD, _ = jax.lax.scan(body, x_BLD, params["blocks"])
+        x_BLD = apply_blocks(self._block, params["blocks"], gather, x_BLD, bias_1HLL, mask_B11L)
         return nn.RMSNorm(epsilon=self.eps, dtype=dtype).apply({"params": gather(params["norm"])}, x_BLD)
 
 

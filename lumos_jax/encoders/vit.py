@@ -25,16 +25,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax.encoders.placement import keep
-
 # name: (width, depth, heads)
 SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
 MLP_RATIO = 4
 BATCH_NORM_EPS = 1e-5
-ACTIVATIONS = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
-}
+ACTIVATIONS = {"gelu": functools.partial(nn.gelu, approximate=False), "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x)}
+
+
+def keep(tree: Any) -> Any:
+    """The gather of parameters that no device has only a part of."""
+    return tree
+
+
+def init_blocks(block: nn.Module, key: jax.Array, depth: int, *inputs: jax.Array) -> Any:
+    """The parameters of `depth` blocks, stacked."""
+    return jax.vmap(lambda k: block.init(k, *inputs)["params"])(jax.random.split(key, depth))
+
+
+def apply_blocks(block: nn.Module, params: Any, gather: Callable, x: jax.Array, *inputs: jax.Array) -> jax.Array:
+    """x through all blocks; `gather` gathers parameters that are split over devices, a layer at a time."""
+
+    def body(x, layer):
+        return block.apply({"params": gather(layer)}, x, *inputs), None
+
+    return jax.lax.scan(body, x, params)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,17 +91,14 @@ class Vit:
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Random float32 parameters: Flax's defaults; positions as strong as the patches, so that tokens say where they are."""
         keys = jax.random.split(key, 4)
-        x = jnp.zeros((1, 1, self.width))
         count = (self.trained_side // self.patch_size) ** 2
         patch = nn.Dense(self.width, use_bias=not self.input_norm)
-        patch = patch.init(keys[0], jnp.zeros((1, self.patch_size**2 * 3)))["params"]
-        blocks = jax.vmap(lambda k: self._block.init(k, x)["params"])(jax.random.split(keys[1], self.depth))
         norm = {"scale": jnp.ones(self.width), "bias": jnp.zeros(self.width)}
         params = {
-            "patch": patch,
+            "patch": patch.init(keys[0], jnp.zeros((1, self.patch_size**2 * 3)))["params"],
             "cls": 0.02 * jax.random.normal(keys[2], (self.width,)),
             "positions": 0.7 * jax.random.normal(keys[3], (1 + count, self.width)),
-            "blocks": blocks,
+            "blocks": init_blocks(self._block, keys[1], self.depth, jnp.zeros((1, 1, self.width))),
             "norm": norm,
         }
         if self.input_norm:
@@ -113,8 +124,7 @@ class Vit:
         blocks = params["blocks"]
         params = gather({name: part for name, part in params.items() if name != "blocks"})
         p, dtype = self.patch_size, image.dtype
-        size, height, width, _ = image.shape
-        grid = (height // p, width // p)
+        size, grid = image.shape[0], (image.shape[1] // p, image.shape[2] // p)
         x = image.reshape(size, grid[0], p, grid[1], p, 3).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(size, grid[0] * grid[1], p * p * 3)
         x = nn.Dense(self.width, use_bias=not self.input_norm, dtype=dtype).apply({"params": params["patch"]}, x)
@@ -124,24 +134,12 @@ class Vit:
         x = x + self.positions(params["positions"], grid)[None].astype(dtype)
         if self.input_norm:
             x = self._norm(params["input_norm"], x)
-
-        def body(x, block):
-            return self._block.apply({"params": gather(block)}, x), None
-
-        x, _ = jax.lax.scan(body, x, blocks)
+        x = apply_blocks(self._block, blocks, gather, x)
         return x if self.input_norm else self._norm(params["norm"], x)
 
     def project(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
-        """Tokens as `apply` gives them -> what the network's head makes of [CLS], (B, head_dims[-1]).
-
-        Raises:
-          ValueError: these weights came without a head.
-        """
-        if not self.head:
-            raise ValueError("this encoder has no projection head: choose encoder.output cls, patch or all")
-        x = tokens[:, 0]
-        if self.input_norm:
-            x = self._norm(params["norm"], x)
+        """Tokens as `apply` gives them -> what the network's head makes of [CLS], (B, head_dims[-1])."""
+        x = self._norm(params["norm"], tokens[:, 0]) if self.input_norm else tokens[:, 0]
         for number in range(len(self.head_dims)):
             layer = {name: value.astype(x.dtype)[None] for name, value in params["head"][f"layer{number}"].items()}
             x = x @ layer["kernel"][0]

@@ -25,13 +25,19 @@ from lumos_jax import config, models
 from lumos_jax.config import io as config_io
 from lumos_jax.models import Network, layers
 from lumos_jax.models.network import SIZES
-from lumos_jax.weights import diffusers_names, files, official, rules
+from lumos_jax.weights import files, official, rules
 
 SETTINGS_KEY = "lumos_jax"  # of a safetensors file's metadata: the settings of the run that wrote it
 
-# The text encoder of the released text-to-image priors, T5 v1.1 XXL; the encoder of RCG, MoCo-v3's ViT-B.
-_T5 = config.Encoder(kind="t5", weights="google/t5-v1_1-xxl", output="all", normalize="none", max_tokens=120)
-_MOCO = config.Encoder(weights="moco_v3_vit_b.pth.tar", output="pooled", normalize="standard", interpolation="bicubic")
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _tokens(shapes: Shapes, vector_kind: str = "linear") -> dict[str, Any]:
+    return {"token_shape": shapes["y_embedder.y_embedding"], "vector_kind": vector_kind}
+
+
+def _vector(dim: int, kind: str) -> dict[str, Any]:
+    return {"token_shape": None, "vector_dim": dim, "vector_kind": kind, "final": "adaln"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +49,8 @@ class Release:
       encoder: the encoder that gives its condition.
       mark: a name that only files of this kind have; empty where others have the same.
       convert: (state dict, path -> shape of the network's parameters) -> parameters, report.
+      condition: shapes of the file's arrays -> what `models.make_dit` takes about the condition.
       model: fields of config.model that are not the defaults.
-      condition: what it is conditioned on: tokens | sized (tokens, and the image's size and ratio) | class | feature.
       unhosted: whether its encoder's weights are on no hub, so that `encoder` names a file that one has to have.
     """
 
@@ -52,24 +58,31 @@ class Release:
     encoder: config.Encoder
     mark: str = ""
     convert: Callable = official.from_official
+    condition: Callable[[Shapes], dict[str, Any]] = _tokens
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    condition: str = "tokens"
     unhosted: bool = False
 
 
-_CLASSES = "y_embedder.embedding_table.weight"
-_DIT = functools.partial(official.from_official, rules=official.DIT_RULES)
-_RCG = functools.partial(official.from_official, rules=official.RCG_RULES)
+# The text encoder of the released text-to-image priors, T5 v1.1 XXL; the encoder of RCG, MoCo-v3's ViT-B.
+_T5 = config.Encoder(kind="t5", weights="google/t5-v1_1-xxl", output="all", normalize="none", max_tokens=120)
+_MOCO = config.Encoder(weights="moco_v3_vit_b.pth.tar", output="pooled", normalize="standard", interpolation="bicubic")
+_CLASSES, _FEATURE, _SIZES = "y_embedder.embedding_table.weight", "rep_embedder.weight", "csize_embedder.mlp.0.weight"
 RELEASES: Mapping[str, Release] = {
     "lumos-i2i": Release("i2i", config.Encoder()),
     "lumos-t2i": Release("t2i", _T5),
     "lumos-t2i-ms": Release(
-        "t2i", _T5, "csize_embedder.mlp.0.weight", model={"position_scale": 2.0}, condition="sized"
+        "t2i", _T5, _SIZES, condition=functools.partial(_tokens, vector_kind="size"), model={"position_scale": 2.0}
     ),
     "pixart": Release("t2i", _T5, "t_block.1.weight", official.from_pixart),
-    "rcg": Release("rcg", _MOCO, "rep_embedder.weight", _RCG, {"activation": "gelu"}, "feature", unhosted=True),
-    "dit": Release("class_conditional", config.Encoder(), _CLASSES, _DIT, condition="class"),
-}
+    "rcg": Release(
+        "rcg", _MOCO, _FEATURE, functools.partial(official.from_official, rules=official.RCG_RULES),
+        lambda shapes: _vector(shapes[_FEATURE][1], "linear"), {"activation": "gelu"}, unhosted=True,
+    ),
+    "dit": Release(
+        "class_conditional", config.Encoder(), _CLASSES, functools.partial(official.from_official, rules=official.DIT_RULES),
+        lambda shapes: _vector(shapes[_CLASSES][0] - 1, "class"),
+    ),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,15 +116,13 @@ def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only
       ValueError: as `weights.files.read_release` and `read`.
     """
     state, metadata, described = files.read_release(source, field, shapes_only)
-    described, side = described or {}, 0
-    state = rules.strip_wrappers(state, source)
-    if diffusers_names.is_diffusers(state):
-        state, side = diffusers_names.from_diffusers(state), described.get("sample_size", 0)
+    state = official.from_diffusers(rules.strip_wrappers(state, source))
+    settings = None
     if SETTINGS_KEY in metadata:
         settings = config_io.from_saved(json.loads(metadata[SETTINGS_KEY]))
-    else:  # a run's config.json beside a .pth
-        settings = config_io.from_saved(described) if "autoencoder" in described else None
-    return read(kind, state, origin=source, heads=heads, settings=settings, side=side)
+    elif "autoencoder" in described:  # a run's config.json beside a .pth
+        settings = config_io.from_saved(described)
+    return read(kind, state, origin=source, heads=heads, settings=settings, side=described.get("sample_size", 0))
 
 
 def read(
@@ -145,7 +156,7 @@ def read(
         found = kind_of(shapes)
         if (RELEASES[found].mark or release.mark) and found != kind:
             raise ValueError(f"{origin} holds a {found}, not a {kind}: give --kind={found}")
-        network = _network(release.condition, shapes)
+        network = release.condition(shapes)
     except KeyError as error:
         raise ValueError(
             f"{origin} has no {error.args[0]}, so it is none of {', '.join(RELEASES)}; it holds "
@@ -181,37 +192,23 @@ def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any
     return official.to_official(params, positions, model.patch_size)
 
 
-def _network(condition: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Arguments of `models.make_dit` about the condition. Raises KeyError for an array that is not there."""
-    if condition == "class":
-        classes = shapes[_CLASSES][0] - 1
-        return {"token_shape": None, "vector_dim": classes, "vector_kind": "class", "final": "adaln"}
-    if condition == "feature":
-        return {"token_shape": None, "vector_dim": shapes["rep_embedder.weight"][1], "final": "adaln"}
-    vector_kind = "size" if condition == "sized" else "linear"
-    return {"token_shape": shapes["y_embedder.y_embedding"], "vector_kind": vector_kind}
-
-
-def _settings(
-    release: Release, state, network, width: int, patch: int, side: int, heads: int, origin: str
-) -> config.Settings:
+def _settings(release: Release, state, network, width: int, patch: int, side: int, heads: int, origin: str):
+    """Settings of a run that trains such a prior, by its shapes."""
     depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
-    named = [name for name, size in SIZES.items() if (size.width, size.depth) == (width, depth)]
-    if named and heads in (0, SIZES[named[0]].heads):
-        model = config.Model(size=named[0])
-    elif heads:
-        model = config.Model(size=f"{width}x{depth}x{heads}")
-    else:
+    size = next((n for n, s in SIZES.items() if s[:2] == (width, depth) and heads in (0, s.heads)), None)
+    if size is None and not heads:
         raise ValueError(
             f"{origin}: width {width} and depth {depth} are in no table that tells the heads; give --heads"
         )
+    model = config.Model(size=size or f"{width}x{depth}x{heads}", patch_size=patch, **release.model)
     autoencoder = config.Autoencoder()
-    labels = {"sample_type": "labeled", "num_classes": network["vector_dim"]} if release.condition == "class" else {}
+    classes = network.get("vector_kind") == "class"
+    labels = {"sample_type": "labeled", "num_classes": network["vector_dim"]} if classes else {}
     settings = config.Settings(
         data=config.Data(image_size=side * 2 ** (len(autoencoder.channels) - 1), **labels),
         encoder=release.encoder,
         autoencoder=autoencoder,
-        model=dataclasses.replace(model, patch_size=patch, **release.model),
+        model=model,
         task=config.Task(name=release.task),
     )
     config.validate(settings)

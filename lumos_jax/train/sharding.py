@@ -151,7 +151,7 @@ SPLIT_ABOVE = 200 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """Places the parameters of frozen networks on the mesh, one by one; see encoders.placement.
+    """Places the parameters of frozen networks on the mesh, one by one; see encoders.frozen.
 
     An array above `split_above` bytes is split along its largest dim that divides, over as many devices as possible. The dim of
     stacked layers stays whole, as the layers are scanned. Every process gives its own devices their parts.

@@ -66,23 +66,24 @@ def read(path: pathlib.Path, stem: str, shapes_only: bool = False) -> tuple[dict
     Raises:
       ValueError: nothing readable there, a damaged file, or one that `torch_files` refuses.
     """
-    try:
-        if not path.is_dir():
-            return _read_file(path, shapes_only), None
-        if not (path / "config.json").exists():
-            raise ValueError(f"{path} has no config.json, which says the network's shape")
-        return _read_directory(path, stem, shapes_only), read_json(path / "config.json")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not path.is_dir():
+        return read_file(path, shapes_only), None
+    if not (path / "config.json").exists():
+        raise ValueError(f"{path} has no config.json, which says the network's shape")
+    state = {}
+    for file in _shards(path, stem):
+        state |= read_file(file, shapes_only)
+    return state, read_json(path / "config.json")
 
 
-def _read_directory(path: pathlib.Path, stem: str, shapes_only: bool) -> dict[str, Any]:
+def _shards(path: pathlib.Path, stem: str) -> list[pathlib.Path]:
+    """The files of a directory's state dict: one, or those that an index lists."""
     torch_stem = stem if stem.endswith("pytorch_model") else f"pytorch_{stem}"
     choices = (f"{stem}.safetensors", f"{torch_stem}.bin")
     for name in choices:
-        if (path / name).exists():
-            return _read_file(path / name, shapes_only)
         index = path / f"{name}.index.json"
+        if (path / name).exists():
+            return [path / name]
         if not index.exists():
             continue
         shard_of = read_json(index).get("weight_map")
@@ -91,12 +92,12 @@ def _read_directory(path: pathlib.Path, stem: str, shapes_only: bool) -> dict[st
         shards = sorted(set(shard_of.values()))
         if missing := [shard for shard in shards if not (path / shard).exists()]:
             raise ValueError(f"{path} lacks {', '.join(missing)}, which {index.name} lists")
-        return {name: value for shard in shards for name, value in _read_file(path / shard, shapes_only).items()}
+        return [path / shard for shard in shards]
     raise ValueError(f"{path} has none of {', '.join(f'{name}, {name}.index.json' for name in choices)}")
 
 
-def _read_file(path: pathlib.Path, shapes_only: bool, prefer: Sequence[str] = ()) -> dict[str, Any]:
-    """`prefer`: as for torch_files.load."""
+def read_file(path: pathlib.Path, shapes_only: bool = False, prefer: Sequence[str] = ()) -> dict[str, Any]:
+    """One file's state dict; arguments and errors as of `read`, `prefer` as of `torch_files.load`."""
     if path.suffix == ".json" and shapes_only:
         try:
             return {name: tuple(map(int, shape)) for name, shape in read_json(path).items()}
@@ -105,12 +106,11 @@ def _read_file(path: pathlib.Path, shapes_only: bool, prefer: Sequence[str] = ()
     if path.suffix not in _SUFFIXES:
         kinds = ", ".join(_SUFFIXES)
         raise ValueError(f"{path}: weights are a directory or a {kinds} file, not {path.suffix or 'this'}")
-    if path.suffix == ".safetensors":
-        state = _read_safetensors(path)
-    elif path.suffix == ".npz":
-        state = _read_npz(path)
-    else:
-        state = torch_files.load(path, prefer)  # views of the mapped file: shapes alone cost nothing
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    try:  # PyTorch's are views of the mapped file: shapes alone cost nothing
+        state = readers[path.suffix](path) if path.suffix in readers else torch_files.load(path, prefer)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     return {name: tuple(value.shape) for name, value in state.items()} if shapes_only else state
 
 
@@ -118,6 +118,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A JSON file's object. Raises ValueError if it holds none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged, or no JSON: {error}") from error
     if not isinstance(found, dict):
@@ -161,8 +163,8 @@ def save_safetensors(state: Mapping[str, np.ndarray], path: pathlib.Path, metada
 
 def read_release(
     source: str, field: str, shapes_only: bool = False
-) -> tuple[dict[str, Any], dict[str, str], dict[str, Any] | None]:
-    """A state dict that is alone in its file or directory, a safetensors file's metadata, and its config.json.
+) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+    """A state dict that is alone in its file or directory, a safetensors file's metadata, and the config.json beside it.
 
     Of a PyTorch training checkpoint the EMA is taken, which is what priors sample with.
 
@@ -182,12 +184,9 @@ def read_release(
             names = ", ".join(file.name for file in found[:5])
             raise ValueError(f"{field}={source!r} holds {len(found)} files of weights ({names}); name the one to read")
         (path,) = found
+    state = read_file(path, shapes_only, torch_files.EMA_KEYS)
     metadata, beside = {}, path.with_name("config.json")
-    try:
-        state = _read_file(path, shapes_only, torch_files.EMA_KEYS)
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, "numpy") as file:
-                metadata = file.metadata() or {}
-        return state, metadata, read_json(beside) if beside.exists() else None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+    return state, metadata, read_json(beside) if beside.exists() else {}

@@ -1,9 +1,7 @@
 """Names on disk -> parameter paths: one table of rules for a network, and a report of every name.
 
-A rule says that the array `name` of a state dict lands at `path` of a parameter tree, after a named transform. `{i}` stands
-for the layer's number: such arrays are stacked along a leading layers axis. `{rest}` stands for anything, in rules that drop.
-Several rules may share one path (q, k and v that become one fused kernel): their arrays are concatenated along `join`, in the
-order of the table.
+Arrays of the layers are stacked along a leading axis. Several rules may share one path (q, k and v that become one fused
+kernel): their arrays are concatenated in the order of the table.
 
 Every array of both sides is loaded by a rule or dropped by a named one; everything else is an error that lists both sides. All
 of it works on shapes alone, so a conversion can be checked at full size without allocating it.
@@ -40,13 +38,18 @@ def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(getattr(value, "shape", value)) for name, value in state.items()}
 
 
+def has_data(state: Mapping[str, Any]) -> bool:
+    """Whether a state dict holds arrays, and not shapes."""
+    return all(hasattr(value, "shape") for value in state.values())
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """One line of a table.
 
     Attributes:
-      name: the array's name, with `{i}` for the layer, `{rest}` for anything.
-      path: where it lands, as "blocks/attn/qkv/kernel"; "" drops it.
+      name: the array's name on disk, with `{i}` for the layer's number, `{rest}` for anything, in rules that drop.
+      path: where it lands in the parameters, as "blocks/attn/qkv/kernel"; "" drops it.
       transform: a key of _TRANSFORMS.
       join: the axis of the transformed array along which rules of one path are concatenated.
       why: for a dropped name, the reason that the report prints.
@@ -61,6 +64,16 @@ class Rule:
     @functools.cached_property
     def pattern(self) -> re.Pattern:
         return re.compile(re.escape(self.name).replace(r"\{i\}", r"(\d+)").replace(r"\{rest\}", ".*"))
+
+
+def linear(name: str, path: str, transform: str = "linear") -> list[Rule]:
+    """PyTorch's weight and bias -> `path` followed by "kernel" and "bias"."""
+    return [Rule(f"{name}.weight", f"{path}kernel", transform), Rule(f"{name}.bias", f"{path}bias")]
+
+
+def dropped(why: str, *names: str) -> list[Rule]:
+    """Rules that drop arrays, and say why."""
+    return [Rule(name, "", why=why) for name in names]
 
 
 def _squeeze(a: np.ndarray) -> np.ndarray:
@@ -79,16 +92,11 @@ _TRANSFORMS: Mapping[str, Callable] = {
     "patch": _patch,  # (out, in, h, w) -> (h w in, out)
     "squeeze": _squeeze,  # drops leading dims of length one
 }
-
-
-def _inverse(transform: str, a: np.ndarray, patch_size: int) -> np.ndarray:
-    if transform == "patch":
-        a = a.reshape(patch_size, patch_size, -1, a.shape[-1]).transpose(3, 2, 0, 1)
-    elif transform == "linear":
-        a = a.transpose(1, 0)
-    else:
-        assert transform == "same", transform
-    return np.ascontiguousarray(a)
+_INVERSES: Mapping[str, Callable] = {  # (array, patch size) -> array
+    "same": lambda a, _: a,
+    "linear": lambda a, _: a.transpose(1, 0),
+    "patch": lambda a, side: a.reshape(side, side, -1, a.shape[-1]).transpose(3, 2, 0, 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,23 +110,19 @@ class ImportReport:
 
     def table(self) -> str:
         """A few lines for people."""
-        loaded = f"loaded  {len(self.loaded):>5} arrays {self.parameters:>13,} parameters"
-        dropped = f"dropped {len(self.dropped):>5} arrays {self.dropped_parameters:>13,} parameters"
-        return "\n".join([loaded, dropped, *(f"  {name}: {why}" for name, why in self.dropped.items())])
+        counts = (("loaded ", self.loaded, self.parameters), ("dropped", self.dropped, self.dropped_parameters))
+        lines = [f"{what} {len(names):>5} arrays {count:>13,} parameters" for what, names, count in counts]
+        return "\n".join([*lines, *(f"  {name}: {why}" for name, why in self.dropped.items())])
 
 
 # Prefixes that wrappers put before a network's names -> names that stand beside it without: of DistributedDataParallel,
 # torch.compile, Lightning modules and EMA wrappers; of DINO's and MoCo-v3's training; of Hugging Face's classifiers.
 WRAPPERS: Mapping[str, tuple[str, ...]] = {
     "module.": ("n_averaged",),
-    "_orig_mod.": (),
-    "model.": (),
-    "ema.": (),
-    "ema_model.": (),
+    **dict.fromkeys(("_orig_mod.", "model.", "ema.", "ema_model."), ()),
     "backbone.": ("head.",),
     "base_encoder.": ("momentum_encoder.", "predictor."),
-    "vit.": ("classifier.",),
-    "dinov2.": ("classifier.",),
+    **dict.fromkeys(("vit.", "dinov2."), ("classifier.",)),
 }
 
 
@@ -142,13 +146,18 @@ def strip_wrappers(state: Mapping[str, Any], origin: str) -> dict[str, Any]:
     return state
 
 
+def keep(path: str, array: np.ndarray) -> np.ndarray:
+    """Places an array where it is."""
+    return array
+
+
 def convert(
     state: Mapping[str, Any],
     rules: Sequence[Rule],
     target: Mapping[str, Sequence[int]],
     *,
     origin: str,
-    place: Callable[[str, np.ndarray], Any] | None = None,
+    place: Callable[[str, np.ndarray], Any] = keep,
 ) -> tuple[dict[str, Any], ImportReport]:
     """State dict -> {path: array}, with a report.
 
@@ -160,7 +169,7 @@ def convert(
       rules: the table; the first rule that fits a name counts.
       target: path -> shape of every parameter that the network has.
       origin: what the state dict is, for messages.
-      place: (path, array) -> what is kept of it: in another dtype, say, or on devices. None keeps the arrays.
+      place: (path, array) -> what is kept of it: in another dtype, say, or on devices.
 
     Returns:
       ({path: numpy array, or what `place` made of it, or zero-stride int8 views when given shapes}, report)
@@ -172,12 +181,13 @@ def convert(
     parts: dict[str, _Parts] = {path: {} for path in target}
     loaded, dropped, problems = {}, {}, []
     for name, shape in shapes.items():
-        number, layer = _match(rules, name)
-        rule = None if number is None else rules[number]
-        if rule is None:
+        found = next(((n, rule, m) for n, rule in enumerate(rules) if (m := rule.pattern.fullmatch(name))), None)
+        if found is None:
             known = [rule.name for rule in rules if rule.path in target or not rule.path]
             problems.append(f"{name} {shape}: no rule{_nearest(re.sub('[0-9]+', '{i}', name), known)}")
-        elif not rule.path:
+            continue
+        number, rule, match = found
+        if not rule.path:
             dropped[name] = rule.why
         elif rule.path not in target:
             problems.append(f"{name}: this network has no {rule.path}")
@@ -188,25 +198,18 @@ def convert(
             except ValueError:
                 problems.append(f"{name}: shape {shape} is not what rule {rule.transform!r} expects")
                 continue
+            layer = int(match[1]) if match.groups() else None
             parts[rule.path].setdefault(layer, {})[number] = name, there
     for path, shape in target.items():
-        if not parts[path]:
-            wanted = [rule.name for rule in rules if rule.path == path]
-            near = _nearest(wanted[0] if wanted else path, state)
-            problems.append(f"{path} {tuple(shape)}: nothing fills it; expected {' or '.join(wanted)}{near}")
-            continue
         try:
-            found = _joined_shape(parts[path], rules)
-            if found != tuple(shape):
-                problems.append(f"{path}: {found} there, {tuple(shape)} here")
+            _check(path, tuple(shape), parts[path], rules, state)
         except ValueError as error:
-            problems.append(f"{path}: {error}")
+            problems.append(str(error))
     if problems:
         more = [f"... and {len(problems) - MOST_PROBLEMS} more"] if len(problems) > MOST_PROBLEMS else []
         listed = "\n".join(f"  {problem}" for problem in problems[:MOST_PROBLEMS] + more)
         raise ValueError(f"the weights of {origin} do not fit this network:\n{listed}")
-    if all(hasattr(value, "shape") for value in state.values()):
-        place = place or (lambda path, array: array)
+    if has_data(state):
         params = {path: place(path, _read(parts[path], rules, state, shape)) for path, shape in target.items()}
     else:
         params = {path: _view(shape) for path, shape in target.items()}
@@ -218,24 +221,32 @@ def convert(
 _Parts = dict[int | None, dict[int, tuple[str, tuple[int, ...]]]]
 
 
-def _joined_shape(parts: _Parts, rules: Sequence[Rule]) -> tuple[int, ...]:
-    """The shape of a path's arrays joined and stacked. Raises ValueError for layers that are missing, incomplete or differ."""
+def _check(path: str, shape: tuple, parts: _Parts, rules: Sequence[Rule], state: Mapping[str, Any]) -> None:
+    """Raises ValueError unless a path's arrays, joined and stacked, have its shape."""
+    if not parts:
+        wanted = [rule.name for rule in rules if rule.path == path]
+        # Of a table of several families, what this file's family has.
+        wanted = [n for n in wanted if any(name.partition(".")[0] == n.partition(".")[0] for name in state)] or wanted
+        near = _nearest(wanted[0] if wanted else path, state)
+        raise ValueError(f"{path} {shape}: nothing fills it; expected {' or '.join(wanted)}{near}")
     numbers = sorted({number for layer in parts.values() for number in layer})
     layers = sorted(parts.keys() - {None})
     if layers != list(range(len(layers))):
-        raise ValueError(f"layers {layers} are not consecutive from 0")
+        raise ValueError(f"{path}: layers {layers} are not consecutive from 0")
     stack = set()
     for layer in layers or [None]:
         if missing := [rules[number].name for number in numbers if number not in parts[layer]]:
-            raise ValueError(f"layer {layer} lacks {', '.join(missing)}")
+            raise ValueError(f"{path}: layer {layer} lacks {', '.join(missing)}")
         shapes = [list(parts[layer][number][1]) for number in numbers]
         if len(shapes) > 1:
             join = rules[numbers[0]].join
             shapes[0][join] = sum(shape[join] for shape in shapes)
         stack.add(tuple(shapes[0]))
     if len(stack) > 1:
-        raise ValueError("layers differ in shape")
-    return (len(layers), *stack.pop()) if layers else stack.pop()
+        raise ValueError(f"{path}: layers differ in shape")
+    there = (len(layers), *stack.pop()) if layers else stack.pop()
+    if there != shape:
+        raise ValueError(f"{path}: {there} there, {shape} here")
 
 
 def _read(parts: _Parts, rules: Sequence[Rule], state: Mapping[str, Any], shape: Sequence[int]) -> np.ndarray:
@@ -250,23 +261,14 @@ def _read(parts: _Parts, rules: Sequence[Rule], state: Mapping[str, Any], shape:
     if None in parts:
         return first
     array = np.empty(shape, first.dtype)
-    array[0] = first
-    for layer in range(1, len(parts)):
-        array[layer] = joined(layer)
+    for layer in range(len(parts)):
+        array[layer] = joined(layer) if layer else first
     return array
 
 
 def _view(shape: Sequence[int]) -> np.ndarray:
     """Enough of an array to go through a transform by shape alone."""
     return np.broadcast_to(np.int8(0), tuple(shape))
-
-
-def _match(rules: Sequence[Rule], name: str) -> tuple[int | None, int | None]:
-    """The number of the first rule that fits, and the layer that the name says."""
-    for number, rule in enumerate(rules):
-        if found := rule.pattern.fullmatch(name):
-            return number, int(found[1]) if found.groups() else None
-    return None, None
 
 
 def _nearest(name: str, names) -> str:
@@ -278,8 +280,10 @@ def export(params: Mapping[str, np.ndarray], rules: Sequence[Rule], patch_size: 
     """{path: array} -> state dict, in the order of the table: the inverse of `convert` for rules without joins, bit for bit."""
     state = {}
     for rule in rules:
-        if rule.path not in params:
-            continue
-        layers = enumerate(params[rule.path]) if "{i}" in rule.name else [(None, params[rule.path])]
-        state |= {rule.name.format(i=i): _inverse(rule.transform, np.asarray(array), patch_size) for i, array in layers}
+        if rule.path in params:
+            layers = enumerate(params[rule.path]) if "{i}" in rule.name else [(None, params[rule.path])]
+            for i, array in layers:
+                state[rule.name.format(i=i)] = np.ascontiguousarray(
+                    _INVERSES[rule.transform](np.asarray(array), patch_size)
+                )
     return state

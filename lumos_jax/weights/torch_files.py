@@ -62,8 +62,6 @@ class Ignored(_Stateless):
 class _Dict(_Stateless, dict):
     """An OrderedDict's or defaultdict's contents."""
 
-    __slots__ = ()
-
 
 class _Function(_Stateless):
     """A function of ours as a pickle sees it: it can only be called."""
@@ -276,9 +274,7 @@ def _pickled(value: Any, arrays: list[np.ndarray]) -> bytes:
     if isinstance(value, str):
         return pickle.BINUNICODE + struct.pack("<I", len(value.encode())) + value.encode()
     if isinstance(value, int):
-        return (
-            pickle.BININT + struct.pack("<i", value) if value < 2**31 else pickle.LONG1 + struct.pack("<Bq", 8, value)
-        )
+        return pickle.LONG1 + struct.pack("<Bq", 8, value)
     if isinstance(value, tuple):
         return pickle.MARK + b"".join(_pickled(part, arrays) for part in value) + pickle.TUPLE
     if isinstance(value, Mapping):

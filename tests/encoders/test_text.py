@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from lumos_jax import config, encoders
 from lumos_jax.config import io as config_io
-from lumos_jax.encoders import frozen, tokenizer
+from lumos_jax.encoders import frozen, text_encoder
 from lumos_jax.encoders.t5 import relative_buckets
 from lumos_jax.scenes import scene as scenes
 
@@ -431,6 +431,6 @@ def test_scene_tokenizer_is_what_its_script_makes(tmp_path):
     made = runpy.run_path(str(pathlib.Path(__file__).parent.parent / "scenes" / "make_tokenizer.py"))
     made["build"](1000).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        committed = tokenizer.SCENE_TOKENIZER / name
+        committed = text_encoder.SCENE_TOKENIZER / name
         assert json.loads((tmp_path / name).read_text()) == json.loads(committed.read_text())
         assert committed.stat().st_size < 100_000

@@ -20,7 +20,7 @@ from lumos_jax.config import io as config_io
 from lumos_jax.encoders import frozen
 from lumos_jax.tasks import releases
 from lumos_jax.train import finetune, loop
-from lumos_jax.weights import diffusers_names, rules, torch_files
+from lumos_jax.weights import official, rules, torch_files
 
 KINDS = {
     "lumos_i2i_xl_2_256": ("lumos-i2i", 822_006_176 + 768),
@@ -109,8 +109,8 @@ def test_exported_names_are_the_official_ones(trained, tmp_path, goldens):
     workdir, _ = trained
     convert.main(["export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--weights=params"])
     state = torch_files.load(tmp_path / "out" / "lumos_2.pth")
-    official = json.loads((goldens / "full_size_shapes" / "lumos_i2i_xl_2_256.json").read_text())
-    assert set(state) == {name for name in official if not any(f"blocks.{i}." in name for i in range(2, 28))}
+    names = json.loads((goldens / "full_size_shapes" / "lumos_i2i_xl_2_256.json").read_text())
+    assert set(state) == {name for name in names if not any(f"blocks.{i}." in name for i in range(2, 28))}
 
 
 def test_files_of_exports_are_readable_as_the_umask_says(trained, tmp_path):
@@ -187,15 +187,15 @@ def test_imported_weights_train_only_elsewhere(trained, tmp_path):
 def test_pixart_of_diffusers_names_is_the_official_one(goldens):
     with np.load(goldens / "pixart.npz") as arrays:
         state = {k.removeprefix("param/"): v for k, v in arrays.items() if k.startswith("param/")}
-    renamed = diffusers_names.to_diffusers(state)
+    renamed = official.to_diffusers(state)
     assert "transformer_blocks.0.scale_shift_table" in renamed
     assert renamed["transformer_blocks.1.attn1.to_k.weight"].shape == (48, 48)
-    back = diffusers_names.from_diffusers(renamed)
+    back = official.from_diffusers(renamed)
     for name in state.keys() - {"pos_embed"}:
         np.testing.assert_array_equal(back[name], state[name], err_msg=name)
     del renamed["transformer_blocks.1.attn1.to_k.weight"]
     with pytest.raises(ValueError, match=r"lacks transformer_blocks\.1\.attn1\.to_k\.weight"):
-        diffusers_names.from_diffusers(renamed)
+        official.from_diffusers(renamed)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import numpy as np
 
 from lumos_jax.encoders.clip_text import ClipText
 from lumos_jax.encoders.image_encoder import CLIP_STATISTICS, IMAGENET_STATISTICS, NORMALIZE, normalize
-from lumos_jax.encoders.tokenizer import load_tokenizer, tokenize
+from lumos_jax.encoders.text_encoder import load_tokenizer, tokenize
 from lumos_jax.encoders.vit import Vit
 from lumos_jax.evaluation.networks.resize import center_square, resize, shorter_side
 from lumos_jax.evaluation.networks.weights import FLAG, Loaded, encoder
