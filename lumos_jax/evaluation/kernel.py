@@ -59,7 +59,8 @@ def kid(features: np.ndarray, reference: Reference, seed: int = 0) -> Estimate:
         y = np.asarray(others[rng.choice(len(others), size, replace=False)], np.float64)
         xs = [x[block[chosen] == number] for number in range(len(parts))]
         total += np.array(_discrepancies(polynomial, xs, [y], biased=False))
-    return _estimate(total / SUBSETS, parts, biased=False)
+    value, *left_out = total / SUBSETS
+    return intervals.jackknife(value, left_out, len(features), biased=False)
 
 
 def kvd(features: np.ndarray, reference: Reference) -> Estimate:
@@ -73,15 +74,10 @@ def cmmd(features: np.ndarray, reference: Reference) -> Estimate:
 
 
 def _whole(kernel: Kernel, features: np.ndarray, others: np.ndarray, *, biased: bool, scale: float = 1.0) -> Estimate:
-    parts = intervals.blocks(len(features))
-    xs = [np.asarray(features[part], np.float64) for part in parts]
+    xs = [np.asarray(features[part], np.float64) for part in intervals.blocks(len(features))]
     ys = [np.asarray(others[i : i + _ROWS], np.float64) for i in range(0, len(others), _ROWS)]
-    return _estimate(scale * np.array(_discrepancies(kernel, xs, ys, biased=biased)), parts, biased=biased)
-
-
-def _estimate(values: np.ndarray, parts: Sequence[slice], *, biased: bool) -> Estimate:
-    sizes = [part.stop - part.start for part in parts]
-    return intervals.jackknife(float(values[0]), values[1:], sizes, biased=biased)
+    value, *left_out = scale * np.array(_discrepancies(kernel, xs, ys, biased=biased))
+    return intervals.jackknife(value, left_out, len(features), biased=biased)
 
 
 def _discrepancies(kernel: Kernel, xs: Sequence[np.ndarray], ys: Sequence[np.ndarray], *, biased: bool) -> list[float]:

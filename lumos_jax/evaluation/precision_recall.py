@@ -32,9 +32,8 @@ def precision(features: np.ndarray, reference: Reference) -> Estimate:
     others = reference.all_features("precision")
     radius = np.concatenate([np.partition(block, K, axis=1)[:, K] for block in _squares(others, others)])
     inside = np.concatenate([(block <= radius).any(1) for block in _squares(features, others)])
-    parts = intervals.blocks(len(features))
-    left_out = [np.delete(inside, part).mean() for part in parts]
-    return intervals.jackknife(inside.mean(), left_out, [part.stop - part.start for part in parts], biased=False)
+    left_out = [np.delete(inside, part).mean() for part in intervals.blocks(len(inside))]
+    return intervals.jackknife(inside.mean(), left_out, len(inside), biased=False)
 
 
 def recall(features: np.ndarray, reference: Reference) -> Estimate:
@@ -45,7 +44,7 @@ def recall(features: np.ndarray, reference: Reference) -> Estimate:
         radii[number + 1, part] = -1
     covered = [np.stack([(block <= radius).any(1) for radius in radii], axis=1) for block in _squares(others, features)]
     shares = np.concatenate(covered).mean(0)
-    return intervals.jackknife(shares[0], shares[1:], [part.stop - part.start for part in parts], biased=False)
+    return intervals.jackknife(shares[0], shares[1:], len(features), biased=False)
 
 
 def _radii(squares: np.ndarray, parts: list[slice]) -> np.ndarray:

@@ -64,8 +64,12 @@ def score_samples(
     for name, reference in found.items():
         network = networks.open(name)
         scores.warnings += reference.check(network)
-        features = _features(samples, network)
+        features = _features(samples, network, reference)
         _warn_of_counts(scores, features.shape, reference)
+        if reference.images.get("list_digest") == samples.items.digest:
+            scores.warnings.append(
+                f"{reference.path} is of the true images of these very samples: the correction of its bias does not hold"
+            )
         made_with = {
             "network": {"name": name, "sha256": network.sha256, **network.protocol},
             "reference": {"path": reference.path, "num": reference.num, "ddof": reference.ddof, **reference.images},
@@ -102,8 +106,8 @@ def _find_reference(network: str, metric: str, files: Sequence[str]) -> Referenc
     return found[0]
 
 
-def _features(samples: Any, network: Any) -> np.ndarray:
-    """(N, D) float32. Raises ValueError if one is NaN or infinite, or the network is of clips and samples are images."""
+def _features(samples: Any, network: Any, reference: Reference) -> np.ndarray:
+    """(N, D) float32. Raises ValueError if one is NaN or infinite, or samples are not of the network's or reference's shape."""
     ids: list[str] = []
 
     def pixels() -> Iterator[np.ndarray]:
@@ -111,6 +115,13 @@ def _features(samples: Any, network: Any) -> np.ndarray:
             if (batch.ndim == 5) != (network.kind == "clip"):
                 given = "clips" if batch.ndim == 5 else "images"
                 raise ValueError(f"the network {network.name} takes {network.kind}s, and these samples are {given}")
+            own = {"image_size": list(batch.shape[-3:-1]), "frames": batch.shape[1]}
+            for field in own.keys() & reference.images.keys():
+                if own[field] != reference.images[field]:
+                    raise ValueError(
+                        f"{reference.path} cannot be compared with: its {field} is {reference.images[field]}, and that of the "
+                        f"samples is {own[field]}"
+                    )
             ids.extend(names)
             yield batch
 
