@@ -33,6 +33,7 @@ from lumos_jax import cli, config, data, encoders
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, quiet_logs
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import frozen, whitening
+from lumos_jax.models import position_scale
 from lumos_jax.models.network import make_size
 from lumos_jax.tasks import releases
 from lumos_jax.train import finetune
@@ -187,7 +188,7 @@ def _save_prior(folder: pathlib.Path, layout: str, settings: config.Settings, st
         names = official.to_diffusers(state)
         files.save_safetensors(names, inner / "diffusion_pytorch_model.safetensors", metadata)
         heads = make_size(settings.model).heads
-        network = official.diffusers_config(state, heads, settings.model.position_scale)
+        network = official.diffusers_config(state, heads, position_scale(settings.data.image_size))
         (inner / "config.json").write_text(json.dumps(network, indent=2) + "\n", encoding="utf-8")
     config_io.save(settings, folder / "config.json")
 

@@ -7,6 +7,7 @@ HasCaptions, HasLabels, HasClips, HasViews. `config.data.source` names an entry 
 from __future__ import annotations
 
 import abc
+import bisect
 import dataclasses
 import hashlib
 import io
@@ -18,13 +19,11 @@ import numpy as np
 
 Data = Any  # config.Data. Not imported: the settings' rules read the registries of this package
 Captions = tuple[str, str]  # (raw, detailed), either of which may be empty
+SOURCES: dict[str, type[Source]] = {}
 
 
 class CorruptRecord(Exception):
     """A record is damaged; the message says why. It is counted and named, and has weight 0."""
-
-
-SOURCES: dict[str, type[Source]] = {}
 
 
 class Part(NamedTuple):
@@ -48,13 +47,9 @@ class Source(abc.ABC):
     in_mixture: ClassVar[bool] = True
 
     @classmethod
-    @abc.abstractmethod
     def open(cls, data: Data) -> Source:
-        """The source that config.data describes.
-
-        Raises:
-          ValueError: nothing there, or not readable; says what to do.
-        """
+        """The source that config.data describes. Raises ValueError: nothing there, or not readable; says what to do."""
+        return cls(data.path)
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -150,8 +145,7 @@ def start_of(share: float, total: int, frames: int, stride: int) -> int:
 
 
 def register(name: str) -> Callable[[type], type]:
-    """Decorator that makes a class the value `name` of the setting that its registry is for: config.data.source of sources,
-    config.data.sample_type of loaders."""
+    """Decorator: makes a source the value `name` of config.data.source, or a loader that of config.data.sample_type."""
 
     def add(cls: type) -> type:
         cls.registry[name] = cls
@@ -161,14 +155,16 @@ def register(name: str) -> Callable[[type], type]:
 
 
 def make_source(data: Data) -> Source:
-    """The source that config.data names.
-
-    Raises:
-      ValueError: nothing there, or not readable; says what to do.
-    """
+    """The source that config.data names. Raises ValueError: nothing there, or not readable; says what to do."""
     if data.source not in SOURCES:
         raise ValueError(f"config.data.source={data.source!r} is not one of {', '.join(sorted(SOURCES))}")
     return SOURCES[data.source].open(data)
+
+
+def locate(ends: Sequence[int], index: int) -> tuple[int, int]:
+    """A number in sequences that stand one after the other, and end there -> (which sequence, the number in it)."""
+    which = bisect.bisect_right(ends, index)
+    return which, index - (ends[which - 1] if which else 0)
 
 
 def digest(parts: Iterable[Any]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from lumos_jax import fileio
-from lumos_jax.data.base import CorruptRecord, digest, printable
+from lumos_jax.data.base import CorruptRecord, Source, digest, printable
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 # What says nothing about a record: storage or the machine has failed, and other records would fail alike.
@@ -59,6 +59,31 @@ class Names:
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))
+
+
+class FilesSource(Source):
+    """Records that are files or folders below `root`; `names` are relative to it."""
+
+    needs = "path"
+    root: pathlib.Path
+    names: Names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int, *within: str) -> str:
+        return os.path.join(self.root, self.names[index], *within)
+
+    def describe(self, index: int) -> str:
+        return printable(self.path(index))
+
+
+def directory(path: str) -> pathlib.Path:
+    """The directory that config.data.path names. Raises ValueError: it is none."""
+    found = pathlib.Path(path).expanduser().absolute()
+    if not found.is_dir():
+        raise ValueError(f"config.data.path={path!r} is not a directory")
+    return found
 
 
 def files_below(root: pathlib.Path) -> list[str]:

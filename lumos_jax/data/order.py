@@ -68,7 +68,7 @@ def holdout_counts(data: Data, source: Source) -> list[int]:
         if count >= len(part):
             raise ValueError(
                 f"config.data.holdout={data.holdout} leaves nothing to train on: {part.describe(0)} ... has {len(part)} "
-                "records. Lower data.holdout (and eval.num_examples, eval.rows), or set eval.every=0"
+                "records. Lower data.holdout (and eval.num_examples, eval.sheet), or set eval.every=0"
             )
     return counts
 

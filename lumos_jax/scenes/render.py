@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -88,16 +87,6 @@ def cover(scene: Scene, matrix: np.ndarray, rays, centre, depth: np.ndarray) -> 
         depth[box] = np.where(nearer, t, depth[box])
         owner[box] = np.where(nearer, np.int8(number), owner[box])
     return owner
-
-
-def posed_views(scene: Scene, cameras: Sequence[Camera], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (V, size, size, 3) uint8 and world-to-camera matrices (V, 3, 4) from each camera."""
-    return np.stack([render(scene, size, camera=c) for c in cameras]), np.stack([camera_matrix(c) for c in cameras])
-
-
-def clip(scene: Scene, frames: int, size: int) -> np.ndarray:
-    """The scene's clip (frames, size, size, 3) uint8: its camera turns, or its solids move."""
-    return np.stack([render(scene, size, time=i / max(frames - 1, 1)) for i in range(frames)])
 
 
 def _rectangle(solid: Solid, matrix: np.ndarray, height: int, width: int) -> tuple[slice, slice] | None:

@@ -204,9 +204,11 @@ def make(
     autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
     latent_shape = autoencoder.latent_shape(settings.data.image_size)
     process = diffusion.make_process(settings.diffusion)
-    arguments: dict[str, Any] = {"token_shape": None, "final": "adaln"}
-    if encoder is not None:
-        arguments = {"token_shape": (encoder.tokens, encoder.dim)}
+    arguments: dict[str, Any] = {"position_scale": models.position_scale(settings.data.image_size)}
+    if encoder is None:
+        arguments |= {"token_shape": None, "final": "adaln"}
+    else:
+        arguments["token_shape"] = (encoder.tokens, encoder.dim)
     if concatenated:
         arguments["concat_channels"] = latent_shape[-1]
     dit = models.make_dit(

@@ -65,11 +65,8 @@ class Experiment:
         mesh = sharding.make_mesh(settings.mesh if training else config.Mesh(), devices)
         if training:
             check_batches(settings, mesh)
-        # The default number of unrolled blocks is for the default backend, which need not be the devices'.
-        unroll = settings.model.scan_unroll or (0 if devices[0].platform == "cpu" else 1)
-        model = dataclasses.replace(settings.model, scan_unroll=unroll)
         placement = sharding.Frozen(mesh, shapes_only=abstract)
-        task, frozen = tasks.make_task(dataclasses.replace(settings, model=model), placement)
+        task, frozen = tasks.make_task(settings, placement)
         if not abstract and len({device.process_index for device in mesh.devices.flat}) > 1:
             sharding.barrier("the first collective")
             sharding.check_agreement(task.identity)
@@ -126,11 +123,9 @@ class Experiment:
 
 
 def check_batches(settings: config.Settings, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError unless the batches of training and evaluation split over the mesh."""
-    sharding.check_batch(mesh, settings.train.batch_size // settings.optimizer.accumulate, "train.batch_size")
+    """Raises ValueError unless the batches split over the mesh."""
+    sharding.check_batch(mesh, settings.micro_batch, "train.batch_size")
     sharding.check_frames(mesh, settings.data)
-    if settings.eval.every:
-        sharding.check_batch(mesh, settings.eval.batch_size, "eval.batch_size")
 
 
 def use_compilation_cache() -> None:
