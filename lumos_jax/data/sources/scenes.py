@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -62,7 +63,8 @@ class ScenesSource(Source, HasCaptions, HasLabels, HasClips, HasViews):
         times = [(start + i * stride) / (scenes.CLIP_FRAMES - 1) for i in range(frames)]
         scene, fps = self.scene(index), scenes.CLIP_FPS / stride
         images = np.stack([render.render(scene, size, time=time) for time in times])
-        return Clip(images, fps, motion.mean_flow(scene, times, fps))
+        between = functools.partial(motion.flow, scene, size=motion.SCORE_SIDE)
+        return Clip(images, fps, motion.score(between, times, fps))
 
     def posed_views(self, index: int, rng: np.random.Generator, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Views (size, size, 3) uint8 from `count` random cameras that look at the origin, with their (3, 4) matrices; the

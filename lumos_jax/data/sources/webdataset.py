@@ -52,9 +52,7 @@ class TarSource(Source, HasCaptions):
     needs = "path"
 
     def __init__(self, path: str, kept: pathlib.Path | None = None):
-        self.paths = find_shards(path, lambda name: name.endswith(".tar"))
-        if not self.paths:
-            raise ValueError(f"config.data.path={path!r}: no .tar shards there (a directory is searched for *.tar)")
+        self.paths = find_shards(path, ".tar", "*.tar")
         count, left_out = len(self.paths), collections.Counter()
         with futures.ThreadPoolExecutor(_READERS) as pool:
             found = pool.map(lambda shard: _index_of(shard, kept), self.paths)
