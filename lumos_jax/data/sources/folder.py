@@ -37,16 +37,14 @@ class FolderSource(files.FilesSource, HasCaptions, HasLabels):
             (found if _looks_like_image(name) else others).append(os.path.relpath(name, self.root))
         if captioned:
             others = [name for name in others if os.path.splitext(name)[1] != ".txt" and name != _CAPTIONS]
+        example = printable(min(others, default=""))
         if not found:
-            kinds = (
-                f"its {len(others)} files are of other kinds, as {printable(min(others))}" if others else "it is empty"
-            )
+            kinds = f"its {len(others)} files are of other kinds, as {example}" if others else "it is empty"
             raise ValueError(
                 f"config.data.path={path!r} holds no images: {kinds}. JPEG, PNG, WebP, GIF, BMP and TIFF files are read, "
                 "from folders within it too"
             )
         if others:
-            example = printable(min(others))
             logging.warning("%s: %d files are no images and are left out, as %s", self.root, len(others), example)
         self.names = files.Names(sorted(found))
         if captioned and (self.root / _CAPTIONS).exists():
@@ -62,13 +60,11 @@ class FolderSource(files.FilesSource, HasCaptions, HasLabels):
                 raise CorruptRecord(f"{_CAPTIONS} has no line for it")
             return self._captions[self.names[index]]
         paths = self._caption_files(index)
-        there = list(map(os.path.exists, paths))
-        if not any(there):
+        there = set(filter(os.path.exists, paths))
+        if not there:
             name, root = os.path.basename(paths[0]), printable(self.root)
             raise CorruptRecord(f"there is no {name} beside it, and no {_CAPTIONS} in {root}")
-        return tuple(
-            decode_text(files.read_file(file)) if found else "" for file, found in zip(paths, there, strict=True)
-        )
+        return tuple(decode_text(files.read_file(path)) if path in there else "" for path in paths)
 
     def _caption_files(self, index: int) -> tuple[str, str]:
         stem = os.path.splitext(self.path(index))[0]

@@ -28,9 +28,8 @@ class MixtureSource(base.Source, base.HasCaptions, base.HasLabels, base.HasClips
 
     needs = "mixture"
     in_mixture = False
-    read, describe, captions, label, posed_views, clip = map(
-        _of_part, ("read", "describe", "captions", "label", "posed_views", "clip")
-    )
+    read, describe, captions = map(_of_part, ("read", "describe", "captions"))
+    label, posed_views, clip = map(_of_part, ("label", "posed_views", "clip"))
 
     def __init__(self, sources: Sequence[base.Source], weights: Sequence[float]):
         self.sources, self.weights = sources, weights
@@ -55,9 +54,7 @@ class MixtureSource(base.Source, base.HasCaptions, base.HasLabels, base.HasClips
     def classes(self) -> Sequence[str]:
         first, *others = (tuple(source.classes) for source in self.sources)
         if any(other != first for other in others):
-            raise ValueError(
-                "config.data.mixture: its sources have other classes, so a label would mean several things"
-            )
+            raise ValueError("config.data.mixture: its sources have other classes: a label would mean several things")
         return first
 
     def fingerprint(self) -> str:
@@ -73,9 +70,7 @@ def _open_part(data: base.Data, number: int) -> tuple[base.Source, float]:
     if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight < float("inf"):
         raise ValueError(f"{where} needs weight, a number above 0, not {weight!r}")
     if name == "cached":
-        raise ValueError(
-            f"{where}: a cache is no part of a mixture; cache the mixture as a whole, which keeps its order"
-        )
+        raise ValueError(f"{where}: a cache is no part of a mixture; cache the mixture as a whole, to keep its order")
     if name not in allowed:
         raise ValueError(f"{where} needs source, not {name!r}: one of {', '.join(allowed)}")
     needed = base.SOURCES[name].needs.rpartition(".")[2]
@@ -83,14 +78,9 @@ def _open_part(data: base.Data, number: int) -> tuple[base.Source, float]:
         raise ValueError(f"{where}: source {name} needs {needed}")
     try:
         # Nothing is taken over from config.data itself: an entry's path and name are its own.
-        own = dataclasses.replace(
-            data,
-            mixture=(),
-            source=name,
-            path=fields.get("path", ""),
-            scenes=dataclasses.replace(data.scenes, num_scenes=fields.get("num_scenes", data.scenes.num_scenes)),
-            tfds=dataclasses.replace(data.tfds, name=fields.get("name", ""), split=fields.get("split", "train")),
-        )
-        return base.make_source(own), float(weight)
+        scenes = dataclasses.replace(data.scenes, num_scenes=fields.get("num_scenes", data.scenes.num_scenes))
+        tfds = dataclasses.replace(data.tfds, name=fields.get("name", ""), split=fields.get("split", "train"))
+        own = {"mixture": (), "source": name, "path": fields.get("path", ""), "scenes": scenes, "tfds": tfds}
+        return base.make_source(dataclasses.replace(data, **own)), float(weight)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
