@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -23,8 +20,7 @@ from lumos_jax.scenes.scene import captions as scene_captions
 from lumos_jax.scenes.scene import make_scene
 from lumos_jax.train import loop, sharding
 from tests.fields import put
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.running import finish, start
 
 # Largest relative difference of a logged loss between the online run and the cached one. float16 rounds each value by 2^-11 at
 # most, which all but averages out over a batch: 2e-5 was measured.
@@ -191,23 +187,9 @@ def test_a_damaged_shard_is_written_again_and_alone(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def prepare(process_environment):
+def prepare(program):
     """Starts the command, with arguments."""
-
-    def start(*arguments):
-        return subprocess.Popen(
-            [sys.executable, "-m", "lumos_jax.prepare", *arguments],
-            cwd=ROOT, env=process_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-
-    return start
-
-
-def finish(process, code=0):
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == code, output
-    assert "Traceback" not in output
-    return output
+    return lambda *arguments: start(program("lumos_jax.prepare", *arguments))
 
 
 def test_killed_after_the_first_shard_it_goes_on_to_the_same_bytes(prepare, tmp_path):

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from lumos_jax import config, encoders
 from lumos_jax.train import sharding
-from tests.ports import free_port
+from tests.running import free_port
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = config.Encoder(

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ from lumos_jax.encoders import frozen
 from lumos_jax.tasks import releases
 from lumos_jax.train import finetune, loop
 from lumos_jax.weights import official, rules, torch_files
+from tests.running import finish, start
 
 KINDS = {
     "lumos_i2i_xl_2_256": ("lumos-i2i", 822_006_176 + 768),
@@ -371,11 +370,8 @@ def test_a_taken_directory_and_a_missing_one_are_refused(trained, tmp_path, caps
         assert "a.json holds a list, not names" in capsys.readouterr().err
 
 
-def test_help_and_metadata(trained, tmp_path):
-    shown = subprocess.run(
-        [sys.executable, "-m", "lumos_jax.convert", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "--kind=lumos-i2i" in shown.stdout
+def test_help_and_metadata(trained, program, tmp_path):
+    assert "--kind=lumos-i2i" in finish(start(program("lumos_jax.convert", "--help")))
     workdir, _ = trained
     convert.main(["export", f"--workdir={workdir}", "--format=safetensors", f"--out={tmp_path / 'out'}"])
     with safe_open(tmp_path / "out" / "lumos_2.safetensors", "numpy") as file:
