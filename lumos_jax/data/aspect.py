@@ -17,10 +17,9 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Sequence
-from concurrent import futures
 
 import numpy as np
-import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from lumos_jax import fileio
 from lumos_jax.data import order
@@ -162,7 +161,6 @@ def _read_sizes(source: Source) -> np.ndarray:
                 raise
             return 0, 0
 
-    with futures.ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(one, range(len(source)))
-        found = tqdm.tqdm(found, "sizes of images", len(source), disable=len(source) < _PROGRESS_FROM)
-        return np.fromiter((side for size in found for side in size), np.int32, 2 * len(source)).reshape(-1, 2)
+    quiet = len(source) < _PROGRESS_FROM
+    found = thread_map(one, range(len(source)), max_workers=_READERS, desc="sizes of images", disable=quiet)
+    return np.array(found, np.int32).reshape(-1, 2)
