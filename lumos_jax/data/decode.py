@@ -55,16 +55,12 @@ def _undecodable() -> Iterator[None]:
 
 
 def decode_square(data: bytes | np.ndarray, size: int, *, shift: float = 0.5, flip: bool = False) -> np.ndarray:
-    """Encoded image, or its pixels -> (size, size, 3) uint8.
+    """Encoded image, or its pixels -> (size, size, 3) uint8; smaller ones are enlarged.
 
-    Args:
-      data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, of animations the first frame; or pixels (H, W, 3) uint8.
-      size: side in pixels; smaller images are enlarged.
-      shift: which part of the longer side to keep, 0 (left or top of the upright image) .. 1; 0.5 is the center.
-      flip: mirror left and right.
-
-    Raises:
-      UndecodableImage: empty, truncated, not an image, or too large to be one.
+    data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, of animations the first frame; or pixels (H, W, 3) uint8.
+    shift: which part of the longer side to keep, 0 (left or top of the upright image) .. 1; 0.5 is the center.
+    flip: mirror left and right.
+    Raises UndecodableImage: empty, truncated, not an image, or too large to be one.
     """
     with _undecodable():
         image, orientation, _ = _open(data, size)
@@ -82,9 +78,7 @@ def decode_cover(data: bytes | np.ndarray, height: int, width: int) -> tuple[np.
     """Encoded image, or its pixels (H, W, 3) uint8 -> (height, width, 3) uint8, and the image's own upright (H, W).
 
     Resized (bicubic, antialiased) so that it covers the target, and the middle of it cut out.
-
-    Raises:
-      UndecodableImage: as `decode_square`.
+    Raises UndecodableImage: as `decode_square`.
     """
     with _undecodable():
         image, orientation, own = _open(data, max(height, width))
@@ -102,7 +96,7 @@ def size_of(file: BinaryIO) -> tuple[int, int]:
     """Upright (height, width) of an encoded image, by its header; (0, 0) where it has none that can be read."""
     try:
         with _undecodable(), _read_header(file) as image:
-            return _own_size(image)
+            return _upright(image)[1]
     except UndecodableImage:
         return 0, 0
 
@@ -121,11 +115,6 @@ def _turned(image: Image.Image, orientation: int) -> np.ndarray:
     return pixels.swapaxes(0, 1) if swap else pixels
 
 
-def _own_size(image: Image.Image) -> tuple[int, int]:
-    """Upright (height, width)."""
-    return image.size if _UPRIGHT[_orientation(image)][0] else image.size[::-1]
-
-
 def _open(data: bytes | np.ndarray, side: int) -> tuple[Image.Image, int, tuple[int, int]]:
     """An RGB image as stored, reduced to sides of at least `side`; its orientation; its upright (height, width) in full."""
     if isinstance(data, np.ndarray):
@@ -135,7 +124,7 @@ def _open(data: bytes | np.ndarray, side: int) -> tuple[Image.Image, int, tuple[
     if not data:
         raise UndecodableImage("empty")
     image = _read_header(io.BytesIO(data))
-    orientation, own = _orientation(image), _own_size(image)
+    orientation, own = _upright(image)
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         try:
             # Halving is as fast as not scaling at all; the steps between (7/8 .. 5/8) are slower and blur more.
@@ -162,14 +151,14 @@ def _read_header(file: BinaryIO) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":
-        return 1  # Pillow turns these upright itself, and their size is that of the upright image
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001, damaged metadata of an image that may be whole
-        return 1
-    return orientation if orientation in _UPRIGHT else 1
+def _upright(image: Image.Image) -> tuple[int, tuple[int, int]]:
+    """EXIF orientation, and the upright (height, width)."""
+    orientation = 1
+    if image.format != "TIFF":  # which Pillow turns upright itself, and says the size of the upright image
+        with contextlib.suppress(Exception):  # damaged metadata of an image that may be whole
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    orientation = orientation if orientation in _UPRIGHT else 1
+    return orientation, image.size if _UPRIGHT[orientation][0] else image.size[::-1]
 
 
 def _check_png(data: bytes) -> None:
@@ -180,9 +169,8 @@ def _check_png(data: bytes) -> None:
         end = place + 12 + length
         if end > len(data):
             return
-        if (kind[:1].isupper() or kind == b"tRNS") and zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(
-            view[end - 4 : end]
-        ):
+        sums = zlib.crc32(view[place + 4 : end - 4]), int.from_bytes(view[end - 4 : end])
+        if (kind[:1].isupper() or kind == b"tRNS") and sums[0] != sums[1]:
             raise UndecodableImage(f"damaged: wrong checksum of chunk {kind.decode('latin-1')}")
         place = end
 

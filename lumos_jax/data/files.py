@@ -10,7 +10,7 @@ import pathlib
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -22,6 +22,7 @@ from lumos_jax.data.base import CorruptRecord, Source, digest, printable
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 # What says nothing about a record: storage or the machine has failed, and other records would fail alike.
 _SYSTEM = fileio.TRANSIENT | {errno.ENOMEM, errno.ENOBUFS}
+Arrays = dict[str, np.ndarray]
 
 
 def system_error(error: BaseException) -> OSError | None:
@@ -57,9 +58,6 @@ class Names:
             raise IndexError(f"record {index} of {len(self)}")
         return os.fsdecode(self._text[self._ends[index] : self._ends[index + 1]])
 
-    def __iter__(self) -> Iterator[str]:
-        return (self[i] for i in range(len(self)))
-
 
 class FilesSource(Source):
     """Records that are files or folders below `root`; `names` are relative to it."""
@@ -89,11 +87,8 @@ def directory(path: str) -> pathlib.Path:
 def files_below(root: pathlib.Path) -> list[str]:
     """Paths of all files below a directory; links are followed, names that begin with a dot left out.
 
-    Named pipes, sockets and devices, for which a reader would wait, are left out and their number logged. Links to nowhere are
-    files that cannot be read.
-
-    Raises:
-      ValueError: a directory cannot be listed.
+    Named pipes, sockets and devices, for which a reader would wait, are left out and their number logged. Links to nowhere
+    are files that cannot be read. Raises ValueError: a directory cannot be listed.
     """
     found, special, entered, pending = [], [], set(), [os.fspath(root)]
     while pending:
@@ -126,19 +121,23 @@ def _mode(entry: os.DirEntry) -> int:
         return stat.S_IFREG
 
 
-def find_shards(path: str, is_shard: Callable[[str], bool]) -> list[str]:
-    """Sorted paths of the shards in a directory, of those that a glob finds, or of one file; [] where there are none.
+def find_shards(path: str, kind: str, *patterns: str) -> list[str]:
+    """Sorted paths of the shards in a directory, of those that a glob finds, or of one file.
 
     What is no file (a folder of a shard's name, a named pipe) is left out, and its number logged.
+    Raises ValueError: none there.
     """
     given = pathlib.Path(path).expanduser().absolute()
     if given.is_dir():
-        found = [str(p) for p in given.iterdir() if is_shard(p.name) and not p.name.startswith(".")]
+        found = [str(p) for pattern in patterns for p in given.glob(pattern) if not p.name.startswith(".")]
     else:  # the name of a file may hold what a glob reads as a pattern
         found = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
     others = [p for p in found if os.path.exists(p) and not os.path.isfile(p)]
     if others:
         logging.warning("%s: %d are no files and are left out, as %s", given, len(others), printable(min(others)))
+    if not set(found) - set(others):
+        searched = f"a directory is searched for {' and '.join(patterns)}; a file or a glob may have any name"
+        raise ValueError(f"config.data.path={path!r}: no {kind} shards there ({searched})")
     return sorted(set(found) - set(others))
 
 
@@ -149,10 +148,7 @@ def shards_digest(paths: Sequence[str], ends: Sequence[int]) -> str:
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Opens a file for reading; a named pipe or device is refused at once instead of waited for.
-
-    Raises:
-      OSError: it is no regular file, or cannot be opened.
-    """
+    Raises OSError: it is no regular file, or cannot be opened."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -178,9 +174,7 @@ def read_npy(data: bytes) -> np.ndarray:
     """The array of numbers in a .npy file; a view of `data`.
 
     NumPy's own reader compiles the header as Python, and the compiler of CPython 3.11 may fail when several threads use it.
-
-    Raises:
-      ValueError: these bytes are no such file, or are too few.
+    Raises ValueError: these bytes are no such file, or are too few.
     """
     if data[:6] != b"\x93NUMPY" or len(data) < 12:
         raise ValueError("no NumPy file")
@@ -197,9 +191,7 @@ def read_npy(data: bytes) -> np.ndarray:
     return array.reshape(dims, order="F" if order[1] == "True" else "C")
 
 
-def made_once(
-    file: pathlib.Path | None, names: Sequence[str], make: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
+def made_once(file: pathlib.Path | None, names: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
     """The named arrays that `make` gives, kept in a .npz file (None: nowhere); a damaged one is made again."""
     if file is None:
         return make()

@@ -37,19 +37,16 @@ def test_the_table_is_the_reference_one(base):
 
 
 def test_a_coarser_table_and_what_is_none():
-    table = aspect.make_buckets(16, 4, (0.5, 2.0))
+    table = aspect.make_buckets(16, (0.5, 2.0))
     assert [(b.height, b.width) for b in table] == [(12, 20), (16, 16), (20, 12)]
     assert list(aspect.nearest(table, np.array([0.1, 0.75, 1.3, 1.4, 9.0]))) == [0, 0, 1, 2, 2]
-    with pytest.raises(ValueError, match="multiples of 5 px"):
-        aspect.make_buckets(16, 5)
-    with pytest.raises(ValueError, match="leave out the square"):
-        aspect.make_buckets(16, 4, (1.2, 2.0))
+    with pytest.raises(ValueError, match=r"image_size=18 .* no multiple of 4 px"):
+        aspect.make_buckets(18)
 
 
 def settings(**fields):
     return data_settings(**{
-        "sample_type": "captioned", "image_size": 16, "scenes__num_scenes": 300, "holdout": 30, "buckets__enabled": True,
-        "buckets__step": 4, "buckets__ratios": (0.5, 2.0),
+        "sample_type": "captioned", "image_size": 16, "scenes__num_scenes": 300, "holdout": 30, "aspect_ratios": (0.5, 2.0),
     } | fields)  # fmt: skip
 
 
@@ -79,7 +76,7 @@ def test_batches_are_of_one_bucket_and_an_epoch_holds_every_record():
     assert abs(epoch - 270 / 8) <= 1.5
     seen, turns = [], []
     for step in range(epoch):
-        positions, records = zip(*steps[step], strict=True)
+        positions, records = zip(*steps(step), strict=True)
         assert list(positions) == list(range(step * 8, step * 8 + 8))
         assert len(set(bucket_of[list(records)])) == 1
         turns.append(bucket_of[records[0]])
@@ -98,11 +95,11 @@ def test_order_is_a_function_of_seed_and_step():
     later, *_ = steps_of(chosen, source, start_step=50)
     other, *_ = steps_of(settings(seed=1), source)
     for step in (50, 51, 90):
-        assert later[step - 50] == whole[step]
+        assert later(step - 50) == whole(step)
         for host in range(2):
             half, *_ = steps_of(chosen, source, rows=range(host * 4, host * 4 + 4))
-            assert half[step] == whole[step][host * 4 : host * 4 + 4]
-    assert [whole[s] for s in range(9)] != [other[s] for s in range(9)]
+            assert half(step) == whole(step)[host * 4 : host * 4 + 4]
+    assert [whole(s) for s in range(9)] != [other(s) for s in range(9)]
 
 
 def test_small_buckets_are_closed_and_their_records_stay():
@@ -118,7 +115,7 @@ def test_mixtures_keep_their_weights():
     chosen = settings(source="mixture", mixture=parts, holdout=0)
     source = data.make_source(chosen)
     steps, bucket_of, epoch = steps_of(chosen, source)
-    seen = np.array([record for step in range(2 * epoch) for _, record in steps[step]])
+    seen = np.array([record for step in range(2 * epoch) for _, record in steps(step)])
     assert abs(np.mean(seen >= 200) - 0.75) < 0.05
     weights = np.where(np.arange(250) < 200, 0.25 / 200, 0.75 / 50)
     expected = np.bincount(bucket_of, weights=weights)
@@ -206,11 +203,10 @@ def test_sizes_come_from_headers_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sample_type": "image"}, "config.data.buckets.enabled goes with sample_type=captioned"),
+        ({"sample_type": "image"}, "go with sample_type=captioned"),
         ({"crop": "random"}, "crop=center, and not with a cache"),
         ({"source": "cached", "path": "x"}, "not with a cache"),
-        ({"buckets__enabled": False}, "need config.data.buckets.enabled=True"),
-        ({"buckets__step": 5}, "no multiple of buckets.step=5"),
+        ({"aspect_ratios": (1.2, 2.0)}, "least <= 1 <= most"),
     ],
 )
 def test_impossible_settings_are_refused(fields, message):

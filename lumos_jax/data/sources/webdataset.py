@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import bisect
 import collections
+import functools
 import itertools
 import json
 import os
 import pathlib
 import tarfile
 from collections.abc import Iterator
-from concurrent import futures
 from typing import Any
 
 import numpy as np
-import tqdm
 from absl import logging
+from tqdm.contrib.concurrent import thread_map
 
 from lumos_jax import fileio
 from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, Source, digest, printable, register
@@ -45,24 +45,18 @@ class TarSource(Source, HasCaptions):
     (`1.5 km.jpg`) is a record of its own unless what stands before its first dot is one (`a.mask.png` belongs to `a.jpg`). Of a
     name that stands twice, the last counts, as for tar. Files of other endings are left out, and records without an image too.
 
-    Args:
-      path: a directory of *.tar, a glob, or a file.
-      kept: directory for the places, under the shard's path, size and time of change; None: nowhere.
-
-    Raises:
-      ValueError: no shards there, one that is compressed, truncated or something else, or no images in them.
+    kept: directory for the places, under the shard's path, size and time of change; None: nowhere.
+    Raises ValueError: no shards there, one that is compressed, truncated or something else, or no images in them.
     """
 
     needs = "path"
 
     def __init__(self, path: str, kept: pathlib.Path | None = None):
-        self.paths = find_shards(path, lambda name: name.endswith(".tar"))
-        if not self.paths:
-            raise ValueError(f"config.data.path={path!r}: no .tar shards there (a directory is searched for *.tar)")
+        self.paths = find_shards(path, ".tar", "*.tar")
         count, left_out = len(self.paths), collections.Counter()
-        with futures.ThreadPoolExecutor(_READERS) as pool:
-            found = pool.map(lambda shard: _index_of(shard, kept), self.paths)
-            found = list(tqdm.tqdm(found, "indices of shards", count, disable=count < _PROGRESS_FROM))
+        quiet = count < _PROGRESS_FROM
+        index = functools.partial(_index_of, kept=kept)
+        found = thread_map(index, self.paths, max_workers=_READERS, desc="indices of shards", disable=quiet)
         for one in found:
             left_out.update(json.loads(one["left_out"].tobytes()))
         for reason, number in sorted(left_out.items()):
@@ -85,23 +79,18 @@ class TarSource(Source, HasCaptions):
         return self._bytes(index, _IMAGE)
 
     def captions(self, index: int) -> Captions:
-        raw, detailed = (
-            decode_text(self._bytes(index, column)) if self._has(index, column) else None
-            for column in (_RAW, _DETAILED)
-        )
-        if self._has(index, _JSON) and (raw is None or detailed is None):
+        files = (self._bytes(index, _RAW), self._bytes(index, _DETAILED))
+        texts = [None if file is None else decode_text(file) for file in files]
+        if None in texts and (file := self._bytes(index, _JSON)) is not None:
             try:
-                fields = json.loads(self._bytes(index, _JSON))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                fields = json.loads(file)
+            except ValueError as error:
                 raise CorruptRecord(f"its .json is none: {error}") from error
-            raw = _field(fields, RAW_NAMES) if raw is None else raw
-            detailed = _field(fields, DETAILED_NAMES) if detailed is None else detailed
-        if raw is None and detailed is None:
+            told = [_field(fields, names) for names in (RAW_NAMES, DETAILED_NAMES)]
+            texts = [other if text is None else text for text, other in zip(texts, told, strict=True)]
+        if texts == [None, None]:
             raise CorruptRecord("no caption: there is no .txt of its name, and no .json with a field caption")
-        return raw or "", detailed or ""
-
-    def _has(self, index: int, column: int) -> bool:
-        return self._places[index, column, 1] >= 0
+        return tuple(text or "" for text in texts)
 
     def describe(self, index: int) -> str:
         return f"{printable(self.paths[self._shard(index)])}#{printable(self.names[index])}"
@@ -112,8 +101,10 @@ class TarSource(Source, HasCaptions):
     def _shard(self, index: int) -> int:
         return bisect.bisect_right(self._ends, index)
 
-    def _bytes(self, index: int, column: int) -> bytes:
+    def _bytes(self, index: int, column: int) -> bytes | None:
         offset, size = map(int, self._places[index, column])
+        if size < 0:
+            return None
         with open_regular(self.paths[self._shard(index)]) as file:
             data = os.pread(file.fileno(), size, offset)
         if len(data) < size:
@@ -137,9 +128,7 @@ def _index_of(path: str, kept: pathlib.Path | None) -> dict[str, np.ndarray]:
 def _read_headers(path: str) -> dict[str, np.ndarray]:
     """As `_index_of`. Raises ValueError: it is no .tar, or a damaged one."""
     places: dict[str, dict[int, tuple[int, int]]] = {}
-    dotted: list[
-        tuple[str, str, tuple[int, int]]
-    ] = []  # (name, known ending, place) where the first dot gives no record
+    dotted: list[tuple[str, str, tuple[int, int]]] = []  # name, known ending, place: the first dot is not the ending's
     left_out: collections.Counter = collections.Counter()
 
     def add(name: str, ending: str, place: tuple[int, int]) -> None:
@@ -168,11 +157,9 @@ def _read_headers(path: str) -> dict[str, np.ndarray]:
     left_out["records in shards have no image and are left out"] += len(places) - len(found)
     names = "".join(f"{name}\0" for name in found).encode(errors="surrogateescape")
     table = [files.get(column, (-1, -1)) for files in found.values() for column in range(4)]
-    return {
-        "names": np.frombuffer(names, np.uint8),
-        "places": np.array(table, np.int64).reshape(-1, 4, 2),
-        "left_out": np.frombuffer(json.dumps(+left_out).encode(), np.uint8),
-    }
+    texts = {"names": names, "left_out": json.dumps(+left_out).encode()}
+    arrays = {name: np.frombuffer(text, np.uint8) for name, text in texts.items()}
+    return arrays | {"places": np.array(table, np.int64).reshape(-1, 4, 2)}
 
 
 def _members(path: str) -> Iterator[tarfile.TarInfo]:
