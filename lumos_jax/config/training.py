@@ -123,6 +123,12 @@ class Eval:
         Rule(lambda sheet: min(sheet) >= 1, "positive"),
         "of the sample sheet: held-out records, a row each, and samples of each",
     ] = (8, 2)
+    suite: Annotated[
+        tuple[str, ...],
+        'metrics of `lumos_jax.evaluate score` and their numbers of samples, as ("fd_vgg16@2k", "lpips@64"); see',
+        "docs/evaluation.md",
+    ] = ()
+    suite_every: Annotated[int, at_least(0), "steps between evaluations of `suite`, which is also the last step's"] = 0
     sampler: Annotated[
         Literal["ddpm", "ddim", "dpm++", "euler", "heun"],
         "euler and heun solve diffusion.schedule=flow, the others the rest",
@@ -136,4 +142,8 @@ class Eval:
         low, high = self.guidance_interval
         require(
             0 <= low <= high <= 1, f"config.eval.guidance_interval={(low, high)} must satisfy 0 <= low <= high <= 1"
+        )
+        require(
+            bool(self.suite) == bool(self.suite_every),
+            f"config.eval.suite={self.suite} and suite_every={self.suite_every} belong together: set both, or neither",
         )
