@@ -19,7 +19,7 @@ from tests.running import free_port
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = config.Encoder(
     kind="t5", weights="random:0", tokenizer="scenes", size="32x2x4",
-    output="all", max_tokens=8, dtype="float32",
+    output="all", max_tokens=8,
 )  # fmt: skip
 
 
@@ -38,8 +38,7 @@ def image_inputs():
 
 
 VIT = config.Encoder(
-    weights="random:0", size="32x2x2", patch_size=8, image_size=32, resize=32, output="all",
-    dtype="float32",
+    weights="random:0", size="32x2x2/8", image_size=32, output="all",
 )  # fmt: skip
 KINDS = {
     "t5": (SMALL, encoders.make_text_encoder, text_inputs),

@@ -255,10 +255,9 @@ def test_moco_v3(goldens, tmp_path):
     assert (
         sum(name.startswith(("momentum_encoder.", "predictor.")) for name in made.report.dropped) == len(state) // 2 + 1
     )
-    settings = config.Encoder(
-        weights=str(tmp_path / "moco.pth"), heads=4, output="pooled", normalize="none", dtype="float32"
-    )
-    settings = config_io.from_dict({"encoder": vars(settings) | {"image_size": 32, "resize": 32}}).encoder
+    (tmp_path / "moco").mkdir()
+    frozen.save(tmp_path / "moco", made, "moco.pth")
+    settings = config.Encoder(weights=str(tmp_path / "moco"), output="pooled", normalize="none", image_size=32)
     encoder, params = encoders.make_encoder(settings)
     assert (encoder.tokens, encoder.dim) == (1, 16)
     image = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)

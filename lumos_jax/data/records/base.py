@@ -35,7 +35,7 @@ class Loader(abc.ABC):
 
     training: random crops and mirrors, captions that change from epoch to epoch.
     everything: not for training, but all of a record that training may choose from, as a cache keeps it.
-    assigned: with config.data.buckets.enabled, (records,) the number of each record's bucket; None takes the square one.
+    assigned: with config.data.aspect_ratios, (records,) the number of each record's bucket; None takes the square one.
     batch_size: rows of a global batch.
     needs: the class of sources that have what this sample type needs.
     """

@@ -29,7 +29,7 @@ class ScenesSource(Source, HasCaptions, HasLabels, HasClips, HasViews):
 
     @classmethod
     def open(cls, data: Data) -> ScenesSource:
-        ratios = data.buckets.ratios if data.buckets.enabled else ()
+        ratios = data.aspect_ratios if data.has_buckets else ()
         turn = math.radians(data.scenes.max_view_angle)
         return cls(data.scenes.num_scenes, data.image_size, ratios=ratios, turn=turn)
 
