@@ -189,9 +189,8 @@ def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any
     model, autoencoder = settings.model, settings.autoencoder
     factor = 1 if autoencoder.kind == "identity" else VAE_FACTOR
     grid = (settings.data.image_size // factor // model.patch_size,) * 2
-    base = (model.position_base,) * 2 if model.position_base else grid
     scale = models.position_scale(settings.data.image_size)
-    positions = layers.positions(grid, base, scale, params["patch"]["bias"].shape[0])
+    positions = layers.positions(grid, grid, scale, params["patch"]["bias"].shape[0])
     return official.to_official(params, positions, model.patch_size)
 
 

@@ -44,14 +44,15 @@ class Suite:
     """Scores of EMA samples."""
 
     def __init__(self, experiment: Experiment):
-        settings = experiment.settings
+        settings, sampling = experiment.settings, experiment.task.sampling
+        if sampling is None:
+            raise ValueError(f"config.eval.suite scores samples, and task {experiment.task.name} generates none")
         self.experiment, self.chosen = experiment, parse(settings.eval.suite)
         self.count = max(count for _, count in self.chosen.values())
         of_sets = {metric.network for metric, _ in self.chosen.values() if isinstance(metric, metrics.SetMetric)}
         wanted = 2 * self.count if of_sets else self.count
         scenes = settings.data.source == "scenes"
         self.items = lists.make_list("scenes", num=wanted) if scenes else held_out_list(settings.data, wanted)
-        sampling = experiment.task.sampling
         self.reader = ItemReader(experiment, sampling, self.items)
         opened = metrics.Networks()
         self.networks = {name: opened.open(name) for name in of_sets}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import i2i, t2i
+from configs import dino, i2i, t2i
 from lumos_jax import evaluate, evaluation
 from lumos_jax.config import io as config_io
 from lumos_jax.evaluation import features, references, shards
@@ -64,6 +64,7 @@ def test_numbers_of_samples_are_part_of_the_name():
         (i2i, ("psnrs@8",), "'psnrs' is unknown"),
         (i2i, ("fd_scene_vit@8",), "it needs 40 samples or more"),
         (i2i, ("scenes@8",), "which needs prompts"),
+        (dino, ("psnr@8",), "task dino generates none"),
         (t2i, ("psnr@8",), "which these samples do not have"),
     ],
 )
