@@ -137,8 +137,8 @@ class Eval:
     ] = (0.0, 1.0)
     guidance_rescale: Annotated[float, between(0, 1), "0: none; 0.7 is usual (Lin et al. 2023)"] = 0.0
 
-    def check(self) -> None:
-        require(
-            bool(self.suite) == bool(self.suite_every),
-            f"config.eval.suite={self.suite} and suite_every={self.suite_every} belong together: set both, or neither",
+    def check(self) -> dict[str, bool]:
+        together = (
+            f"config.eval.suite={self.suite} and suite_every={self.suite_every} belong together: set both, or neither"
         )
+        return {together: bool(self.suite) != bool(self.suite_every)}

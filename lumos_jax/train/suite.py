@@ -15,9 +15,7 @@ import jax
 import numpy as np
 
 from lumos_jax.evaluation import intervals, lists, metrics, scoring
-from lumos_jax.evaluation.frechet import Moments
 from lumos_jax.evaluation.job import padded_batches, read_ahead
-from lumos_jax.evaluation.references import Reference
 from lumos_jax.train import sharding
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.items import ItemReader, held_out_list, make_generate
@@ -57,7 +55,10 @@ class Suite:
         opened = metrics.Networks()
         self.networks = {name: opened.open(name) for name in of_sets}
         self._check(clips=len(sampling.latent_shape) == 4)
-        self.references = {name: _reference(network, self._truth()) for name, network in self.networks.items()}
+        self.references = {
+            name: scoring.make_reference(network, self._truth(), self.count, {})
+            for name, network in self.networks.items()
+        }
         self.scores = {
             name: metric.open(opened)
             for name, (metric, _) in self.chosen.items()
@@ -123,13 +124,3 @@ class Suite:
                     f"{self.experiment.settings.data.source} has none"
                 )
             yield images[:count]
-
-
-def _reference(network: Any, images: Iterator[np.ndarray]) -> Reference:
-    found = np.concatenate(list(network.stream(images)))
-    scoring.check_finite(found, range(len(found)))
-    moments = Moments.of(found)
-    return Reference(
-        moments.mean, moments.covariance, len(found), network.name, network.sha256, network.protocol, features=found,
-        path="config.eval.suite",
-    )  # fmt: skip
