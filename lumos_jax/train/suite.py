@@ -102,12 +102,12 @@ class Suite:
     def _samples(self, params: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """(samples, true images or None) of the list's first `count` items."""
         experiment, size = self.experiment, self.experiment.settings.micro_batch
-        rows, pixels, truth = experiment.local_rows(size), [], []
+        pixels, truth = [], []
         batches = list(padded_batches(range(self.count), size))
         read = read_ahead(self.reader, [numbers for numbers, _ in batches])
         for (numbers, count), (host, reference) in zip(batches, read, strict=True):
-            local = {name: array[rows] for name, array in (sharding.device_arrays(host) | {"number": numbers}).items()}
-            batch = sharding.global_batch(experiment.mesh, local, rows, size)
+            arrays = sharding.device_arrays(host) | {"number": numbers}
+            batch = sharding.global_batch(experiment.mesh, arrays, size)
             made = self._generate(params, experiment.frozen, batch, batch.pop("number"))
             pixels.append(np.asarray(made)[:count])
             truth += [] if reference is None else [reference[:count]]
