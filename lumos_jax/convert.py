@@ -114,9 +114,7 @@ def export(args: argparse.Namespace) -> str:
     workdir = pathlib.Path(args.workdir)
     settings = config_io.load(workdir / "config.json")
     checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest() if args.checkpoint is None else args.checkpoint
-    if step is None or not (checkpoints.directory / str(step)).is_dir():
-        raise ValueError(f"there is no checkpoint {'' if step is None else step} in {checkpoints.directory}")
+    step = checkpoints.find(args.checkpoint)
     placement = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     params = jax.tree.map(np.asarray, finetune.read_weights(checkpoints, step, args.weights, placement))
     meta = checkpoints.meta(step)

@@ -62,7 +62,7 @@ def _sample(args: argparse.Namespace) -> None:
         args.workdir, settings, args.checkpoint, args.weights, devices, seed=args.seed, batch_size=size
     )
     read = run_items.ItemReader(loaded.experiment, loaded.sampling, items)
-    protocol = loaded.protocol() | {"paired": read.paired, "shard_size": args.shard_size}
+    protocol = loaded.protocol() | read.protocol() | {"shard_size": args.shard_size}
     process, processes = jax.process_index(), jax.process_count()
     if process == 0:
         writer = shards.open_job(out, items, protocol)

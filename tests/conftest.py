@@ -51,7 +51,7 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # What takes longest comes first, or one process would work on it alone at the end.
 _LONGEST = (
     "test_task_runs.py", "test_faults.py", "test_runs.py", "test_cache.py", "test_invariants.py", "test_dit.py",
-    "test_dino.py", "test_finetune.py", "test_clip_steps.py", "test_priors.py", "test_encoders.py", "test_estimate.py",
+    "test_dino.py", "test_finetune.py", "test_clip_steps.py", "test_priors.py", "test_encoders.py", "test_figures.py",
     "test_precision.py",
 )  # fmt: skip
 

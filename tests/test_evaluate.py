@@ -22,7 +22,7 @@ from tests.ports import free_port
 
 def make_run(workdir, made, **changes):
     """A run with a checkpoint of random weights, none of which is zero as at the start of training."""
-    made.train.compilation_cache, made.log.tensorboard, made.eval.every, made.eval.steps = "", False, 0, 3
+    made.eval.every, made.eval.steps = 0, 2
     put(made, changes)
     run = loop.prepare(config_io.resolve(made), str(workdir))
     noisy = jax.jit(
@@ -37,7 +37,8 @@ def make_run(workdir, made, **changes):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "i2i", i2i.test())
+    small = {"model__size": "16x1x2", "encoder__size": "16x1x2"}
+    return make_run(tmp_path_factory.mktemp("runs") / "i2i", i2i.test(), **small)
 
 
 def evaluated(*arguments):

@@ -49,15 +49,11 @@ class Bucket:
 
 @functools.cache
 def make_buckets(base: int, step: int = 0, ratios: tuple[float, float] = (0.25, 4.0)) -> tuple[Bucket, ...]:
-    """The buckets around base x base, by rising ratio.
+    """The buckets around base x base pixels, by rising ratio.
 
-    Args:
-      base: pixels a side of the square bucket.
-      step: pixels of which sides are multiples; 0 takes base / 16.
-      ratios: smallest and largest height over width.
-
-    Raises:
-      ValueError: the step does not divide the base, or the ratios leave no square.
+    step: pixels of which sides are multiples; 0 takes base / 16.
+    ratios: smallest and largest height over width.
+    Raises ValueError: the step does not divide the base, or the ratios leave no square.
     """
     step = step or base // PARTS
     if step < 1 or base % step:

@@ -37,9 +37,8 @@ class Part(NamedTuple):
 class Source(abc.ABC):
     """Random access to `len(source)` records; picklable, since worker processes open files of their own.
 
-    Attributes:
-      needs: the field of config.data without which the source cannot be opened.
-      in_mixture: whether it may be a part of a mixture.
+    needs: the field of config.data without which the source cannot be opened.
+    in_mixture: whether it may be a part of a mixture.
     """
 
     registry: ClassVar[dict[str, type]] = SOURCES
@@ -103,10 +102,7 @@ class HasViews(abc.ABC):
     @abc.abstractmethod
     def posed_views(self, index: int, rng: np.random.Generator, count: int) -> list[tuple[Any, np.ndarray]]:
         """`count` different views, chosen at random: (as `read` gives an image, world-to-camera matrix (3, 4) float64).
-
-        Raises:
-          CorruptRecord or OSError: fewer views than that, or one that cannot be read.
-        """
+        Raises CorruptRecord or OSError: fewer views than that, or one that cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,16 +119,11 @@ class HasClips(abc.ABC):
 
     @abc.abstractmethod
     def clip(self, index: int, frames: int, stride: int, share: float, size: int) -> Clip:
-        """`frames` frames of a video, every `stride`-th.
+        """`frames` frames of a video, every `stride`-th; see config.data.clips.
 
-        Args:
-          index: record number.
-          frames, stride: see config.data.
-          share: where the clip begins, 0 .. 1 (exclusive) of the places where it can.
-          size: side of the square that the images will be cut to; what is smaller on disk may stay so.
-
-        Raises:
-          CorruptRecord or OSError: it cannot be decoded, or is shorter than that.
+        share: where the clip begins, 0 .. 1 (exclusive) of the places where it can.
+        size: side of the square that the images will be cut to; what is smaller on disk may stay so.
+        Raises CorruptRecord or OSError: it cannot be decoded, or is shorter than that.
         """
 
 
@@ -156,9 +147,14 @@ def register(name: str) -> Callable[[type], type]:
 
 def make_source(data: Data) -> Source:
     """The source that config.data names. Raises ValueError: nothing there, or not readable; says what to do."""
-    if data.source not in SOURCES:
-        raise ValueError(f"config.data.source={data.source!r} is not one of {', '.join(sorted(SOURCES))}")
-    return SOURCES[data.source].open(data)
+    return chosen(SOURCES, "source", data.source).open(data)
+
+
+def chosen(registry: dict[str, type], field: str, name: str) -> type:
+    """What config.data names in that field. Raises ValueError: nothing."""
+    if name not in registry:
+        raise ValueError(f"config.data.{field}={name!r} is not one of {', '.join(sorted(registry))}")
+    return registry[name]
 
 
 def locate(ends: Sequence[int], index: int) -> tuple[int, int]:

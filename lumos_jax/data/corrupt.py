@@ -24,10 +24,7 @@ class CorruptMeter:
 
     def add(self, batch: Mapping[str, np.ndarray]) -> list[str]:
         """Counts a host batch and returns what there is to say about it.
-
-        Raises:
-          TooManyCorruptRecords: the rate over the run so far is above the limit.
-        """
+        Raises TooManyCorruptRecords: the rate over the run so far is above the limit."""
         lines, last = [], "earlier"
         self.read += len(batch["weight"])
         for last in filter(None, batch["problem"]):

@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from multiprocessing import resource_tracker
@@ -25,21 +26,20 @@ from lumos_jax.data.records import make_loader
 from lumos_jax.data.records.base import HostBatch, Loader, reject
 
 Finish = Callable[[HostBatch], HostBatch]
-Steps = Sequence[list[tuple[int, int]]]  # of each step the (position, record) pairs of its rows
 
 
 class BatchIterator(Iterator[HostBatch]):
-    """The batches of `steps`, at most `rows` rows each, read ahead from the beginning; `close` ends threads and processes."""
+    """The batches of steps 0 .. count - 1, at most `rows` rows each, read ahead; `close` ends threads and processes."""
 
-    def __init__(self, data: Data, steps: Steps, loader: Loader, rows: int, finish: Finish | None):
+    def __init__(self, data: Data, steps: order.Steps, count: int, loader: Loader, rows: int, finish: Finish | None):
         import grain  # imports JAX
 
         ignore_pillow_warnings()
         finished = functools.partial(_finished, finish=finish, source=loader.source)
-        steps = grain.MapDataset.source(steps).map(loader.load_batch).map(finished)
+        batches = grain.MapDataset.range(count).map(steps).map(loader.load_batch).map(finished)
         threads = 2 if data.workers else 4  # a process
         ahead = threads if data.workers else max(data.prefetch, threads)
-        dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+        dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
         self._first: futures.Future[HostBatch] | None = None
         if not data.workers:
             self._iterator = iter(dataset)
@@ -112,15 +112,9 @@ def _finished(batch: HostBatch, finish: Finish | None, source: Source) -> HostBa
 def make_train_iterator(
     data: Data, source: Source, *, batch_size: int, rows: Sequence[int], start_step: int, finish: Finish | None = None
 ) -> BatchIterator:
-    """Batches of the training order for one host.
+    """Batches of the training order for one host, which reads the given rows of each global batch of `batch_size`.
 
-    Args:
-      data: config.data.
-      source: as `make_source` gives it.
-      batch_size: B, rows of the global batch.
-      rows: the rows, within [0, B), that this host reads.
-      start_step: the first step.
-      finish: what is done to each batch in the threads or processes that decode; picklable.
+    finish: what is done to each batch in the threads or processes that decode; picklable.
 
     Returns:
       An iterator over dicts: the arrays of the sample type (see `records`), as `image` uint8 (len(rows), S, S, 3), or what a
@@ -138,7 +132,7 @@ def make_train_iterator(
         batch_of = functools.partial(lambda records, step: (records, step), order.training_order(data, source))
     steps = order.host_steps(batch_of, batch_size=batch_size, rows=rows, start_step=start_step)
     loader = make_loader(data, source, training=True, assigned=assigned, batch_size=batch_size)
-    return BatchIterator(data, steps, loader, len(rows), finish)
+    return BatchIterator(data, steps, sys.maxsize, loader, len(rows), finish)
 
 
 def make_record_iterator(
@@ -149,8 +143,8 @@ def make_record_iterator(
     everything: with all that training may choose from, as a cache keeps it.
     """
     loader = make_loader(data, source, training=False, everything=everything)
-    steps = order.Lazy(lambda index: [(0, record) for record in batches[index]], len(batches))
-    return BatchIterator(data, steps, loader, max(map(len, batches), default=0), finish)
+    rows = max(map(len, batches), default=0)
+    return BatchIterator(data, lambda i: [(0, record) for record in batches[i]], len(batches), loader, rows, finish)
 
 
 def read_batch(data: Data, source: Source, records: Sequence[int], finish: Finish | None = None) -> HostBatch:
@@ -161,11 +155,7 @@ def read_batch(data: Data, source: Source, records: Sequence[int], finish: Finis
 
 
 def load_image(path: str | os.PathLike, size: int) -> np.ndarray:
-    """One file -> (size, size, 3) uint8: shorter side resized, center crop.
-
-    Raises:
-      ValueError: it cannot be read or decoded.
-    """
+    """One file -> (size, size, 3) uint8: shorter side resized, center crop. Raises ValueError: it cannot be read or decoded."""
     ignore_pillow_warnings()
     try:
         return decode_square(read_file(path), size)

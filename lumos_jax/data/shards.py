@@ -19,13 +19,7 @@ _ERRORS = (ValueError, RuntimeError, OSError, IndexError)  # what ArrayRecord ra
 
 
 class Shards:
-    """The records of some shards, one shard after the other.
-
-    Args:
-      paths: the shards.
-      counts: how many records are read of each.
-      skips: the first record that is read of each; none: 0.
-    """
+    """The records of some shards, one shard after the other: of each `counts` records, after the first `skips` (none: 0)."""
 
     def __init__(self, paths: Sequence[str], counts: Sequence[int], skips: Sequence[int] = ()):
         self.paths, self.ends = list(paths), list(itertools.accumulate(counts))
@@ -74,11 +68,7 @@ def _open(path: str, options: str = "", **more: int) -> Any:
 
 def count_records(path: str) -> int:
     """Records in a shard; this reads its index, which stands at the end, and so finds a truncated one.
-
-    Raises:
-      ValueError: no such shard, or it is truncated or something else.
-      OSError: the system is at fault.
-    """
+    Raises ValueError: no such shard, or it is truncated or something else. Raises OSError: the system is at fault."""
     try:
         with contextlib.closing(_open(path)) as reader:
             return reader.num_records()
@@ -104,9 +94,7 @@ def write_arrayrecord(path: str | os.PathLike, records: Iterable[bytes], *, comp
     """Writes records (for training, each the bytes of an image file) as one ArrayRecord shard; returns how many.
 
     The shard appears under its name when it is complete, so that an interrupted writer leaves no truncated one.
-
-    Raises:
-      OSError: it cannot be written; a full disk.
+    Raises OSError: it cannot be written; a full disk.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 

@@ -76,10 +76,7 @@ def _free_waiting() -> None:
 
 def check_shared_memory(data: Data, needed: int) -> None:
     """Batches come from workers through /dev/shm, which is small in many containers and ends a process that fills it.
-
-    Raises:
-      ValueError: less than `needed` bytes are free.
-    """
+    Raises ValueError: less than `needed` bytes are free."""
     free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else math.inf
     if needed > free:
         raise ValueError(

@@ -12,15 +12,7 @@ from lumos_jax.data.sources import cached
 
 # Fields of frozen networks that do not change the content of a cache: where weights are (their content is compared instead),
 # and what applies when a record is read, or to samples only.
-_FREE = frozenset(
-    {
-        "encoder.weights",
-        "autoencoder.weights",
-        "autoencoder.scaling_factor",
-        "autoencoder.posterior",
-        "autoencoder.tile",
-    }
-)
+_FREE = {"encoder.weights", *(f"autoencoder.{name}" for name in ("weights", "scaling_factor", "posterior", "tile"))}
 
 
 def made_by(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
@@ -32,13 +24,10 @@ def made_by(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
         if identity == fields["kind"]:  # a map without parameters
             fields = {"kind": identity}
         found |= {k: v for k, v in config.flatten_settings({group: fields}).items() if k not in _FREE}
-    if settings.data.sample_type != "image":
-        found["data.sample_type"] = settings.data.sample_type
-    if settings.data.sample_type == "captioned":
-        found["data.captions.clean"] = settings.data.captions.clean
-    if settings.data.sample_type == "labeled":
-        found["data.num_classes"] = settings.data.num_classes
-    return found
+    kind = settings.data.sample_type
+    found |= {"data.sample_type": kind} if kind != "image" else {}
+    found |= {"data.captions.clean": settings.data.captions.clean} if kind == "captioned" else {}
+    return found | ({"data.num_classes": settings.data.num_classes} if kind == "labeled" else {})
 
 
 def check(settings: config.Settings, task: tasks.Task) -> None:

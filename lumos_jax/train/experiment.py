@@ -49,7 +49,8 @@ class Experiment:
         abstract: bool = False,
         training: bool = True,
     ) -> Experiment:
-        """Assembles a run. Loads the frozen networks; makes no state and compiles nothing.
+        """Assembles a run. Loads the frozen networks; makes no state and compiles nothing. From then on, matmuls of float32
+        arrays are computed in float32 in this process.
 
         Args:
           settings: of the run.
@@ -61,10 +62,12 @@ class Experiment:
         Raises:
           ValueError: a user's mistake: settings that do not fit the devices, or weights that cannot be loaded.
         """
+        # By default GPUs round float32 operands of matmuls to TF32, and TPUs to bfloat16. Other dtypes are not concerned.
+        jax.config.update("jax_default_matmul_precision", "highest")
         devices = jax.devices() if devices is None else list(devices)
         mesh = sharding.make_mesh(settings.mesh if training else config.Mesh(), devices)
         if training:
-            check_batches(settings, mesh)
+            sharding.check_batches(mesh, settings)
         placement = sharding.Frozen(mesh, shapes_only=abstract)
         task, frozen = tasks.make_task(settings, placement)
         if not abstract and len({device.process_index for device in mesh.devices.flat}) > 1:
@@ -104,13 +107,10 @@ class Experiment:
         """Gathers one layer's weights inside the scanned body; None without an fsdp axis. Argument of `task.network.apply`."""
         return sharding.make_gather(self.mesh, self.settings.model.dtype)
 
-    def ema(self, state: TrainState) -> Any:
-        """The EMA of what trains, float32, on the device."""
-        return state_dtype.to_float32(state_dtype.ema_to_device(self.settings.optimizer, state.ema))
-
     def ema_weights(self, state: TrainState) -> Any:
-        """The network's weights to evaluate and sample with: EMA of what trains, the rest as it is, adapters merged."""
-        return self.plan.ema_weights(state.params, self.ema(state))
+        """The network's weights to evaluate and sample with: float32 EMA of what trains, the rest as it is, adapters merged."""
+        ema = state_dtype.to_float32(state_dtype.ema_to_device(self.settings.optimizer, state.ema))
+        return self.plan.ema_weights(state.params, ema)
 
     def local_rows(self, batch_size: int) -> list[int]:
         """The rows of a global batch that this process's devices hold, ascending."""
@@ -119,13 +119,7 @@ class Experiment:
     def device_batch(self, host: Mapping[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
         """A global batch on the mesh, from a host batch of this process's rows."""
         arrays = sharding.device_arrays(host) | {"weight": host["weight"]}
-        return sharding.global_batch(self.mesh, arrays, self.local_rows(batch_size), batch_size)
-
-
-def check_batches(settings: config.Settings, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError unless the batches split over the mesh."""
-    sharding.check_batch(mesh, settings.micro_batch, "train.batch_size")
-    sharding.check_frames(mesh, settings.data)
+        return sharding.global_batch(self.mesh, arrays, batch_size)
 
 
 def use_compilation_cache() -> None:

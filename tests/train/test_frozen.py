@@ -56,7 +56,7 @@ def test_split_networks_give_the_features_of_whole_ones(mesh, kind):
     whole, everywhere = make(wanted)
     split, parts = make(wanted, sharding.Frozen(mesh, split_above=1024))
     assert whole.identity == split.identity
-    batch = jax.device_put(inputs(), sharding.batch_sharding(mesh))
+    batch = jax.device_put(inputs(), sharding.batch_layout(mesh))
     everywhere = jax.device_put(everywhere, sharding.replicated(mesh))
     compiled = jax.jit(split.apply).lower(parts, *batch).compile()
     features = np.asarray(compiled(parts, *batch))

@@ -38,8 +38,8 @@ def test_which_hardware_has_kernels(device, hardware):
 
 def test_which_form_of_attention_is_taken():
     chosen = functools.partial(attention.kernel_for, "cuda")
-    assert chosen(1024, 72, jnp.bfloat16) == chosen(4096, 128, jnp.bfloat16) == "cudnn"
-    assert chosen(1023, 72, jnp.bfloat16) == chosen(1024, 68, jnp.bfloat16) == chosen(1024, 136, jnp.bfloat16) == ""
+    assert chosen(256, 72, jnp.bfloat16) == chosen(4096, 128, jnp.bfloat16) == "cudnn"
+    assert chosen(255, 72, jnp.bfloat16) == chosen(1024, 68, jnp.bfloat16) == chosen(1024, 136, jnp.bfloat16) == ""
     assert chosen(1024, 72, jnp.float32) == attention.kernel_for("", 1024, 72, jnp.bfloat16) == ""
     assert attention.kernel_for("tpu", 1024, 72, jnp.bfloat16) == "pallas"
     assert attention.kernel_for("tpu", 1000, 72, jnp.bfloat16) == ""
@@ -128,7 +128,7 @@ def test_under_fsdp_the_scan_gathers_each_layer_and_reduce_scatters_its_gradient
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("nvidia") is None or not any(map(importlib.util.find_spec, ahead._CUDA_PLUGINS)),
+    importlib.util.find_spec("nvidia") is None or not any(map(importlib.util.find_spec, ahead.CUDA_PLUGINS)),
     reason="the compiler for CUDA is not installed",
 )
 def test_the_cuda_compiler_takes_it_within_and_without_shard_map():

@@ -23,10 +23,7 @@ _IMAGE_FEATURES = ("image/encoded", "image", "jpg", "jpeg", "png", "webp")
 @register("arrayrecord")
 class ArrayRecordSource(Source, HasCaptions):
     """ArrayRecord shards in a directory, or a glob of them, or one file; shards are ordered by name.
-
-    Raises:
-      ValueError: no shards there, or one that is truncated or something else.
-    """
+    Raises ValueError: no shards there, or one that is truncated or something else."""
 
     needs = "path"
 

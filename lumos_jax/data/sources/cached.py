@@ -60,11 +60,7 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(data: bytes) -> Record:
-    """Bytes -> Record; its arrays are views of `data`.
-
-    Raises:
-      ValueError: these bytes are no such record.
-    """
+    """Bytes -> Record; its arrays are views of `data`. Raises ValueError: these bytes are no such record."""
     place = 0
 
     def take(layout: str) -> Any:
@@ -135,11 +131,7 @@ def shard_name(number: int, count: int) -> str:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    """The object in the file; None if there is no file.
-
-    Raises:
-      ValueError: not JSON, or written by another version.
-    """
+    """The object in the file; None if there is no file. Raises ValueError: not JSON, or written by another version."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -158,10 +150,7 @@ def write_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
 
 def read_manifest(path: str) -> Manifest:
     """The manifest of the cache in that directory.
-
-    Raises:
-      ValueError: there is none, so that the cache is not finished or is no cache.
-    """
+    Raises ValueError: there is none, so that the cache is not finished or is no cache."""
     directory = pathlib.Path(path).expanduser().absolute()
     tree = read_json(directory / MANIFEST)
     if tree is None:
@@ -207,10 +196,7 @@ class CachedSource(Source):
     @classmethod
     def open(cls, data: Data) -> Source:
         """The cache at config.data.path; that of a mixture is a mixture again, in the same order.
-
-        Raises:
-          ValueError: no manifest, or a shard that is missing, truncated or another one; names it.
-        """
+        Raises ValueError: no manifest, or a shard that is missing, truncated or another one; names it."""
         manifest, directory = read_manifest(data.path), pathlib.Path(data.path).expanduser().absolute()
         for name, count, size in manifest.shards:
             file = directory / name

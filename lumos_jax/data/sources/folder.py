@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import os
 from typing import BinaryIO
@@ -33,12 +34,10 @@ class FolderSource(FilesSource, HasCaptions, HasLabels):
     other endings or none, those are records that begin as an image does; the others (labels, captions) are left out, and
     one line in the log says how many. Names that begin with a dot are left out.
 
-    Captions: `captions.jsonl` in the directory, a line {"file": ..., "caption": ..., "detailed": ...} an image ("detailed" may
-    be absent); where there is none, a.txt and, if it is there, a.detailed.txt beside a.jpg. With `captioned` they are read too,
-    and count as content.
-
-    Raises:
-      ValueError: no such directory, not readable, or no images in it; captions.jsonl is damaged.
+    Captions: `captions.jsonl` in the directory, a line {"file": ..., "caption": ..., "detailed": ...} an image ("detailed"
+    may be absent); where there is none, a.txt and, if it is there, a.detailed.txt beside a.jpg. With `captioned` they are
+    read too, and count as content.
+    Raises ValueError: no such directory, not readable, or no images in it; captions.jsonl is damaged.
     """
 
     def __init__(self, path: str, captioned: bool = False):
@@ -94,12 +93,8 @@ class FolderSource(FilesSource, HasCaptions, HasLabels):
         """The folders below the directory, sorted; an image deeper down belongs to the one that it is in or under."""
         return tuple(sorted({self._class_of(index) for index in range(len(self))}))
 
-    @functools.cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {name: number for number, name in enumerate(self.classes)}
-
     def label(self, index: int) -> int:
-        return self._numbers[self._class_of(index)]
+        return bisect.bisect_left(self.classes, self._class_of(index))
 
     def _class_of(self, index: int) -> str:
         folder, slash, _ = self.names[index].partition(os.sep)

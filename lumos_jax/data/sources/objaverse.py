@@ -27,9 +27,7 @@ class ObjaverseSource(FilesSource, HasViews):
 
     All folders are listed when the source is opened, nothing in them is read. An object with too few views, or with an image
     without its matrix or the other way round, is a corrupt record. Other files, and folders without views, are left out.
-
-    Raises:
-      ValueError: no such directory, not readable, or another layout.
+    Raises ValueError: no such directory, not readable, or another layout.
     """
 
     def __init__(self, path: str):

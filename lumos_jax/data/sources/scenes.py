@@ -92,11 +92,7 @@ def _uniform(records: np.ndarray, seed: int) -> np.ndarray:
 
 
 def scenes_of(source: Source, records: Sequence[int]) -> list[scenes.Scene]:
-    """The scenes that a source of scenes renders as these records.
-
-    Raises:
-      ValueError: another source.
-    """
+    """The scenes that a source of scenes renders as these records. Raises ValueError: another source."""
     if not isinstance(source, ScenesSource):
         raise ValueError(
             f"the records of a {type(source).__name__} are no scenes whose solids are known; config.data.source must be scenes"

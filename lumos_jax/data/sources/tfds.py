@@ -21,9 +21,7 @@ class TfdsSource(Source, HasCaptions, HasLabels):
     """Any image data set of TensorFlow Datasets; images stay encoded.
 
     Nothing is downloaded here: data sets can be large, so preparing one is a command of its own, which the error names.
-
-    Raises:
-      ValueError: no such data set or split, no image in it, or not prepared for random access.
+    Raises ValueError: no such data set or split, no image in it, or not prepared for random access.
     """
 
     needs = "tfds.name"

@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from lumos_jax.data.base import Clip, CorruptRecord, Data, HasClips, digest, register, start_of
-from lumos_jax.data.captions import encoding_of
+from lumos_jax.data.captions import open_text
 from lumos_jax.data.files import FilesSource, Names, file_size, files_below, open_regular
 
 VIDEO_ENDINGS = frozenset((".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"))
@@ -38,9 +38,7 @@ class VideosSource(FilesSource, HasClips):
     The videos of a csv lie beside it or in a folder `videos` there: WebVid's as <page_dir>/<videoid>.mp4, OpenVid's as the
     column `video` names them. A row whose file is absent is a record that cannot be read, as is a file that is no video.
     OpenVid's column "motion score" is taken as the clips' motion; it is in units of its own.
-
-    Raises:
-      ValueError: nothing there, no videos, or a csv of other columns or with a motion score that is no finite number.
+    Raises ValueError: nothing there, no videos, or a csv of other columns or with a motion score that is no finite number.
     """
 
     def __init__(self, path: str):
@@ -106,10 +104,8 @@ def _videos_below(root: pathlib.Path, path: str) -> list[str]:
 
 def _read_csv(file: pathlib.Path, path: str) -> tuple[list[str], list[float]]:
     """Names of the videos, and their motion scores, if there are any."""
-    with open(file, "rb") as head:
-        encoding = encoding_of(head.read(4))
     names, motion, number = [], [], 1
-    with open(file, newline="", encoding=encoding, errors="surrogateescape") as lines:
+    with open_text(file, "surrogateescape", newline="") as lines:
         try:
             rows = csv.DictReader(lines)
             columns = rows.fieldnames or ()
@@ -234,10 +230,7 @@ def _frames(path: str, wanted: list[int]) -> list[np.ndarray]:
 
 
 def _decode(video: _Video, wanted: list[int], *, whole: bool) -> list[np.ndarray] | None:
-    """The frames from where the file stands; None if that is behind the first wanted one.
-
-    whole: it stands at the beginning, so that nothing comes before.
-    """
+    """The frames from where the file stands, which is the beginning if `whole`; None if the first wanted one is before that."""
     found: list[np.ndarray] = []
     early = whole
     for frame in video.container.decode(video.stream):
