@@ -1,7 +1,7 @@
 """What stands beside a field of the settings: its rule and its meaning, as `Annotated[int, at_least(1), "meaning"]`.
 
 Values are checked, and documented, from these annotations alone; choices are Literals. Rules between the fields of a group are
-its method `check`.
+its method `check`: what is wrong, as a message -> whether it is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Dtype = Literal["float32", "bfloat16"]
@@ -43,12 +43,6 @@ def rising(low: float, high: float) -> Rule:
         return low <= values[0] and values[-1] <= high and all(a <= b for a, b in itertools.pairwise(values))
 
     return Rule(allows, f"rising within {low} and {high}")
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises ValueError with that message unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +82,13 @@ def validate(group: Any, where: str = "config") -> None:
         value = getattr(group, name)
         if dataclasses.is_dataclass(value):
             validate(value, f"{where}.{name}")
-            continue
-        if field.choices:
-            allowed = ", ".join(map(str, field.choices))
-            require(value in field.choices, f"{where}.{name}={value!r} is not one of {allowed}")
-        for rule in field.rules:
-            require(rule.allows(value), f"{where}.{name}={value!r} must be {rule.text}")
-    if hasattr(group, "check"):
-        group.check()
+        elif field.choices and value not in field.choices:
+            raise ValueError(f"{where}.{name}={value!r} is not one of {', '.join(map(str, field.choices))}")
+        elif broken := [rule.text for rule in field.rules if not rule.allows(value)]:
+            raise ValueError(f"{where}.{name}={value!r} must be {broken[0]}")
+    wrong = [message for message, wrong in getattr(group, "check", dict)().items() if wrong]
+    if wrong:
+        raise ValueError(wrong[0])
 
 
 def replace(group: Any, changes: Mapping[str, Any]) -> Any:
@@ -104,16 +97,6 @@ def replace(group: Any, changes: Mapping[str, Any]) -> Any:
         head, _, rest = name.partition(".")
         group = dataclasses.replace(group, **{head: replace(getattr(group, head), {rest: value}) if rest else value})
     return group
-
-
-def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
-    """("group.field", Field) of every setting of a group and its sub-groups, in order."""
-    for name, field in fields(type(group)).items():
-        value = getattr(group, name)
-        if dataclasses.is_dataclass(value):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
 
 
 def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pathlib
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -58,9 +59,6 @@ class Names:
             raise IndexError(f"record {index} of {len(self)}")
         return os.fsdecode(self._text[self._ends[index] : self._ends[index + 1]])
 
-    def __iter__(self) -> Iterator[str]:
-        return (self[i] for i in range(len(self)))
-
 
 class FilesSource(Source):
     """Records that are files or folders below `root`; `names` are relative to it."""
@@ -95,14 +93,14 @@ def files_below(root: pathlib.Path) -> list[str]:
     """
     found, special, entered, pending = [], [], set(), [os.fspath(root)]
     while pending:
-        directory, folders = pending.pop(), []
+        folder, folders = pending.pop(), []
         try:
-            status = os.stat(directory)
+            status = os.stat(folder)
             identity = status.st_dev, status.st_ino
             if identity in entered:  # a link that leads back up, or a second way to the same files
                 continue
             entered.add(identity)
-            with os.scandir(directory) as entries:
+            with os.scandir(folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
                         mode = _mode(entry)
@@ -124,17 +122,23 @@ def _mode(entry: os.DirEntry) -> int:
         return stat.S_IFREG
 
 
-def find_shards(path: str, is_shard: Callable[[str], bool]) -> list[str]:
-    """Sorted paths of the shards in a directory, of those that a glob finds, or of one file; [] where there are none.
-    What is no file (a folder of a shard's name, a named pipe) is left out, and its number logged."""
+def find_shards(path: str, kind: str, *patterns: str) -> list[str]:
+    """Sorted paths of the shards in a directory, of those that a glob finds, or of one file.
+
+    What is no file (a folder of a shard's name, a named pipe) is left out, and its number logged.
+    Raises ValueError: none there.
+    """
     given = pathlib.Path(path).expanduser().absolute()
     if given.is_dir():
-        found = [str(p) for p in given.iterdir() if is_shard(p.name) and not p.name.startswith(".")]
+        found = [str(p) for pattern in patterns for p in given.glob(pattern) if not p.name.startswith(".")]
     else:  # the name of a file may hold what a glob reads as a pattern
         found = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
     others = [p for p in found if os.path.exists(p) and not os.path.isfile(p)]
     if others:
         logging.warning("%s: %d are no files and are left out, as %s", given, len(others), printable(min(others)))
+    if not set(found) - set(others):
+        searched = f"a directory is searched for {' and '.join(patterns)}; a file or a glob may have any name"
+        raise ValueError(f"config.data.path={path!r}: no {kind} shards there ({searched})")
     return sorted(set(found) - set(others))
 
 
@@ -196,7 +200,7 @@ def made_once(file: pathlib.Path | None, names: Sequence[str], make: Callable[[]
         try:
             with zipfile.ZipFile(file) as there:
                 return {name: read_npy(there.read(f"{name}.npy")) for name in names}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             logging.warning("%s cannot be read (%s): it is made again", file, error)
     arrays = make()
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")  # other processes may do the same at this moment
