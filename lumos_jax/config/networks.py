@@ -143,7 +143,6 @@ class Model:
     activation: Annotated[
         Literal["gelu_tanh", "gelu"], "of the MLPs: gelu_tanh as DiT and Lumos, gelu (exact) as RCG"
     ] = "gelu_tanh"
-    position_base: ClassVar[int] = 0
     dtype: Annotated[Dtype, "compute dtype; parameters are float32"] = "bfloat16"
     remat: Annotated[
         Literal["none", "dots", "mlp", "full"],

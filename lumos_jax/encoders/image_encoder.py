@@ -71,11 +71,7 @@ class ImageEncoder:
 
 
 def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tuple[ImageEncoder, Any]:
-    """The encoder that config.encoder names, and its parameters in the compute dtype.
-
-    Args:
-      encoder: config.encoder.
-      place: as for `frozen.load`.
+    """The encoder that config.encoder names, and its parameters in the compute dtype; `place` as for `frozen.load`.
 
     Raises:
       ValueError: an encoder of text; weights that cannot be found, read or fitted; sizes that do not divide.
@@ -104,11 +100,7 @@ def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tup
 
 
 def vit_of(encoder: config.Encoder) -> Vit:
-    """The ViT that config.encoder describes.
-
-    Raises:
-      ValueError: its weights are not random, so that they and not the settings say what it looks like.
-    """
+    """The ViT that config.encoder describes. Raises ValueError if weights that are not random say what it looks like."""
     if not encoder.weights.startswith("random:"):
         raise ValueError(
             f"config.encoder.weights={encoder.weights!r}: a network that is to be trained is random:<seed> at first"
@@ -123,22 +115,18 @@ def preprocess(image: jax.Array, resize: int, crop: int, interpolation: str, sta
     Agrees with Pillow's antialiased resize to one gray level (Pillow rounds between its two passes).
 
     Args:
-      image: any size.
       resize: the shorter side afterwards, pixels.
       crop: side of the center crop, pixels.
       interpolation: bilinear | bicubic.
       statistics: (mean, standard deviation) of the channels in [0, 1].
     """
-    _, height, width, _ = image.shape
-    x = image.astype(jnp.float32)
-    short = min(height, width)
-    height, width = int(height * resize / short), int(width * resize / short)
+    x, short = image.astype(jnp.float32), min(image.shape[1:3])
+    height, width = (int(side * resize / short) for side in image.shape[1:3])
     for shape in ((x.shape[0], x.shape[1], width, 3), (x.shape[0], height, width, 3)):
         if x.shape != shape:  # columns first, and clipped in between (a cubic kernel overshoots), as Pillow does it
             x = jnp.clip(jax.image.resize(x, shape, _METHODS[interpolation], antialias=True), 0, 255)
     top, left = round((height - crop) / 2), round((width - crop) / 2)
-    x = x[:, top : top + crop, left : left + crop]
-    return normalize(x, statistics)
+    return normalize(x[:, top : top + crop, left : left + crop], statistics)
 
 
 def normalize(x: jax.Array, statistics) -> jax.Array:

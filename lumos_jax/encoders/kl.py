@@ -66,17 +66,17 @@ class KLAutoencoder:
         size, height, width, _ = latent.shape
         if not tile or max(height, width) <= tile:
             return decode_one(latent)
-        sides = (min(tile, height), min(tile, width))
-        starts = [(top, left) for top in _starts(height, sides[0]) for left in _starts(width, sides[1])]
-        tiles = jnp.stack([latent[:, y : y + sides[0], x : x + sides[1]] for y, x in starts])
-        decoded = jax.lax.map(decode_one, tiles)
-        f = self.factor
-        window = jnp.asarray(np.outer(_ramp(sides[0] * f), _ramp(sides[1] * f)), decoded.dtype)[None, :, :, None]
+        h, w, f = min(tile, height), min(tile, width), self.factor
+        starts = [(top, left) for top in _starts(height, h) for left in _starts(width, w)]
+        decoded = jax.lax.map(
+            decode_one, jnp.stack([latent[:, top : top + h, left : left + w] for top, left in starts])
+        )
+        window = jnp.asarray(np.outer(_ramp(h * f), _ramp(w * f)), decoded.dtype)[None, :, :, None]
         total = jnp.zeros((size, height * f, width * f, 3), decoded.dtype)
         weight = jnp.zeros((1, height * f, width * f, 1), decoded.dtype)
-        for i, (top, left) in enumerate(starts):
-            at = (slice(None), slice(top * f, (top + sides[0]) * f), slice(left * f, (left + sides[1]) * f))
-            total = total.at[at].add(decoded[i] * window)
+        for part, (top, left) in zip(decoded, starts, strict=True):
+            at = (slice(None), slice(top * f, (top + h) * f), slice(left * f, (left + w) * f))
+            total = total.at[at].add(part * window)
             weight = weight.at[at].add(window)
         return total / weight
 
@@ -87,10 +87,8 @@ class _Resnet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = nn.silu(_norm(self.groups, "norm1", x))
-        h = _conv(self.features, "conv1", h)
-        h = nn.silu(_norm(self.groups, "norm2", h))
-        h = _conv(self.features, "conv2", h)
+        h = _conv(self.features, "conv1", nn.silu(_norm(self.groups, "norm1", x)))
+        h = _conv(self.features, "conv2", nn.silu(_norm(self.groups, "norm2", h)))
         if x.shape[-1] != self.features:
             x = nn.Conv(self.features, (1, 1), dtype=x.dtype, name="conv_shortcut")(x)
         return x + h
@@ -118,28 +116,21 @@ def _conv(features: int, name: str, x: jax.Array) -> jax.Array:
     return nn.Conv(features, (3, 3), padding=1, dtype=x.dtype, name=name)(x)
 
 
-class _Mid(nn.Module):
-    groups: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = _Resnet(x.shape[-1], self.groups, name="resnets_0")(x)
-        x = _Attention(self.groups, name="attentions_0")(x)
-        return _Resnet(x.shape[-1], self.groups, name="resnets_1")(x)
-
-
 class _Stage(nn.Module):
-    """Residual blocks of one resolution; then the change to the next, "up", "down" or, at the last, none."""
+    """Residual blocks of one resolution; then the change to the next, "up", "down" or, at the last, none. The "mid" stage has
+    attention after the first block."""
 
     features: int
     layers: int
     groups: int
-    change: str = ""
+    change: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for i in range(self.layers):
             x = _Resnet(self.features, self.groups, name=f"resnets_{i}")(x)
+            if self.change == "mid" and i == 0:
+                x = _Attention(self.groups, name="attentions_0")(x)
         if self.change == "up":
             x = _conv(self.features, "upsamplers_0_conv", jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
         elif self.change == "down":
@@ -160,7 +151,7 @@ class _Encoder(nn.Module):
         for i, features in enumerate(s.channels):
             change = "down" if i < len(s.channels) - 1 else ""
             x = _Stage(features, s.layers, s.groups, change, name=f"down_blocks_{i}")(x)
-        x = _Mid(s.groups, name="mid_block")(x)
+        x = _Stage(s.channels[-1], 2, s.groups, "mid", name="mid_block")(x)
         x = nn.silu(_norm(s.groups, "conv_norm_out", x))
         x = _conv(2 * s.latent_channels, "conv_out", x)
         return nn.Conv(2 * s.latent_channels, (1, 1), dtype=x.dtype, name="quant_conv")(x)
@@ -176,7 +167,7 @@ class _Decoder(nn.Module):
         s = self.shape
         x = nn.Conv(s.latent_channels, (1, 1), dtype=x.dtype, name="post_quant_conv")(x)
         x = _conv(s.channels[-1], "conv_in", x)
-        x = _Mid(s.groups, name="mid_block")(x)
+        x = _Stage(s.channels[-1], 2, s.groups, "mid", name="mid_block")(x)
         for i, features in enumerate(reversed(s.channels)):
             change = "up" if i < len(s.channels) - 1 else ""
             x = _Stage(features, s.layers + 1, s.groups, change, name=f"up_blocks_{i}")(x)

@@ -9,16 +9,16 @@ The network is the image prior with attention over frames, which starts as the i
 makes of it. A batch of images (B, h, w, c) skips that attention, has no vector and zero latents: it is the I2I objective,
 unchanged, so that training on images in between keeps the prior and has no gradient for the attention over frames.
 
-Dropout: tokens and latents each with task.condition_dropout, independently of each other, vectors never, as SVD's conditioner
-does it; its rates are not known.
+Dropout: tokens and latents each with task.condition_dropout, independently, vectors never, as SVD's conditioner does it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -29,11 +29,10 @@ from lumos_jax import config, encoders
 from lumos_jax.config.fields import above, at_least, between
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising, media
-from lumos_jax.tasks.handoffs import Handoff
-from lumos_jax.tasks.sampling import Sampling, add_images
+from lumos_jax.tasks.base import Batch, Handoff
+from lumos_jax.tasks.sampling import Host, ImageSampling, Sampling
 
 MOTION_IDS = 256
-NUMBERS = 3  # of the vector
 _LEVEL = 1000.0  # sigma is embedded in thousandths: sinusoids tell integers apart
 NOISE_LOG_MEAN, NOISE_LOG_STD = -3.0, 0.5  # of the noise on the first frame in training, pixels in [-1, 1] (SVD)
 
@@ -54,14 +53,14 @@ def _named(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-class ClipSampling(Sampling):
+class ClipSampling(ImageSampling):
     """Clips that begin with an image."""
 
     endings: ClassVar[tuple[str, ...]] = (".gif", ".mp4", ".png")  # any of them stands for both files
 
     @classmethod
     def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
-        add_images(parser)
+        super().add_flags(parser)
         add = parser.add_argument
         add("--frames", type=int, metavar="N", help="frames of a clip; default: as in training")
         add("--fps", type=float, help="frames a second; default: config.task.fps")
@@ -88,7 +87,7 @@ class ClipSampling(Sampling):
             "motion": np.full(len(images), (motion + 0.5) * video.motion_step, np.float32),
         }
 
-    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+    def condition(self, frozen: Any, batch: Batch) -> Condition:
         # The same noise on the first frame every time, so that an image has one condition.
         sigma = jnp.full(batch["frames"].shape[:1], self.task.video.noise_aug_strength)
         return self.task.clip_condition(frozen, batch, self.latent_shape[0], sigma, jax.random.key(0))
@@ -100,19 +99,17 @@ class ClipSampling(Sampling):
 
     def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
         # Clip by clip: the decoder needs far more memory for a frame than the network.
-        decode = super().decode
-        if latent.ndim == 4:
-            return decode(frozen, latent)
-        return jax.lax.map(lambda frames: decode(frozen, frames), latent)
+        decode = functools.partial(super().decode, frozen)
+        return decode(latent) if latent.ndim == 4 else jax.lax.map(decode, latent)
 
-    def source_images(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def source_images(self, frozen: Any, batch: Batch) -> jax.Array:
         return batch["frames"]
 
-    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray:
+    def truth(self, host: Host) -> np.ndarray:
         """The true clip; where solids move, which the first frame does not show, one of many possible ones."""
         return host["frames"]
 
-    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    def sheet(self, host: Host, sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """Frames side by side: a row of the true clip above a row for each sample."""
         rows = np.concatenate([sources[:, None], samples], axis=1)
         return media.image_grid(rows.reshape(-1, *rows.shape[2:]))
@@ -121,7 +118,7 @@ class ClipSampling(Sampling):
     def files(cls, out: str) -> list[str]:
         return media.clip_files(out)
 
-    def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray, out: str) -> list[str]:
+    def save(self, host: Host, sources: np.ndarray, samples: np.ndarray, out: str) -> list[str]:
         """An MP4 and a GIF of that name: a row for each image, which stands still beside its samples."""
         still = np.broadcast_to(sources[:, None, :1], (len(samples), 1, *samples.shape[2:]))
         grid = np.concatenate([still, samples], axis=1)  # (R, 1 + n, F, H, W, 3)
@@ -131,10 +128,7 @@ class ClipSampling(Sampling):
 
 @dataclasses.dataclass(frozen=True)
 class ImageToVideo(denoising.Denoising):
-    """The I2V task.
-
-    Batches of clips hold `frames` uint8 (B, F, H, W, 3), `fps` and `motion` (B,) float32; of images, `image`.
-    """
+    """The I2V task. Batches of clips hold `frames` uint8 (B, F, H, W, 3), `fps`, `motion` (B,) float32; of images, `image`."""
 
     name: ClassVar[str] = "i2v"
     sample_type: ClassVar[str] = "clip"
@@ -147,7 +141,7 @@ class ImageToVideo(denoising.Denoising):
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToVideo, dict[str, Any]]:
         return denoising.make(
             cls, settings, place, *encoders.make_encoder(settings.encoder, place),
-            network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
+            network={"vector_dim": 3, "vector_kind": "numbers", "temporal": True},
             concatenated=True,
             frames=settings.data.clips.frames,
             video=settings.task,
@@ -165,7 +159,7 @@ class ImageToVideo(denoising.Denoising):
 
         return {"tokens": rows("tokens"), "latent": rows("latent"), "vector": jnp.zeros(size, bool)}
 
-    def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
+    def prepare(self, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Condition]:
         if "image" in batch:
             x0 = self.latents(frozen, batch, key)
             return x0, Condition(tokens=self.image_features(frozen, batch), latent=jnp.zeros_like(x0))
@@ -176,9 +170,7 @@ class ImageToVideo(denoising.Denoising):
         condition = self.clip_condition(frozen, batch, shape[1], sigma, _named(key, "augmentation"))
         return flat.reshape(*shape[:2], *flat.shape[1:]), condition
 
-    def clip_condition(
-        self, frozen: Any, batch: Mapping[str, jax.Array], frames: int, sigma: jax.Array, key: jax.Array
-    ) -> Condition:
+    def clip_condition(self, frozen: Any, batch: Batch, frames: int, sigma: jax.Array, key: jax.Array) -> Condition:
         """The condition of clips of so many frames; of the batch's frames only the first counts.
 
         sigma: (B,) standard deviation of the noise, sampled with `key`, on the first frame that is concatenated to every frame.

@@ -87,8 +87,7 @@ RELEASES: Mapping[str, Release] = {
 
 @dataclasses.dataclass(frozen=True)
 class Prior:
-    """An imported prior: settings to sample or train with, the network, its parameters (or shapes) and what became of every
-    name on disk."""
+    """Settings to sample or train with, the network, its parameters (or shapes), and what became of every name on disk."""
 
     settings: config.Settings
     network: Network
@@ -104,17 +103,8 @@ def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only: bool = False) -> Prior:
-    """A released prior from a file, a directory or a hub id.
-
-    Args:
-      source: as `weights.files.read_release` takes it; names may be official, or diffusers'.
-      field: the setting it is from, for messages.
-      kind, heads: as for `read`.
-      shapes_only: read no arrays, for the report alone.
-
-    Raises:
-      ValueError: as `weights.files.read_release` and `read`.
-    """
+    """A released prior under official or diffusers' names: `source`, `field` as of `weights.files.read_release`, the rest as of
+    `read`. `shapes_only`: reads no arrays, for the report alone."""
     state, metadata, described = files.read_release(source, field, shapes_only)
     state = official.from_diffusers(rules.strip_wrappers(state, source))
     settings = None
@@ -126,14 +116,8 @@ def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only
 
 
 def read(
-    kind: str,
-    state: Mapping[str, Any],
-    *,
-    origin: str,
-    heads: int = 0,
-    settings: config.Settings | None = None,
-    side: int = 0,
-) -> Prior:
+    kind: str, state: Mapping[str, Any], *, origin: str, heads: int = 0, settings: config.Settings | None = None, side: int = 0
+) -> Prior:  # fmt: skip
     """A state dict of a release as a prior.
 
     Args:
@@ -141,7 +125,7 @@ def read(
       state: name -> array, or name -> shape to see the report without data.
       origin: what the state dict is, for messages.
       heads: attention heads; 0: as in the DiT paper's table.
-      settings: those of the run that wrote it, if it says; else they are found from the shapes.
+      settings: of the run that wrote it; None finds them from the shapes.
       side: of the latents it was trained on; 0 where its table of positions tells.
 
     Raises:
@@ -187,8 +171,7 @@ def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any
     model, autoencoder = settings.model, settings.autoencoder
     factor = 1 if autoencoder.kind == "identity" else 2 ** (len(autoencoder.channels) - 1)
     grid = (settings.data.image_size // factor // model.patch_size,) * 2
-    base = (model.position_base,) * 2 if model.position_base else grid
-    positions = layers.positions(grid, base, model.position_scale, params["patch"]["bias"].shape[0])
+    positions = layers.positions(grid, grid, model.position_scale, params["patch"]["bias"].shape[0])
     return official.to_official(params, positions, model.patch_size)
 
 

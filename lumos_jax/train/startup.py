@@ -22,7 +22,7 @@ from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.checkpoints.manager import DIRECTORY
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import same_content
-from lumos_jax.tasks import handoffs, releases
+from lumos_jax.tasks import denoising, releases
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
@@ -173,7 +173,7 @@ def _hand_off(experiment: Experiment, workdir: pathlib.Path, fingerprints: Mappi
     shapes = _shapes(prior.params)
     task.check_prior(settings.model, prior.settings.model, shapes)
     same = _same_condition(settings, prior.settings, fingerprints.get("encoder"), prior.encoder)
-    named = handoffs.rules(task.handoff(), _shapes(ours), shapes, same)
+    named = task.handoff().rules(_shapes(ours), shapes, same)
     rules = {
         "origin": settings.init_from,
         "reinitialise": (f"{finetune.LORA}/*", *named["reinitialise"]),
@@ -182,7 +182,7 @@ def _hand_off(experiment: Experiment, workdir: pathlib.Path, fingerprints: Mappi
     }
     transfer(prior.params, ours, **rules)  # by shapes: what does not fit is refused before gigabytes are read
     theirs = prior.read()
-    null = handoffs.null_embedding(theirs, named["drop"])
+    null = denoising.null_embedding(theirs, named["drop"])
     if null is not None:
         rules["adapt"]["time/fc2/bias"] = lambda bias: bias + null
     params, account = transfer(theirs, ours, **rules)
