@@ -35,10 +35,8 @@ def paper():
     config.train.batch_size = 1024
     config.train.steps = 125_000
     config.eval.every = 5000
-    config.eval.knn_bank_size = 4096
-    config.eval.num_examples = 1024
-    config.eval.batch_size = 256
-    config.eval.samples = 5
+    config.eval.num_examples = 1024  # by their neighbors among the rest of the holdout
+    config.eval.sheet = (8, 5)
     return config
 
 
@@ -70,7 +68,6 @@ def desk():
     config.checkpoint.every = 500
     config.log.every = 50
     config.eval.every = 500
-    config.eval.knn_bank_size = 2048
     return config
 
 
@@ -90,10 +87,8 @@ def test():
     config.checkpoint.every = 4
     config.log.every = 2
     config.eval.every = 6
-    config.eval.knn_bank_size = config.eval.num_examples = 32
-    config.eval.batch_size = 16
-    config.eval.rows = 2
-    config.eval.samples = 3
+    config.eval.num_examples = 32
+    config.eval.sheet = (2, 3)
     return config
 
 

@@ -27,7 +27,6 @@ def paper():
     config.optimizer.learning_rate = 1e-4
     config.eval.every = 10_000
     config.eval.num_examples = 5120
-    config.eval.batch_size = 256
     return config
 
 
@@ -87,8 +86,7 @@ def test():
     config.eval.every = 6
     config.eval.num_examples = 32
     config.eval.num_scored = 0
-    config.eval.batch_size = 16
-    config.eval.rows = 2
+    config.eval.sheet = (2, 2)
     config.eval.steps = 4
     return config
 

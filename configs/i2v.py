@@ -39,8 +39,7 @@ def paper():
     config.eval.num_scored = 256
     config.eval.sampler = "ddim"
     config.eval.steps = 50
-    config.eval.rows = 4
-    config.eval.samples = 1
+    config.eval.sheet = (4, 1)
     return config
 
 
@@ -57,10 +56,8 @@ def desk():
     config.train.steps = 1000
     config.eval.every = 250
     config.eval.num_examples = 128
-    config.eval.batch_size = 32
     config.eval.num_scored = 64
-    config.eval.rows = 4
-    config.eval.samples = 1
+    config.eval.sheet = (4, 1)
     return config
 
 
@@ -69,7 +66,6 @@ def test():
     config.data.clips.frames = 4
     config.data.clips.frame_stride = (4, 12)
     config.train.batch_size = 8
-    config.eval.batch_size = 8
     config.eval.num_examples = 16
     config.eval.num_scored = 8
     config.data.holdout = 16

@@ -33,7 +33,6 @@ def paper():
     config.optimizer.learning_rate = 1e-4
     config.eval.every = 10_000
     config.eval.num_examples = 5120
-    config.eval.batch_size = 256
     return config
 
 

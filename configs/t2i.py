@@ -51,8 +51,7 @@ def paper_1024():
     config.data.image_size = 1024
     config.data.crop = "center"
     config.data.buckets.enabled = True
-    config.model.position_scale = 2.0
-    config.train.batch_size = config.eval.batch_size = 64
+    config.train.batch_size = 64
     config.eval.num_examples = 1024
     return config
 

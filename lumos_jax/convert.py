@@ -34,6 +34,7 @@ from lumos_jax import cli, config, data, encoders
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, quiet_logs
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import frozen, whitening
+from lumos_jax.models import position_scale
 from lumos_jax.models.network import make_size
 from lumos_jax.tasks import releases
 from lumos_jax.train import finetune
@@ -198,7 +199,7 @@ def _save_prior(folder: pathlib.Path, layout: str, settings: config.Settings, st
             "in_channels": state["x_embedder.proj.weight"].shape[1],
             "out_channels": state["final_layer.linear.weight"].shape[0] // patch**2,
             "caption_channels": state["y_embedder.y_embedding"].shape[1],
-            "interpolation_scale": settings.model.position_scale,
+            "interpolation_scale": position_scale(settings.data.image_size),
             "norm_type": "ada_norm_zero",
             "norm_eps": 1e-6,
             "activation_fn": "gelu-approximate",

@@ -26,7 +26,6 @@ from collections.abc import Sequence
 
 from lumos_jax import cli, config
 from lumos_jax.checkpoints import CheckpointError, quiet_logs
-from lumos_jax.diffusion import SAMPLERS
 from lumos_jax.tasks.sampling import check_output
 from lumos_jax.train import sampler
 
@@ -38,18 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     add = parser.add_argument
-    add("--workdir", required=True, metavar="RUN", help="directory of the run")
+    sampler.add_flags(parser, batch=16)
     add("--out", metavar="FILE", help="file to write; default: samples.png, of clips samples.gif")
     add("--num", type=int, default=4, help="samples per condition; default: 4")
-    add("--sampler", choices=tuple(SAMPLERS), help="default: config.eval.sampler of the run")
-    add("--steps", type=int, help="sampling steps; default: config.eval.steps")
-    add("--guidance", type=float, metavar="SCALE", help="guidance scale, 1 for none; default: config.eval.guidance")
-    add("--seed", type=int, default=0, help="of the starting noise; default: 0")
-    add("--batch", type=int, default=16, metavar="SIZE", help="samples generated at a time; default: 16")
-    add("--checkpoint", type=int, metavar="STEP", help="default: the newest")
-    add("--weights", choices=("ema", "params"), default="ema", help="EMA or raw parameters; default: ema")
-    for group in ("encoder", "autoencoder"):
-        add(f"--{group}-weights", metavar="PATH", help=f"new location of config.{group}.weights, if they have moved")
     return parser
 
 
@@ -82,21 +72,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, config.Settin
             raise ValueError(f"--{flag}={getattr(args, flag)} must be at least 1")
     args.out = args.out or f"samples{sampling.endings[0]}"
     check_output(sampling, args.out)
-    return args, _override(settings, args)
-
-
-def _override(settings: config.Settings, args: argparse.Namespace) -> config.Settings:
-    """The run's settings as the flags change them."""
-    changes = {
-        "eval": {name: getattr(args, name) for name in ("sampler", "steps", "guidance")},
-        "encoder": {"weights": args.encoder_weights},
-        "autoencoder": {"weights": args.autoencoder_weights},
-    }
-    for group, fields in changes.items():
-        fields = {name: value for name, value in fields.items() if value is not None}
-        settings = dataclasses.replace(settings, **{group: dataclasses.replace(getattr(settings, group), **fields)})
-    config.validate(settings)
-    return settings
+    return args, sampler.with_flags(settings, args)
 
 
 def run(argv: Sequence[str] | None = None) -> list[str]:

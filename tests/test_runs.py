@@ -194,7 +194,7 @@ def test_init_from_starts_from_the_other_runs_ema(undisturbed, command, tmp_path
 def test_adapters_train_resume_and_sample(undisturbed, command, tmp_path):
     Image.new("RGB", (16, 16), (200, 30, 30)).save(tmp_path / "a.png")
     fields = (f"init_from={undisturbed[0]}", "finetune.lora_rank=2", "finetune.trainable=('final/*',)", "log.every=4",
-              "optimizer.decay=constant", "optimizer.ema_dtype=bfloat16", "optimizer.moments_dtype=bfloat16",
+              "optimizer.decay=constant", "optimizer.state_dtype=bfloat16",
               "optimizer.ema_memory=host")  # fmt: skip
     output = finish(start(command(tmp_path / "whole", *fields, "train.steps=8")))
     assert "model       4,592 trainable parameters, 59,392 frozen" in output

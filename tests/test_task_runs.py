@@ -24,7 +24,7 @@ from tests.running import arrays, assert_same_bits, finish, metrics, start
 STEPS, SAVED = 120, 80
 COMMON = (
     f"train.steps={STEPS}", f"checkpoint.every={SAVED}", "log.every=2", f"eval.every={STEPS}", "eval.num_scored=0",
-    "eval.rows=1", "eval.samples=1", "eval.steps=1", "eval.batch_size=16", "eval.num_examples=32", "data.holdout=32",
+    "eval.sheet=(1,1)", "eval.steps=1", "eval.num_examples=32", "data.holdout=32",
     "model.size=32x1x2", "encoder.size=32x1x4", "train.batch_size=16", "optimizer.decay=constant", "optimizer.ema_decay=0.9",
 )  # fmt: skip
 

@@ -53,6 +53,10 @@ _JOINED = {
     "encoder.depth": "encoder.size",
     "optimizer.boosted": "optimizer.lr_multipliers",
     "optimizer.boost": "optimizer.lr_multipliers",
+    "optimizer.ema_dtype": "optimizer.state_dtype",
+    "optimizer.moments_dtype": "optimizer.state_dtype",
+    "eval.rows": "eval.sheet",
+    "eval.samples": "eval.sheet",
     "task.hidden": "task.head",
     "task.bottleneck": "task.head",
     "task.prototypes": "task.head",
@@ -64,6 +68,13 @@ _GONE: dict[str, tuple[Any, str]] = {
     "model.mlp_ratio": (4.0, "it is 4"),
     "model.position_base": (0, "positions are counted from the grid's own size"),
     "model.mlp_products": ("none", "matmuls are XLA's"),
+    "model.position_scale": (lambda flat: max(1.0, flat["data.image_size"] / 512), "it follows from data.image_size"),
+    "model.scan_unroll": (None, "it follows from the devices"),
+    "diffusion.steps": (1000, "it is 1000"),
+    "diffusion.logit_std": (1.0, "it is 1"),
+    "finetune.lora_alpha": (lambda flat: flat["finetune.lora_alpha"] and flat["finetune.lora_rank"], "it is the rank"),
+    "eval.batch_size": (None, "it is train.batch_size / optimizer.accumulate"),
+    "eval.knn_bank_size": (None, "the bank is what data.holdout has beside eval.num_examples"),
     "optimizer.b1": (0.9, "it is 0.9"),
     "task.noise_log_mean": (-3.0, "it is -3"),
     "task.noise_log_std": (0.5, "it is 0.5"),
@@ -116,6 +127,15 @@ def upgrade_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
     if "optimizer.boosted" in new:
         patterns, factor = new.pop("optimizer.boosted"), new.pop("optimizer.boost", 1.0)
         new["optimizer.lr_multipliers"] = tuple((pattern, factor) for pattern in patterns)
+    if "optimizer.ema_dtype" in new:
+        dtypes = {new.pop("optimizer.ema_dtype"), new.pop("optimizer.moments_dtype")}
+        if len(dtypes) > 1:
+            raise ValueError(
+                "config.optimizer.ema_dtype and moments_dtype of these settings differ: they are one field now"
+            )
+        new["optimizer.state_dtype"] = dtypes.pop()
+    if "eval.rows" in new:
+        new["eval.sheet"] = (new.pop("eval.rows"), new.pop("eval.samples"))
     for group in ("model", "encoder"):
         if f"{group}.width" in new:
             _join_size(new, group)

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Annotated, ClassVar, Literal
 
-from lumos_jax.config.fields import Dtype, Rule, above, at_least, require
+from lumos_jax.config.fields import Dtype, Rule, at_least, require
 
 TEXT_KINDS = ("t5", "clip_text")  # of encoder.kind
 _OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "clip_text": ("all", "pooled")}
@@ -134,7 +134,6 @@ class Model:
     size: Annotated[str, size_of("S", "B", "L", "XL"), "the DiT paper's table"] = "XL"
     patch_size: Annotated[int, at_least(1), "latent pixels a side of a token"] = 2
     mlp_ratio: ClassVar[float] = 4.0
-    position_scale: Annotated[float, "distance of positions: 1.0 at 256 and 512 px, 2.0 at 1024 px"] = 1.0
     final: Annotated[
         Literal["auto", "table", "adaln"],
         "where the last modulation is from: table: a learned table and the timestep (PixArt, Lumos); adaln: SiLU and a Linear",
@@ -148,9 +147,6 @@ class Model:
         Literal["none", "dots", "mlp", "full"],
         "what the backward pass recomputes: nothing; dots: all but matmuls; mlp: all but the MLPs' matmuls; everything",
     ] = "none"
-    scan_unroll: Annotated[
-        int, at_least(0), "blocks per iteration of the layer scan; 0: 12 on a CPU (faster steps), 1 elsewhere"
-    ] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +154,7 @@ class Diffusion:
     """The corruption process, what the network predicts, and its loss."""
 
     schedule: Annotated[Literal["linear", "cosine", "flow"], "flow: straight lines, flow matching"] = "linear"
-    steps: Annotated[
-        int, at_least(1), "discrete timesteps (linear and cosine); network time is scaled to it for flow"
-    ] = 1000
+    steps: ClassVar[int] = 1000  # discrete timesteps; the network's time is scaled to it for flow
     prediction: Annotated[Literal["noise", "x0", "v", "flow"], "what the network predicts"] = "noise"
     loss: Annotated[
         Literal["hybrid", "simple"],
@@ -168,9 +162,11 @@ class Diffusion:
         "simple: the MSE alone, eq. (1)",
     ] = "hybrid"
     min_snr_gamma: Annotated[float, at_least(0), "min-SNR weighting; 0: none; 5 is its paper's value"] = 0.0
-    timesteps: Annotated[Literal["uniform", "logit_normal"], "distribution of timesteps in training"] = "uniform"
-    logit_mean: Annotated[float, "logit_normal: mean"] = 0.0
-    logit_std: Annotated[float, above(0), "logit_normal: standard deviation"] = 1.0
+    timesteps: Annotated[
+        Literal["uniform", "logit_normal"],
+        "distribution of timesteps in training; logit_normal has standard deviation 1",
+    ] = "uniform"
+    logit_mean: Annotated[float, "logit_normal: mean; the standard deviation is 1"] = 0.0
 
     @property
     def learned_variance(self) -> bool:

@@ -35,6 +35,11 @@ class Settings:
         str, "weights to start from: a run's directory (its EMA), an imported prior's, or a released file or hub id"
     ] = ""
 
+    @property
+    def micro_batch(self) -> int:
+        """Rows of a forward pass, over all devices, in training and in evaluation."""
+        return self.train.batch_size // self.optimizer.accumulate
+
     def check(self) -> None:
         self._check_allowed_changes()
         self._check_eval()
@@ -60,8 +65,8 @@ class Settings:
             here = f"config.checkpoint.allow_change names {name!r}"
             require(name in known or name.endswith(".fingerprint"), f"{here}, which is no field")
             require(not name.startswith("finetune."), f"{here}: what trains may change with init_from only")
-            dtypes = ("optimizer.ema_dtype", "optimizer.moments_dtype")
-            require(name not in dtypes, f"{here}: a checkpoint holds that dtype; change it with init_from only")
+            held = name == "optimizer.state_dtype"
+            require(not held, f"{here}: a checkpoint holds that dtype; change it with init_from only")
 
     def _check_eval(self) -> None:
         flow = self.diffusion.schedule == "flow"
@@ -74,11 +79,11 @@ class Settings:
             flow or self.eval.steps <= self.diffusion.steps,
             f"config.eval.steps={self.eval.steps} exceeds diffusion.steps={self.diffusion.steps}",
         )
-        needed = max(self.eval.rows, self.eval.num_examples, self.eval.num_scored) + self.eval.knn_bank_size
+        needed = max(self.eval.sheet[0], self.eval.num_examples, self.eval.num_scored)
         require(
             not self.eval.every or self.data.holdout >= needed,
-            f"config.data.holdout={self.data.holdout} must be at least {needed} (eval.num_examples, num_scored, rows and "
-            "knn_bank_size); set config.eval.every=0 to train without a held-out set",
+            f"config.data.holdout={self.data.holdout} must be at least {needed} (eval.num_examples, num_scored and sheet); "
+            "set config.eval.every=0 to train without a held-out set",
         )
 
 

@@ -29,11 +29,11 @@ class Optimizer:
     clip_norm: Annotated[float, at_least(0), "global gradient norm; 0: no clipping"] = 0.0
     accumulate: Annotated[int, at_least(1), "gradient accumulation: micro-batches per step"] = 1
     ema_decay: Annotated[float, between(0, 1), "of the EMA of the weights"] = 0.9999
-    ema_dtype: Annotated[
+    state_dtype: Annotated[
         Dtype,
-        "the EMA between steps; bfloat16 halves its memory, rounded stochastically (lumos_jax/train/state_dtype.py)",
+        "EMA, AdamW's two moments and Muon's momentum between steps; bfloat16 halves their memory, rounded stochastically",
+        "(lumos_jax/train/state_dtype.py)",
     ] = "float32"
-    moments_dtype: Annotated[Dtype, "AdamW's two moments and Muon's momentum between steps, likewise"] = "float32"
     ema_memory: Annotated[Literal["device", "host"], "host: EMA in host memory, copied every step"] = "device"
 
     def check(self) -> None:
@@ -51,16 +51,13 @@ class Finetune:
     trainable: Annotated[
         tuple[str, ...], 'as ("final/*", "blocks/attn/*"); empty: everything, or the adapters alone'
     ] = ()
-    lora_rank: Annotated[
-        int, at_least(0), "of low-rank adapters, W + alpha / rank A B, which train beside `trainable`; 0: none"
-    ] = 0
-    lora_alpha: Annotated[float, at_least(0), "0: equal to the rank"] = 0.0
+    lora_rank: Annotated[int, at_least(0), "of low-rank adapters, W + A B, which train beside `trainable`; 0: none"] = 0
     lora_targets: Annotated[tuple[str, ...], "the kernels of the blocks that have adapters"] = _TARGETS
 
     def check(self) -> None:
         require(
-            self.lora_rank > 0 or (self.lora_alpha, self.lora_targets) == (0, _TARGETS),
-            "config.finetune.lora_alpha and lora_targets need config.finetune.lora_rank of 1 or more",
+            self.lora_rank > 0 or self.lora_targets == _TARGETS,
+            "config.finetune.lora_targets needs config.finetune.lora_rank of 1 or more",
         )
         require(bool(self.lora_targets), "config.finetune.lora_targets is empty: name kernels, or set lora_rank=0")
 
@@ -115,20 +112,17 @@ class Eval:
 
     every: Annotated[int, at_least(0), "steps; 0: never"] = 0
     num_examples: Annotated[int, at_least(1), "held-out records whose denoising loss is averaged"] = 512
-    batch_size: Annotated[int, at_least(1), "global"] = 64
-    knn_bank_size: Annotated[
-        int,
-        at_least(0),
-        "held-out records among which a task that learns features finds neighbors of num_examples others",
-    ] = 0
     num_scored: Annotated[
         int,
         at_least(0),
         "held-out records of which one sample each is scored against the truth, where there is one: the image of a feature,",
         "the true view, the clip, what the caption of a scene says; 0: none",
     ] = 0
-    rows: Annotated[int, at_least(1), "held-out records on the sample sheet"] = 8
-    samples: Annotated[int, at_least(1), "samples of each"] = 2
+    sheet: Annotated[
+        tuple[int, int],
+        Rule(lambda sheet: min(sheet) >= 1, "positive"),
+        "of the sample sheet: held-out records, a row each, and samples of each",
+    ] = (8, 2)
     sampler: Annotated[
         Literal["ddpm", "ddim", "dpm++", "euler", "heun"],
         "euler and heun solve diffusion.schedule=flow, the others the rest",
@@ -143,10 +137,3 @@ class Eval:
         require(
             0 <= low <= high <= 1, f"config.eval.guidance_interval={(low, high)} must satisfy 0 <= low <= high <= 1"
         )
-        if not self.every:
-            return
-        for name in ("knn_bank_size", "num_examples", "num_scored"):
-            require(
-                getattr(self, name) % self.batch_size == 0,
-                f"config.eval.{name}={getattr(self, name)} must be a multiple of eval.batch_size={self.batch_size}",
-            )

@@ -11,28 +11,10 @@ from lumos_jax.data.pipeline import load_image, make_record_iterator, make_train
 from lumos_jax.data.records import describe_row, make_loader
 from lumos_jax.data.records.base import SAMPLE_TYPES
 from lumos_jax.data.shards import write_arrayrecord
-from lumos_jax.data.sources.mixture import MixtureSource
 from lumos_jax.data.sources.scenes import scenes_of, truth_of
 
 __all__ = [
-    "SAMPLE_TYPES",
-    "SOURCES",
-    "CorruptMeter",
-    "CorruptRecord",
-    "MixtureSource",
-    "Source",
-    "TooManyCorruptRecords",
-    "describe_row",
-    "holdout_records",
-    "load_image",
-    "make_loader",
-    "make_record_iterator",
-    "make_source",
-    "make_train_iterator",
-    "read_batch",
-    "records",
-    "scenes_of",
-    "sources",
-    "truth_of",
-    "write_arrayrecord",
-]
+    "SAMPLE_TYPES", "SOURCES", "CorruptMeter", "CorruptRecord", "Source", "TooManyCorruptRecords", "describe_row",
+    "holdout_records", "load_image", "make_loader", "make_record_iterator", "make_source", "make_train_iterator", "read_batch",
+    "records", "scenes_of", "sources", "truth_of", "write_arrayrecord",
+]  # fmt: skip

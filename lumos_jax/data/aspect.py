@@ -49,15 +49,11 @@ class Bucket:
 
 @functools.cache
 def make_buckets(base: int, step: int = 0, ratios: tuple[float, float] = (0.25, 4.0)) -> tuple[Bucket, ...]:
-    """The buckets around base x base, by rising ratio.
+    """The buckets around base x base pixels, by rising ratio.
 
-    Args:
-      base: pixels a side of the square bucket.
-      step: pixels of which sides are multiples; 0 takes base / 16.
-      ratios: smallest and largest height over width.
-
-    Raises:
-      ValueError: the step does not divide the base, or the ratios leave no square.
+    step: pixels of which sides are multiples; 0 takes base / 16.
+    ratios: smallest and largest height over width.
+    Raises ValueError: the step does not divide the base, or the ratios leave no square.
     """
     step = step or base // PARTS
     if step < 1 or base % step:
@@ -75,8 +71,7 @@ def make_buckets(base: int, step: int = 0, ratios: tuple[float, float] = (0.25, 
 
 def nearest(buckets: Sequence[Bucket], ratio: np.ndarray) -> np.ndarray:
     """Which bucket's ratio is nearest by |difference|, for ratios (N,) of height over width: int (N,)."""
-    distances = np.abs(np.array([bucket.ratio for bucket in buckets])[:, None] - np.asarray(ratio)[None])
-    return distances.argmin(axis=0)
+    return np.abs(np.array([[bucket.ratio] for bucket in buckets]) - ratio).argmin(axis=0)
 
 
 def square(buckets: Sequence[Bucket]) -> int:
@@ -90,16 +85,13 @@ def table(data: Data) -> tuple[Bucket, ...]:
 
 
 def assign(data: Data, source: Source, batch_size: int) -> np.ndarray:
-    """(records,) uint8: the bucket of each record, that of the nearest ratio. A record without a readable header goes to the
-    square.
+    """The bucket of each record, that of the nearest ratio: (records,) uint8. One without a readable header is in the square.
 
     Buckets in which the training records would not fill one batch an epoch are closed: their records go to the nearest of
     the others.
     """
-    buckets = table(data)
-    sizes = record_sizes(data, source)
-    known = (sizes > 0).all(axis=1)
-    ratio = np.where(known, sizes[:, 0] / np.maximum(sizes[:, 1], 1), 1.0)
+    buckets, sizes = table(data), record_sizes(data, source)
+    ratio = np.where((sizes > 0).all(axis=1), sizes[:, 0] / np.maximum(sizes[:, 1], 1), 1.0)
     share = np.bincount(nearest(buckets, ratio), weights=_weights(data, source), minlength=len(buckets))
     kept = [i for i, records in enumerate(share * len(source)) if records >= batch_size or i == square(buckets)]
     return np.array(kept, np.uint8)[nearest([buckets[i] for i in kept], ratio)]
@@ -117,10 +109,7 @@ def _weights(data: Data, source: Source) -> np.ndarray:
 
 
 class BucketOrder:
-    """Which batch of which bucket's order each step takes; see `order.host_steps`.
-
-    bucket_of: as `assign` gives it.
-    """
+    """Which batch of which bucket's order each step takes; see `order.host_steps`. bucket_of: as `assign` gives it."""
 
     def __init__(self, data: Data, source: Source, bucket_of: np.ndarray, batch_size: int):
         weights = _weights(data, source)
@@ -143,9 +132,9 @@ def _order_of(data: Data, source: Source, weights: np.ndarray, bucket: int) -> o
     """Position -> record number over all epochs of one bucket; of a mixture, its parts in turns by weight."""
     orders, shares = [], []
     for number, part in enumerate(source.parts):
-        own = weights[part.first : part.first + len(part.source)]
-        records = (part.first + np.flatnonzero(own)).astype(np.uint32)
+        records = part.first + np.flatnonzero(weights[part.first : part.first + len(part.source)])
         if len(records):
+            records = records.astype(np.uint32)
             orders.append(order.endless(records.__getitem__, len(records), f"{data.seed}/{number}/bucket {bucket}"))
             shares.append(weights[records].sum())
     return order.mixed(orders, shares)

@@ -7,6 +7,7 @@ HasCaptions, HasLabels, HasClips, HasViews. `config.data.source` names an entry 
 from __future__ import annotations
 
 import abc
+import bisect
 import dataclasses
 import hashlib
 import io
@@ -18,13 +19,11 @@ import numpy as np
 
 Data = Any  # config.Data. Not imported: the settings' rules read the registries of this package
 Captions = tuple[str, str]  # (raw, detailed), either of which may be empty
+SOURCES: dict[str, type[Source]] = {}
 
 
 class CorruptRecord(Exception):
     """A record is damaged; the message says why. It is counted and named, and has weight 0."""
-
-
-SOURCES: dict[str, type[Source]] = {}
 
 
 class Part(NamedTuple):
@@ -38,9 +37,8 @@ class Part(NamedTuple):
 class Source(abc.ABC):
     """Random access to `len(source)` records; picklable, since worker processes open files of their own.
 
-    Attributes:
-      needs: the field of config.data without which the source cannot be opened.
-      in_mixture: whether it may be a part of a mixture.
+    needs: the field of config.data without which the source cannot be opened.
+    in_mixture: whether it may be a part of a mixture.
     """
 
     registry: ClassVar[dict[str, type]] = SOURCES
@@ -48,13 +46,9 @@ class Source(abc.ABC):
     in_mixture: ClassVar[bool] = True
 
     @classmethod
-    @abc.abstractmethod
     def open(cls, data: Data) -> Source:
-        """The source that config.data describes.
-
-        Raises:
-          ValueError: nothing there, or not readable; says what to do.
-        """
+        """The source that config.data describes. Raises ValueError: nothing there, or not readable; says what to do."""
+        return cls(data.path)
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -108,10 +102,7 @@ class HasViews(abc.ABC):
     @abc.abstractmethod
     def posed_views(self, index: int, rng: np.random.Generator, count: int) -> list[tuple[Any, np.ndarray]]:
         """`count` different views, chosen at random: (as `read` gives an image, world-to-camera matrix (3, 4) float64).
-
-        Raises:
-          CorruptRecord or OSError: fewer views than that, or one that cannot be read.
-        """
+        Raises CorruptRecord or OSError: fewer views than that, or one that cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,16 +119,11 @@ class HasClips(abc.ABC):
 
     @abc.abstractmethod
     def clip(self, index: int, frames: int, stride: int, share: float, size: int) -> Clip:
-        """`frames` frames of a video, every `stride`-th.
+        """`frames` frames of a video, every `stride`-th; see config.data.clips.
 
-        Args:
-          index: record number.
-          frames, stride: see config.data.
-          share: where the clip begins, 0 .. 1 (exclusive) of the places where it can.
-          size: side of the square that the images will be cut to; what is smaller on disk may stay so.
-
-        Raises:
-          CorruptRecord or OSError: it cannot be decoded, or is shorter than that.
+        share: where the clip begins, 0 .. 1 (exclusive) of the places where it can.
+        size: side of the square that the images will be cut to; what is smaller on disk may stay so.
+        Raises CorruptRecord or OSError: it cannot be decoded, or is shorter than that.
         """
 
 
@@ -150,8 +136,7 @@ def start_of(share: float, total: int, frames: int, stride: int) -> int:
 
 
 def register(name: str) -> Callable[[type], type]:
-    """Decorator that makes a class the value `name` of the setting that its registry is for: config.data.source of sources,
-    config.data.sample_type of loaders."""
+    """Decorator: makes a source the value `name` of config.data.source, or a loader that of config.data.sample_type."""
 
     def add(cls: type) -> type:
         cls.registry[name] = cls
@@ -161,14 +146,21 @@ def register(name: str) -> Callable[[type], type]:
 
 
 def make_source(data: Data) -> Source:
-    """The source that config.data names.
+    """The source that config.data names. Raises ValueError: nothing there, or not readable; says what to do."""
+    return chosen(SOURCES, "source", data.source).open(data)
 
-    Raises:
-      ValueError: nothing there, or not readable; says what to do.
-    """
-    if data.source not in SOURCES:
-        raise ValueError(f"config.data.source={data.source!r} is not one of {', '.join(sorted(SOURCES))}")
-    return SOURCES[data.source].open(data)
+
+def chosen(registry: dict[str, type], field: str, name: str) -> type:
+    """What config.data names in that field. Raises ValueError: nothing."""
+    if name not in registry:
+        raise ValueError(f"config.data.{field}={name!r} is not one of {', '.join(sorted(registry))}")
+    return registry[name]
+
+
+def locate(ends: Sequence[int], index: int) -> tuple[int, int]:
+    """A number in sequences that stand one after the other, and end there -> (which sequence, the number in it)."""
+    which = bisect.bisect_right(ends, index)
+    return which, index - (ends[which - 1] if which else 0)
 
 
 def digest(parts: Iterable[Any]) -> str:

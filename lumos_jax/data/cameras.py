@@ -19,10 +19,7 @@ LARGEST = 1e9  # squares of it, and float32, are far from overflow
 
 def check_matrix(matrix: np.ndarray) -> np.ndarray:
     """A world-to-camera matrix as float64.
-
-    Raises:
-      ValueError: it is not 3x4 and finite, its left part is no rotation, or its camera stands at the origin.
-    """
+    Raises ValueError: it is not 3x4 and finite, its left part is no rotation, or its camera stands at the origin."""
     if matrix.shape != (3, 4) or matrix.dtype.kind not in "fiu":
         raise ValueError(f"{matrix.dtype} of shape {matrix.shape} is no 3x4 world-to-camera matrix")
     matrix = matrix.astype(np.float64)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import codecs
 import functools
 import html
+import io
 import json
 import os
 import pathlib
 import re
 import urllib.parse
 import zlib
-from collections.abc import Sequence
+from typing import TextIO
 
 import numpy as np
 from absl import logging
@@ -29,28 +30,17 @@ DETAILED_NAMES = ("caption/detailed", "caption_detailed", "detailed")
 
 
 def choose(captions: Captions, draw: float, detailed: float) -> int:
-    """Which caption a record trains with: 0, the raw, or 1, the detailed one.
-
-    Args:
-      captions: (raw, detailed); where one is empty, it is the other.
-      draw: a number in [0, 1) from the record's own stream.
-      detailed: probability of the detailed one.
-    """
+    """Which of (raw, detailed) a record trains with: the detailed one if `draw`, a number in [0, 1) from the record's own
+    stream, is below the probability `detailed`; the other where that one is empty."""
     wanted = int(draw < detailed)
     return wanted if captions[wanted] else 1 - wanted if captions[1 - wanted] else 0
 
 
 def partner(record: int, count: int, fraction: float, seed: int) -> int:
-    """The record whose caption a record is given when a fraction of the captions is exchanged (paper Fig. 2a).
+    """Which of `count` records a record takes its caption from, if a fraction of the captions is exchanged (paper Fig. 2a).
 
     A fixed seed pairs the records up, and a share `fraction` of the pairs exchanges captions: no caption is lost or doubled,
     and nothing is remembered.
-
-    Args:
-      record: in [0, count).
-      count: records of the source.
-      fraction: share of records with another's caption, in [0, 1].
-      seed: of the pairs.
     """
     if not fraction:
         return record
@@ -60,30 +50,25 @@ def partner(record: int, count: int, fraction: float, seed: int) -> int:
     return other if np.random.Philox(key=pair).random_raw() < int(fraction * 2**64) else record
 
 
-_RULES: Sequence[tuple[re.Pattern, str]] = [
-    (re.compile(pattern), by)
-    for pattern, by in (
-        (r"<person>", "person"),
-        (r"(?:https?://|www\.)\S+|\b[\w.-]+\.(?:com|net|org|co|ru|info|edu|gov)\b(?:/\S*)?", ""),
-        (r"<[^<>]*>", " "),  # HTML
-        (r"@[\w\d]+\b", ""),  # names of accounts
-        (r"[\u31c0-\u33ff\u3400-\u9fff]+", ""),  # strokes, compatibility forms and ideographs of CJK
-        (r"[\u2010-\u2015\u2212\u2e3a\u2e3b\ufe58\ufe63\uff0d]+", "-"),
-        (r"[\u201c\u201d\u00ab\u00bb\u201e]", '"'),
-        (r"[\u2018\u2019`\u00b4]", "'"),
-        (r"&(?:quot|amp);?", ""),
-        (r"\b\d{1,3}(?:\.\d{1,3}){3}\b", " "),  # IP addresses
-        (r"#\d+\b|\b\d{6,}\b", ""),  # numbers of articles
-        (r"\S+\.(?:png|jpe?g|gif|bmp|webp|eps|svg|pdf|mp4)\b", ""),  # names of files
-        (r"[\"']{2,}", '"'),
-        (r"\.{2,}", " "),
-        (r"[#®•©™&@·º½¾¿¡§~()\[\]{}|\\/*]+", " "),
-        (r"\s+\.\s+", " "),
-    )
-]
+_RULES = (
+    (r"<person>", "person"),
+    (r"(?:https?://|www\.)\S+|\b[\w.-]+\.(?:com|net|org|co|ru|info|edu|gov)\b(?:/\S*)?", ""),
+    (r"<[^<>]*>", " "),  # HTML
+    (r"@[\w\d]+\b", ""),  # names of accounts
+    (r"[\u31c0-\u33ff\u3400-\u9fff]+", ""),  # strokes, compatibility forms and ideographs of CJK
+    (r"[\u2010-\u2015\u2212\u2e3a\u2e3b\ufe58\ufe63\uff0d]+", "-"),
+    (r"[\u201c\u201d\u00ab\u00bb\u201e]", '"'),
+    (r"[\u2018\u2019`\u00b4]", "'"),
+    (r"&(?:quot|amp);?", ""),
+    (r"\b\d{1,3}(?:\.\d{1,3}){3}\b", " "),  # IP addresses
+    (r"#\d+\b|\b\d{6,}\b", ""),  # numbers of articles
+    (r"\S+\.(?:png|jpe?g|gif|bmp|webp|eps|svg|pdf|mp4)\b", ""),  # names of files
+    (r"[\"']{2,}", '"'),
+    (r"\.{2,}", " "),
+    (r"[#®•©™&@·º½¾¿¡§~()\[\]{}|\\/*]+", " "),
+    (r"\s+\.\s+", " "),
+)
 _LONGEST = 2000  # characters; some of the rules take time with the square of it
-_SEPARATORS = re.compile(r"[-_]")
-_EDGES = re.compile(r"^[\s\"'_,\-:+.]+|[\s\"'_,\-:+]+$")
 
 
 @functools.lru_cache(maxsize=1 << 12)
@@ -96,15 +81,14 @@ def clean(caption: str) -> str:
 def _clean_once(text: str) -> str:
     import ftfy  # a moment to import, and only captions from the web need it
 
-    text = (
-        ftfy.fix_text(urllib.parse.unquote_plus(text)).strip().lower()
-    )  # repaired first: capitals tell what went wrong
+    text = ftfy.fix_text(urllib.parse.unquote_plus(text))  # repaired first: capitals tell what went wrong
+    text = text.strip().lower()
     for pattern, by in _RULES:
-        text = pattern.sub(by, text)
-    if len(_SEPARATORS.findall(text)) > 3:  # a file's name rather than a sentence
-        text = _SEPARATORS.sub(" ", text)
+        text = re.sub(pattern, by, text)
+    if text.count("-") + text.count("_") > 3:  # a file's name rather than a sentence
+        text = re.sub(r"[-_]", " ", text)
     text = html.unescape(html.unescape(text))
-    return " ".join(_EDGES.sub("", text).split())
+    return " ".join(re.sub(r"^[\s\"'_,\-:+.]+|[\s\"'_,\-:+]+$", "", text).split())
 
 
 _MARKS = {  # of the four bytes first: the mark of UTF-16 is the beginning of the one of UTF-32
@@ -112,18 +96,23 @@ _MARKS = {  # of the four bytes first: the mark of UTF-16 is the beginning of th
 }  # fmt: skip
 
 
-def encoding_of(head: bytes) -> str:
+def _encoding_of(head: bytes) -> str:
     """The encoding of a text that begins with these four bytes: by its byte order mark, or UTF-8 with or without one."""
     return next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), "utf-8-sig")
 
 
+def open_text(path: str | os.PathLike, errors: str, newline: str | None = None) -> TextIO:
+    """A text file in any of these encodings; see `open`. Raises OSError as `open_regular`."""
+    file = open_regular(path)
+    head = file.read(4)
+    file.seek(0)
+    return io.TextIOWrapper(file, _encoding_of(head), errors, newline)
+
+
 def decode_text(data: bytes) -> str:
     """A text on one line; bytes that its encoding does not have become replacement characters.
-
-    Raises:
-      CorruptRecord: zero bytes in it: something else than text, or UTF-16 without a byte order mark.
-    """
-    text = data.decode(encoding_of(data), errors="replace")
+    Raises CorruptRecord: zero bytes in it: something else than text, or UTF-16 without a byte order mark."""
+    text = data.decode(_encoding_of(data), errors="replace")
     if "\0" in text:
         raise CorruptRecord("its caption holds zero bytes: no text, or UTF-16 without a byte order mark")
     return one_line(text)
@@ -136,29 +125,21 @@ def one_line(text: str) -> str:
 
 def read_jsonl(path: pathlib.Path) -> dict[str, Captions]:
     """Lines {"file": relative name, "caption": ..., "detailed": ...}, "detailed" where there is one -> name -> captions.
-
-    Raises:
-      ValueError: a line is something else; says which.
-    """
+    Raises ValueError: a line is something else; says which."""
     found, twice = {}, 0
-    with open_regular(path) as file:
-        head = file.read(4)
-    with open(path, encoding=encoding_of(head), errors="replace") as file:
+    with open_text(path, "replace") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
                 entry = json.loads(line)
-                texts = entry["file"], entry["caption"], entry.get("detailed") or ""
-                if not all(isinstance(part, str) for part in texts):
-                    raise TypeError("a value is no text")
+                name, *texts = entry["file"], entry["caption"], entry.get("detailed") or ""
+                name, texts = os.path.normpath(name), tuple(map(one_line, texts))
             except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise ValueError(
-                    f'{path}, line {number}: not an object with "file" and "caption" ({type(error).__name__}: {error})'
-                ) from error
-            name = os.path.normpath(texts[0])
+                wrong = f"{type(error).__name__}: {error}"
+                raise ValueError(f'{path}, line {number}: not an object with "file" and "caption" ({wrong})') from error
             twice += name in found
-            found[name] = tuple(map(one_line, texts[1:]))
+            found[name] = texts
     if twice:
         logging.warning("%s: %d files have several lines, of which the last counts", path, twice)
     return found

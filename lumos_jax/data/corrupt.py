@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-# Below this many records a rate says little: three bad files at the start must not stop a run of millions.
-MIN_RECORDS = 200
-# Records named one by one; after these, only round numbers are announced.
-NAMED = 20
+MIN_RECORDS = 200  # below this a rate says little: three bad files at the start must not stop a run of millions
+NAMED = 20  # records named one by one; after these, only every thousandth
 
 
 class TooManyCorruptRecords(RuntimeError):
@@ -18,7 +16,7 @@ class TooManyCorruptRecords(RuntimeError):
 
 
 class CorruptMeter:
-    """How many records were read and how many of them gave no picture, over the whole run."""
+    """How many records were read and how many of them gave no picture, over the whole run. state: as `state` gives it."""
 
     def __init__(self, max_rate: float, state: Mapping[str, Any] | None = None):
         self.max_rate = max_rate
@@ -26,24 +24,20 @@ class CorruptMeter:
 
     def add(self, batch: Mapping[str, np.ndarray]) -> list[str]:
         """Counts a host batch and returns what there is to say about it.
-
-        Raises:
-          TooManyCorruptRecords: the rate over the run so far is above the limit.
-        """
-        problems = [str(problem) for problem in batch["problem"] if problem]
+        Raises TooManyCorruptRecords: the rate over the run so far is above the limit."""
+        lines, last = [], "earlier"
         self.read += len(batch["weight"])
-        lines = []
-        for problem in problems:
+        for last in filter(None, batch["problem"]):
             self.corrupt += 1
             if self.corrupt <= NAMED or self.corrupt % 1000 == 0:
-                lines.append(f"corrupt record {self.corrupt}: {problem}")
+                lines.append(f"corrupt record {self.corrupt}: {last}")
             if self.corrupt == NAMED:
                 lines.append("further corrupt records are counted, and every thousandth named")
         rate = self.corrupt / self.read
         if rate > self.max_rate and self.read >= MIN_RECORDS:
             raise TooManyCorruptRecords(
                 f"{self.corrupt} of {self.read} records ({rate:.1%}) could not be decoded, more than "
-                f"config.data.max_corrupt_rate={self.max_rate:.1%}; the last was {problems[-1] if problems else 'earlier'}. "
+                f"config.data.max_corrupt_rate={self.max_rate:.1%}; the last was {last}. "
                 "Mend or remove them, or raise that rate"
             )
         return lines

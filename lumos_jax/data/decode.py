@@ -55,16 +55,12 @@ def _undecodable() -> Iterator[None]:
 
 
 def decode_square(data: bytes | np.ndarray, size: int, *, shift: float = 0.5, flip: bool = False) -> np.ndarray:
-    """Encoded image, or its pixels -> (size, size, 3) uint8.
+    """Encoded image, or its pixels -> (size, size, 3) uint8; smaller ones are enlarged.
 
-    Args:
-      data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, of animations the first frame; or pixels (H, W, 3) uint8.
-      size: side in pixels; smaller images are enlarged.
-      shift: which part of the longer side to keep, 0 (left or top of the upright image) .. 1; 0.5 is the center.
-      flip: mirror left and right.
-
-    Raises:
-      UndecodableImage: empty, truncated, not an image, or too large to be one.
+    data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, of animations the first frame; or pixels (H, W, 3) uint8.
+    shift: which part of the longer side to keep, 0 (left or top of the upright image) .. 1; 0.5 is the center.
+    flip: mirror left and right.
+    Raises UndecodableImage: empty, truncated, not an image, or too large to be one.
     """
     with _undecodable():
         image, orientation, _ = _open(data, size)
@@ -82,9 +78,7 @@ def decode_cover(data: bytes | np.ndarray, height: int, width: int) -> tuple[np.
     """Encoded image, or its pixels (H, W, 3) uint8 -> (height, width, 3) uint8, and the image's own upright (H, W).
 
     Resized (bicubic, antialiased) so that it covers the target, and the middle of it cut out.
-
-    Raises:
-      UndecodableImage: as `decode_square`.
+    Raises UndecodableImage: as `decode_square`.
     """
     with _undecodable():
         image, orientation, own = _open(data, max(height, width))
@@ -180,9 +174,8 @@ def _check_png(data: bytes) -> None:
         end = place + 12 + length
         if end > len(data):
             return
-        if (kind[:1].isupper() or kind == b"tRNS") and zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(
-            view[end - 4 : end]
-        ):
+        sums = zlib.crc32(view[place + 4 : end - 4]), int.from_bytes(view[end - 4 : end])
+        if (kind[:1].isupper() or kind == b"tRNS") and sums[0] != sums[1]:
             raise UndecodableImage(f"damaged: wrong checksum of chunk {kind.decode('latin-1')}")
         place = end
 

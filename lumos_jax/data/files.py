@@ -17,11 +17,12 @@ import numpy as np
 from absl import logging
 
 from lumos_jax import fileio
-from lumos_jax.data.base import CorruptRecord, digest, printable
+from lumos_jax.data.base import CorruptRecord, Source, digest, printable
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 # What says nothing about a record: storage or the machine has failed, and other records would fail alike.
 _SYSTEM = fileio.TRANSIENT | {errno.ENOMEM, errno.ENOBUFS}
+Arrays = dict[str, np.ndarray]
 
 
 def system_error(error: BaseException) -> OSError | None:
@@ -61,14 +62,36 @@ class Names:
         return (self[i] for i in range(len(self)))
 
 
+class FilesSource(Source):
+    """Records that are files or folders below `root`; `names` are relative to it."""
+
+    needs = "path"
+    root: pathlib.Path
+    names: Names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int, *within: str) -> str:
+        return os.path.join(self.root, self.names[index], *within)
+
+    def describe(self, index: int) -> str:
+        return printable(self.path(index))
+
+
+def directory(path: str) -> pathlib.Path:
+    """The directory that config.data.path names. Raises ValueError: it is none."""
+    found = pathlib.Path(path).expanduser().absolute()
+    if not found.is_dir():
+        raise ValueError(f"config.data.path={path!r} is not a directory")
+    return found
+
+
 def files_below(root: pathlib.Path) -> list[str]:
     """Paths of all files below a directory; links are followed, names that begin with a dot left out.
 
-    Named pipes, sockets and devices, for which a reader would wait, are left out and their number logged. Links to nowhere are
-    files that cannot be read.
-
-    Raises:
-      ValueError: a directory cannot be listed.
+    Named pipes, sockets and devices, for which a reader would wait, are left out and their number logged. Links to nowhere
+    are files that cannot be read. Raises ValueError: a directory cannot be listed.
     """
     found, special, entered, pending = [], [], set(), [os.fspath(root)]
     while pending:
@@ -103,9 +126,7 @@ def _mode(entry: os.DirEntry) -> int:
 
 def find_shards(path: str, is_shard: Callable[[str], bool]) -> list[str]:
     """Sorted paths of the shards in a directory, of those that a glob finds, or of one file; [] where there are none.
-
-    What is no file (a folder of a shard's name, a named pipe) is left out, and its number logged.
-    """
+    What is no file (a folder of a shard's name, a named pipe) is left out, and its number logged."""
     given = pathlib.Path(path).expanduser().absolute()
     if given.is_dir():
         found = [str(p) for p in given.iterdir() if is_shard(p.name) and not p.name.startswith(".")]
@@ -124,10 +145,7 @@ def shards_digest(paths: Sequence[str], ends: Sequence[int]) -> str:
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Opens a file for reading; a named pipe or device is refused at once instead of waited for.
-
-    Raises:
-      OSError: it is no regular file, or cannot be opened.
-    """
+    Raises OSError: it is no regular file, or cannot be opened."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -153,9 +171,7 @@ def read_npy(data: bytes) -> np.ndarray:
     """The array of numbers in a .npy file; a view of `data`.
 
     NumPy's own reader compiles the header as Python, and the compiler of CPython 3.11 may fail when several threads use it.
-
-    Raises:
-      ValueError: these bytes are no such file, or are too few.
+    Raises ValueError: these bytes are no such file, or are too few.
     """
     if data[:6] != b"\x93NUMPY" or len(data) < 12:
         raise ValueError("no NumPy file")
@@ -172,9 +188,7 @@ def read_npy(data: bytes) -> np.ndarray:
     return array.reshape(dims, order="F" if order[1] == "True" else "C")
 
 
-def made_once(
-    file: pathlib.Path | None, names: Sequence[str], make: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
+def made_once(file: pathlib.Path | None, names: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
     """The named arrays that `make` gives, kept in a .npz file (None: nowhere); a damaged one is made again."""
     if file is None:
         return make()

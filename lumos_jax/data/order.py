@@ -15,7 +15,6 @@ import itertools
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +24,9 @@ from lumos_jax.data.base import Data, Source
 _HOLDOUT_SEED = 0x1005
 
 MAX_RECORDS = 2**32 - 1  # Grain's index shuffle works on 32 bits
+Order = Callable[[int], int]  # position -> record number, without end
+BatchOf = Callable[[int], tuple[Order, int]]  # step -> the order whose batch it takes, and which of them
+Steps = Callable[[int], list[tuple[int, int]]]  # number of a step -> the (position, record) pairs of its rows
 _SMALL = 1 << 12  # records below which a permutation is a table
 
 
@@ -45,14 +47,10 @@ def _table(count: int, seed: int) -> np.ndarray:
 
 def holdout_records(data: Data, source: Source) -> list[int]:
     """The `data.holdout` records that no training batch holds; of a mixture, spread over its sources by weight.
-
-    Raises:
-      ValueError: there are not more records than that.
-    """
-    chosen = [
-        [part.first + permuted(i, len(part.source), _HOLDOUT_SEED) for i in range(count)]
-        for part, count in zip(source.parts, holdout_counts(data, source), strict=True)
-    ]
+    Raises ValueError: there are not more records than that."""
+    chosen = []
+    for part, count in zip(source.parts, holdout_counts(data, source), strict=True):
+        chosen.append([part.first + permuted(i, len(part.source), _HOLDOUT_SEED) for i in range(count)])
     # Taken in turns, so that the first few of them come from all sources.
     return [record for turn in itertools.zip_longest(*chosen) for record in turn if record is not None]
 
@@ -68,40 +66,24 @@ def holdout_counts(data: Data, source: Source) -> list[int]:
         if count >= len(part):
             raise ValueError(
                 f"config.data.holdout={data.holdout} leaves nothing to train on: {part.describe(0)} ... has {len(part)} "
-                "records. Lower data.holdout (and eval.num_examples, eval.rows), or set eval.every=0"
+                "records. Lower data.holdout (and eval.num_examples, eval.sheet), or set eval.every=0"
             )
     return counts
-
-
-class Lazy:
-    """A sequence of which a function gives each element; without end unless a length is given."""
-
-    def __init__(self, element: Callable[[int], Any], length: int = sys.maxsize):
-        self._element, self._length = element, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Any:
-        return self._element(index)
-
-
-Order = Sequence[int]  # position -> record number, without end
 
 
 def endless(record: Callable[[int], int], count: int, name: str) -> Order:
     """All epochs of `count` records, each permuted in its own way; `record` gives those of places 0 .. count - 1."""
     seed = zlib.crc32(name.encode())  # a hash, so that epoch 1 of a user's seed 0 is not epoch 0 of seed 1
 
-    def element(position: int) -> int:
+    def at(position: int) -> int:
         epoch, place = divmod(position, count)
-        return record(permuted(place, count, (seed + epoch) % 2**32))
+        return int(record(permuted(place, count, (seed + epoch) % 2**32)))
 
-    return Lazy(element)
+    return at
 
 
 def training_order(data: Data, source: Source) -> Order:
-    """Position -> record number."""
+    """Position -> record number, of the records that are not held out."""
 
     def of_part(number: int, first: int, count: int, held: int) -> Order:
         name = f"{data.seed}/{number}"
@@ -119,23 +101,18 @@ def mixed(orders: Sequence[Order], weights: Sequence[float]) -> Order:
     import grain  # imports JAX
 
     # Grain counts the weights in hundredths of the smallest and cuts off the rest; rounded first, they err by half of one.
-    least = min(weights)
+    hundredths = [round(100 * weight / min(weights)) for weight in weights]
     return grain.MapDataset.mix(
-        [grain.MapDataset.source(order) for order in orders], [round(100 * weight / least) for weight in weights]
-    )
+        [grain.MapDataset.range(sys.maxsize).map(one) for one in orders], hundredths
+    ).__getitem__
 
 
-def host_steps(
-    batch_of: Callable[[int], tuple[Order, int]], *, batch_size: int, rows: Sequence[int], start_step: int
-) -> Sequence[list[tuple[int, int]]]:
-    """Steps from `start_step` on -> the (position, record) pairs of the rows that one host reads.
+def host_steps(batch_of: BatchOf, *, batch_size: int, rows: Sequence[int], start_step: int) -> Steps:
+    """Steps from `start_step` on -> the (position, record) pairs of the rows that one host reads."""
 
-    batch_of: step -> the order whose batch it takes, and which of them.
-    """
-
-    def element(index: int) -> list[tuple[int, int]]:
+    def at(index: int) -> list[tuple[int, int]]:
         step = start_step + index
         order, batch = batch_of(step)
-        return [(step * batch_size + row, int(order[batch * batch_size + row])) for row in rows]
+        return [(step * batch_size + row, order(batch * batch_size + row)) for row in rows]
 
-    return Lazy(element)
+    return at

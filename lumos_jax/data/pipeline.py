@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from multiprocessing import resource_tracker
@@ -28,27 +29,17 @@ Finish = Callable[[HostBatch], HostBatch]
 
 
 class BatchIterator(Iterator[HostBatch]):
-    """The batches of `steps` (step -> (position, record) pairs, at most `rows` of them), read ahead from the beginning;
-    `close` ends threads and processes."""
+    """The batches of steps 0 .. count - 1, at most `rows` rows each, read ahead; `close` ends threads and processes."""
 
-    def __init__(
-        self,
-        data: Data,
-        steps: Sequence[list[tuple[int, int]]],
-        loader: Loader,
-        rows: int,
-        finish: Finish | None = None,
-    ):
+    def __init__(self, data: Data, steps: order.Steps, count: int, loader: Loader, rows: int, finish: Finish | None):
         import grain  # imports JAX
 
         ignore_pillow_warnings()
-        steps = grain.MapDataset.source(steps).map(loader.load_batch)
-        if finish is not None:
-            steps = steps.map(functools.partial(_finished, finish=finish, source=loader.source))
-        batch_bytes = rows * sum(dtype.itemsize * math.prod(shape) for dtype, shape in loader.row().values())
+        finished = functools.partial(_finished, finish=finish, source=loader.source)
+        batches = grain.MapDataset.range(count).map(steps).map(loader.load_batch).map(finished)
         threads = 2 if data.workers else 4  # a process
         ahead = threads if data.workers else max(data.prefetch, threads)
-        dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+        dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
         self._first: futures.Future[HostBatch] | None = None
         if not data.workers:
             self._iterator = iter(dataset)
@@ -57,6 +48,7 @@ class BatchIterator(Iterator[HostBatch]):
         each = -(-data.prefetch // data.workers)
         # Decoded ahead in each worker, waiting in its queue, and fetched by Grain's thread here; and the one in use.
         batches = (2 * each + threads + 2) * data.workers + 1
+        batch_bytes = rows * sum(dtype.itemsize * math.prod(shape) for dtype, shape in loader.row().values())
         workers.check_shared_memory(data, batches * batch_bytes)
         if not flags.FLAGS.is_parsed():  # Grain reads flags, and not every program parses them
             flags.FLAGS.mark_as_parsed()
@@ -92,12 +84,13 @@ class BatchIterator(Iterator[HostBatch]):
     def close(self) -> None:
         if self._first is not None:  # Grain cannot stop workers that it is still starting
             futures.wait([self._first])
-            self._first = None
         self._iterator.close()
 
 
-def _finished(batch: HostBatch, finish: Finish, source: Source) -> HostBatch:
+def _finished(batch: HostBatch, finish: Finish | None, source: Source) -> HostBatch:
     """`finish` of a batch; rows for which it raises (a caption that cannot be tokenized) become corrupt records."""
+    if finish is None:
+        return batch
     try:
         return finish(batch)
     except (MemoryError, ImportError):
@@ -109,36 +102,23 @@ def _finished(batch: HostBatch, finish: Finish, source: Source) -> HostBatch:
                 finish({name: array[row : row + 1] for name, array in batch.items()})
             except Exception as error:  # noqa: BLE001
                 wrong[row] = error
-        for row, error in wrong.items():
-            reject(batch, row, source.describe(int(batch["record"][row])), error)
         if not wrong:
             raise
+        for row, error in wrong.items():
+            reject(batch, row, source.describe(int(batch["record"][row])), error)
         return finish(batch)
 
 
 def make_train_iterator(
-    data: Data,
-    source: Source,
-    *,
-    batch_size: int,
-    rows: Sequence[int],
-    start_step: int,
-    finish: Finish | None = None,
+    data: Data, source: Source, *, batch_size: int, rows: Sequence[int], start_step: int, finish: Finish | None = None
 ) -> BatchIterator:
-    """Batches of the training order for one host.
+    """Batches of the training order for one host, which reads the given rows of each global batch of `batch_size`.
 
-    Args:
-      data: config.data.
-      source: as `make_source` gives it.
-      batch_size: B, rows of the global batch.
-      rows: the rows, within [0, B), that this host reads.
-      start_step: the first step.
-      finish: what is done to each batch in the threads or processes that decode; picklable.
+    finish: what is done to each batch in the threads or processes that decode; picklable.
 
     Returns:
-      An iterator over dicts: `image` uint8 (len(rows), S, S, 3) (with config.data.buckets, (len(rows), h, w, 3) of the step's
-      bucket, and `size`), or what a cache holds instead (`latent` or `image`, and
-      `feature`); `weight` float32 (len(rows),), 0 where a record could not be
+      An iterator over dicts: the arrays of the sample type (see `records`), as `image` uint8 (len(rows), S, S, 3), or what a
+      cache holds instead (`latent` or `image`, and `feature`); `weight` float32 (len(rows),), 0 where a record could not be
       decoded; `record` int64 (len(rows),); `problem` (len(rows),) strings, empty where all is well.
 
     Raises:
@@ -149,45 +129,33 @@ def make_train_iterator(
         assigned = aspect.assign(data, source, batch_size)
         batch_of = aspect.BucketOrder(data, source, assigned, batch_size).batch_of
     else:
-        records = order.training_order(data, source)
-
-        def batch_of(step):
-            return records, step
-
+        batch_of = functools.partial(lambda records, step: (records, step), order.training_order(data, source))
     steps = order.host_steps(batch_of, batch_size=batch_size, rows=rows, start_step=start_step)
     loader = make_loader(data, source, training=True, assigned=assigned, batch_size=batch_size)
-    return BatchIterator(data, steps, loader, len(rows), finish)
+    return BatchIterator(data, steps, sys.maxsize, loader, len(rows), finish)
 
 
 def make_record_iterator(
-    data: Data,
-    source: Source,
-    batches: Sequence[Sequence[int]],
-    finish: Finish | None = None,
-    everything: bool = False,
+    data: Data, source: Source, batches: Sequence[Sequence[int]], finish: Finish | None = None, everything: bool = False
 ) -> BatchIterator:
     """These batches of records, once, each center-cropped and not mirrored; otherwise as `make_train_iterator`.
 
     everything: with all that training may choose from, as a cache keeps it.
     """
     loader = make_loader(data, source, training=False, everything=everything)
-    steps = order.Lazy(lambda index: [(0, record) for record in batches[index]], len(batches))
-    return BatchIterator(data, steps, loader, max(map(len, batches), default=0), finish)
+    rows = max(map(len, batches), default=0)
+    return BatchIterator(data, lambda i: [(0, record) for record in batches[i]], len(batches), loader, rows, finish)
 
 
 def read_batch(data: Data, source: Source, records: Sequence[int], finish: Finish | None = None) -> HostBatch:
     """These records, center-cropped and not mirrored; as `make_train_iterator` returns them."""
     ignore_pillow_warnings()
     batch = make_loader(data, source, training=False).load_batch([(0, record) for record in records])
-    return batch if finish is None else _finished(batch, finish, source)
+    return _finished(batch, finish, source)
 
 
 def load_image(path: str | os.PathLike, size: int) -> np.ndarray:
-    """One file -> (size, size, 3) uint8: shorter side resized, center crop.
-
-    Raises:
-      ValueError: it cannot be read or decoded.
-    """
+    """One file -> (size, size, 3) uint8: shorter side resized, center crop. Raises ValueError: it cannot be read or decoded."""
     ignore_pillow_warnings()
     try:
         return decode_square(read_file(path), size)

@@ -3,7 +3,6 @@ is used, however many shards there are."""
 
 from __future__ import annotations
 
-import bisect
 import collections
 import contextlib
 import itertools
@@ -11,21 +10,16 @@ import os
 import resource
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from lumos_jax.data.base import CorruptRecord, printable
+from lumos_jax.data.base import CorruptRecord, locate, printable
 from lumos_jax.data.files import system_error
 
 _ERRORS = (ValueError, RuntimeError, OSError, IndexError)  # what ArrayRecord raises, of full disks and open files too
 
 
 class Shards:
-    """The records of some shards, one shard after the other.
-
-    Args:
-      paths: the shards.
-      counts: how many records are read of each.
-      skips: the first record that is read of each; none: 0.
-    """
+    """The records of some shards, one shard after the other: of each `counts` records, after the first `skips` (none: 0)."""
 
     def __init__(self, paths: Sequence[str], counts: Sequence[int], skips: Sequence[int] = ()):
         self.paths, self.ends = list(paths), list(itertools.accumulate(counts))
@@ -37,27 +31,23 @@ class Shards:
 
     def __getitem__(self, index: int) -> bytes:
         """Raises CorruptRecord, or OSError if the system is at fault."""
-        shard, number = self._locate(index)
+        shard, number = locate(self.ends, index)
         try:
-            return _reader(self._number, self.paths[shard]).read([number])[0]
+            return _reader(self._number, self.paths[shard]).read([number + self._skips[shard]])[0]
         except _ERRORS as error:
             raise system_error(error) or CorruptRecord(f"shard damaged: {error}") from error
 
     def describe(self, index: int) -> str:
-        shard, number = self._locate(index)
-        return f"{printable(self.paths[shard])}#{number}"
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        shard = bisect.bisect_right(self.ends, index)
-        return shard, index - (self.ends[shard - 1] if shard else 0) + self._skips[shard]
+        shard, number = locate(self.ends, index)
+        return f"{printable(self.paths[shard])}#{number + self._skips[shard]}"
 
 
 _lock = threading.Lock()
 _numbers = itertools.count()  # a file may be replaced between two Shards of its path
-_readers: collections.OrderedDict[tuple[int, str], object] = collections.OrderedDict()  # the last used is the last
+_readers: collections.OrderedDict[tuple[int, str], Any] = collections.OrderedDict()  # the last used is the last
 
 
-def _reader(number: int, path: str):
+def _reader(number: int, path: str) -> Any:
     """An open shard. One that is dropped from the table is closed when the last thread that reads it lets go of it."""
     with _lock:
         key = number, path
@@ -70,7 +60,7 @@ def _reader(number: int, path: str):
         return _readers[key]
 
 
-def _open(path: str, options: str = "", **more):
+def _open(path: str, options: str = "", **more: int) -> Any:
     from array_record.python import array_record_module
 
     return array_record_module.ArrayRecordReader(path, options, **more)
@@ -78,11 +68,7 @@ def _open(path: str, options: str = "", **more):
 
 def count_records(path: str) -> int:
     """Records in a shard; this reads its index, which stands at the end, and so finds a truncated one.
-
-    Raises:
-      ValueError: no such shard, or it is truncated or something else.
-      OSError: the system is at fault.
-    """
+    Raises ValueError: no such shard, or it is truncated or something else. Raises OSError: the system is at fault."""
     try:
         with contextlib.closing(_open(path)) as reader:
             return reader.num_records()
@@ -99,19 +85,16 @@ def read_all(path: str) -> Iterable[bytes]:
     with contextlib.closing(_open(path)) as reader:
         for first in range(0, count, 64):
             try:
-                found = reader.read(list(range(first, min(first + 64, count))))
+                yield from reader.read(list(range(first, min(first + 64, count))))
             except _ERRORS as error:
                 raise system_error(error) or CorruptRecord(str(error)) from error
-            yield from found
 
 
 def write_arrayrecord(path: str | os.PathLike, records: Iterable[bytes], *, compress: bool = True) -> int:
     """Writes records (for training, each the bytes of an image file) as one ArrayRecord shard; returns how many.
 
     The shard appears under its name when it is complete, so that an interrupted writer leaves no truncated one.
-
-    Raises:
-      OSError: it cannot be written; a full disk.
+    Raises OSError: it cannot be written; a full disk.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -132,7 +115,7 @@ def write_arrayrecord(path: str | os.PathLike, records: Iterable[bytes], *, comp
     return count
 
 
-def _on_disk(call: Callable, *arguments) -> None:
+def _on_disk(call: Callable, *arguments: Any) -> None:
     try:
         call(*arguments)
     except RuntimeError as error:  # ArrayRecord's, of a full disk too

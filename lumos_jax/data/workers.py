@@ -53,14 +53,14 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
         array = SharedMemoryArray(shape, dtype)  # new memory is zero
         _waiting[array.metadata.name] = array
-    return array
+        return array
 
 
 def hand_over(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The last stage in a worker: from here on Grain frees the memory."""
-    for array in batch.values():
-        if hasattr(array, "metadata"):  # it is in shared memory
-            with _lock:
+    with _lock:
+        for array in batch.values():
+            if hasattr(array, "metadata"):  # it is in shared memory
                 _waiting.pop(array.metadata.name, None)
     return batch
 
@@ -76,16 +76,11 @@ def _free_waiting() -> None:
 
 def check_shared_memory(data: Data, needed: int) -> None:
     """Batches come from workers through /dev/shm, which is small in many containers and ends a process that fills it.
-
-    Raises:
-      ValueError: less than `needed` bytes are free.
-    """
-    if not os.path.isdir("/dev/shm"):
-        return
-    free = shutil.disk_usage("/dev/shm").free
+    Raises ValueError: less than `needed` bytes are free."""
+    free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else math.inf
     if needed > free:
         raise ValueError(
             f"config.data.workers={data.workers} needs about {needed / 2**20:.0f} MiB in /dev/shm, which has "
-            f"{free / 2**20:.0f} MiB free. Lower data.workers, data.threads, set data.workers=0 (threads "
-            "only), or enlarge it (docker run --shm-size=8g)"
+            f"{free / 2**20:.0f} MiB free. Lower data.workers, set data.workers=0 (threads only), or enlarge it "
+            "(docker run --shm-size=8g)"
         )

@@ -11,7 +11,7 @@ from lumos_jax.diffusion.process import (
     target,
     timestep_quartile,
 )
-from lumos_jax.diffusion.samplers import SAMPLERS, sample
+from lumos_jax.diffusion.samplers import SAMPLERS, normal_rows, sample
 
 __all__ = [
     "SAMPLERS",
@@ -21,6 +21,7 @@ __all__ = [
     "loss_terms",
     "make_process",
     "network_time",
+    "normal_rows",
     "sample",
     "sample_timesteps",
     "target",

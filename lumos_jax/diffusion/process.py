@@ -129,9 +129,9 @@ def model_log_variance(process: Process, logits: jax.Array, t_B: jax.Array) -> j
 
 def sample_timesteps(process: Process, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Random timesteps: int32 in [0, T), or float32 in (0, 1) for flow. Uniform, or logit-normal (Esser et al. 2024):
-    u = sigmoid(mean + std n), dense in the middle; discrete processes take the step that contains u."""
+    u = sigmoid(mean + n), dense in the middle; discrete processes take the step that contains u."""
     if process.timesteps == "logit_normal":
-        u = jax.nn.sigmoid(process.logit_mean + process.logit_std * jax.random.normal(key, shape))
+        u = jax.nn.sigmoid(process.logit_mean + jax.random.normal(key, shape))
     elif process.is_flow:
         u = jax.random.uniform(key, shape)
     else:

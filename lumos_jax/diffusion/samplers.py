@@ -49,7 +49,8 @@ def sample(
       process: what the network was trained on.
       denoise: (x (B, h, w, c), network time (B,)) -> (B, h, w, c_out), guided or not.
       noise: (B, h, w, c), standard normal: the starting point.
-      key: of the noise that ddpm, and ddim with eta > 0, add in each step; folded by step.
+      key: of the noise that ddpm, and ddim with eta > 0, add in each step; folded by step. One for all rows, or (B,): a row's
+        noise then depends on its own key alone.
       sampler: one of SAMPLERS.
       steps: calls of the network (heun: 2 steps - 1).
       lower_last: dpm++ only: make the last step first order for any number of steps, not only for fewer than 10.
@@ -77,6 +78,13 @@ def sample(
 def spaced_timesteps(total: int, steps: int) -> np.ndarray:
     """(S,) `steps` of `total` timesteps, evenly spaced, ascending, from 0 to total - 1 (one step: the last)."""
     return np.round(np.linspace(0, total - 1, steps)).astype(np.int64) if steps > 1 else np.array([total - 1])
+
+
+def normal_rows(key: jax.Array, shape: tuple[int, ...], step: int | jax.Array | None = None) -> jax.Array:
+    """Standard normal rows (B, ...): of one key, or each of its own key (B,); the key of a sampling step is folded from it."""
+    if key.ndim:
+        return jax.vmap(lambda own: normal_rows(own, shape[1:], step))(key)
+    return jax.random.normal(key if step is None else jax.random.fold_in(key, step), shape)
 
 
 def _call(denoise: Callable, x: jax.Array, time: jax.Array) -> jax.Array:
@@ -119,7 +127,7 @@ def _ddim(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, ste
         x0, noise, _ = _predict(process, denoise, x, row)
         x = row["next_signal"] * x0 + row["next_sigma"] * noise
         if eta:
-            x = x + row["std"] * jax.random.normal(jax.random.fold_in(key, row["index"]), x.shape)
+            x = x + row["std"] * normal_rows(key, x.shape, row["index"])
         return x
 
     return _reversed_scan(body, x, tables_S)
@@ -145,7 +153,7 @@ def _ddpm(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, ste
         mean = row["x0_weight"] * x0 + row["xt_weight"] * x
         share = 0.0 if logits is None else (logits + 1) / 2
         log_variance = share * row["high"] + (1 - share) * row["low"]
-        z = jax.random.normal(jax.random.fold_in(key, row["index"]), x.shape)
+        z = normal_rows(key, x.shape, row["index"])
         return mean + row["noisy"] * jnp.exp(0.5 * log_variance) * z
 
     return _reversed_scan(body, x, tables_S)

@@ -116,11 +116,13 @@ class Vit:
         image: jax.Array,
         gather: Callable = keep,
         hide: Callable[[jax.Array], jax.Array] | None = None,
+        last_norm: bool = True,
     ) -> jax.Array:
         """image (B, H, W, 3), normalized, sides multiples of the patch size -> tokens (B, 1 + N, D), [CLS] first.
 
         After the last norm, but for CLIP, whose last norm is for `project` alone. `gather` gathers parameters that are split
         over devices, a layer at a time. `hide` replaces some of the embedded patches (B, N, D), before positions are added.
+        Without `last_norm` the tokens are as the last block leaves them.
         """
         blocks = params["blocks"]
         params = gather({name: part for name, part in params.items() if name != "blocks"})
@@ -136,7 +138,7 @@ class Vit:
         if self.input_norm:
             x = self._norm(params["input_norm"], x)
         x = apply_blocks(self._block, blocks, gather, x)
-        return x if self.input_norm else self._norm(params["norm"], x)
+        return x if self.input_norm or not last_norm else self._norm(params["norm"], x)
 
     def project(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
         """Tokens as `apply` gives them -> what the network's head makes of [CLS], (B, head_dims[-1])."""

@@ -16,15 +16,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lumos_jax.evaluation.networks import encoders, vgg
+from lumos_jax.evaluation.networks import dreamsim, encoders, i3d, inception, vgg
 from lumos_jax.evaluation.networks import weights as weights_of
 
 # Network -> (protocols, the first being the default; loader of weights and a protocol).
 _LOADERS: Mapping[str, tuple[tuple[str, ...], Callable[[str, str], weights_of.Loaded]]] = {
+    "inception": (tuple(inception.PROTOCOLS), inception.load),
     "dinov2": (("dgm-eval",), encoders.load_dinov2),
     "clip": (("cmmd",), encoders.load_clip),
+    "i3d": (tuple(i3d.PROTOCOLS), i3d.load),
     "vgg16": (tuple(vgg.VGG16_SIDES), vgg.load),
     "scene_vit": (("squash",), encoders.load_scene_vit),
+    "dreamsim": (tuple(dreamsim.PROTOCOLS), dreamsim.load),
 }
 NETWORKS: tuple[str, ...] = tuple(_LOADERS)
 _AHEAD = 2  # batches that the devices have before the host waits for a result
@@ -69,7 +72,9 @@ class FeatureNetwork:
         return self._program.stream((_checked(pixels, self.kind),) for pixels in batches)
 
 
-def open_network(name: str, weights: str = "", protocol: str = "", rows: int = 0) -> FeatureNetwork:
+def open_network(
+    name: str, weights: str = "", protocol: str = "", rows: int = 0, devices: Sequence[jax.Device] = ()
+) -> FeatureNetwork:
     """Loads a network of NETWORKS.
 
     Args:
@@ -77,6 +82,7 @@ def open_network(name: str, weights: str = "", protocol: str = "", rows: int = 0
       weights: path or hub id of the official file; empty where a package carries them (i3d, vgg16) or we do (scene_vit).
       protocol: how the input is prepared; empty takes the network's usual one.
       rows: images or clips a device at a time; 0 takes a number for the hardware.
+      devices: those to compute on; empty takes the local ones.
 
     Raises:
       ValueError: an unknown name or protocol; weights that are missing, unreadable or of another network.
@@ -88,7 +94,7 @@ def open_network(name: str, weights: str = "", protocol: str = "", rows: int = 0
         raise ValueError(f"network {name} has no protocol {protocol!r}: choose {', '.join(protocols)}")
     protocol = protocol or protocols[0]
     apply, params, dim, described, kind = load(weights, protocol)
-    program = _Program(apply, params, kind, rows)
+    program = _Program(apply, params, kind, rows, devices)
     described = {"name": protocol, **described}
     return FeatureNetwork(name, dim, kind, weights_of.sha256(params), described, program.batch_size, program)
 
@@ -138,6 +144,27 @@ def clip_score(weights: str, rows: int = 0) -> Callable[[np.ndarray, Sequence[st
     return score
 
 
+def pic(weights: str, protocol: str = "", rows: int = 0) -> Callable[..., np.ndarray]:
+    """Perceptual input conformity (Xing et al. 2024, DynamiCrafter): the mean over frames of 1 - DreamSim(input image, frame).
+
+    Args:
+      weights, protocol, rows: as `open_network` takes them for dreamsim; say which protocol a score is of.
+
+    Returns:
+      (clips (B, F, H, W, 3), images (B, H, W, 3) or None) uint8 -> (B,) float32. None takes each clip's first frame, whose own
+      term is then 1.
+    """
+    network = open_network("dreamsim", weights, protocol, rows)
+
+    def score(clips: np.ndarray, images: np.ndarray | None = None) -> np.ndarray:
+        clips = _checked(clips, "clip")
+        frames = network(clips.reshape(-1, *clips.shape[2:])).reshape(*clips.shape[:2], network.dim)
+        first = frames[:, 0] if images is None else network(images)
+        return np.einsum("bfd,bd->b", frames, first) / clips.shape[1]
+
+    return score
+
+
 def _checked(pixels: np.ndarray, kind: str) -> np.ndarray:
     pixels = np.asarray(pixels)
     wanted = {"image": "(B, H, W, 3)", "clip": "(B, F, H, W, 3)"}[kind]
@@ -153,8 +180,8 @@ class _Program:
       batch_size: rows at a time, over all devices.
     """
 
-    def __init__(self, apply: Callable, params: Any, kind: str, rows: int):
-        devices = jax.local_devices()
+    def __init__(self, apply: Callable, params: Any, kind: str, rows: int, devices: Sequence[jax.Device] = ()):
+        devices = list(devices) or jax.local_devices()
         usual = {"image": _IMAGES, "clip": _CLIPS}[kind].get(devices[0].platform, _OF_ACCELERATORS[kind])
         self.batch_size = (rows or usual) * len(devices)
         mesh = Mesh(np.array(devices), ("rows",))

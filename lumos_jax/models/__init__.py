@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from lumos_jax.models.conditioning import PARTS, Condition
-from lumos_jax.models.network import Network, make_dit
+from lumos_jax.models.network import Network, make_dit, position_scale
 
-__all__ = ["PARTS", "Condition", "Network", "make_dit"]
+__all__ = ["PARTS", "Condition", "Network", "make_dit", "position_scale"]

@@ -68,6 +68,7 @@ class DiTConfig:
       remat: one of REMAT_POLICIES.
       unroll: layers of the scan that are unrolled at once.
       final: source of the final layer's modulation, table or adaln.
+      position_scale: distance of positions; see network.position_scale.
       vector_kind, vector_dim: how Condition.vector is embedded, one of conditioning.VECTOR_KINDS, and its V; 0 for none.
       concat_channels: channels of the latent that is concatenated to the input; 0 for none.
       camera_dim: camera numbers at the end of each token's features, which `project_camera` projects into them.
@@ -85,11 +86,11 @@ class DiTConfig:
     out_channels: int
     token_shape: tuple[int, int] | None
     position_base: tuple[int, int]
-    position_scale: float
     dtype: str
     remat: str
     unroll: int
     final: str
+    position_scale: float = 1.0
     vector_kind: str = "linear"
     vector_dim: int = 0
     concat_channels: int = 0

@@ -211,6 +211,11 @@ def make_size(model: config.Model) -> Size:
     return Size(*(config.custom_size(model.size) or SIZES[model.size]))
 
 
+def position_scale(image_size: int) -> float:
+    """Distance of the positions of images of that side in pixels: 2 at 1024 px (PixArt), 1 up to 512."""
+    return max(1.0, image_size / 512)
+
+
 def make_dit(
     model: config.Model,
     *,
@@ -242,10 +247,9 @@ def make_dit(
         out_channels=out_channels,
         token_shape=None if token_shape is None else tuple(token_shape),
         position_base=(latent_shape[0] // model.patch_size, latent_shape[1] // model.patch_size),
-        position_scale=model.position_scale,
         dtype=model.dtype,
         remat=model.remat,
-        unroll=min(size.depth, model.scan_unroll or (cpu.SCAN_UNROLL if jax.default_backend() == "cpu" else 1)),
+        unroll=min(size.depth, cpu.SCAN_UNROLL if jax.default_backend() == "cpu" else 1),
         final=final if model.final == "auto" else model.final,
         **parts,
     )

@@ -46,9 +46,10 @@ def suggest(figures: Figures, devices: Sequence[Any]) -> list[str]:
     if parts:
         tips.append(f"--config.optimizer.accumulate={parts} takes the batch in {parts} parts, with the same gradient")
     resident, optimizer = job.resident_bytes(), settings.optimizer
-    if now > usable / 4 and optimizer.moments_dtype == "float32":
+    if now > usable / 4 and optimizer.state_dtype == "float32":
         tips.append(
-            f"--config.optimizer.moments_dtype=bfloat16 halves the optimizer's {gib(resident['optimizer'])}; a little noise"
+            f"--config.optimizer.state_dtype=bfloat16 halves the optimizer's {gib(resident['optimizer'])} and the EMA; a "
+            "little noise"
         )
     if now > usable / 4 and optimizer.ema_memory == "device":
         tips.append(

@@ -144,14 +144,20 @@ def compile_for(target: Target, lowered: Any) -> Compiled:
         if needed is None:
             raise
         return Compiled(Memory(needed, 0, 0, 0, 0), None, str(error))
-    text, sizes = compiled.as_text(), compiled.memory_analysis()
+    text = compiled.as_text()
+    return Compiled(memory_of(compiled), read_program(text, target.chips), text)
+
+
+def memory_of(compiled: Any) -> Memory:
+    """What a compiled program needs on one chip."""
+    sizes = compiled.memory_analysis()
     parts = (
         sizes.argument_size_in_bytes,
         sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
         sizes.temp_size_in_bytes,
         sizes.generated_code_size_in_bytes,
     )
-    return Compiled(Memory(sum(parts), *parts), read_program(text, target.chips), text)
+    return Memory(sum(parts), *parts)
 
 
 def needed_bytes(message: str) -> float | None:

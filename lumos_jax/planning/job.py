@@ -62,10 +62,10 @@ class Job:
 
         def generate(params, frozen, batch):
             gather = self.experiment.gather
-            return sampling.generate_batch(params, frozen, batch, keys, settings.samples, settings, gather)
+            return sampling.generate_batch(params, frozen, batch, keys, settings.sheet[1], settings, gather)
 
         rows = {
-            name: jax.ShapeDtypeStruct((settings.rows, *a.shape[1:]), a.dtype, sharding=replicated)
+            name: jax.ShapeDtypeStruct((settings.sheet[0], *a.shape[1:]), a.dtype, sharding=replicated)
             for name, a in self.batch.items()
             if name != "weight"
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -180,7 +181,7 @@ def _speed(f: Figures) -> list[tuple[str, str]]:
 
 def _sampler(f: Figures) -> str:
     e, needed, usable = f.job.settings.eval, f.sampler.memory.total, f.target.chip.usable
-    what = f"{e.rows * e.samples} images, {e.steps} steps of {e.sampler}"
+    what = f"{math.prod(e.sheet)} images, {e.steps} steps of {e.sampler}"
     if f.sampler.program is None or needed > usable:
         return f"{what}: does NOT fit even alone, {gib(needed)}"
     resident, times = f.job.resident_bytes(), times_of(f.sampler.program, f.target.chip)

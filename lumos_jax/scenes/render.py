@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -90,16 +89,6 @@ def cover(scene: Scene, matrix: np.ndarray, rays, centre, depth: np.ndarray) -> 
     return owner
 
 
-def posed_views(scene: Scene, cameras: Sequence[Camera], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (V, size, size, 3) uint8 and world-to-camera matrices (V, 3, 4) from each camera."""
-    return np.stack([render(scene, size, camera=c) for c in cameras]), np.stack([camera_matrix(c) for c in cameras])
-
-
-def clip(scene: Scene, frames: int, size: int) -> np.ndarray:
-    """The scene's clip (frames, size, size, 3) uint8: its camera turns, or its solids move."""
-    return np.stack([render(scene, size, time=i / max(frames - 1, 1)) for i in range(frames)])
-
-
 def _rectangle(solid: Solid, matrix: np.ndarray, height: int, width: int) -> tuple[slice, slice] | None:
     """Pixels that a sphere around the solid can cover."""
     radius = solid.size * 1.45
@@ -178,16 +167,16 @@ def _torus(r: float, direction, origin) -> np.ndarray:
     start = _nearest_root(np.float32(1), ox * x + oy * y + oz * z, ox * ox + oy * oy + oz * oz - r * r)
     at = np.nonzero(start < FAR)
     x, y, z, t = x[at], y[at], z[at], start[at]
-    for _ in range(14):
+
+    def from_ring(t: np.ndarray) -> np.ndarray:
         px, py, pz = ox + t * x, oy + t * y, oz + t * z
         ring = np.sqrt(px * px + py * py) - major
-        t = t + np.sqrt(ring * ring + pz * pz) - minor
-    px, py, pz = ox + t * x, oy + t * y, oz + t * z
-    ring = np.sqrt(px * px + py * py) - major
-    distance = np.sqrt(ring * ring + pz * pz) - minor
-    result = np.full(start.shape, FAR)
-    result[at] = np.where(distance < 0.02 * r, t, FAR)
-    return result
+        return np.sqrt(ring * ring + pz * pz)
+
+    for _ in range(14):
+        t = t + from_ring(t) - minor
+    start[at] = np.where(from_ring(t) - minor < 0.02 * r, t, FAR)
+    return start
 
 
 def _shade(scene: Scene, solid: Solid, rays, t: np.ndarray, centre) -> np.ndarray:
@@ -256,10 +245,9 @@ def _ground(scene: Scene, rays, centre) -> tuple[np.ndarray, np.ndarray]:
     shade = _pattern(scene.ground, gx, gy) * _shadows(scene, gx, gy)
     lit = np.float32(_AMBIENT + 0.12 + _DIFFUSE * scene.light[2])
     fog = np.clip((t - _FOG_START) / (_FOG_END - _FOG_START), 0, 1)
-    colours = [
-        ground * lit * shade * (1 - fog) + sky * fog for ground, sky in zip(scene.ground_tone, scene.sky, strict=True)
-    ]
-    return np.stack(colours).astype(np.float32), t.astype(np.float32)
+    tones = zip(scene.ground_tone, scene.sky, strict=True)
+    colours = np.stack([ground * lit * shade * (1 - fog) + sky * fog for ground, sky in tones])
+    return colours.astype(np.float32), t.astype(np.float32)
 
 
 def ground_depth(z: np.ndarray, centre: np.ndarray) -> np.ndarray:

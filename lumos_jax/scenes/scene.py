@@ -7,6 +7,7 @@ same on every platform and access is random.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 
@@ -79,16 +80,13 @@ class Scene:
 
 
 def make_scene(index: int, *, seed: int = 0) -> Scene:
-    """The scene of that number.
-
-    Raises:
-      ValueError: index outside [0, 2^40).
-    """
+    """The scene of that number. Raises ValueError: index outside [0, 2^40)."""
     if not 0 <= index < MAX_INDEX:
         raise ValueError(f"scene {index}: scenes have indices from 0 to 2^40 - 1")
     rng = np.random.Generator(np.random.Philox(key=[seed, index]))
     count = int(rng.choice(4, p=(0.3, 0.3, 0.25, 0.15))) + 1
     light_azimuth, light_height = rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1.25)
+    flat = math.cos(light_height)
     tone = _GROUND_TONES[rng.integers(len(_GROUND_TONES))]
     brightness = rng.uniform(0.9, 1.15)
     polar = rng.uniform(math.radians(42), math.radians(66))
@@ -97,12 +95,8 @@ def make_scene(index: int, *, seed: int = 0) -> Scene:
         solids=tuple(_place_solids(rng, count)),
         ground=GROUNDS[rng.integers(len(GROUNDS))],
         ground_tone=tuple(min(c * brightness, 1.0) for c in tone),
-        sky=tuple(float(c) for c in rng.uniform((0.45, 0.6, 0.75), (0.75, 0.85, 1.0))),
-        light=(
-            math.cos(light_azimuth) * math.cos(light_height),
-            math.sin(light_azimuth) * math.cos(light_height),
-            math.sin(light_height),
-        ),
+        sky=tuple(map(float, rng.uniform((0.45, 0.6, 0.75), (0.75, 0.85, 1.0)))),
+        light=(math.cos(light_azimuth) * flat, math.sin(light_azimuth) * flat, math.sin(light_height)),
         camera=Camera(rng.uniform(0, 2 * math.pi), polar, RADIUS),
         motion="camera" if rng.random() < 0.5 else "solids",
         turn=float(rng.choice((-1.0, 1.0)) * rng.uniform(0.6, 1.2)),
@@ -124,18 +118,10 @@ def _place_solids(rng: np.random.Generator, count: int) -> list[Solid]:
                 break
             size *= 0.985
         heading, speed = rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 1.0)
-        solids.append(
-            Solid(
-                kind=KINDS[rng.integers(len(KINDS))],
-                color=tuple(COLORS)[rng.integers(len(COLORS))],
-                material=MATERIALS[rng.choice(4, p=(0.4, 0.2, 0.2, 0.2))],
-                size=size,
-                x=x,
-                y=y,
-                yaw=rng.uniform(0, 2 * math.pi),
-                velocity=(speed * math.cos(heading), speed * math.sin(heading)),
-            )
-        )
+        velocity = speed * math.cos(heading), speed * math.sin(heading)
+        kind, color = KINDS[rng.integers(len(KINDS))], tuple(COLORS)[rng.integers(len(COLORS))]
+        material, yaw = MATERIALS[rng.choice(4, p=(0.4, 0.2, 0.2, 0.2))], rng.uniform(0, 2 * math.pi)
+        solids.append(Solid(kind, color, material, size, x, y, yaw, velocity))
     return solids
 
 
@@ -146,17 +132,17 @@ def moved(scene: Scene, time: float) -> Scene:
     if scene.motion == "camera":
         camera = dataclasses.replace(scene.camera, azimuth=scene.camera.azimuth + time * scene.turn)
         return dataclasses.replace(scene, camera=camera)
-    solids = tuple(
-        dataclasses.replace(
-            s, x=s.x + time * s.velocity[0], y=s.y + time * s.velocity[1], yaw=s.yaw + time * scene.turn
-        )
-        for s in scene.solids
-    )
-    return dataclasses.replace(scene, solids=solids)
+    solids = []
+    for s in scene.solids:
+        x, y = (place + time * speed for place, speed in zip((s.x, s.y), s.velocity, strict=True))
+        solids.append(dataclasses.replace(s, x=x, y=y, yaw=s.yaw + time * scene.turn))
+    return dataclasses.replace(scene, solids=tuple(solids))
 
 
 _NUMBERS = ("no", "one", "two", "three", "four")
 _PLURALS = {"sphere": "spheres", "box": "boxes", "cylinder": "cylinders", "cone": "cones", "torus": "tori"}
+_SURFACES = {"plain": "", "stripes": " with stripes", "checker": " with checks", "dots": " with dots"}
+_ON_GROUND = {"plain": "a plain", "checker": "a checkered", "stripes": "a striped", "rings": "a ringed"}
 
 
 def largest(scene: Scene) -> Solid:
@@ -165,25 +151,17 @@ def largest(scene: Scene) -> Solid:
 
 def captions(scene: Scene) -> tuple[str, str]:
     """A short caption (counts, colours, kinds) and a long one (sizes, materials, places, ground)."""
-    groups: dict[tuple[str, str], int] = {}
-    for solid in scene.solids:
-        groups[solid.color, solid.kind] = groups.get((solid.color, solid.kind), 0) + 1
-    parts = []
-    for (color, kind), count in groups.items():
+    parts, details = [], []
+    for (color, kind), count in collections.Counter((solid.color, solid.kind) for solid in scene.solids).items():
         article = "an" if color[0] in "aeiou" else "a"
         parts.append(f"{article} {color} {kind}" if count == 1 else f"{_NUMBERS[count]} {color} {_PLURALS[kind]}")
-    short = _join(parts)
-    details = []
     for solid in scene.solids:
         size = "large" if solid.size > 0.7 else "small" if solid.size < 0.48 else "medium-sized"
-        surface = (
-            "" if solid.material == "plain" else f" with {solid.material if solid.material != 'checker' else 'checks'}"
-        )
-        details.append(f"a {size} {solid.color} {solid.kind}{surface} {_where(scene, solid)}")
-    ground = {"plain": "a plain", "checker": "a checkered", "stripes": "a striped", "rings": "a ringed"}[scene.ground]
+        looks = f"a {size} {solid.color} {solid.kind}{_SURFACES[solid.material]}"
+        details.append(f"{looks} {_where(scene, solid)}")
     number = _NUMBERS[len(scene.solids)].capitalize()
     noun = "solid stands" if len(scene.solids) == 1 else "solids stand"
-    return short, f"{number} {noun} on {ground} ground: {_join(details)}."
+    return _join(parts), f"{number} {noun} on {_ON_GROUND[scene.ground]} ground: {_join(details)}."
 
 
 def _join(parts: list[str]) -> str:

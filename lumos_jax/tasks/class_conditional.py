@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -22,15 +22,23 @@ from lumos_jax.tasks.sampling import Sampling
 class ClassSampling(Sampling):
     """A row of samples a class."""
 
+    needs = ("label",)
+
     @classmethod
     def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
         text = "classes to sample, by number from 0"
         parser.add_argument("--classes", nargs="+", type=int, required=True, metavar="N", help=text)
 
     def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        label, count = np.array(args.classes, np.int32), self.task.network.vector_dim
+        return self.inputs([{"label": label} for label in args.classes], load)
+
+    def inputs(
+        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        label = np.array([condition["label"] for condition in conditions], np.int32)
+        count = self.task.network.vector_dim
         if label.min() < 0 or label.max() >= count:
-            raise ValueError(f"--classes {' '.join(map(str, label))}: this run's classes are 0 to {count - 1}")
+            raise ValueError(f"classes {' '.join(map(str, label))}: this run's classes are 0 to {count - 1}")
         return {"label": label}
 
 

@@ -210,6 +210,7 @@ def make(
     if encoder is not None:
         parts = {"token_shape": (encoder.tokens, encoder.dim)}
     parts |= {"concat_channels": shape[-1] if concatenated else 0} | dict(network or {})
+    parts["position_scale"] = models.position_scale(settings.data.image_size)
     out_channels = process.out_channels(shape[-1])
     dit = models.make_dit(settings.model, latent_shape=shape, out_channels=out_channels, **parts)
     fields = {"condition_dropout": settings.task.condition_dropout} | fields

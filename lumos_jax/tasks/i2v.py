@@ -18,7 +18,7 @@ import argparse
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -56,6 +56,7 @@ def _named(key: jax.Array, name: str) -> jax.Array:
 class ClipSampling(ImageSampling):
     """Clips that begin with an image."""
 
+    needs = ("image",)
     endings: ClassVar[tuple[str, ...]] = (".gif", ".mp4", ".png")  # any of them stands for both files
 
     @classmethod
@@ -80,17 +81,25 @@ class ClipSampling(ImageSampling):
             raise ValueError(
                 f"--fps={fps} must be above 0 and at most 240, --motion={motion} from 0 to {MOTION_IDS - 1}"
             )
-        images = np.stack([load(path) for path in args.images])
+        return self.inputs([{"image": path, "fps": fps, "motion": motion} for path in args.images], load)
+
+    def inputs(
+        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        video = self.task.video
+        motion = np.array([condition.get("motion", video.motion_bucket_id) for condition in conditions], np.float32)
         return {
-            "frames": images[:, None],
-            "fps": np.full(len(images), fps, np.float32),
-            "motion": np.full(len(images), (motion + 0.5) * video.motion_step, np.float32),
+            "frames": np.stack([load(condition["image"]) for condition in conditions])[:, None],
+            "fps": np.array([condition.get("fps", video.fps) for condition in conditions], np.float32),
+            "motion": (motion + np.float32(0.5)) * np.float32(video.motion_step),
         }
 
     def condition(self, frozen: Any, batch: Batch) -> Condition:
-        # The same noise on the first frame every time, so that an image has one condition.
-        sigma = jnp.full(batch["frames"].shape[:1], self.task.video.noise_aug_strength)
-        return self.task.clip_condition(frozen, batch, self.latent_shape[0], sigma, jax.random.key(0))
+        # The same noise on the first frame every time and in every row, so that an image has one condition.
+        first = batch["frames"][:, 0]
+        noise = jnp.broadcast_to(jax.random.normal(jax.random.key(0), first.shape[1:])[None], first.shape)
+        sigma = jnp.full(first.shape[:1], self.task.video.noise_aug_strength)
+        return self.task.clip_condition(frozen, batch, self.latent_shape[0], sigma, noise)
 
     def guidance(self, scale: float) -> np.ndarray:
         """(1, F, 1, 1, 1): rising linearly over the frames, to `scale` at the last."""
@@ -167,17 +176,19 @@ class ImageToVideo(denoising.Denoising):
         flat = self.latents(frozen, {"image": batch["frames"].reshape(-1, *shape[2:])}, key)
         normal = jax.random.normal(_named(key, "augmentation level"), shape[:1])
         sigma = jnp.exp(NOISE_LOG_MEAN + NOISE_LOG_STD * normal)
-        condition = self.clip_condition(frozen, batch, shape[1], sigma, _named(key, "augmentation"))
+        noise = jax.random.normal(_named(key, "augmentation"), (shape[0], *shape[2:]))
+        condition = self.clip_condition(frozen, batch, shape[1], sigma, noise)
         return flat.reshape(*shape[:2], *flat.shape[1:]), condition
 
-    def clip_condition(self, frozen: Any, batch: Batch, frames: int, sigma: jax.Array, key: jax.Array) -> Condition:
+    def clip_condition(self, frozen: Any, batch: Batch, frames: int, sigma: jax.Array, noise: jax.Array) -> Condition:
         """The condition of clips of so many frames; of the batch's frames only the first counts.
 
-        sigma: (B,) standard deviation of the noise, sampled with `key`, on the first frame that is concatenated to every frame.
+        sigma: (B,) standard deviation of the noise on the first frame that is concatenated to every frame. noise: of standard
+        deviation 1, as the first frames.
         """
         first = batch["frames"][:, 0]
-        noise = sigma[:, None, None, None] * jax.random.normal(key, first.shape)
-        latent = self.autoencoder.mode(frozen["autoencoder"], first.astype(jnp.float32) + 127.5 * noise)
+        noise = 127.5 * (sigma[:, None, None, None] * noise)
+        latent = self.autoencoder.mode(frozen["autoencoder"], first.astype(jnp.float32) + noise)
         motion = jnp.clip(jnp.floor(batch["motion"] / self.video.motion_step), 0, MOTION_IDS - 1)
         return Condition(
             tokens=self.encoder.apply(frozen["encoder"], first),

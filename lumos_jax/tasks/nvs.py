@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -51,6 +51,8 @@ class Settings(config.Task):
 class OrbitSampling(ImageSampling):
     """Views of each image from cameras around it."""
 
+    needs = ("image", "azimuth")
+
     @classmethod
     def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
         super().add_flags(parser)
@@ -69,15 +71,23 @@ class OrbitSampling(ImageSampling):
 
     def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
         """One row an image and azimuth; `record` numbers the images, whose views start from the same noise."""
-        turns = np.radians(args.azimuths)
-        up = np.full_like(turns, -np.radians(args.elevation))  # the polar angle is counted from above
+        conditions = [
+            {"image": path, "azimuth": azimuth, "elevation": args.elevation}
+            for path in args.images
+            for azimuth in args.azimuths
+        ]
+        record = np.repeat(np.arange(len(args.images)), len(args.azimuths))
+        return self.inputs(conditions, load) | {"record": record}
+
+    def inputs(
+        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        turns = np.radians([condition["azimuth"] for condition in conditions])
+        # The polar angle is counted from above.
+        up = -np.radians([condition.get("elevation", 0.0) for condition in conditions])
         camera = np.stack([up, np.sin(turns), np.cos(turns), np.zeros_like(turns)], axis=1).astype(np.float32)
-        views = np.stack([load(path) for path in args.images])
-        return {
-            "input": np.repeat(views, len(camera), axis=0),
-            "camera": np.tile(camera, (len(views), 1)),
-            "record": np.repeat(np.arange(len(views)), len(camera)),
-        }
+        views = {path: load(path) for path in {condition["image"]: None for condition in conditions}}
+        return {"input": np.stack([views[condition["image"]] for condition in conditions]), "camera": camera}
 
     def source_images(self, frozen: Any, batch: Batch) -> jax.Array:
         return batch["input"]

@@ -70,9 +70,7 @@ _CLASSES, _FEATURE, _SIZES = "y_embedder.embedding_table.weight", "rep_embedder.
 RELEASES: Mapping[str, Release] = {
     "lumos-i2i": Release("i2i", config.Encoder()),
     "lumos-t2i": Release("t2i", _T5),
-    "lumos-t2i-ms": Release(
-        "t2i", _T5, _SIZES, condition=functools.partial(_tokens, vector_kind="size"), model={"position_scale": 2.0}
-    ),
+    "lumos-t2i-ms": Release("t2i", _T5, _SIZES, condition=functools.partial(_tokens, vector_kind="size")),
     "pixart": Release("t2i", _T5, "t_block.1.weight", official.from_pixart),
     "rcg": Release(
         "rcg", _MOCO, _FEATURE, functools.partial(official.from_official, rules=official.RCG_RULES),
@@ -153,7 +151,10 @@ def read(
     if settings is None:
         settings = _settings(release, state, network, width, patch, side, heads, origin)
     latent_shape = (side, side, channels)
-    dit = models.make_dit(settings.model, latent_shape=latent_shape, out_channels=out_channels, **network)
+    scale = models.position_scale(settings.data.image_size)
+    dit = models.make_dit(
+        settings.model, latent_shape=latent_shape, out_channels=out_channels, position_scale=scale, **network
+    )
     return Prior(settings, dit, *release.convert(state, rules.parameter_shapes(dit), origin=origin))
 
 
@@ -171,7 +172,9 @@ def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any
     model, autoencoder = settings.model, settings.autoencoder
     factor = 1 if autoencoder.kind == "identity" else 2 ** (len(autoencoder.channels) - 1)
     grid = (settings.data.image_size // factor // model.patch_size,) * 2
-    positions = layers.positions(grid, grid, model.position_scale, params["patch"]["bias"].shape[0])
+    positions = layers.positions(
+        grid, grid, models.position_scale(settings.data.image_size), params["patch"]["bias"].shape[0]
+    )
     return official.to_official(params, positions, model.patch_size)
 
 

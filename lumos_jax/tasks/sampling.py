@@ -30,9 +30,11 @@ class Sampling:
       task: the task, a denoising.Denoising.
       latent_shape: ([F,] h, w, c) of the samples; the task's own, unless flags ask for another.
       endings: file names that --out may have; the first is that of the default name.
+      needs: what a condition of `inputs` must have.
     """
 
     endings: ClassVar[tuple[str, ...]] = (".png",)
+    needs: ClassVar[tuple[str, ...]] = ()
     task: Any
     latent_shape: tuple[int, ...]
 
@@ -53,6 +55,17 @@ class Sampling:
           ValueError: values that are impossible, images that cannot be read.
         """
         raise NotImplementedError
+
+    def inputs(
+        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """The host batch of conditions by name, a row each: image (a path), caption, label, azimuth and elevation (degrees),
+        fps and motion. Each task reads its own; `needs` must be there.
+
+        Raises:
+          ValueError: values that are impossible, images that cannot be read.
+        """
+        return {"row": np.zeros(len(conditions), np.int32)}
 
     def run(self, sampler: Any, args: argparse.Namespace) -> list[str]:
         """Samples as the flags say with a train.sampler.Sampler, and writes the files; returns their names."""
@@ -112,10 +125,13 @@ class Sampling:
 
     def generate_batch(self, params: Any, frozen: Any, batch: Mapping[str, jax.Array], keys: tuple[jax.Array, jax.Array],
                        count: int, settings: config.Eval, gather: Callable | None = None) -> jax.Array:  # fmt: skip
-        """`count` samples for each row of the batch: uint8 (B, count, [F,] H, W, 3). keys: (starting noise, sampler)."""
+        """`count` samples for each row of the batch: uint8 (B, count, [F,] H, W, 3).
+
+        keys: (starting noise, sampler); each one key, or a key for each of the B * count samples.
+        """
         rows = next(iter(batch.values())).shape[0]
         condition = repeat_rows(self.condition(frozen, batch), count)
-        noise = jax.random.normal(keys[0], (rows * count, *self.latent_shape), jnp.float32)
+        noise = diffusion.normal_rows(keys[0], (rows * count, *self.latent_shape))
         samples = self.generate(params, frozen, condition, noise, keys[1], settings, gather)
         return samples.reshape(rows, count, *samples.shape[1:])
 
@@ -148,6 +164,8 @@ class ImageSampling(Sampling):
 class FeatureSampling(ImageSampling):
     """Of tasks that condition on features of images: a row of samples an image, or a path between two images' features."""
 
+    needs = ("image",)
+
     @classmethod
     def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
         super().add_flags(parser)
@@ -162,7 +180,12 @@ class FeatureSampling(ImageSampling):
         return self
 
     def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        return {"image": np.stack([load(path) for path in args.images])}
+        return self.inputs([{"image": path} for path in args.images], load)
+
+    def inputs(
+        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        return {"image": np.stack([load(condition["image"]) for condition in conditions])}
 
     def run(self, sampler: Any, args: argparse.Namespace) -> list[str]:
         """With --interpolate, one row (first image | samples | second image). The features are mixed linearly with weights 0,
@@ -194,8 +217,8 @@ def check_output(sampling: type[Sampling], out: str) -> None:
 
 
 def to_uint8(pixels: jax.Array) -> jax.Array:
-    """[-1, 1] -> 0..255, rounded; values outside are clipped."""
-    return jnp.clip(jnp.round((pixels + 1) * 127.5), 0, 255).astype(jnp.uint8)
+    """[-1, 1] -> 0..255, rounded half up; values outside are clipped."""
+    return jnp.clip(jnp.floor((pixels + 1) * 127.5 + 0.5), 0, 255).astype(jnp.uint8)
 
 
 def repeat_rows(condition: Any, count: int) -> Any:

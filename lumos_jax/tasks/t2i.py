@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -48,6 +48,8 @@ def tokenize(tokenizer: Any, max_tokens: int, batch: dict[str, np.ndarray]) -> d
 class CaptionSampling(Sampling):
     """A row of samples a prompt."""
 
+    needs = ("caption",)
+
     @classmethod
     def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
         parser.add_argument("--prompts", nargs="+", required=True, metavar="TEXT", help="the texts to condition on")
@@ -67,12 +69,21 @@ class CaptionSampling(Sampling):
         return dataclasses.replace(self, latent_shape=shape)
 
     def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        batch = {"caption": np.array(args.prompts, object)}
+        return self._captions(args.prompts, args.size)
+
+    def inputs(
+        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """With config.data.buckets, in the square size."""
+        return self._captions([condition["caption"] for condition in conditions], None)
+
+    def _captions(self, texts: Sequence[str], size: str | None) -> dict[str, np.ndarray]:
+        batch = {"caption": np.array(texts, object)}
         if not self.task.buckets:
             return batch
-        bucket = self._bucket(args.size)
-        size = np.array([bucket.height, bucket.width, bucket.ratio], np.float32)
-        return batch | {"size": np.tile(size, (len(batch["caption"]), 1))}
+        bucket = self._bucket(size)
+        row = np.array([bucket.height, bucket.width, bucket.ratio], np.float32)
+        return batch | {"size": np.tile(row, (len(texts), 1))}
 
     def _bucket(self, size: str | None) -> aspect.Bucket:
         """The bucket of that --size; None takes the square one."""

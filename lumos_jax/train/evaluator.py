@@ -27,13 +27,20 @@ def make_evaluator(experiment: Experiment, source: data.Source) -> Evaluator | N
     return EVALUATORS[experiment.task.evaluator](experiment, source)
 
 
+def _read(experiment: Experiment, source: data.Source, ids: Sequence[int], places: Sequence[int]) -> dict[str, Any]:
+    """The records at these places of `ids`, as a host batch; rows past the end have weight 0."""
+    chosen = [ids[place % len(ids)] for place in places]
+    batch = data.read_batch(experiment.settings.data, source, chosen, experiment.task.host)
+    return batch | {"weight": batch["weight"] * (np.array(places) < len(ids))}
+
+
 def _read_batches(experiment: Experiment, source: data.Source, ids: Sequence[int]) -> list[Any]:
-    """These records, eval.batch_size at a time, on the mesh. Raises ValueError if not one can be decoded."""
+    """These records, `micro_batch` at a time, on the mesh. Raises ValueError if not one can be decoded."""
     settings = experiment.settings
-    size, batches, readable, problem = settings.eval.batch_size, [], False, ""
+    size, batches, readable, problem = settings.micro_batch, [], False, ""
     rows = experiment.local_rows(size)
     for first in range(0, len(ids), size):
-        local = data.read_batch(settings.data, source, [ids[first + row] for row in rows], experiment.task.host)
+        local = _read(experiment, source, ids, [first + row for row in rows])
         readable |= bool(local["weight"].any())
         problem = problem or next(filter(None, map(str, local["problem"])), "")
         batches.append(experiment.device_batch(local, size))
@@ -58,14 +65,14 @@ class DenoisingEvaluator:
         self.loss_step = evaluation.make_held_out_step(
             experiment.task, lambda index: rngs.streams(seed, "eval", index), gather, replicated
         )
-        self.host = data.read_batch(settings.data, source, ids[: settings.eval.rows], experiment.task.host)
+        self.host = data.read_batch(settings.data, source, ids[: settings.eval.sheet[0]], experiment.task.host)
         self.shown = sharding.device_arrays(self.host)
         source_images = jax.jit(self.sampling.source_images, out_shardings=replicated)
         self.sources = np.asarray(source_images(experiment.frozen, self.shown))
 
         def generate(params, frozen, batch):
             keys = (rngs.key(seed, "sheet/noise"), rngs.key(seed, "sheet/sampler"))
-            count = settings.eval.samples
+            count = settings.eval.sheet[1]
             return self.sampling.generate_batch(params, frozen, batch, keys, count, settings.eval, gather)
 
         self.generate = jax.jit(generate, out_shardings=replicated)
@@ -103,13 +110,11 @@ class Scorer:
     def __init__(self, experiment: Experiment, source: data.Source):
         self.experiment, self.source, settings = experiment, source, experiment.settings
         self.sampling = experiment.task.sampling
-        size = settings.eval.batch_size
+        size = settings.micro_batch
         ids = data.holdout_records(settings.data, source)[: settings.eval.num_scored]
         # Every process reads all of them, to score the samples that all of them get.
-        self.hosts = [
-            data.read_batch(settings.data, source, ids[first : first + size], experiment.task.host)
-            for first in range(0, len(ids), size)
-        ]
+        places = [range(first, first + size) for first in range(0, len(ids), size)]
+        self.hosts = [_read(experiment, source, ids, batch) for batch in places]
         if not all(map(self._has_truth, self.hosts)):
             self.hosts = []
 
@@ -121,7 +126,7 @@ class Scorer:
 
     def __call__(self, params: Any) -> dict[str, float]:
         """Mean scores of these weights, by name; empty if the truth is not known."""
-        experiment, size = self.experiment, self.experiment.settings.eval.batch_size
+        experiment, size = self.experiment, self.experiment.settings.micro_batch
         rows = experiment.local_rows(size)
         samples = []
         for index, host in enumerate(self.hosts):
@@ -147,20 +152,27 @@ class Scorer:
 
 
 class NeighborEvaluator:
-    """Held-out records by the nearest of `eval.knn_bank_size` others, in features of the trained network and of a random one.
+    """The last `eval.num_examples` held-out records by the nearest of the others, in features of the trained network and of a
+    random one.
 
     Its task has `features`(params, image uint8 (B, H, W, 3)) -> (B, D).
     """
 
     def __init__(self, experiment: Experiment, source: data.Source):
         self.experiment, settings = experiment, experiment.settings
-        ids = data.holdout_records(settings.data, source)[: settings.eval.knn_bank_size + settings.eval.num_examples]
+        ids = data.holdout_records(settings.data, source)
+        bank = len(ids) - settings.eval.num_examples
+        if bank < 1:
+            raise ValueError(
+                f"config.data.holdout={settings.data.holdout} leaves no record beside config.eval.num_examples="
+                f"{settings.eval.num_examples} to look for neighbors among: raise it"
+            )
         self.batches = _read_batches(experiment, source, ids)
         host = data.read_batch(settings.data, source, ids)
         self.kept = np.flatnonzero(host["weight"])  # the records that could be decoded
-        self.bank = int((self.kept < settings.eval.knn_bank_size).sum())
+        self.bank = int((self.kept < bank).sum())
         self.images = host["image"][self.kept]
-        self.labels = {name: labels[self.kept] for name, labels in data.truth_of(settings.data, source, ids).items()}
+        self.labels = {name: labels[self.kept] for name, labels in data.truth_of(source, ids).items()}
         task = experiment.task
         self.features_of = jax.jit(task.features, out_shardings=sharding.replicated(experiment.mesh))
         untrained = jax.jit(task.network.init)(rngs.key(settings.train.seed, "init"))
@@ -187,7 +199,7 @@ class NeighborEvaluator:
     def sheet(self, state: TrainState) -> np.ndarray:
         """Rows of (held-out image | nearest in the bank | second ...)."""
         features, bank = self._features(self.experiment.ema_weights(state)), self.bank
-        rows, columns = self.experiment.settings.eval.rows, self.experiment.settings.eval.samples
+        rows, columns = self.experiment.settings.eval.sheet
         indices = evaluation.nearest(features[:bank], features[bank : bank + rows], columns)
         shown = np.concatenate([self.images[bank : bank + rows, None], self.images[:bank][indices]], axis=1)
         return media.image_grid(shown)

@@ -49,7 +49,8 @@ class Experiment:
         abstract: bool = False,
         training: bool = True,
     ) -> Experiment:
-        """Assembles a run. Loads the frozen networks; makes no state and compiles nothing.
+        """Assembles a run. Loads the frozen networks; makes no state and compiles nothing. From then on, matmuls of float32
+        arrays are computed in float32 in this process.
 
         Args:
           settings: of the run.
@@ -61,15 +62,14 @@ class Experiment:
         Raises:
           ValueError: a user's mistake: settings that do not fit the devices, or weights that cannot be loaded.
         """
+        # By default GPUs round float32 operands of matmuls to TF32, and TPUs to bfloat16. Other dtypes are not concerned.
+        jax.config.update("jax_default_matmul_precision", "highest")
         devices = jax.devices() if devices is None else list(devices)
         mesh = sharding.make_mesh(settings.mesh if training else config.Mesh(), devices)
         if training:
             check_batches(settings, mesh)
-        # The default number of unrolled blocks is for the default backend, which need not be the devices'.
-        unroll = settings.model.scan_unroll or (0 if devices[0].platform == "cpu" else 1)
-        model = dataclasses.replace(settings.model, scan_unroll=unroll)
         placement = sharding.Frozen(mesh, shapes_only=abstract)
-        task, frozen = tasks.make_task(dataclasses.replace(settings, model=model), placement)
+        task, frozen = tasks.make_task(settings, placement)
         if not abstract and len({device.process_index for device in mesh.devices.flat}) > 1:
             sharding.barrier("the first collective")
             sharding.check_agreement(task.identity)
@@ -126,11 +126,9 @@ class Experiment:
 
 
 def check_batches(settings: config.Settings, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError unless the batches of training and evaluation split over the mesh."""
-    sharding.check_batch(mesh, settings.train.batch_size // settings.optimizer.accumulate, "train.batch_size")
+    """Raises ValueError unless the batches split over the mesh."""
+    sharding.check_batch(mesh, settings.micro_batch, "train.batch_size")
     sharding.check_frames(mesh, settings.data)
-    if settings.eval.every:
-        sharding.check_batch(mesh, settings.eval.batch_size, "eval.batch_size")
 
 
 def use_compilation_cache() -> None:

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 
 from lumos_jax import config
 from lumos_jax.checkpoints import Checkpoints
-from lumos_jax.config import io as config_io
 from lumos_jax.train import lora, rngs
 from lumos_jax.weights.rules import flatten, unflatten
 
@@ -40,13 +39,11 @@ class Plan:
       names: paths of the network's own parameters that train; None: all of them (null tables are carried along).
       adapted: paths of the kernels with adapters; adapters always train.
       rank: of the adapters.
-      scale: alpha / rank.
     """
 
     names: frozenset[str] | None
     adapted: tuple[str, ...]
     rank: int
-    scale: float
 
     def trains(self, path: str) -> bool:
         return self.names is None or path in self.names or path.startswith(f"{LORA}/")
@@ -91,7 +88,7 @@ class Plan:
             return params, gather
 
         def add_and_gather(layer):
-            block = lora.add(layer["kernels"], layer[LORA], self.scale)
+            block = lora.add(layer["kernels"], layer[LORA])
             return block if gather is None else gather(block)
 
         blocks = {"kernels": params["blocks"], LORA: params[LORA]["blocks"]}
@@ -99,7 +96,7 @@ class Plan:
 
     def ema_weights(self, params: Any, ema: Any) -> Any:
         """The network's weights: the EMA of what trains, the rest from `params`, adapters merged."""
-        return ema if self.names is None else merge(join(ema, self.split(params)[1]), self.scale)
+        return ema if self.names is None else merge(join(ema, self.split(params)[1]))
 
 
 def make_plan(settings: config.Finetune, dit) -> Plan:
@@ -112,10 +109,10 @@ def make_plan(settings: config.Finetune, dit) -> Plan:
     shapes = {path: leaf.shape for path, leaf in flatten(jax.eval_shape(dit.init, jax.random.key(0))).items()}
     trainable = [path for path, on in flatten(dit.trainable()).items() if on]
     if not settings.trainable and not settings.lora_rank:
-        return Plan(None, (), 0, 0.0)
+        return Plan(None, (), 0)
     names = matching(settings.trainable, trainable, "config.finetune.trainable")
     if not settings.lora_rank:
-        return Plan(frozenset(names), (), 0, 0.0)
+        return Plan(frozenset(names), (), 0)
     kernels = [path for path in trainable if path.startswith("blocks/") and path.endswith("kernel")]
     adapted = matching(settings.lora_targets, kernels, "config.finetune.lora_targets")
     twice = [path for path in adapted if path in names]
@@ -130,12 +127,7 @@ def make_plan(settings: config.Finetune, dit) -> Plan:
                 f"config.finetune.lora_rank={settings.lora_rank} is more than {most}, the full rank of {path}, whose shape "
                 f"is {shapes[path]}; lower it, or take that kernel out of config.finetune.lora_targets"
             )
-    return Plan(frozenset(names), tuple(adapted), settings.lora_rank, scale_of(settings))
-
-
-def scale_of(settings: config.Finetune) -> float:
-    """alpha / rank; 0 without adapters."""
-    return (settings.lora_alpha or settings.lora_rank) / settings.lora_rank if settings.lora_rank else 0.0
+    return Plan(frozenset(names), tuple(adapted), settings.lora_rank)
 
 
 def matching(patterns: Iterable[str], paths: list[str], field: str) -> list[str]:
@@ -152,22 +144,20 @@ def join(some: Mapping[str, Any], others: Mapping[str, Any]) -> Mapping[str, Any
     return unflatten({**flatten(some), **flatten(others)}) if others else some
 
 
-def merge(params: Mapping[str, Any], scale: float) -> Mapping[str, Any]:
+def merge(params: Mapping[str, Any]) -> Mapping[str, Any]:
     """Adds adapters to the network's parameters and drops them. Parameters without adapters are returned as they are.
 
-    Args:
-      params: the network's parameters, and adapters under "lora".
-      scale: alpha / rank.
+    params: the network's parameters, and adapters under "lora".
     """
     if LORA not in params:
         return params
-    blocks = _merge_blocks(params["blocks"], params[LORA]["blocks"], scale)
+    blocks = _merge_blocks(params["blocks"], params[LORA]["blocks"])
     return {name: part for name, part in params.items() if name != LORA} | {"blocks": blocks}
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _merge_blocks(kernels, pairs, scale):
-    return jax.vmap(lambda one_layer, its_pairs: lora.add(one_layer, its_pairs, scale))(kernels, pairs)
+@jax.jit
+def _merge_blocks(kernels, pairs):
+    return jax.vmap(lora.add)(kernels, pairs)
 
 
 def weight_shapes(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
@@ -189,5 +179,4 @@ def read_weights(checkpoints: Checkpoints, step: int, name: str, placement: jax.
         # An EMA stored in bfloat16 is read as float32.
         leaves = {p: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=placement) for p, leaf in leaves.items()}
         parts |= flatten(checkpoints.restore_subtree(step, entry, unflatten(leaves)))
-    made_with = config_io.from_saved(checkpoints.meta(step)["settings"]).finetune
-    return merge(unflatten(parts), scale_of(made_with))
+    return merge(unflatten(parts))

@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA: Hu et al. 2021, arXiv 2106.09685).
 
-    W' = W + (alpha / rank) A B
+    W' = W + A B
 
 A kernel is a matrix from its input dims to its output dims, one for each index of the leading `layers` dim of stacked kernels.
 A keeps the input dims and B the output dims as they are, so that both are sharded like the kernel's:
@@ -63,12 +63,11 @@ def pair_axes(path: str, axes: tuple[str | None, ...]) -> dict[str, tuple[str | 
     return {"a": (*axes[:cut], None), "b": (axes[0], None, *axes[cut:])}
 
 
-def add(kernels: Any, adapters: Mapping[str, Any], scale: float) -> Any:
-    """W + scale A B for the parameters of one block (without `layers`); those without adapters stay as they are.
+def add(kernels: Any, adapters: Mapping[str, Any]) -> Any:
+    """W + A B for the parameters of one block (without `layers`); those without adapters stay as they are.
 
     Computed in float32 at full precision on every device, so that what is exported is what was trained.
     """
     if set(adapters) == {"a", "b"}:
-        product = jnp.tensordot(adapters["a"], adapters["b"], 1, precision=jax.lax.Precision.HIGHEST)
-        return kernels + scale * product
-    return {name: add(part, adapters[name], scale) if name in adapters else part for name, part in kernels.items()}
+        return kernels + jnp.tensordot(adapters["a"], adapters["b"], 1, precision=jax.lax.Precision.HIGHEST)
+    return {name: add(part, adapters[name]) if name in adapters else part for name, part in kernels.items()}

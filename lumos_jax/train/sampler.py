@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +17,13 @@ import numpy as np
 
 from lumos_jax import config, data, encoders, tasks
 from lumos_jax.checkpoints import Checkpoints, transfer
+from lumos_jax.checkpoints.checksums import checksums
 from lumos_jax.config import io as config_io
+from lumos_jax.diffusion import SAMPLERS
 from lumos_jax.tasks.sampling import Sampling, repeat_rows
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.experiment import Experiment
+from lumos_jax.train.items import make_generate
 from lumos_jax.train.sharding import device_arrays
 
 HELD_OUT = "held-out:"
@@ -84,6 +90,31 @@ class Sampler:
             print(f"{min(first + size, total)} of {total} samples", file=sys.stderr)
         return np.concatenate(samples)
 
+    @functools.cached_property
+    def _generate_items(self) -> Any:
+        return jax.jit(make_generate(self.experiment, self.sampling, self.seed))
+
+    def generate_items(self, host: Mapping[str, np.ndarray], numbers: np.ndarray) -> np.ndarray:
+        """A sample for every row of a host batch, from the noise of its item's number (B,): uint8 (B, [F,] H, W, 3)."""
+        inputs = (device_arrays(host), numbers)
+        if len(numbers) % self.experiment.mesh.size == 0:
+            inputs = jax.device_put(inputs, sharding.batch_sharding(self.experiment.mesh))
+        return np.asarray(self._generate_items(self.params, self.experiment.frozen, *inputs))
+
+    def protocol(self) -> dict[str, Any]:
+        """What decides the samples of items, besides their list: plain values."""
+        used, task = self.experiment.settings.eval, self.experiment.task
+        sums = json.dumps(checksums(self.params), sort_keys=True)
+        return {
+            "task": task.name,
+            "weights_digest": hashlib.sha256(sums.encode()).hexdigest(),
+            "networks": {group: identity.rpartition("@")[2] for group, identity in sorted(task.identity.items())},
+            **{name: getattr(used, name) for name in _PROTOCOL},
+            "seed": self.seed,
+            "image_size": self.experiment.settings.data.image_size,
+            "latent_shape": list(self.sampling.latent_shape),
+        }
+
     def samples(self, host: Mapping[str, np.ndarray], count: int) -> np.ndarray:
         """`count` samples for each of R rows of a host batch: uint8 (R, count, [F,] H, W, 3).
 
@@ -95,6 +126,33 @@ class Sampler:
         noise = self.noise((len(records), count, *shape))[which].reshape(rows * count, *shape)
         samples = self.generate(repeat_rows(self.condition(host), count), noise)
         return samples.reshape(rows, count, *samples.shape[1:])
+
+
+_PROTOCOL = ("sampler", "steps", "guidance", "guidance_interval", "guidance_rescale")
+
+
+def add_flags(parser: argparse.ArgumentParser, batch: int) -> None:
+    """Adds the flags of any sampling: the run, its weights, and how they are sampled. batch: the default."""
+    add = parser.add_argument
+    add("--workdir", required=True, metavar="RUN", help="directory of the run")
+    add("--sampler", choices=tuple(SAMPLERS), help="default: config.eval.sampler of the run")
+    add("--steps", type=int, help="sampling steps; default: config.eval.steps")
+    add("--guidance", type=float, metavar="SCALE", help="guidance scale, 1 for none; default: config.eval.guidance")
+    add("--seed", type=int, default=0, help="of the starting noise; default: 0")
+    add("--batch", type=int, default=batch, metavar="SIZE", help=f"samples generated at a time; default: {batch}")
+    add("--checkpoint", type=int, metavar="STEP", help="default: the newest")
+    add("--weights", choices=("ema", "params"), default="ema", help="EMA or raw parameters; default: ema")
+    for group in ("encoder", "autoencoder"):
+        add(f"--{group}-weights", metavar="PATH", help=f"new location of config.{group}.weights, if they have moved")
+
+
+def with_flags(settings: config.Settings, args: argparse.Namespace) -> config.Settings:
+    """The run's settings as the flags of `add_flags` change them. Raises ValueError for values that are not allowed."""
+    changes = {f"eval.{name}": getattr(args, name) for name in ("sampler", "steps", "guidance")}
+    changes |= {"encoder.weights": args.encoder_weights, "autoencoder.weights": args.autoencoder_weights}
+    settings = config.replace(settings, {name: value for name, value in changes.items() if value is not None})
+    config.validate(settings)
+    return settings
 
 
 def load_settings(workdir: str) -> tuple[config.Settings, type[Sampling]]:
@@ -110,13 +168,19 @@ def load_settings(workdir: str) -> tuple[config.Settings, type[Sampling]]:
 
 
 def load(
-    workdir: str, settings: config.Settings, step: int | None = None, weights: str = "ema", **fields: Any
+    workdir: str,
+    settings: config.Settings,
+    step: int | None = None,
+    weights: str = "ema",
+    devices: Sequence[jax.Device] | None = None,
+    **fields: Any,
 ) -> Sampler:
     """Loads a run's weights: "ema", or the raw "params".
 
     Args:
       settings: of the run; paths of frozen weights and config.eval may differ from what the run saved.
       step: of the checkpoint; None takes the newest.
+      devices: to sample on; None takes all of them.
       fields: of the Sampler.
 
     Raises:
@@ -126,7 +190,7 @@ def load(
     step = checkpoints.latest() if step is None else step
     if step is None or not (checkpoints.directory / str(step)).is_dir():
         raise ValueError(f"there is no checkpoint {'' if step is None else step} in {checkpoints.directory}")
-    experiment = Experiment.build(settings, training=False)
+    experiment = Experiment.build(settings, devices, training=False)
     saved = checkpoints.meta(step)
     for group, identity in experiment.task.identity.items():
         trained_with = saved["fingerprints"].get(group, identity)  # imported weights do not say

@@ -137,8 +137,13 @@ def hardware_of(device: Any) -> str:
 
 
 def shard(task: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The task with a sharded forward pass of its network; the same task for one device that has no attention kernel."""
-    if not isinstance(task.network, Network) or (mesh.size == 1 and not hardware_of(mesh.devices.flat[0])):
+    """The task with a sharded forward pass of its network; a plain one for one device that has no attention kernel."""
+    first = mesh.devices.flat[0]
+    if not isinstance(task.network, Network):
+        return task
+    if first.platform != "cpu":  # the network is as the default backend has it, which need not be the mesh's
+        task = dataclasses.replace(task, network=dataclasses.replace(task.network, unroll=1))
+    if mesh.size == 1 and not hardware_of(first):
         return task
     return dataclasses.replace(task, network=ShardedForward(**vars(task.network), mesh=mesh))
 

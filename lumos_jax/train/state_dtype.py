@@ -30,15 +30,15 @@ def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def init_ema(settings: config.Optimizer, params: Any, trainable: Any) -> Any:
-    """The EMA before the first step: a copy of the parameters in config.optimizer.ema_dtype; buffers, which never move, in
+    """The EMA before the first step: a copy of the parameters in config.optimizer.state_dtype; buffers, which never move, in
     their own dtype."""
-    dtype = jnp.dtype(settings.ema_dtype)
+    dtype = jnp.dtype(settings.state_dtype)
     return jax.tree.map(lambda p, trains: jnp.array(p, dtype if trains else p.dtype, copy=True), params, trainable)
 
 
 def cast_moments(settings: config.Optimizer, opt_state: Any) -> Any:
-    """optax's first state with its moments in config.optimizer.moments_dtype."""
-    dtype, moments = jnp.dtype(settings.moments_dtype), (FIRST_MOMENT, SECOND_MOMENT)
+    """optax's first state with its moments in config.optimizer.state_dtype."""
+    dtype, moments = jnp.dtype(settings.state_dtype), (FIRST_MOMENT, SECOND_MOMENT)
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x.astype(dtype) if _field_name(path) in moments else x, opt_state
     )

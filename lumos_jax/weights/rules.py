@@ -88,7 +88,7 @@ def _patch(a: np.ndarray) -> np.ndarray:
 _TRANSFORMS: Mapping[str, Callable] = {
     "same": lambda a: a,
     "linear": lambda a: a.transpose(1, 0),  # (out, in) -> (in, out)
-    "conv": lambda a: a.transpose(2, 3, 1, 0),  # (out, in, h, w) -> (h, w, in, out)
+    "conv": lambda a: a.transpose(*range(2, a.ndim), 1, 0),  # (out, in, [t,] h, w) -> ([t,] h, w, in, out)
     "patch": _patch,  # (out, in, h, w) -> (h w in, out)
     "squeeze": _squeeze,  # drops leading dims of length one
 }

@@ -79,7 +79,7 @@ def test_batches_are_of_one_bucket_and_an_epoch_holds_every_record():
     assert abs(epoch - 270 / 8) <= 1.5
     seen, turns = [], []
     for step in range(epoch):
-        positions, records = zip(*steps[step], strict=True)
+        positions, records = zip(*steps(step), strict=True)
         assert list(positions) == list(range(step * 8, step * 8 + 8))
         assert len(set(bucket_of[list(records)])) == 1
         turns.append(bucket_of[records[0]])
@@ -98,11 +98,11 @@ def test_order_is_a_function_of_seed_and_step():
     later, *_ = steps_of(chosen, source, start_step=50)
     other, *_ = steps_of(settings(seed=1), source)
     for step in (50, 51, 90):
-        assert later[step - 50] == whole[step]
+        assert later(step - 50) == whole(step)
         for host in range(2):
             half, *_ = steps_of(chosen, source, rows=range(host * 4, host * 4 + 4))
-            assert half[step] == whole[step][host * 4 : host * 4 + 4]
-    assert [whole[s] for s in range(9)] != [other[s] for s in range(9)]
+            assert half(step) == whole(step)[host * 4 : host * 4 + 4]
+    assert [whole(s) for s in range(9)] != [other(s) for s in range(9)]
 
 
 def test_small_buckets_are_closed_and_their_records_stay():
@@ -118,7 +118,7 @@ def test_mixtures_keep_their_weights():
     chosen = settings(source="mixture", mixture=parts, holdout=0)
     source = data.make_source(chosen)
     steps, bucket_of, epoch = steps_of(chosen, source)
-    seen = np.array([record for step in range(2 * epoch) for _, record in steps[step]])
+    seen = np.array([record for step in range(2 * epoch) for _, record in steps(step)])
     assert abs(np.mean(seen >= 200) - 0.75) < 0.05
     weights = np.where(np.arange(250) < 200, 0.25 / 200, 0.75 / 50)
     expected = np.bincount(bucket_of, weights=weights)

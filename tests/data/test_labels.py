@@ -38,7 +38,7 @@ def test_folders_are_classes_in_sorted_order(folder):
 def test_scenes_are_labelled_by_their_largest_solid():
     given = settings(source="scenes", scenes__num_scenes=50, num_classes=40)
     source = data.make_source(given)
-    truth = data.truth_of(given, source, range(50))
+    truth = data.truth_of(source, range(50))
     labels = data.read_batch(given, source, range(50))["label"]
     np.testing.assert_array_equal(labels, truth["shape"] * len(scenes.COLORS) + truth["colour"])
     assert source.classes[labels[0]] in scenes.captions(scenes.make_scene(0))[0]

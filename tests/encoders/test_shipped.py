@@ -21,7 +21,7 @@ def test_nearest_neighbours_of_the_shipped_encoder_agree_on_what_is_shown():
     source = data.make_source(settings)
     records = range(FIRST, FIRST + BANK + QUERIES)
     images = data.read_batch(settings, source, records)["image"]
-    truth = data.truth_of(settings, source, records)
+    truth = data.truth_of(source, records)
     cls, every = {}, {}
     random = dataclasses.replace(SCENES, weights="random:0", size="128x4x4", patch_size=8)
     for name, wanted in (("shipped", dataclasses.replace(SCENES, normalize="white")), ("random", random)):

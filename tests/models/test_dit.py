@@ -15,13 +15,14 @@ from lumos_jax.models import Condition, layers, make_dit
 from lumos_jax.models.dit import Block, DiT
 from lumos_jax.planning import flops
 
-TINY = config.Model(size="32x3x2", patch_size=2, dtype="float32", scan_unroll=1)
+TINY = config.Model(size="32x3x2", patch_size=2, dtype="float32")
 BATCH, TOKENS, FEATURES = 2, 5, 12
 
 
 def tiny(tokens=TOKENS, model=TINY, latent_shape=(8, 8, 4), **parts):
     shape = (tokens, FEATURES) if tokens else None
-    return make_dit(model, latent_shape=latent_shape, out_channels=8, token_shape=shape, **parts)
+    made = make_dit(model, latent_shape=latent_shape, out_channels=8, token_shape=shape, **parts)
+    return dataclasses.replace(made, unroll=1)
 
 
 def normal(seed, *shape):

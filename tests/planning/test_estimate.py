@@ -78,7 +78,7 @@ def test_running_out_of_memory_is_an_answer_with_what_to_try(planned):
     tips = advice.suggest(f, jax.devices())
     assert any(tip.startswith("--config.model.remat=dots") for tip in tips)
     assert any(tip.startswith("--config.optimizer.accumulate=2") for tip in tips)
-    assert any(tip.startswith("--config.optimizer.moments_dtype=bfloat16 halves") for tip in tips)
+    assert any(tip.startswith("--config.optimizer.state_dtype=bfloat16 halves") for tip in tips)
     assert any(tip.startswith("--config.optimizer.ema_memory=host keeps") for tip in tips)
     # Where the state alone is too much, nothing is compiled, and splitting comes first.
     whole = sum(make_job(settings(), jax.devices(), cached=True).resident_bytes().values())

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from configs import dino, i2i, t2i
-from lumos_jax import data, tasks
+from lumos_jax import config, data, tasks
 from lumos_jax.config import io as config_io
 from lumos_jax.data.sources import cached
 from lumos_jax.preparation import cache
@@ -37,8 +37,8 @@ def settings_of(kind, **fields):
     tree["train"]["steps"] = tree["eval"]["every"] = 6
     # Steps so large that the condition counts, and everything else small, to be compiled in seconds.
     tree["optimizer"] |= {"learning_rate": 0.02, "warmup_steps": 0, "decay": "constant", "ema_decay": 0.0}
-    tree["model"] |= {"size": "32x1x2", "scan_unroll": 1}
-    tree["eval"] |= {"steps": 2, "guidance": 1.0, "rows": 1, "samples": 1}
+    tree["model"] |= {"size": "32x1x2"}
+    tree["eval"] |= {"steps": 2, "guidance": 1.0, "sheet": (1, 1)}
     if kind == "kl":
         tiny = {"kind": "kl", "weights": "random:0", "channels": (8, 16), "layers": 1, "groups": 4, "dtype": "float32"}
         tree["autoencoder"] |= tiny
@@ -229,7 +229,7 @@ def test_killed_after_the_first_shard_it_goes_on_to_the_same_bytes(prepare, tmp_
     left = len(list((tmp_path / "killed").glob("*.arrayrecord")))
     assert 1 <= left < 20
     with pytest.raises(ValueError, match="this cache is not finished; run the command that makes it again"):
-        cached.open_cache(str(tmp_path / "killed"))
+        data.make_source(config.Data(source="cached", path=str(tmp_path / "killed")))
     output = finish(prepare(*arguments, f"--out={tmp_path / 'killed'}"))
     assert f"20 shards, {20 - left} to write here" in output
     whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}

@@ -22,10 +22,10 @@ from tests.weights import test_official_dit as released
 
 def settings(study, **changes):
     made = study.test()
-    made.train.batch_size = made.eval.batch_size = made.eval.num_examples = 16
+    made.train.batch_size = made.eval.num_examples = 16
     made.model.size = "16x1x2"
     made.train.steps = made.checkpoint.every = made.eval.every = 2
-    made.eval.steps, made.eval.rows = 2, 1
+    made.eval.steps, made.eval.sheet = 2, (1, 2)
     made.optimizer.decay = "constant"
     put(made, changes)
     return config_io.resolve(made)

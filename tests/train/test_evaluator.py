@@ -41,8 +41,7 @@ def test_held_out_records_that_are_all_corrupt_are_an_error_that_names_one(confi
         Image.new("RGB", (16, 16), (8 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
     made = configs.get_config("test")
     made.data.source, made.data.path, made.data.holdout = "folder", str(tmp_path), 16
-    made.eval.num_examples = made.eval.batch_size = 8
-    made.eval.knn_bank_size = 8 if configs is dino else 0
+    made.eval.num_examples = made.train.batch_size = 8
     settings = config_io.resolve(made)
     source = data.make_source(settings.data)
     held_out = data.holdout_records(settings.data, source)

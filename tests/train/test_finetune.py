@@ -19,7 +19,7 @@ from tests import stepping
 
 STEPS = 4
 PART = {"trainable": ("final/*", "blocks/attn/qkv_*")}
-ADAPTERS = {"trainable": ("final/*",), "lora_rank": 4, "lora_alpha": 8.0}
+ADAPTERS = {"trainable": ("final/*",), "lora_rank": 4}
 
 
 def settings_with(**groups):
@@ -145,7 +145,6 @@ def test_shapes_of_adapters(tuned):
     first = tuned[0].first_params["lora"]["blocks"]["mlp"]["fc2"]["kernel"]
     assert 0.9 * 128**-0.5 < np.abs(first["a"]).max() <= 128**-0.5
     assert not first["b"].any()
-    assert tuned[0].plan.scale == 2.0
 
 
 @functools.cache
@@ -178,7 +177,7 @@ def test_before_the_first_step_adapters_change_no_bit(tuned):
 
 def test_merged_weights_are_the_network_with_adapters(tuned):
     trainer, state, _, _ = tuned
-    merged = finetune.merge(state.params, trainer.plan.scale)
+    merged = finetune.merge(state.params)
     assert set(flatten(merged)) == set(flatten(pretrained()))
     with_adapters = output_and_loss(trainer.plan, state.params)
     for ours, theirs in zip(output_and_loss(trainer.plan, merged), with_adapters, strict=True):
@@ -191,7 +190,7 @@ def test_merged_weights_are_the_network_with_adapters(tuned):
         moved = np.asarray(
             merged["blocks"]["cross"]["out_kernel"][layer] - base["blocks"]["cross"]["out_kernel"][layer]
         )
-        np.testing.assert_allclose(moved.reshape(32, 32), 2.0 * matrix, atol=1e-6)
+        np.testing.assert_allclose(moved.reshape(32, 32), matrix, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +200,7 @@ def test_merged_weights_are_the_network_with_adapters(tuned):
 )  # fmt: skip
 def test_gradients_of_adapters_are_those_of_the_formula(path, shape, inputs):
     """With L = |x W' - y|^2 / 2: dW = x^T (x W' - y), dA = s dW B^T, dB = s A^T dW, on the kernel as a matrix."""
-    rng, scale = np.random.default_rng(0), 1.5
+    rng = np.random.default_rng(0)
     pair = lora.init_pair(jax.random.key(0), path, shape, 2)
     pair["b"] = jnp.asarray(rng.normal(size=pair["b"].shape), jnp.float32)
     pair = jax.tree.map(lambda leaf: leaf[0], pair)
@@ -210,14 +209,14 @@ def test_gradients_of_adapters_are_those_of_the_formula(path, shape, inputs):
     x, y = rng.normal(size=(4, inputs)).astype(np.float32), rng.normal(size=(4, outputs)).astype(np.float32)
 
     def loss(pair):
-        adapted = lora.add({"kernel": kernel}, {"kernel": pair}, scale)["kernel"]
+        adapted = lora.add({"kernel": kernel}, {"kernel": pair})["kernel"]
         return jnp.sum(jnp.square(x @ adapted.reshape(inputs, outputs) - y)) / 2
 
     grads = jax.grad(loss)(pair)
     a, b = np.asarray(pair["a"]).reshape(inputs, 2), np.asarray(pair["b"]).reshape(2, outputs)
-    dw = x.T @ (x @ (np.asarray(kernel).reshape(inputs, outputs) + scale * a @ b) - y)
-    np.testing.assert_allclose(grads["a"].reshape(inputs, 2), scale * dw @ b.T, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(grads["b"].reshape(2, outputs), scale * a.T @ dw, rtol=1e-5, atol=1e-5)
+    dw = x.T @ (x @ (np.asarray(kernel).reshape(inputs, outputs) + a @ b) - y)
+    np.testing.assert_allclose(grads["a"].reshape(inputs, 2), dw @ b.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grads["b"].reshape(2, outputs), a.T @ dw, rtol=1e-5, atol=1e-5)
 
 
 def test_shards_and_micro_batches_agree_with_one_device(tuned):
@@ -287,7 +286,7 @@ def test_another_plan_on_resume_is_refused(tuned):
         ({"lora_rank": 33}, "lora_rank=33 is more than 32, the full rank of blocks/"),
         ({"lora_rank": 2, "trainable": ("blocks/attn/*",)}, "both name blocks/attn/out_kernel, blocks/attn/qkv_kernel"),
         ({"lora_rank": -1}, "at least 0"),
-        ({"lora_alpha": 4.0}, "need config.finetune.lora_rank"),
+        ({"lora_targets": ("blocks/attn/*",)}, "needs config.finetune.lora_rank"),
         ({"lora_rank": 2, "lora_targets": ()}, "lora_targets is empty"),
     ],
 )  # fmt: skip

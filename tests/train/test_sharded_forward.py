@@ -3,6 +3,7 @@
 cuDNN runs on GPUs alone; here XLA's form of the same function stands in for it, with the same arguments.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import types
@@ -37,8 +38,8 @@ def test_which_hardware_has_kernels(device, hardware):
 
 def test_which_form_of_attention_is_taken():
     chosen = functools.partial(attention.kernel_for, "cuda")
-    assert chosen(1024, 72, jnp.bfloat16) == chosen(4096, 128, jnp.bfloat16) == "cudnn"
-    assert chosen(1023, 72, jnp.bfloat16) == chosen(1024, 68, jnp.bfloat16) == chosen(1024, 136, jnp.bfloat16) == ""
+    assert chosen(256, 72, jnp.bfloat16) == chosen(4096, 128, jnp.bfloat16) == "cudnn"
+    assert chosen(255, 72, jnp.bfloat16) == chosen(1024, 68, jnp.bfloat16) == chosen(1024, 136, jnp.bfloat16) == ""
     assert chosen(1024, 72, jnp.float32) == attention.kernel_for("", 1024, 72, jnp.bfloat16) == ""
     assert attention.kernel_for("tpu", 1024, 72, jnp.bfloat16) == "pallas"
     assert attention.kernel_for("tpu", 1000, 72, jnp.bfloat16) == ""
@@ -64,7 +65,7 @@ def asked(monkeypatch):
 @pytest.fixture(scope="module")
 def network():
     """A network, its parameters with no zeros, what it is given, and what `passes` gives of it alone."""
-    model = config.Model(size="32x1x2", patch_size=2, dtype="float32", scan_unroll=1)
+    model = config.Model(size="32x1x2", patch_size=2, dtype="float32")
     dit = make_dit(model, latent_shape=(8, 8, 4), out_channels=4, token_shape=(1, 12))
     numbers = np.random.default_rng(0)
     params = jax.eval_shape(dit.init, jax.random.key(0))
@@ -100,8 +101,8 @@ def test_split_over_gpus_it_gives_the_same(network, asked, devices, fsdp, querie
 
 
 def test_under_fsdp_the_scan_gathers_each_layer_and_reduce_scatters_its_gradient():
-    model = config.Model(size="64x3x4", patch_size=2, remat="mlp", scan_unroll=1)
-    dit = make_dit(model, latent_shape=(8, 8, 4), out_channels=4, token_shape=(2, 12))
+    model = config.Model(size="64x3x4", patch_size=2, remat="mlp")
+    dit = dataclasses.replace(make_dit(model, latent_shape=(8, 8, 4), out_channels=4, token_shape=(2, 12)), unroll=1)
     mesh = sharding.make_mesh(config.Mesh(fsdp=8))
     rows = jax.NamedSharding(mesh, sharding.BATCH)
     shapes = jax.eval_shape(dit.init, jax.random.key(0))

@@ -21,7 +21,7 @@ GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
 def network(arrays, **more):
     width, depth, heads, side = (int(arrays[k]) for k in ("hidden_size", "depth", "num_heads", "input_size"))
-    model = config.Model(size=f"{width}x{depth}x{heads}", dtype="float32", position_scale=more.pop("scale", 1.0))
+    model = config.Model(size=f"{width}x{depth}x{heads}", dtype="float32")
     tokens = arrays["y"].shape[2:]
     return make_dit(model, latent_shape=(side, side, 4), out_channels=8, token_shape=tokens, **more)
 
@@ -100,7 +100,7 @@ def test_text_to_image_agrees_with_the_official_network(masked):
 
 def test_multi_scale_agrees_with_the_official_network():
     state, arrays = load("lumos_t2i_ms.npz")
-    dit = network(arrays, vector_kind="size", scale=float(arrays["lewei_scale"]))
+    dit = network(arrays, vector_kind="size", position_scale=float(arrays["lewei_scale"]))
     params, _ = official.from_official(state, parameter_shapes(dit), origin="golden")
     size = jnp.concatenate([arrays["img_hw"], arrays["aspect_ratio"]], axis=1)
     condition = dataclasses.replace(condition_of(arrays), vector=size)

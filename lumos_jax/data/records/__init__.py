@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from typing import Any
 
-from lumos_jax.data.base import Data, Source
+from lumos_jax.data.base import Data, Source, chosen
 from lumos_jax.data.records.base import SAMPLE_TYPES, Loader, Row
 from lumos_jax.data.records.cached import CachedCaptions, CachedLoader
 
@@ -17,15 +17,8 @@ for _module in pkgutil.iter_modules(__path__):
 
 def make_loader(data: Data, source: Source, *, training: bool, **use: Any) -> Loader:
     """What makes batches of the records of a source, as config.data.sample_type says; for the arguments see `Loader`.
-
-    Raises:
-      ValueError: the source has no such records.
-    """
-    if data.sample_type not in SAMPLE_TYPES:
-        raise ValueError(
-            f"config.data.sample_type={data.sample_type!r} is not one of {', '.join(sorted(SAMPLE_TYPES))}"
-        )
-    kind = SAMPLE_TYPES[data.sample_type]
+    Raises ValueError: the source has no such records."""
+    kind = chosen(SAMPLE_TYPES, "sample_type", data.sample_type)
     if data.source == "cached":
         kind = CachedCaptions if data.sample_type == "captioned" else CachedLoader
     loader = kind(data, source, training, **use)

@@ -30,14 +30,11 @@ SAMPLE_TYPES: dict[str, type[Loader]] = {}
 class Loader(abc.ABC):
     """(position, record) pairs of one step -> HostBatch; picklable. A sample type is a subclass.
 
-    Attributes:
-      data: config.data.
-      source: of the records.
-      training: random crops and mirrors, captions that change from epoch to epoch.
-      everything: not for training, but all of a record that training may choose from, as a cache keeps it.
-      assigned: with config.data.buckets.enabled, (records,) the number of each record's bucket; None takes the square one.
-      batch_size: rows of a global batch.
-      needs: the class of sources that have what this sample type needs.
+    training: random crops and mirrors, captions that change from epoch to epoch.
+    everything: not for training, but all of a record that training may choose from, as a cache keeps it.
+    assigned: with config.data.buckets.enabled, (records,) the number of each record's bucket; None takes the square one.
+    batch_size: rows of a global batch.
+    needs: the class of sources that have what this sample type needs.
     """
 
     registry: ClassVar[dict[str, type]] = SAMPLE_TYPES
@@ -70,10 +67,7 @@ class Loader(abc.ABC):
     @abc.abstractmethod
     def load(self, position: int, record: int) -> Mapping[str, Any]:
         """The arrays of one row, as `row` describes them; with a "problem" if it has no weight.
-
-        Raises:
-          Exception: any; the record is corrupt.
-        """
+        Raises Exception: any; the record is corrupt."""
 
     @property
     def square(self) -> tuple[np.dtype, tuple[int, ...]]:

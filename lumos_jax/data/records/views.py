@@ -29,8 +29,5 @@ class Views(Loader):
     def load(self, position: int, record: int) -> dict[str, np.ndarray]:
         rng = record_rng(self.data.seed, position) if self.training else record_rng(_HELD_OUT_SEED, record)
         (image, target), (given, condition) = self.source.posed_views(record, rng, 2)
-        images = {
-            "image": decode_square(image, self.data.image_size),
-            "input": decode_square(given, self.data.image_size),
-        }
-        return images | {"camera": relative_camera(target, condition)}
+        pixels = (decode_square(view, self.data.image_size) for view in (image, given))
+        return dict(zip(("image", "input"), pixels, strict=True), camera=relative_camera(target, condition))

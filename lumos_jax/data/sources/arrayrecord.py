@@ -7,12 +7,12 @@ feature `image/encoded`, `image` or another one with an image's bytes holds them
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Mapping
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+from google.protobuf import empty_pb2, message, unknown_fields
 
-from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, Source, register
+from lumos_jax.data.base import Captions, CorruptRecord, HasCaptions, Source, register
 from lumos_jax.data.captions import DETAILED_NAMES, RAW_NAMES, decode_text
 from lumos_jax.data.files import find_shards, is_image, shards_digest
 from lumos_jax.data.shards import Shards, count_records
@@ -23,27 +23,20 @@ _IMAGE_FEATURES = ("image/encoded", "image", "jpg", "jpeg", "png", "webp")
 @register("arrayrecord")
 class ArrayRecordSource(Source, HasCaptions):
     """ArrayRecord shards in a directory, or a glob of them, or one file; shards are ordered by name.
-
-    Raises:
-      ValueError: no shards there, or one that is truncated or something else.
-    """
+    Raises ValueError: no shards there, or one that is truncated or something else."""
 
     needs = "path"
 
     def __init__(self, path: str):
         paths = find_shards(path, lambda name: name.endswith(".arrayrecord") or ".array_record" in name)
+        self._shards = Shards(paths, list(map(count_records, paths)))
         if not paths:
             raise ValueError(
                 f"config.data.path={path!r}: no ArrayRecord shards there (a directory is searched for *.arrayrecord and "
                 "*.array_record*; a file or a glob may have any name)"
             )
-        self._shards = Shards(paths, [count_records(p) for p in paths])
         if not len(self):
             raise ValueError(f"config.data.path={path!r}: the {len(paths)} ArrayRecord shards there hold no records")
-
-    @classmethod
-    def open(cls, data: Data) -> ArrayRecordSource:
-        return cls(data.path)
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -66,49 +59,29 @@ class ArrayRecordSource(Source, HasCaptions):
         return shards_digest(self._shards.paths, self._shards.ends)
 
 
-@functools.cache
-def _example_type() -> type[message.Message]:
-    """tf.train.Example, as far as features of bytes go: the wire format is the same.
-
-    Names of features are bytes here, and entries of the map a list, so that neither odd bytes nor their order matter.
-    """
-    file = descriptor_pb2.FileDescriptorProto(name="lumos_jax/example.proto", package="lumos_jax", syntax="proto2")
-    bytes_, inner = descriptor_pb2.FieldDescriptorProto.TYPE_BYTES, descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE
-    one, many = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL, descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
-    for name, fields in {
-        "BytesList": [("value", 1, many, bytes_, None)],
-        "Feature": [("bytes_list", 1, one, inner, "BytesList")],
-        "Entry": [("key", 1, one, bytes_, None), ("value", 2, one, inner, "Feature")],
-        "Features": [("feature", 1, many, inner, "Entry")],
-        "Example": [("features", 1, one, inner, "Features")],
-    }.items():
-        described = file.message_type.add(name=name)
-        for field, number, label, kind, of in fields:
-            described.field.add(
-                name=field, number=number, label=label, type=kind, type_name=f".lumos_jax.{of}" if of else None
-            )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("lumos_jax.Example"))
+def _contents(data: bytes, number: int) -> list[bytes]:
+    """What the fields of that number hold in a serialized message, of those that hold bytes."""
+    fields = unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(data))
+    return [field.data for field in fields if field.field_number == number and isinstance(field.data, bytes)]
 
 
 def byte_features(record: bytes) -> Mapping[str, bytes]:
     """Name -> first value of the features that hold bytes in a serialized tf.train.Example; {} if it is none."""
-    try:
-        entries = _example_type().FromString(record).features.feature
+    found = {}
+    try:  # an Example is a list of features, each an entry of a name and a list of bytes (or of numbers)
+        for entry in (entry for features in _contents(record, 1) for entry in _contents(features, 1)):
+            lists = [part for feature in _contents(entry, 2) for part in _contents(feature, 1)]
+            values = [value for part in lists for value in _contents(part, 1)]
+            if values:
+                found[b"".join(_contents(entry, 1)[-1:]).decode(errors="replace")] = values[0]
     except message.DecodeError:
         return {}
-    return {
-        entry.key.decode(errors="replace"): entry.value.bytes_list.value[0]
-        for entry in entries
-        if entry.value.bytes_list.value
-    }
+    return found
 
 
 def image_of_example(record: bytes) -> bytes | None:
     """The encoded image in a serialized tf.train.Example, or None if this is none or has none."""
     features = byte_features(record)
-    for name in _IMAGE_FEATURES:
-        if name in features:
-            return features[name]
-    return next((value for _, value in sorted(features.items()) if is_image(value)), None)
+    named = (features[name] for name in _IMAGE_FEATURES if name in features)
+    others = (value for _, value in sorted(features.items()) if is_image(value))
+    return next(itertools.chain(named, others), None)

@@ -33,8 +33,7 @@ FORMAT = 1
 PLAN, MANIFEST = "plan.json", "manifest.json"
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 ALL_DTYPES = DTYPES | {"uint8": np.dtype(np.uint8), "int32": np.dtype(np.int32)}
-_HEAD = struct.Struct("<4sQfBH")
-_MAGIC = b"LMC1"
+_HEAD, _MAGIC = "<4sQfBH", b"LMC1"
 _AGAIN = "run the command that makes it again, which goes on after the last whole shard"
 
 
@@ -51,7 +50,7 @@ class Record:
 def encode_record(record: Record) -> bytes:
     """Record -> bytes; `decode_record` is its inverse."""
     problem = record.problem.encode()
-    parts = [_HEAD.pack(_MAGIC, record.number, record.weight, len(record.arrays), len(problem)), problem]
+    parts = [struct.pack(_HEAD, _MAGIC, record.number, record.weight, len(record.arrays), len(problem)), problem]
     for name, array in record.arrays.items():
         assert array.dtype.name in ALL_DTYPES, array.dtype
         for text in (name.encode(), array.dtype.name.encode()):
@@ -61,11 +60,7 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(data: bytes) -> Record:
-    """Bytes -> Record; its arrays are views of `data`.
-
-    Raises:
-      ValueError: these bytes are no such record.
-    """
+    """Bytes -> Record; its arrays are views of `data`. Raises ValueError: these bytes are no such record."""
     place = 0
 
     def take(layout: str) -> Any:
@@ -78,7 +73,7 @@ def decode_record(data: bytes) -> Record:
         return take(f"<{length}s")[0].decode()
 
     try:
-        magic, number, weight, count, length = take(_HEAD.format)
+        magic, number, weight, count, length = take(_HEAD)
         if magic != _MAGIC:
             raise ValueError("begins otherwise")
         problem, arrays = text(length), {}
@@ -87,10 +82,10 @@ def decode_record(data: bytes) -> Record:
             shape = take(f"<{take('<B')[0]}I")
             arrays[name] = np.frombuffer(data, dtype, math.prod(shape), place).reshape(shape)
             place += arrays[name].nbytes
+        if place != len(data):
+            raise ValueError(f"{len(data) - place} bytes too many")
     except (struct.error, ValueError, KeyError, OverflowError) as error:
         raise ValueError(f"no record of a cache: {error}") from error
-    if place != len(data):
-        raise ValueError(f"no record of a cache: {len(data) - place} bytes too many")
     return Record(number, weight, problem, arrays)
 
 
@@ -99,9 +94,9 @@ class Manifest:
     """What a whole cache holds.
 
     Attributes:
-      arrays: name -> (dtype, shape) of what each record holds; -1 stands for a length that differs from record to record.
       made_by: "group.field" -> value of what decided the content, as in plan.json: "data.fingerprint" of the source,
         "encoder.identity", "autoencoder.identity", "data.image_size", "cache.dtype" and others.
+      arrays: name -> (dtype, shape) of what each record holds; -1 stands for a length that differs from record to record.
       records: how many there are.
       undecodable: how many of them have weight 0.
       parts: (records, weight) of each source of a mixture; of another source, one such pair.
@@ -118,10 +113,8 @@ class Manifest:
 
 def described(arrays: Mapping[str, np.ndarray], ragged: Collection[str] = ()) -> dict[str, tuple[str, tuple[int, ...]]]:
     """name -> (dtype, shape) of a record's arrays, as Manifest.arrays has it; the first dim of `ragged` ones is -1."""
-    return {
-        name: (array.dtype.name, (-1, *array.shape[1:]) if name in ragged else array.shape)
-        for name, array in arrays.items()
-    }
+    shapes = {name: (-1, *array.shape[1:]) if name in ragged else array.shape for name, array in arrays.items()}
+    return {name: (array.dtype.name, shapes[name]) for name, array in arrays.items()}
 
 
 def of_text(text: str) -> np.ndarray:
@@ -138,21 +131,16 @@ def shard_name(number: int, count: int) -> str:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    """The object in the file; None if there is no file.
-
-    Raises:
-      ValueError: not JSON, or written by another version.
-    """
+    """The object in the file; None if there is no file. Raises ValueError: not JSON, or written by another version."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): remove the file and {_AGAIN}") from error
     if tree.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {tree.get('format')!r}, and this version reads {FORMAT}: make the cache anew elsewhere"
-        )
+        found = f"{path} has format {tree.get('format')!r}, and this version reads {FORMAT}"
+        raise ValueError(f"{found}: make the cache anew elsewhere")
     return tree
 
 
@@ -162,30 +150,20 @@ def write_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
 
 def read_manifest(path: str) -> Manifest:
     """The manifest of the cache in that directory.
-
-    Raises:
-      ValueError: there is none, so that the cache is not finished or is no cache.
-    """
+    Raises ValueError: there is none, so that the cache is not finished or is no cache."""
     directory = pathlib.Path(path).expanduser().absolute()
     tree = read_json(directory / MANIFEST)
     if tree is None:
-        begun = (directory / PLAN).exists()
-        raise ValueError(
-            f"config.data.path={path!r} has no {MANIFEST}: "
-            + (
-                f"this cache is not finished; {_AGAIN}"
-                if begun
-                else "no cache is there; python -m lumos_jax.prepare cache"
-            )
-            + f" (--out={path})"
-        )
+        begun, none = f"this cache is not finished; {_AGAIN}", "no cache is there; python -m lumos_jax.prepare cache"
+        state = begun if (directory / PLAN).exists() else none
+        raise ValueError(f"config.data.path={path!r} has no {MANIFEST}: {state} (--out={path})")
     return Manifest(
         made_by=tree["made_by"],
         arrays={name: (dtype, tuple(shape)) for name, (dtype, shape) in tree["arrays"].items()},
         records=tree["records"],
         undecodable=tree["undecodable"],
-        parts=tuple((count, weight) for count, weight in tree["parts"]),
-        shards=tuple((name, count, size) for name, count, size in tree["shards"]),
+        parts=tuple(map(tuple, tree["parts"])),
+        shards=tuple(map(tuple, tree["shards"])),
     )
 
 
@@ -202,29 +180,6 @@ def read_shard(path: pathlib.Path) -> Iterator[Record]:
     return map(decode_record, read_all(str(path)))
 
 
-def open_cache(path: str) -> Source:
-    """The cache in a directory; that of a mixture is a mixture again, in the same order.
-
-    Raises:
-      ValueError: no manifest, or a shard that is missing, truncated or another one; names it.
-    """
-    manifest, directory = read_manifest(path), pathlib.Path(path).expanduser().absolute()
-    for name, count, size in manifest.shards:
-        file = directory / name
-        if not file.is_file():
-            wrong = "is missing"
-        elif file.stat().st_size != size:
-            wrong = f"has {file.stat().st_size} bytes, not {size}"
-        elif not shard_is_whole(file, count):
-            wrong = f"does not hold {count} records that can be read"
-        else:
-            continue
-        raise ValueError(f"config.data.path={path!r}: {name} {wrong}. To write this shard anew, {_AGAIN}")
-    starts = itertools.accumulate((count for count, _ in manifest.parts), initial=0)
-    parts = [CachedSource(directory, manifest, start, n) for start, (n, _) in zip(starts, manifest.parts, strict=False)]
-    return parts[0] if len(parts) == 1 else MixtureSource(parts, [weight for _, weight in manifest.parts])
-
-
 @register("cached")
 class CachedSource(Source):
     """`count` records of a cache from record `first` on. `read` gives the bytes that `decode_record` takes."""
@@ -236,11 +191,28 @@ class CachedSource(Source):
         shards = manifest.shards
         self._shards = Shards([str(directory / name) for name, _, _ in shards], [number for _, number, _ in shards])
         self._first, self._count = first, count
-        self._fingerprint = digest([manifest.made_by, manifest.arrays, manifest.shards, first, count])
+        self._fingerprint = digest([manifest.made_by, manifest.arrays, shards, first, count])
 
     @classmethod
     def open(cls, data: Data) -> Source:
-        return open_cache(data.path)
+        """The cache at config.data.path; that of a mixture is a mixture again, in the same order.
+        Raises ValueError: no manifest, or a shard that is missing, truncated or another one; names it."""
+        manifest, directory = read_manifest(data.path), pathlib.Path(data.path).expanduser().absolute()
+        for name, count, size in manifest.shards:
+            file = directory / name
+            if not file.is_file():
+                wrong = "is missing"
+            elif file.stat().st_size != size:
+                wrong = f"has {file.stat().st_size} bytes, not {size}"
+            elif not shard_is_whole(file, count):
+                wrong = f"does not hold {count} records that can be read"
+            else:
+                continue
+            raise ValueError(f"config.data.path={data.path!r}: {name} {wrong}. To write this shard anew, {_AGAIN}")
+        counts, weights = zip(*manifest.parts, strict=True)
+        starts = itertools.accumulate(counts, initial=0)
+        parts = [cls(directory, manifest, start, count) for start, count in zip(starts, counts, strict=False)]
+        return parts[0] if len(parts) == 1 else MixtureSource(parts, weights)
 
     def __len__(self) -> int:
         return self._count

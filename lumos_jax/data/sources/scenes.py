@@ -8,22 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lumos_jax.data.base import Clip, Data, HasCaptions, HasClips, HasLabels, HasViews, Source, register, start_of
-from lumos_jax.scenes import motion, truth
-from lumos_jax.scenes.render import posed_views, render
-from lumos_jax.scenes.scene import (
-    CLIP_FPS,
-    CLIP_FRAMES,
-    COLORS,
-    KINDS,
-    VERSION,
-    VIEW_POLAR,
-    VIEW_RADIUS,
-    Camera,
-    Scene,
-    captions,
-    largest,
-    make_scene,
-)  # fmt: skip
+from lumos_jax.scenes import motion, render
+from lumos_jax.scenes import scene as scenes
 
 
 @register("scenes")
@@ -34,73 +20,59 @@ class ScenesSource(Source, HasCaptions, HasLabels, HasClips, HasViews):
     turn: radians by which posed views of a scene may be turned from the first of them, at most.
     """
 
-    clip_frames = CLIP_FRAMES
+    clip_frames = scenes.CLIP_FRAMES
+    classes = tuple(f"{color} {kind}" for kind in scenes.KINDS for color in scenes.COLORS)  # of a scene's largest solid
 
     def __init__(
-        self,
-        records: int,
-        size: int,
-        seed: int = 0,
-        ratios: tuple[float, float] | None = None,
-        turn: float = math.pi,
+        self, records: int, size: int, seed: int = 0, ratios: tuple[float, float] | None = None, turn: float = math.pi
     ):
         self.records, self.size, self.seed, self.ratios, self.turn = records, size, seed, ratios, turn
 
     @classmethod
     def open(cls, data: Data) -> ScenesSource:
         ratios = data.buckets.ratios if data.buckets.enabled else None
-        return cls(
-            data.scenes.num_scenes, data.image_size, ratios=ratios, turn=math.radians(data.scenes.max_view_angle)
-        )
+        turn = math.radians(data.scenes.max_view_angle)
+        return cls(data.scenes.num_scenes, data.image_size, ratios=ratios, turn=turn)
 
     def __len__(self) -> int:
         return self.records
 
-    def scene(self, index: int) -> Scene:
+    def scene(self, index: int) -> scenes.Scene:
         """The ground truth of a record."""
-        return make_scene(index, seed=self.seed)
+        return scenes.make_scene(index, seed=self.seed)
 
     def read(self, index: int) -> np.ndarray:
-        size = self.size if self.ratios is None else tuple(map(int, self.sizes(np.array([index]))[0]))
-        return render(self.scene(index), size)
+        return render.render(self.scene(index), tuple(map(int, self.sizes(np.array([index]))[0])))
 
     def sizes(self, records: np.ndarray) -> np.ndarray:
-        """(height, width) of the images of records (N,): int (N, 2)."""
         low, high = np.log(self.ratios or (1.0, 1.0))
         side = np.exp((low + (high - low) * _uniform(records, self.seed)) / 2)
         return np.stack([np.round(self.size * side), np.round(self.size / side)], axis=1).astype(np.int64)
 
     def captions(self, index: int) -> tuple[str, str]:
-        return captions(self.scene(index))
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The kind and color of a scene's largest solid."""
-        return tuple(f"{color} {kind}" for kind in KINDS for color in COLORS)
+        return scenes.captions(self.scene(index))
 
     def label(self, index: int) -> int:
-        solid = largest(self.scene(index))
+        solid = scenes.largest(self.scene(index))
         return self.classes.index(f"{solid.color} {solid.kind}")
 
     def clip(self, index: int, frames: int, stride: int, share: float, size: int) -> Clip:
         """A scene's clip is a video of CLIP_FRAMES frames."""
-        start = start_of(share, CLIP_FRAMES, frames, stride)
-        times = [(start + i * stride) / (CLIP_FRAMES - 1) for i in range(frames)]
-        scene = self.scene(index)
-        images = np.stack([render(scene, size, time=time) for time in times])
-        fps = CLIP_FPS / stride
+        start = start_of(share, scenes.CLIP_FRAMES, frames, stride)
+        times = [(start + i * stride) / (scenes.CLIP_FRAMES - 1) for i in range(frames)]
+        scene, fps = self.scene(index), scenes.CLIP_FPS / stride
+        images = np.stack([render.render(scene, size, time=time) for time in times])
         return Clip(images, fps, motion.mean_flow(scene, times, fps))
 
     def posed_views(self, index: int, rng: np.random.Generator, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Views (size, size, 3) uint8 from `count` random cameras that look at the origin, with their (3, 4) matrices; the
         others are turned from the first by at most `turn`, to either side."""
-        low, high = np.array([(0.0, 2 * math.pi), VIEW_POLAR, VIEW_RADIUS]).T
+        low, high = np.array([(0.0, 2 * math.pi), scenes.VIEW_POLAR, scenes.VIEW_RADIUS]).T
         random = rng.random((count, 3))
         places = low + (high - low) * random
         places[1:, 0] = places[0, 0] + (2 * random[1:, 0] - 1) * self.turn
-        cameras = [Camera(*map(float, place)) for place in places]
-        images, matrices = posed_views(self.scene(index), cameras, self.size)
-        return list(zip(images, matrices, strict=True))
+        cameras, scene = [scenes.Camera(*map(float, place)) for place in places], self.scene(index)
+        return [(render.render(scene, self.size, camera=c), render.camera_matrix(c)) for c in cameras]
 
     def describe(self, index: int) -> str:
         return f"scene {index}"
@@ -108,7 +80,7 @@ class ScenesSource(Source, HasCaptions, HasLabels, HasClips, HasViews):
     def fingerprint(self) -> str:
         shapes = "" if self.ratios is None else f"-{self.ratios[0]}-{self.ratios[1]}"
         turn = "" if self.turn == math.pi else f"-turn{self.turn:.4f}"
-        return f"scenes-v{VERSION}-{self.records}-{self.size}-{self.seed}{shapes}{turn}"
+        return f"scenes-v{scenes.VERSION}-{self.records}-{self.size}-{self.seed}{shapes}{turn}"
 
 
 def _uniform(records: np.ndarray, seed: int) -> np.ndarray:
@@ -119,12 +91,8 @@ def _uniform(records: np.ndarray, seed: int) -> np.ndarray:
     return (mixed ^ (mixed >> np.uint64(31))) / 2.0**64
 
 
-def scenes_of(source: Source, records: Sequence[int]) -> list[Scene]:
-    """The scenes that a source of scenes renders as these records.
-
-    Raises:
-      ValueError: another source.
-    """
+def scenes_of(source: Source, records: Sequence[int]) -> list[scenes.Scene]:
+    """The scenes that a source of scenes renders as these records. Raises ValueError: another source."""
     if not isinstance(source, ScenesSource):
         raise ValueError(
             f"the records of a {type(source).__name__} are no scenes whose solids are known; config.data.source must be scenes"
@@ -132,6 +100,16 @@ def scenes_of(source: Source, records: Sequence[int]) -> list[Scene]:
     return [source.scene(int(record)) for record in records]
 
 
-def truth_of(data: Data, source: Source, records: Sequence[int]) -> dict[str, np.ndarray]:
-    """Labels of records: name -> int64 (len(records),), as `scenes.truth.labels`; empty where there is no ground truth."""
-    return truth.labels(scenes_of(source, records)) if isinstance(source, ScenesSource) else {}
+def truth_of(source: Source, records: Sequence[int]) -> dict[str, np.ndarray]:
+    """Exact labels of records, for probes of features: name -> int64 (len(records),), whole numbers from 0.
+
+    `shape` and `colour` of the largest solid, and `count` of solids; empty where there is no ground truth.
+    """
+    if not isinstance(source, ScenesSource):
+        return {}
+    solids = [(scenes.largest(scene), len(scene.solids)) for scene in scenes_of(source, records)]
+    return {
+        "shape": np.array([scenes.KINDS.index(solid.kind) for solid, _ in solids]),
+        "colour": np.array([list(scenes.COLORS).index(solid.color) for solid, _ in solids]),
+        "count": np.array([count for _, count in solids]),
+    }

@@ -21,9 +21,7 @@ class TfdsSource(Source, HasCaptions, HasLabels):
     """Any image data set of TensorFlow Datasets; images stay encoded.
 
     Nothing is downloaded here: data sets can be large, so preparing one is a command of its own, which the error names.
-
-    Raises:
-      ValueError: no such data set or split, no image in it, or not prepared for random access.
+    Raises ValueError: no such data set or split, no image in it, or not prepared for random access.
     """
 
     needs = "tfds.name"
@@ -36,7 +34,7 @@ class TfdsSource(Source, HasCaptions, HasLabels):
         if captioned and self._set.texts == (None, None):
             raise ValueError(
                 f"config.data.sample_type=captioned: {name} has no feature {', '.join(_RAW)} or detailed; "
-                f"it has {', '.join(sorted(self._set.info.features))}"
+                f"it has {', '.join(sorted(self._set.features))}"
             )
 
     @classmethod
@@ -63,10 +61,10 @@ class TfdsSource(Source, HasCaptions, HasLabels):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        features = self._set.info.features
-        if self._set.label is None:
+        features, label = self._set.features, self._set.label
+        if label is None:
             raise ValueError(f"config.data.tfds.name={self.name!r} has no class label; it has {', '.join(features)}")
-        return tuple(features[self._set.label].names)
+        return tuple(features[label].names)
 
     def label(self, index: int) -> int:
         return int(self._set.record(index)[self._set.label])
@@ -75,11 +73,11 @@ class TfdsSource(Source, HasCaptions, HasLabels):
         return f"{self.name}/{self.split}#{index}"
 
     def fingerprint(self) -> str:
-        return digest([self._set.info.full_name, self.split, self._length])
+        return digest([self._set.full_name, self.split, self._length])
 
 
 class _OpenSet:
-    """A data set that is open: `info`, `shards`, and which features are the `image`, the `label` (or None) and the `texts`."""
+    """A data set that is open: its `features`, `shards`, and which are the `image`, the `label` (or None) and the `texts`."""
 
     def __init__(self, name: str, split: str, data_dir: str | None):
         import tensorflow_datasets as tfds  # seconds to import, and only this source needs it
@@ -92,7 +90,7 @@ class _OpenSet:
             """file_format='array_record').download_and_prepare()\" (needs TensorFlow: pip install '.[tensorflow]')"""
         )
         try:
-            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+            info = tfds.builder(name, data_dir=data_dir, file_format="array_record").info
         except (tfds.core.DatasetNotFoundError, AssertionError, ImportError) as error:
             raise ValueError(
                 f"{what}: TFDS has no such data set, nor is one prepared in {where} ({_first_line(error)})"
@@ -102,27 +100,26 @@ class _OpenSet:
                 f"{what} in {where} cannot be read at random: {_first_line(error)}. Prepare it as ArrayRecord in another "
                 f"directory, and set config.data.path to that: {prepare.replace(where, 'DIRECTORY')}"
             ) from error
-        self.info = builder.info
-        features, splits = self.info.features, self.info.splits
-        if not splits:
-            size = self.info.download_size
-            download = f" (it downloads {size})" if size else ""
+        if not info.splits:
+            download = f" (it downloads {info.download_size})" if info.download_size else ""
             raise ValueError(f"{what} is not prepared in {where}. Prepare it once{download} with: {prepare}")
-        images = [key for key, kind in features.items() if isinstance(kind, tfds.features.Image)]
+        self.full_name, self.features = info.full_name, info.features
+
+        def named(kind: type, usual: str) -> list[str]:
+            """The features of that kind, the one with the usual name first."""
+            return sorted((key for key in self.features if isinstance(self.features[key], kind)), key=usual.__ne__)
+
+        images = named(tfds.features.Image, "image")
         if not images:
-            raise ValueError(f"{what}: this data set has no image; it has {', '.join(features)}")
-        self.image = "image" if "image" in images else images[0]
-        labels = [key for key, kind in features.items() if isinstance(kind, tfds.features.ClassLabel)]
-        self.label = "label" if "label" in labels else next(iter(labels), None)
-        self.texts = tuple(next((name for name in kind if name in features), None) for kind in (_RAW, DETAILED_NAMES))
-        self._decoders = {
-            key: tfds.decode.SkipDecoding() for key in images
-        }  # images stay encoded, masks among them too
+            raise ValueError(f"{what}: this data set has no image; it has {', '.join(self.features)}")
+        self.image, self.label = images[0], next(iter(named(tfds.features.ClassLabel, "label")), None)
+        self.texts = tuple(next((n for n in names if n in self.features), None) for names in (_RAW, DETAILED_NAMES))
+        self._decoders = dict.fromkeys(images, tfds.decode.SkipDecoding())  # images stay encoded, masks among them too
         try:
-            pieces = splits[split].file_instructions
+            pieces = info.splits[split].file_instructions
         except (ValueError, KeyError, AssertionError, NotImplementedError, OSError) as error:
             raise ValueError(
-                f"{what} cannot be read at random: {_first_line(error)} (splits: {', '.join(splits)}; a split can be "
+                f"{what} cannot be read at random: {_first_line(error)} (splits: {', '.join(info.splits)}; a split can be "
                 "sliced, as train[:90%])"
             ) from error
         # Not TFDS's own reader, which keeps every shard open.
@@ -130,7 +127,7 @@ class _OpenSet:
         self.shards = Shards(paths, [piece.take for piece in pieces], [piece.skip for piece in pieces])
 
     def record(self, index: int) -> Mapping[str, Any]:
-        return self.info.features.deserialize_example_np(self.shards[index], decoders=self._decoders)
+        return self.features.deserialize_example_np(self.shards[index], decoders=self._decoders)
 
 
 def _first_text(value: Any) -> str:

@@ -19,47 +19,42 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from lumos_jax.data.base import Clip, CorruptRecord, Data, HasClips, Source, digest, printable, register, start_of
-from lumos_jax.data.captions import encoding_of
-from lumos_jax.data.files import Names, file_size, files_below, open_regular
+from lumos_jax.data.base import Clip, CorruptRecord, Data, HasClips, digest, register, start_of
+from lumos_jax.data.captions import open_text
+from lumos_jax.data.files import FilesSource, Names, file_size, files_below, open_regular
 
 VIDEO_ENDINGS = frozenset((".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"))
 PACKAGES = {"av": "PyAV", "cv2": "OpenCV"}  # to decode videos, and to measure how much moves in a clip
 MOTION = "motion score"  # OpenVid's column
-# Columns that say where a video lies, as (WebVid) <page_dir>/<videoid>.mp4 or (OpenVid) <video>.
-_WEBVID, _OPENVID = ("videoid", "page_dir"), ("video",)
+# Columns that say where a video lies, of WebVid and of OpenVid, and how.
+_PLACES = {("videoid", "page_dir"): "{page_dir}/{videoid}.mp4", ("video",): "{video}"}
 _BACK = (0, 1, 4, 16)  # seconds before the wanted frame to which a seek goes, until one lands early enough
 
 
 @register("videos")
-class VideosSource(Source, HasClips):
+class VideosSource(FilesSource, HasClips):
     """Videos of a csv, in its order, or every video file below a directory, by sorted relative name.
 
     The videos of a csv lie beside it or in a folder `videos` there: WebVid's as <page_dir>/<videoid>.mp4, OpenVid's as the
     column `video` names them. A row whose file is absent is a record that cannot be read, as is a file that is no video.
     OpenVid's column "motion score" is taken as the clips' motion; it is in units of its own.
-
-    Raises:
-      ValueError: nothing there, no videos, or a csv of other columns or with a motion score that is no finite number.
+    Raises ValueError: nothing there, no videos, or a csv of other columns or with a motion score that is no finite number.
     """
-
-    needs = "path"
 
     def __init__(self, path: str):
         given = pathlib.Path(path).expanduser().absolute()
-        self.motion: np.ndarray | None = None
+        motion: list[float] = []
         if given.is_dir():
-            self.root = given
-            self.names = Names(sorted(_videos_below(given, path)))
-            self._content = digest((name, file_size(given / name)) for name in self.names)
+            self.root, names = given, sorted(_videos_below(given, path))
+            self._content = digest((name, file_size(given / name)) for name in names)
         elif given.is_file():
-            self.root = given.parent / "videos" if (given.parent / "videos").is_dir() else given.parent
+            beside = given.parent / "videos"
+            self.root = beside if beside.is_dir() else given.parent
             names, motion = _read_csv(given, path)
-            self.names = Names(names)
-            self.motion = np.array(motion, np.float32) if motion else None
-            self._content = digest((*names, *(motion or ())))
+            self._content = digest((*names, *motion))
         else:
             raise ValueError(f"config.data.path={path!r} is neither a directory nor a csv file")
+        self.names, self.motion = Names(names), np.array(motion, np.float32)
 
     @classmethod
     def open(cls, data: Data) -> VideosSource:
@@ -68,72 +63,62 @@ class VideosSource(Source, HasClips):
             raise ValueError(f"config.data.source=videos needs {' and '.join(missing)}: pip install '.[video]'")
         return cls(data.path)
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     def read(self, index: int) -> np.ndarray:
         """The video's first frame, where images are asked for."""
         return self.clip(index, 1, 1, 0.0, 0).frames[0]
 
     def clip(self, index: int, frames: int, stride: int, share: float, size: int) -> Clip:
-        path = os.path.join(self.root, self.names[index])
+        path = self.path(index)
         with _opened(path) as video:
-            total, rate = _stated_length(video), video.rate
-        measured = not total
-        while True:
-            total = total or _measured_length(path)
-            start = start_of(share, total, frames, stride)
-            try:
-                images = _frames(path, [start + i * stride for i in range(frames)])
-                break
-            except _EndsEarly:
-                if measured:
-                    raise
-                total, measured = 0, True  # the header promised too much
-        return Clip(images, float(rate) / stride, None if self.motion is None else float(self.motion[index]))
+            stated, rate = _stated_length(video), video.rate
 
-    def describe(self, index: int) -> str:
-        return printable(os.path.join(self.root, self.names[index]))
+        def images(total: int) -> list[np.ndarray]:
+            start = start_of(share, total, frames, stride)
+            return _frames(path, [start + i * stride for i in range(frames)])
+
+        try:
+            found = images(stated or _measured_length(path))
+        except _EndsEarly:
+            if not stated:
+                raise
+            found = images(_measured_length(path))  # the header promised too much
+        return Clip(found, float(rate) / stride, float(self.motion[index]) if len(self.motion) else None)
 
     def fingerprint(self) -> str:
         return self._content
 
 
 def _videos_below(root: pathlib.Path, path: str) -> list[str]:
-    found, others = [], []
-    for name in files_below(root):
-        is_video = os.path.splitext(name)[1].lower() in VIDEO_ENDINGS
-        (found if is_video else others).append(os.path.relpath(name, root))
+    files = [os.path.relpath(name, root) for name in files_below(root)]
+    found = [name for name in files if os.path.splitext(name)[1].lower() in VIDEO_ENDINGS]
     if not found:
-        tables = sorted(name for name in others if name.endswith(".csv"))
+        tables = sorted(name for name in files if name.endswith(".csv"))
         hint = f"; to read the videos that a csv lists, give its path, as {root / tables[0]}" if tables else ""
         raise ValueError(
             f"config.data.path={path!r} and its folders hold no videos ({', '.join(sorted(VIDEO_ENDINGS))}){hint}"
         )
-    if others:
-        logging.warning("%s: %d files are no videos and are left out", root, len(others))
+    if len(files) > len(found):
+        logging.warning("%s: %d files are no videos and are left out", root, len(files) - len(found))
     return found
 
 
 def _read_csv(file: pathlib.Path, path: str) -> tuple[list[str], list[float]]:
     """Names of the videos, and their motion scores, if there are any."""
-    with open(file, "rb") as head:
-        encoding = encoding_of(head.read(4))
     names, motion, number = [], [], 1
-    with open(file, newline="", encoding=encoding, errors="surrogateescape") as lines:
+    with open_text(file, "surrogateescape", newline="") as lines:
         try:
             rows = csv.DictReader(lines)
             columns = rows.fieldnames or ()
-            kind = _WEBVID if set(_WEBVID) <= set(columns) else _OPENVID if set(_OPENVID) <= set(columns) else None
-            if kind is None:
+            needed = next((needed for needed in _PLACES if set(needed) <= set(columns)), None)
+            if needed is None:
                 raise ValueError(
                     f"config.data.path={path!r} has the columns {', '.join(columns) or '(none)'}; needed are videoid and "
                     "page_dir (WebVid) or video (OpenVid)"
                 )
             for number, row in enumerate(rows, 2):
-                if any(not row[column] for column in kind):
-                    raise ValueError(f"{file}, line {number}: {' and '.join(kind)} must not be empty")
-                names.append(f"{row['page_dir']}/{row['videoid']}.mp4" if kind is _WEBVID else row["video"])
+                if not all(row[column] for column in needed):
+                    raise ValueError(f"{file}, line {number}: {' and '.join(needed)} must not be empty")
+                names.append(_PLACES[needed].format(**{column: row[column] for column in needed}))
                 if MOTION in columns:
                     motion.append(_number(row[MOTION], f"{file}, line {number}: {MOTION}"))
         except csv.Error as error:
@@ -245,10 +230,7 @@ def _frames(path: str, wanted: list[int]) -> list[np.ndarray]:
 
 
 def _decode(video: _Video, wanted: list[int], *, whole: bool) -> list[np.ndarray] | None:
-    """The frames from where the file stands; None if that is behind the first wanted one.
-
-    whole: it stands at the beginning, so that nothing comes before.
-    """
+    """The frames from where the file stands, which is the beginning if `whole`; None if the first wanted one is before that."""
     found: list[np.ndarray] = []
     early = whole
     for frame in video.container.decode(video.stream):
@@ -262,11 +244,9 @@ def _decode(video: _Video, wanted: list[int], *, whole: bool) -> list[np.ndarray
             return None
         if frame.is_corrupt:
             raise CorruptRecord(f"frame {number} is damaged")
-        pixels = frame.to_ndarray(format="rgb24")
-        while len(found) < len(wanted) and wanted[len(found)] <= number:
-            found.append(pixels)
+        found += [frame.to_ndarray(format="rgb24")] * sum(number >= place for place in wanted[len(found) :])
         if len(found) == len(wanted):
             return found
-    if not whole and not found:
-        return None
-    raise _EndsEarly(f"it ends before frame {wanted[len(found)]}")
+    if whole or found:
+        raise _EndsEarly(f"it ends before frame {wanted[len(found)]}")
+    return None

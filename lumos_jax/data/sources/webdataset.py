@@ -45,12 +45,8 @@ class TarSource(Source, HasCaptions):
     (`1.5 km.jpg`) is a record of its own unless what stands before its first dot is one (`a.mask.png` belongs to `a.jpg`). Of a
     name that stands twice, the last counts, as for tar. Files of other endings are left out, and records without an image too.
 
-    Args:
-      path: a directory of *.tar, a glob, or a file.
-      kept: directory for the places, under the shard's path, size and time of change; None: nowhere.
-
-    Raises:
-      ValueError: no shards there, one that is compressed, truncated or something else, or no images in them.
+    kept: directory for the places, under the shard's path, size and time of change; None: nowhere.
+    Raises ValueError: no shards there, one that is compressed, truncated or something else, or no images in them.
     """
 
     needs = "path"
@@ -85,23 +81,18 @@ class TarSource(Source, HasCaptions):
         return self._bytes(index, _IMAGE)
 
     def captions(self, index: int) -> Captions:
-        raw, detailed = (
-            decode_text(self._bytes(index, column)) if self._has(index, column) else None
-            for column in (_RAW, _DETAILED)
-        )
-        if self._has(index, _JSON) and (raw is None or detailed is None):
+        files = (self._bytes(index, _RAW), self._bytes(index, _DETAILED))
+        texts = [None if file is None else decode_text(file) for file in files]
+        if None in texts and (file := self._bytes(index, _JSON)) is not None:
             try:
-                fields = json.loads(self._bytes(index, _JSON))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                fields = json.loads(file)
+            except ValueError as error:
                 raise CorruptRecord(f"its .json is none: {error}") from error
-            raw = _field(fields, RAW_NAMES) if raw is None else raw
-            detailed = _field(fields, DETAILED_NAMES) if detailed is None else detailed
-        if raw is None and detailed is None:
+            told = [_field(fields, names) for names in (RAW_NAMES, DETAILED_NAMES)]
+            texts = [other if text is None else text for text, other in zip(texts, told, strict=True)]
+        if texts == [None, None]:
             raise CorruptRecord("no caption: there is no .txt of its name, and no .json with a field caption")
-        return raw or "", detailed or ""
-
-    def _has(self, index: int, column: int) -> bool:
-        return self._places[index, column, 1] >= 0
+        return tuple(text or "" for text in texts)
 
     def describe(self, index: int) -> str:
         return f"{printable(self.paths[self._shard(index)])}#{printable(self.names[index])}"
@@ -112,8 +103,10 @@ class TarSource(Source, HasCaptions):
     def _shard(self, index: int) -> int:
         return bisect.bisect_right(self._ends, index)
 
-    def _bytes(self, index: int, column: int) -> bytes:
+    def _bytes(self, index: int, column: int) -> bytes | None:
         offset, size = map(int, self._places[index, column])
+        if size < 0:
+            return None
         with open_regular(self.paths[self._shard(index)]) as file:
             data = os.pread(file.fileno(), size, offset)
         if len(data) < size:
@@ -137,9 +130,7 @@ def _index_of(path: str, kept: pathlib.Path | None) -> dict[str, np.ndarray]:
 def _read_headers(path: str) -> dict[str, np.ndarray]:
     """As `_index_of`. Raises ValueError: it is no .tar, or a damaged one."""
     places: dict[str, dict[int, tuple[int, int]]] = {}
-    dotted: list[
-        tuple[str, str, tuple[int, int]]
-    ] = []  # (name, known ending, place) where the first dot gives no record
+    dotted: list[tuple[str, str, tuple[int, int]]] = []  # name, known ending, place: the first dot is not the ending's
     left_out: collections.Counter = collections.Counter()
 
     def add(name: str, ending: str, place: tuple[int, int]) -> None:

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax.encoders.clip_text import ClipText
+from lumos_jax import config
 from lumos_jax.encoders.image_encoder import CLIP_STATISTICS, IMAGENET_STATISTICS, NORMALIZE, normalize
-from lumos_jax.encoders.text_encoder import load_tokenizer, tokenize
+from lumos_jax.encoders.text_encoder import make_text_encoder, make_tokenizer, tokenize
 from lumos_jax.encoders.vit import Vit
 from lumos_jax.evaluation.networks.resize import center_square, resize, shorter_side
-from lumos_jax.evaluation.networks.weights import FLAG, Loaded, encoder
+from lumos_jax.evaluation.networks.weights import FLAG, Loaded, encoder, naming
 
 DINOV2_SIDE = 224
 CAPTION_PREFIX = "A photo depicts "
@@ -85,20 +85,20 @@ class ClipScorer:
 
     def __init__(self, weights: str):
         self._vit, image = _clip_vision("clip_score", weights)
-        self._text, text, _ = encoder("clip_score", "clip-text", weights)
-        if not isinstance(self._text, ClipText) or not self._text.projection:
-            raise ValueError(f"{FLAG}=clip_score={weights} has no text projection")
-        self._tokenizer = load_tokenizer(weights, f"{FLAG}=clip_score")
+        settings = config.Encoder(kind="clip_text", weights=weights, output="pooled", dtype="float32", max_tokens=1)
+        with naming("clip_score"):
+            self._text, text = make_text_encoder(settings)
+            self._tokenizer = make_tokenizer(settings, self._text)
         self.params = {"image": image, "text": text}
 
     def tokens(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         """Prefixed captions as ids, cut to the text tower's positions with the end-of-text token kept."""
-        return tokenize(self._tokenizer, [CAPTION_PREFIX + caption for caption in captions], self._text.positions)
+        captions = [CAPTION_PREFIX + caption for caption in captions]
+        return tokenize(self._tokenizer, captions, self._text.network.positions)
 
     def apply(self, params: Any, pixels: jax.Array, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """uint8 (B, H, W, 3), ids and mask (B, L) -> 100 cosine, (B,)."""
         x = center_square(shorter_side(pixels.astype(jnp.float32), self._vit.trained_side))
         image = _clip_embedding(self._vit, params["image"], x)
-        text = self._text.apply(params["text"], tokens, mask)
-        text = NORMALIZE["unit"](self._text.pool(params["text"], tokens, text))
+        text = NORMALIZE["unit"](self._text.apply(params["text"], tokens, mask)[:, 0])
         return 100 * (image * text).sum(-1)

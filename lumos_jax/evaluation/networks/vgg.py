@@ -17,8 +17,9 @@ import numpy as np
 
 from lumos_jax.encoders.image_encoder import IMAGENET_STATISTICS, normalize
 from lumos_jax.evaluation.networks import weights as weights_of
+from lumos_jax.evaluation.networks.layers import conv, max_pool
 from lumos_jax.evaluation.networks.resize import resize
-from lumos_jax.weights.rules import Rule
+from lumos_jax.weights.rules import Rule, dropped, linear
 
 
 class _Conv(NamedTuple):
@@ -48,17 +49,13 @@ VGG16_SIDES = {"64": 64, "224": 224}  # protocol -> side of the input
 def taps(net: str, params: Any, x: jax.Array) -> list[jax.Array]:
     """Normalized images (B, H, W, 3) -> the five activations that LPIPS compares, (B, h, w, C) each, after ReLU."""
     made = []
-    for number, conv in enumerate(NETS[net]):
-        if conv.pool:
-            window = (1, conv.pool, conv.pool, 1)
-            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, (1, 2, 2, 1), "VALID")
-        padding = [(conv.padding, conv.padding)] * 2
+    for number, spec in enumerate(NETS[net]):
+        if spec.pool:
+            x = max_pool(x, (spec.pool, spec.pool), (2, 2), "VALID")
         layer = params[f"conv{number}"]
-        x = jax.lax.conv_general_dilated(
-            x, layer["kernel"], (conv.stride,) * 2, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        x = conv(x, layer["kernel"], spec.stride, [(spec.padding, spec.padding)] * 2)
         x = jax.nn.relu(x + layer["bias"][None, None, None])
-        if conv.tap:
+        if spec.tap:
             made.append(x)
     return made
 
@@ -99,19 +96,17 @@ def load(weights: str, protocol: str) -> weights_of.Loaded:
 def shapes(net: str) -> dict[str, tuple[int, ...]]:
     """Path -> shape of the trunk's parameters."""
     made, inner = {}, 3
-    for number, conv in enumerate(NETS[net]):
-        made[f"conv{number}/kernel"] = (conv.kernel, conv.kernel, inner, conv.width)
-        made[f"conv{number}/bias"] = (conv.width,)
-        inner = conv.width
+    for number, spec in enumerate(NETS[net]):
+        made[f"conv{number}/kernel"] = (spec.kernel, spec.kernel, inner, spec.width)
+        made[f"conv{number}/bias"] = (spec.width,)
+        inner = spec.width
     return made
 
 
 def table(net: str) -> Sequence[Rule]:
     """Torchvision's names."""
-    named = [(f"features.{place}", f"conv{number}") for number, place in enumerate(_PLACES[net])]
-    kernels = [Rule(f"{name}.weight", f"{path}/kernel", "conv") for name, path in named]
-    biases = [Rule(f"{name}.bias", f"{path}/bias") for name, path in named]
-    return [*kernels, *biases, Rule("classifier.{rest}", "", why="the classifier of ImageNet")]
+    found = [rule for n, place in enumerate(_PLACES[net]) for rule in linear(f"features.{place}", f"conv{n}/", "conv")]
+    return [*found, *dropped("the classifier of ImageNet", "classifier.{rest}")]
 
 
 def _trunk(net: str, weights: str) -> Any:

@@ -1,0 +1,75 @@
+"""The sampling job: batches of a list's items through a `generate` callable, into shards.
+
+Batches run on across shards. The last one is padded by repeating its last item, whose extra samples are dropped. A sample must
+depend on its item's number alone (see `diffusion.normal_rows`), so that batch size and number of processes do not matter.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from lumos_jax.evaluation.shards import ShardWriter
+
+T = TypeVar("T")
+
+
+def padded_batches(numbers: Sequence[int], size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(numbers int32 (size,), how many of them count) of each batch."""
+    for first in range(0, len(numbers), size):
+        rows = np.minimum(np.arange(first, first + size), len(numbers) - 1)
+        yield np.asarray(numbers, np.int32)[rows], min(size, len(numbers) - first)
+
+
+def read_ahead(call: Callable[[Any], T], arguments: Sequence[Any]) -> Iterator[T]:
+    """call(argument) of each, the next one in a thread meanwhile."""
+    with futures.ThreadPoolExecutor(1) as thread:
+        ahead = None
+        for argument in arguments:
+            ready, ahead = ahead, thread.submit(call, argument)
+            if ready is not None:
+                yield ready.result()
+        if ahead is not None:
+            yield ahead.result()
+
+
+def make_samples(
+    writer: ShardWriter,
+    shards: Sequence[int],
+    read: Callable[[np.ndarray], tuple[Any, np.ndarray | None]],
+    generate: Callable[[Any, np.ndarray], np.ndarray],
+    batch_size: int,
+    progress: bool = True,
+) -> None:
+    """Makes and writes these shards.
+
+    Args:
+      writer: of the job.
+      shards: which.
+      read: numbers of items (B,) -> (their inputs, true or reference images uint8 (B, ...) or None).
+      generate: (inputs, numbers) -> uint8 (B, [F,] H, W, 3).
+      batch_size: B.
+      progress: whether to show a progress line, on a terminal.
+    """
+    numbers = [number for shard in shards for number in writer.numbers(shard)]
+    batches = list(padded_batches(numbers, batch_size))
+    waiting, pending = [np.empty(0, np.int32)] * 2, list(shards)
+    quiet = not (progress and sys.stderr.isatty())
+    with tqdm(total=len(numbers), unit="sample", dynamic_ncols=True, disable=quiet) as bar:
+        read_batches = read_ahead(read, [batch for batch, _ in batches])
+        for (batch, count), (inputs, reference) in zip(batches, read_batches, strict=True):
+            new = (np.asarray(generate(inputs, batch)), reference)
+            waiting = [
+                a if b is None else b[:count] if not len(a) else np.concatenate([a, b[:count]])
+                for a, b in zip(waiting, new, strict=True)
+            ]
+            while pending and len(waiting[0]) >= (size := len(writer.numbers(pending[0]))):
+                pixels, references = (array[:size] for array in waiting)
+                writer.write(pending.pop(0), pixels, references if reference is not None else None)
+                waiting = [array[size:] for array in waiting]
+            bar.update(count)
