@@ -43,13 +43,15 @@ class KLAutoencoder:
         first, second = jax.random.split(key)
         image, latent = jnp.zeros((1, self.factor, self.factor, 3)), jnp.zeros((1, 1, 1, self.latent_channels))
         return {
-            "encoder": _Encoder(self).init(first, image)["params"],
-            "decoder": _Decoder(self).init(second, latent)["params"],
+            "encoder": _Half(self, decodes=False).init(first, image)["params"],
+            "decoder": _Half(self, decodes=True).init(second, latent)["params"],
         }
 
     def moments(self, params: dict[str, Any], pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Pixels (B, H, W, 3) in [-1, 1] -> mean and log variance of the posterior, each (B, h, w, c)."""
-        mean, log_variance = jnp.split(_Encoder(self).apply({"params": params["encoder"]}, pixels), 2, axis=-1)
+        mean, log_variance = jnp.split(
+            _Half(self, decodes=False).apply({"params": params["encoder"]}, pixels), 2, axis=-1
+        )
         return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
 
     def decode(self, params: dict[str, Any], latent: jax.Array, tile: int = 0) -> jax.Array:
@@ -61,7 +63,7 @@ class KLAutoencoder:
         """
 
         def decode_one(x):
-            return _Decoder(self).apply({"params": params["decoder"]}, x)
+            return _Half(self, decodes=True).apply({"params": params["decoder"]}, x)
 
         size, height, width, _ = latent.shape
         if not tile or max(height, width) <= tile:
@@ -139,40 +141,29 @@ class _Stage(nn.Module):
         return x
 
 
-class _Encoder(nn.Module):
-    """(B, H, W, 3) in [-1, 1] -> moments (B, h, w, 2 c)."""
+class _Half(nn.Module):
+    """The encoder, (B, H, W, 3) in [-1, 1] -> moments (B, h, w, 2 c), or the decoder, unscaled latents (B, h, w, c) ->
+    (B, H, W, 3), about [-1, 1]."""
 
     shape: KLAutoencoder
+    decodes: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        s = self.shape
-        x = _conv(s.channels[0], "conv_in", x)
-        for i, features in enumerate(s.channels):
-            change = "down" if i < len(s.channels) - 1 else ""
-            x = _Stage(features, s.layers, s.groups, change, name=f"down_blocks_{i}")(x)
-        x = _Stage(s.channels[-1], 2, s.groups, "mid", name="mid_block")(x)
+        s, way, moments = self.shape, "up" if self.decodes else "down", 2 * self.shape.latent_channels
+        channels = s.channels[::-1] if self.decodes else s.channels
+        middle = _Stage(s.channels[-1], 2, s.groups, "mid", name="mid_block")
+        if self.decodes:
+            x = nn.Conv(s.latent_channels, (1, 1), dtype=x.dtype, name="post_quant_conv")(x)
+        x = _conv(channels[0], "conv_in", x)
+        x = middle(x) if self.decodes else x
+        for i, features in enumerate(channels):
+            change = way if i < len(channels) - 1 else ""
+            x = _Stage(features, s.layers + self.decodes, s.groups, change, name=f"{way}_blocks_{i}")(x)
+        x = x if self.decodes else middle(x)
         x = nn.silu(_norm(s.groups, "conv_norm_out", x))
-        x = _conv(2 * s.latent_channels, "conv_out", x)
-        return nn.Conv(2 * s.latent_channels, (1, 1), dtype=x.dtype, name="quant_conv")(x)
-
-
-class _Decoder(nn.Module):
-    """Unscaled latents (B, h, w, c) -> (B, H, W, 3), about [-1, 1]."""
-
-    shape: KLAutoencoder
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        s = self.shape
-        x = nn.Conv(s.latent_channels, (1, 1), dtype=x.dtype, name="post_quant_conv")(x)
-        x = _conv(s.channels[-1], "conv_in", x)
-        x = _Stage(s.channels[-1], 2, s.groups, "mid", name="mid_block")(x)
-        for i, features in enumerate(reversed(s.channels)):
-            change = "up" if i < len(s.channels) - 1 else ""
-            x = _Stage(features, s.layers + 1, s.groups, change, name=f"up_blocks_{i}")(x)
-        x = nn.silu(_norm(s.groups, "conv_norm_out", x))
-        return _conv(3, "conv_out", x)
+        x = _conv(3 if self.decodes else moments, "conv_out", x)
+        return x if self.decodes else nn.Conv(moments, (1, 1), dtype=x.dtype, name="quant_conv")(x)
 
 
 def _starts(length: int, side: int) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -16,7 +15,7 @@ from lumos_jax.encoders import Placement
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising
 from lumos_jax.tasks.base import Batch
-from lumos_jax.tasks.sampling import Sampling
+from lumos_jax.tasks.sampling import Conditions, Load, Sampling
 
 
 class ClassSampling(Sampling):
@@ -29,12 +28,10 @@ class ClassSampling(Sampling):
         text = "classes to sample, by number from 0"
         parser.add_argument("--classes", nargs="+", type=int, required=True, metavar="N", help=text)
 
-    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+    def sample_inputs(self, args: argparse.Namespace, load: Load) -> dict[str, np.ndarray]:
         return self.inputs([{"label": label} for label in args.classes], load)
 
-    def inputs(
-        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def inputs(self, conditions: Conditions, load: Load) -> dict[str, np.ndarray]:
         label = np.array([condition["label"] for condition in conditions], np.int32)
         count = self.task.network.vector_dim
         if label.min() < 0 or label.max() >= count:

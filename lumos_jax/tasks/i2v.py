@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -30,7 +29,7 @@ from lumos_jax.config.fields import above, at_least, between
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising, media
 from lumos_jax.tasks.base import Batch, Handoff
-from lumos_jax.tasks.sampling import Host, ImageSampling, Sampling
+from lumos_jax.tasks.sampling import Conditions, Host, ImageSampling, Load, Sampling
 
 MOTION_IDS = 256
 _LEVEL = 1000.0  # sigma is embedded in thousandths: sinusoids tell integers apart
@@ -73,7 +72,7 @@ class ClipSampling(ImageSampling):
             raise ValueError(f"--frames={frames} must be at least 1")
         return dataclasses.replace(self, latent_shape=(frames, *self.latent_shape[1:]))
 
-    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+    def sample_inputs(self, args: argparse.Namespace, load: Load) -> dict[str, np.ndarray]:
         video = self.task.video
         fps = video.fps if args.fps is None else args.fps
         motion = video.motion_bucket_id if args.motion is None else args.motion
@@ -83,9 +82,7 @@ class ClipSampling(ImageSampling):
             )
         return self.inputs([{"image": path, "fps": fps, "motion": motion} for path in args.images], load)
 
-    def inputs(
-        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def inputs(self, conditions: Conditions, load: Load) -> dict[str, np.ndarray]:
         video = self.task.video
         motion = np.array([condition.get("motion", video.motion_bucket_id) for condition in conditions], np.float32)
         return {

@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -26,7 +25,7 @@ from lumos_jax import config, encoders
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising, media
 from lumos_jax.tasks.base import Batch, Handoff
-from lumos_jax.tasks.sampling import Host, ImageSampling, Sampling
+from lumos_jax.tasks.sampling import Conditions, Host, ImageSampling, Load, Sampling
 
 CAMERA_DIM = 4  # polar angle, sine and cosine of the azimuth, radius: target minus input
 ORBIT = tuple(range(0, 360, 30))  # degrees
@@ -69,7 +68,7 @@ class OrbitSampling(ImageSampling):
             )
         return self
 
-    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+    def sample_inputs(self, args: argparse.Namespace, load: Load) -> dict[str, np.ndarray]:
         """One row an image and azimuth; `record` numbers the images, whose views start from the same noise."""
         conditions = [
             {"image": path, "azimuth": azimuth, "elevation": args.elevation}
@@ -79,9 +78,7 @@ class OrbitSampling(ImageSampling):
         record = np.repeat(np.arange(len(args.images)), len(args.azimuths))
         return self.inputs(conditions, load) | {"record": record}
 
-    def inputs(
-        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def inputs(self, conditions: Conditions, load: Load) -> dict[str, np.ndarray]:
         turns = np.radians([condition["azimuth"] for condition in conditions])
         # The polar angle is counted from above.
         up = -np.radians([condition.get("elevation", 0.0) for condition in conditions])

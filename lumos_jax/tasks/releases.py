@@ -150,32 +150,23 @@ def read(
         raise ValueError(f"{origin} tells no image size: it has no pos_embed, nor a config.json with sample_size")
     if settings is None:
         settings = _settings(release, state, network, width, patch, side, heads, origin)
-    latent_shape = (side, side, channels)
-    scale = models.position_scale(settings.data.image_size)
-    dit = models.make_dit(
-        settings.model, latent_shape=latent_shape, out_channels=out_channels, position_scale=scale, **network
-    )
+    network |= {"latent_shape": (side, side, channels), "out_channels": out_channels}
+    dit = models.make_dit(settings.model, position_scale=models.position_scale(settings.data.image_size), **network)
     return Prior(settings, dit, *release.convert(state, rules.parameter_shapes(dit), origin=origin))
 
 
 def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's parameters under the official names.
-
-    Raises:
-      ValueError: the network has parts that the official release has not.
-    """
+    """A run's parameters under the official names. Raises ValueError for parts that the official release has not."""
     if "cross" not in params["blocks"] or "modulation" in params["final"]:
         raise ValueError(
             "this network cannot be exported: the official Lumos release has no names for one without cross-attention, or "
             "with a final layer as DiT's"
         )
-    model, autoencoder = settings.model, settings.autoencoder
+    patch, side, autoencoder = settings.model.patch_size, settings.data.image_size, settings.autoencoder
     factor = 1 if autoencoder.kind == "identity" else 2 ** (len(autoencoder.channels) - 1)
-    grid = (settings.data.image_size // factor // model.patch_size,) * 2
-    positions = layers.positions(
-        grid, grid, models.position_scale(settings.data.image_size), params["patch"]["bias"].shape[0]
-    )
-    return official.to_official(params, positions, model.patch_size)
+    grid = (side // factor // patch,) * 2
+    positions = layers.positions(grid, grid, models.position_scale(side), params["patch"]["bias"].shape[0])
+    return official.to_official(params, positions, patch)
 
 
 def _settings(release: Release, state, network, width: int, patch: int, side: int, heads: int, origin: str):
@@ -186,15 +177,13 @@ def _settings(release: Release, state, network, width: int, patch: int, side: in
         raise ValueError(
             f"{origin}: width {width} and depth {depth} are in no table that tells the heads; give --heads"
         )
-    model = config.Model(size=size or f"{width}x{depth}x{heads}", patch_size=patch, **release.model)
-    autoencoder = config.Autoencoder()
-    classes = network.get("vector_kind") == "class"
+    autoencoder, classes = config.Autoencoder(), network.get("vector_kind") == "class"
     labels = {"sample_type": "labeled", "num_classes": network["vector_dim"]} if classes else {}
     settings = config.Settings(
         data=config.Data(image_size=side * 2 ** (len(autoencoder.channels) - 1), **labels),
         encoder=release.encoder,
         autoencoder=autoencoder,
-        model=model,
+        model=config.Model(size=size or f"{width}x{depth}x{heads}", patch_size=patch, **release.model),
         task=config.Task(name=release.task),
     )
     config.validate(settings)

@@ -20,6 +20,8 @@ from lumos_jax.models import Condition
 from lumos_jax.tasks import media
 
 Host = Mapping[str, np.ndarray]  # a batch as it was read, R rows
+Conditions = Sequence[Mapping[str, Any]]  # by name, one a sample
+Load = Callable[[str], np.ndarray]  # path of an image -> (S, S, 3) uint8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +50,11 @@ class Sampling:
         """As the flags ask for, such as another latent shape. Raises ValueError for values that are impossible."""
         return self
 
-    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        """The host batch that the flags describe, one row a condition. `load`: path of an image -> (S, S, 3) uint8.
-
-        Raises:
-          ValueError: values that are impossible, images that cannot be read.
-        """
+    def sample_inputs(self, args: argparse.Namespace, load: Load) -> dict[str, np.ndarray]:
+        """The host batch that the flags describe, one row a condition; errors as of `inputs`."""
         raise NotImplementedError
 
-    def inputs(
-        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def inputs(self, conditions: Conditions, load: Load) -> dict[str, np.ndarray]:
         """The host batch of conditions by name, a row each: image (a path), caption, label, azimuth and elevation (degrees),
         fps and motion. Each task reads its own; `needs` must be there.
 
@@ -179,12 +175,10 @@ class FeatureSampling(ImageSampling):
             )
         return self
 
-    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+    def sample_inputs(self, args: argparse.Namespace, load: Load) -> dict[str, np.ndarray]:
         return self.inputs([{"image": path} for path in args.images], load)
 
-    def inputs(
-        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def inputs(self, conditions: Conditions, load: Load) -> dict[str, np.ndarray]:
         return {"image": np.stack([load(condition["image"]) for condition in conditions])}
 
     def run(self, sampler: Any, args: argparse.Namespace) -> list[str]:

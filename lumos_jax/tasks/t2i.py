@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -24,7 +24,7 @@ from lumos_jax.data import aspect
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising
 from lumos_jax.tasks.base import Batch, Handoff
-from lumos_jax.tasks.sampling import Host, Sampling
+from lumos_jax.tasks.sampling import Conditions, Host, Load, Sampling
 
 KINDS = ("", "_detailed")  # suffixes of the arrays of a raw and a detailed caption, where a batch has both
 _LOCK = threading.Lock()  # its padding is state of a tokenizer, which two threads must not share
@@ -68,12 +68,10 @@ class CaptionSampling(Sampling):
         shape = (bucket.height * h // square, bucket.width * w // square, channels)
         return dataclasses.replace(self, latent_shape=shape)
 
-    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+    def sample_inputs(self, args: argparse.Namespace, load: Load) -> dict[str, np.ndarray]:
         return self._captions(args.prompts, args.size)
 
-    def inputs(
-        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def inputs(self, conditions: Conditions, load: Load) -> dict[str, np.ndarray]:
         """With config.data.buckets, in the square size."""
         return self._captions([condition["caption"] for condition in conditions], None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from lumos_jax.encoders import Placement
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising, media
 from lumos_jax.tasks.base import Batch
-from lumos_jax.tasks.sampling import Host, Sampling
+from lumos_jax.tasks.sampling import Host, Load, Sampling
 
 _COLUMNS = 8  # of a sheet
 
@@ -22,7 +21,7 @@ _COLUMNS = 8  # of a sheet
 class UnconditionalSampling(Sampling):
     """Samples of noise alone, row after row."""
 
-    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+    def sample_inputs(self, args: argparse.Namespace, load: Load) -> dict[str, np.ndarray]:
         return {"row": np.zeros(1, np.int32)}
 
     def sheet(self, host: Host, sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
