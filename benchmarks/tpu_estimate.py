@@ -22,8 +22,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from configs import i2i
 from lumos_jax.config import io as config_io
 from lumos_jax.planning import ahead, parse_target
-from lumos_jax.planning.estimate import estimate
-from lumos_jax.planning.report import Figures
+from lumos_jax.planning.figures import Figures, estimate
 
 GOLDEN = pathlib.Path(__file__).with_suffix(".json")
 WORSE = 1.02  # times the golden figure; compilers of one version differ by nothing

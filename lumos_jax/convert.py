@@ -48,7 +48,7 @@ WHITENING_BATCH = 256  # images
 _LOADING = {
     "official": '`torch.load("lumos_{step}.pth")["state_dict"]`, under the names of the official Lumos release.',
     "safetensors": '`safetensors.torch.load_file("lumos_{step}.safetensors")`, under the names of the official Lumos release.',
-    "encoder": "`--config.encoder.weights=DIRECTORY`, with the encoder size and patch size below.",
+    "encoder": "`--config.encoder.weights=DIRECTORY`, with the image size of the encoder below.",
     "diffusers": (
         "`transformer/`, under diffusers' names of a PixArt-like transformer. Each block has its own modulation "
         "(`norm1.linear`), for which diffusers ships no class."
@@ -115,9 +115,7 @@ def export(args: argparse.Namespace) -> str:
     workdir = pathlib.Path(args.workdir)
     settings = config_io.load(workdir / "config.json")
     checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest() if args.checkpoint is None else args.checkpoint
-    if step is None or not (checkpoints.directory / str(step)).is_dir():
-        raise ValueError(f"there is no checkpoint {'' if step is None else step} in {checkpoints.directory}")
+    step = checkpoints.find(args.checkpoint)
     placement = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     params = jax.tree.map(np.asarray, finetune.read_weights(checkpoints, step, args.weights, placement))
     meta = checkpoints.meta(step)

@@ -24,9 +24,9 @@ from ml_collections import config_flags
 
 from lumos_jax import cli, config
 from lumos_jax.config import io as config_io
-from lumos_jax.planning import advice, ahead, parse_target, report, search
+from lumos_jax.planning import ahead, parse_target, report, search
 from lumos_jax.planning.chips import Target
-from lumos_jax.planning.estimate import compile_sampler, estimate
+from lumos_jax.planning.figures import compile_sampler, estimate
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file in configs/, with :desk or :test for its small sizes."
@@ -89,7 +89,7 @@ def _plan(settings: config.Settings, target: Target, devices) -> bool:
                 figures = dataclasses.replace(figures, sampler=sampler.result())
             lines = report.rows(figures)
             if not figures.fits:
-                lines += [("try", tip) for tip in advice.suggest(figures, devices)]
+                lines += [("try", tip) for tip in search.suggest(figures, devices)]
             heading = f"{target}, {'on cached features' if cached else 'on records, encoded in the step'}"
             print(report.table(heading, lines) + "\n", flush=True)
             fits.append(figures.fits)

@@ -29,7 +29,6 @@ import jax
 import pytest
 
 from tests import compiled, forks, running
-from tests.ports import free_port
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
@@ -51,13 +50,17 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # What takes longest comes first, or one process would work on it alone at the end.
 _LONGEST = (
     "test_task_runs.py", "test_faults.py", "test_runs.py", "test_cache.py", "test_invariants.py", "test_dit.py",
-    "test_dino.py", "test_finetune.py", "test_clip_steps.py", "test_priors.py", "test_encoders.py", "test_estimate.py",
+    "test_dino.py", "test_finetune.py", "test_clip_steps.py", "test_priors.py", "test_encoders.py", "test_figures.py",
     "test_precision.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
+
+def pytest_collection_finish():
+    compiled.collect_rarely()
 
 
 def pytest_unconfigure():
@@ -86,14 +89,23 @@ def process_environment():
 
 
 @pytest.fixture(scope="session")
-def command(process_environment):
+def program(process_environment):
+    """(module, *arguments) -> what Popen needs for `python -m module arguments`."""
+
+    def build(*arguments, devices=1):
+        return {"args": [sys.executable, "-m", *arguments], "env": process_environment(devices), "cwd": running.ROOT}
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def command(program):
     """What Popen needs for a training run; with `killed`, for one that dies at that moment of tests/killed.py."""
 
     def build(workdir, *fields, config="configs/i2i.py:test", devices=1, flags=(), killed=None):
-        program = ["tests.killed", killed, "lumos_jax.main"] if killed else ["lumos_jax.main"]
-        arguments = [sys.executable, "-m", *program, f"--config={config}", f"--workdir={workdir}", *flags]
-        arguments += [f"--config.{field}" for field in fields]
-        return {"args": arguments, "env": process_environment(devices), "cwd": running.ROOT}
+        module = ["tests.killed", killed, "lumos_jax.main"] if killed else ["lumos_jax.main"]
+        fields = [f"--config.{field}" for field in fields]
+        return program(*module, f"--config={config}", f"--workdir={workdir}", *flags, *fields, devices=devices)
 
     return build
 
@@ -103,7 +115,7 @@ def in_two(command):
     """Runs a training run in two processes; returns what each of them printed."""
 
     def run(workdir, *fields, **how):
-        port = free_port()
+        port = running.free_port()
         flags = [(f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}") for i in range(2)]
         both = [running.start(command(workdir, *fields, flags=f, **how)) for f in flags]
         return [running.finish(process) for process in both]

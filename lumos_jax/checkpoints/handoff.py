@@ -36,42 +36,32 @@ class Account:
         for fate in ("loaded", "reinitialised", "dropped"):
             names = getattr(self, fate)
             lines.append(f"  {fate:<14}{len(names):>5} arrays {self.parameters[fate]:>13,} parameters")
-            if fate != "loaded":
-                lines += [f"    {name}" for name in names]
-        lines += [f"  {name} was adapted to this network" for name in self.adapted]
-        return "\n".join(lines)
+            lines += [f"    {name}" for name in names if fate != "loaded"]
+        return "\n".join([*lines, *(f"  {name} was adapted to this network" for name in self.adapted)])
 
     def save(self, path: str | pathlib.Path) -> None:
         fileio.save_json(dataclasses.asdict(self), path)
 
 
 def transfer(
-    source: Any,
-    target: Any,
-    *,
-    origin: str,
-    reinitialise: Sequence[str] = (),
-    drop: Sequence[str] = (),
+    source: Any, target: Any, *, origin: str, reinitialise: Sequence[str] = (), drop: Sequence[str] = (),
     adapt: Mapping[str, Callable[[Any], Any]] | None = None,
-):
-    """Return parameters for the target: the source's where a path and shape agree, else by the named rules.
+) -> tuple[Any, Account]:  # fmt: skip
+    """Returns parameters for the target: the source's where a path and shape agree, else by the named rules.
 
     Args:
-      source: tree of arrays of the other run.
+      source: tree of arrays (or shapes) of the other run.
       target: freshly initialized tree of arrays (or only shapes); reinitialized entries are taken from it.
       origin: name of the source, for the account.
       reinitialise: patterns (fnmatch over "a/b/c") of target parameters that are not loaded.
       drop: patterns of source parameters that are not used.
       adapt: path -> function from the source's parameter to the target's.
 
-    Returns:
-      (parameters like target, Account)
-
     Raises:
-      ValueError: parameters of either side that no rule names, or that differ in shape; lists all of them.
+      ValueError: parameters that no rule covers, or shapes that differ; it lists all of them, of both sides.
     """
 
-    def matches(name, patterns):
+    def matches(name: str, patterns: Sequence[str]) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
     have, want, adapt = flatten(source), flatten(target), adapt or {}
@@ -88,14 +78,11 @@ def transfer(
     problems += [f"  {name}: only there" for name in have if name not in loaded and name not in dropped]
     if problems:
         raise ValueError(f"the weights of {origin} do not fit this model:\n" + "\n".join(problems))
+    fates = {"loaded": (loaded, have), "reinitialised": (fresh, want), "dropped": (dropped, have)}
+    counts = {fate: sum(math.prod(tree[name].shape) for name in names) for fate, (names, tree) in fates.items()}
+    adapted = tuple(name for name in loaded if name in adapt)
     params = unflatten({name: have[name] if name in loaded else want[name] for name in want})
-    counts = {
-        "loaded": sum(math.prod(have[name].shape) for name in loaded),
-        "reinitialised": sum(math.prod(want[name].shape) for name in fresh),
-        "dropped": sum(math.prod(have[name].shape) for name in dropped),
-    }
-    widened = tuple(name for name in loaded if name in adapt)
-    return params, Account(origin, tuple(loaded), tuple(fresh), tuple(dropped), widened, counts)
+    return params, Account(origin, tuple(loaded), tuple(fresh), tuple(dropped), adapted, counts)
 
 
 def _adapted(change: Callable[[Any], Any], value: Any) -> Any:

@@ -16,6 +16,7 @@ import os
 import pathlib
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -46,9 +47,8 @@ def quiet_logs() -> None:
             return False  # what the run reports itself, or expects
         if not record.exc_info or record.exc_info[2] is None:
             return True
-        if "Event loop is closed" in str(record.exc_info[1]):
-            return False
-        return not any("orbax" in frame.filename for frame in traceback.extract_tb(record.exc_info[2]))
+        frames = traceback.extract_tb(record.exc_info[2])
+        return "Event loop is closed" not in str(record.exc_info[1]) and not any("orbax" in f.filename for f in frames)
 
     sys.excepthook = hook
     for name in ("absl", "asyncio", "concurrent.futures"):
@@ -57,8 +57,7 @@ def quiet_logs() -> None:
 
 def _short(error: BaseException) -> str:
     """The first line of an error, which libraries continue with pages about where they were."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 class CheckpointError(RuntimeError):
@@ -80,93 +79,100 @@ class _Barrier:
 
 
 class Checkpoints:
-    """The checkpoints of one run directory."""
+    """The checkpoints of one run directory. Methods that write raise CheckpointError if this or the previous write failed, as
+    on a full disk; those that read, if there is nothing or something else to read."""
 
     def __init__(self, workdir: str | pathlib.Path, settings: config.Checkpoint | None = None):
         """Opens `workdir`/checkpoints: for writing by the rules in `settings`, or read-only when None."""
         self.directory = pathlib.Path(workdir).absolute() / DIRECTORY
         self._barrier = _Barrier()
         several = jax.process_count() > 1
-        common = dict(single_host_load_and_broadcast=several)
         if settings is None:
-            options = ocp.CheckpointManagerOptions(read_only=True, create=False, **common)
+            options = {"read_only": True, "create": False}
         else:
-            keep = [policies.LatestN(settings.keep)]
-            if settings.keep_every:
-                keep.append(policies.EveryNSteps(settings.keep_every))
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True, **common,
-                async_options=ocp.options.AsyncOptions(barrier_sync_fn=self._barrier) if several else None,
-            )  # fmt: skip
-        self._options = options
+            every = [policies.EveryNSteps(settings.keep_every)] if settings.keep_every else []
+            options = {
+                "preservation_policy": policies.AnyPreservationPolicy([policies.LatestN(settings.keep), *every]),
+                "cleanup_tmp_directories": True,
+                "async_options": ocp.options.AsyncOptions(barrier_sync_fn=self._barrier) if several else None,
+            }
+        self._options = ocp.CheckpointManagerOptions(single_host_load_and_broadcast=several, **options)
         self._manager = self._open()
         # What was saved and is to be read back: step, a parameter, digest.
         self._unread: tuple[Any, Any, Any] = (None, None, None)
 
     def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(
-            self.directory,
-            options=self._options,
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
-        )
+        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self.directory, options=self._options, item_handlers=handlers)
 
-    def latest(self) -> int | None:
-        """The newest complete checkpoint's step, or None."""
-        return next(iter(self.steps()), None)
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self.failed(error) from error
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[pathlib.Path]:
+        """Yields the checkpoint's directory."""
+        path = self.directory / str(step)
+        try:
+            yield path
+        except _UNREADABLE as error:
+            raise CheckpointError(f"checkpoint {path} cannot be read: {_short(error)}") from error
 
     def steps(self) -> list[int]:
         """All complete checkpoints' steps, the newest first."""
         return sorted(
             map(int, self._manager.all_steps()), reverse=True
-        )  # NumPy's int32 where process 0 told the others
+        )  # NumPy's int32 in other processes than the first
+
+    def latest(self) -> int | None:
+        """The newest complete checkpoint's step, or None."""
+        return next(iter(self.steps()), None)
+
+    def find(self, step: int | None = None) -> int:
+        """That step, or the newest. Raises ValueError if there is no such checkpoint."""
+        found = self.latest() if step is None else step
+        if found is None or not (self.directory / str(found)).is_dir():
+            raise ValueError(f"there is no checkpoint {'' if step is None else step} in {self.directory}")
+        return found
+
+    # Writing.
 
     def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Starts writing; returns as soon as the arrays are copied off the devices.
-
-        Raises:
-          CheckpointError: this or the previous write failed (a full disk, say).
-        """
+        """Starts writing; returns as soon as the arrays are copied off the devices."""
         meta = {**meta, "digest": checksums(state)}
-        try:
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        with self._writing():
             self._probe()
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
-                force=True,
-            )
+            self._manager.save(step, args=items, force=True)
             self._manager.check_for_errors()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self.failed(error) from error
         name, leaf = min(flatten(state["params"]).items(), key=lambda item: item[1].size)
         self._unread = (step, unflatten({name: np.empty(leaf.shape, leaf.dtype)}), meta["digest"])
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk. Raises CheckpointError as `save` does."""
-        try:
+        """Returns when all that was saved is on disk."""
+        with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
             self._read_back()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self.failed(error) from error
 
     def check(self) -> bool:
-        """Whether all that was saved is on disk. Raises CheckpointError if a write under way has failed."""
-        try:
+        """Whether all that was saved is on disk."""
+        with self._writing():
             self._manager.check_for_errors()
             if self._barrier.error is not None:
                 raise RuntimeError(_short(self._barrier.error)) from self._barrier.error
             if self._manager.is_saving_in_progress():
                 return False
             self._read_back()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self.failed(error) from error
         return True
 
     def _read_back(self) -> None:
-        """Compare the meta and the smallest parameter on disk with what was saved last. Process 0 does.
+        """Compares the meta and the smallest parameter on disk with what was saved last. Process 0 does.
 
-        Raises:
-          ValueError: they are not there or not the same.
+        Raises ValueError if they are not there or not the same.
         """
         (step, smallest, expected), self._unread = self._unread, (None, None, None)
         if smallest is None or jax.process_index() > 0:
@@ -181,7 +187,7 @@ class Checkpoints:
             raise ValueError(f"step {step} cannot be read back: {_short(error)}") from error
 
     def _probe(self) -> None:
-        """Write a small file beside the checkpoints: where that fails, so would Orbax's threads, some only after minutes."""
+        """Writes a small file beside the checkpoints: where that fails, so would Orbax's threads, some only after minutes."""
         path = self.directory / f".probe.{jax.process_index()}"
         with open(path, "wb") as file:
             path.unlink()  # nothing is left of it, whatever comes
@@ -190,44 +196,61 @@ class Checkpoints:
             os.fsync(file.fileno())
 
     def reopen(self) -> None:
-        """Open the directory anew after a write that failed, as Orbax keeps some failures. Raises as `save`."""
+        """Opens the directory anew after a write that failed, as Orbax keeps some failures."""
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # reported before
             self._manager.close()
-        try:
+        with self._writing():
             self._manager = self._open()
-        except OSError as error:
-            raise self.failed(error) from error
+
+    def close(self) -> None:
+        """Waits for writes under way and releases threads."""
+        self._manager.close()
+
+    def failed(self, error: BaseException, what: str = "a checkpoint") -> CheckpointError:
+        """The error to raise where `what` could not be written: why, what is left, and what to do."""
+        good = []
+        with contextlib.suppress(OSError):  # the storage that fails
+            good = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
+        reason = fileio.permanent_reason(error) or _short(error)
+        last = f"the last good checkpoint is {max(good)}" if good else "there is no earlier checkpoint"
+        full = reason in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+        advice = "Free some space (or lower config.checkpoint.keep) and run" if full else "Run"
+        return CheckpointError(
+            f"writing {what} into {self.directory} failed ({reason}); {last}. {advice} the same command again"
+        )
+
+    # Reading.
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON part of a checkpoint. Raises CheckpointError if it cannot be read."""
-        try:
-            meta = ocp.JsonCheckpointHandler().restore(self.directory / str(step) / "meta")
+        """The JSON part of a checkpoint."""
+        with self._reading(step) as path:
+            meta = ocp.JsonCheckpointHandler().restore(path / "meta")
             return {"settings": meta["settings"], "fingerprints": meta["fingerprints"], **meta}
-        except _UNREADABLE as error:
-            raise CheckpointError(f"checkpoint {self.directory / str(step)} cannot be read: {_short(error)}") from error
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """The arrays, laid out as `abstract` (ShapeDtypeStructs with shardings) says, whatever mesh wrote them.
 
         Of several processes each reads its devices' parts and none waits for others, so that one may fail alone.
-
-        Raises:
-          CheckpointError: the checkpoint does not hold these arrays, or cannot be read.
         """
-        try:
-            where = self.directory / str(step) / "state"
-            return ocp.StandardCheckpointHandler().restore(where, args=ocp.args.StandardRestore(abstract))
-        except _UNREADABLE as error:
-            raise CheckpointError(
-                f"checkpoint {self.directory / str(step)} cannot be restored: {_short(error)}"
-            ) from error
+        with self._reading(step) as path:
+            return ocp.StandardCheckpointHandler().restore(path / "state", args=ocp.args.StandardRestore(abstract))
+
+    def shapes(self, step: int, name: str) -> Any:
+        """ShapeDtypeStructs of one entry of the state ("ema" or "params"), as the checkpoint holds it; empty if it has none."""
+        tree = self._manager.item_metadata(step)["state"].tree.get(name, {})
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+    def restore_subtree(self, step: int, name: str, abstract: Any) -> Any:
+        """One entry of the state ("ema" or "params") without reading the others, laid out as `abstract` says."""
+        item = {name: abstract}
+        how = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        return ocp.PyTreeCheckpointHandler().restore(self.directory / str(step) / "state", args=args)[name]
 
     def verify(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
         """Raises CheckpointError unless what was restored is what was saved, by the digest in `meta`, if it has one."""
-        expected = meta.get("digest")
-        if expected is None:  # of a version that kept none
-            return
-        found = checksums(state)
+        expected = meta.get("digest") or {}  # none of a version that kept none
+        found = checksums(state) if expected else {}
         wrong = [name for name in expected if found.get(name) != expected[name]]
         if wrong:
             raise CheckpointError(
@@ -241,44 +264,8 @@ class Checkpoints:
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
             for step in steps:
-                free = next(
-                    name for n in itertools.count() if not (name := aside / f"{step}{f'.{n}' * (n > 0)}").exists()
-                )
-                (self.directory / str(step)).rename(free)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+                names = (aside / f"{step}{f'.{n}' * (n > 0)}" for n in itertools.count())
+                (self.directory / str(step)).rename(next(path for path in names if not path.exists()))
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
         return aside
-
-    def shapes(self, step: int, name: str) -> Any:
-        """ShapeDtypeStructs of one entry of the state ("ema" or "params"), as the checkpoint holds it; empty if it has none."""
-        tree = self._manager.item_metadata(step)["state"].tree.get(name, {})
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-    def restore_subtree(self, step: int, name: str, abstract: Any) -> Any:
-        """One entry of the state ("ema" or "params") without reading the others, laid out as `abstract` says."""
-        handler = ocp.PyTreeCheckpointHandler()
-        args = ocp.args.PyTreeRestore(
-            item={name: abstract},
-            restore_args=ocp.checkpoint_utils.construct_restore_args({name: abstract}),
-            partial_restore=True,
-        )
-        return handler.restore(self.directory / str(step) / "state", args=args)[name]
-
-    def close(self) -> None:
-        """Waits for writes under way and releases threads."""
-        self._manager.close()
-
-    def failed(self, error: BaseException, what: str = "a checkpoint") -> CheckpointError:
-        """The error to raise where `what` could not be written: why, what is left, and what to do."""
-        try:
-            good = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
-        except OSError:  # the storage that fails
-            good = []
-        reason = fileio.permanent_reason(error) or _short(error)
-        last = f"the last good checkpoint is {max(good)}" if good else "there is no earlier checkpoint"
-        full = reason in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
-        advice = "Free some space (or lower config.checkpoint.keep) and run" if full else "Run"
-        return CheckpointError(
-            f"writing {what} into {self.directory} failed ({reason}); {last}. {advice} the same command again"
-        )

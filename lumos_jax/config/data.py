@@ -42,24 +42,6 @@ class Captions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Buckets:
-    """Batches of images of one shape each, data.sample_type=captioned, in sizes around image_size x image_size
-    (lumos_jax/data/aspect.py)."""
-
-    enabled: Annotated[bool, "otherwise all images are square"] = False
-    step: Annotated[int, at_least(0), "pixels of which sides are multiples; 0: image_size / 16, as PixArt's"] = 0
-    ratios: Annotated[tuple[float, float], "smallest and largest height over width"] = (0.25, 4.0)
-
-    def check(self) -> None:
-        require(
-            self.enabled or self == Buckets(),
-            "config.data.buckets.step and ratios need config.data.buckets.enabled=True",
-        )
-        low, high = self.ratios
-        require(low <= 1 <= high, f"config.data.buckets.ratios={self.ratios} leave out the square")
-
-
-@dataclasses.dataclass(frozen=True)
 class Clips:
     """Frames of videos, data.sample_type=clip."""
 
@@ -97,6 +79,12 @@ class Data:
         "mixture: dicts of the fields source, path, name, split and num_scenes, and weight",
     ] = ()
     image_size: Annotated[int, at_least(1), "side in pixels of the square images in a batch"] = 256
+    aspect_ratios: Annotated[
+        tuple[float, float],
+        Rule(lambda ratios: ratios[0] <= 1 <= ratios[1], "least <= 1 <= most"),
+        "captioned: height over width, least and most, of batches of one shape each around image_size x image_size",
+        "(lumos_jax/data/aspect.py); (1, 1): all images are square",
+    ] = (1.0, 1.0)
     num_classes: Annotated[int, at_least(0), "labeled: compared with what the source has"] = 0
     crop: Annotated[Literal["center", "random"], "random crops keep the shorter side whole; cached: center"] = "center"
     flip: Annotated[bool, "mirror half of the records, chosen from (seed, position); cached: False"] = False
@@ -112,8 +100,12 @@ class Data:
     scenes: Scenes = Scenes()
     tfds: Tfds = Tfds()
     captions: Captions = Captions()
-    buckets: Buckets = Buckets()
     clips: Clips = Clips()
+
+    @property
+    def has_buckets(self) -> bool:
+        """Whether batches have several shapes."""
+        return self.aspect_ratios != (1, 1)
 
     def check(self) -> None:
         self._check_source()
@@ -162,14 +154,9 @@ class Data:
             f"config.data.captions={dataclasses.asdict(self.captions)} needs config.data.sample_type=captioned",
         )
         require(
-            not self.buckets.enabled or (kind == "captioned" and self.crop == "center" and self.source != "cached"),
-            "config.data.buckets.enabled goes with sample_type=captioned and crop=center, and not with a cache, which holds "
-            f"squares; not with sample_type={kind}, crop={self.crop}, source={self.source}",
-        )
-        step = self.buckets.step or self.image_size // 16
-        require(
-            not self.buckets.enabled or (step > 0 and self.image_size % step == 0),
-            f"config.data.image_size={self.image_size} is no multiple of buckets.step={self.buckets.step or 'image_size / 16'}",
+            not self.has_buckets or (kind == "captioned" and self.crop == "center" and self.source != "cached"),
+            f"config.data.aspect_ratios={self.aspect_ratios} go with sample_type=captioned and crop=center, and not with a "
+            f"cache, which holds squares; not with sample_type={kind}, crop={self.crop}, source={self.source}",
         )
         require(
             (kind == "labeled") == (self.num_classes > 0),

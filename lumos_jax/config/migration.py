@@ -55,6 +55,12 @@ _JOINED = {
     "optimizer.boost": "optimizer.lr_multipliers",
     "optimizer.ema_dtype": "optimizer.state_dtype",
     "optimizer.moments_dtype": "optimizer.state_dtype",
+    "data.buckets.enabled": "data.aspect_ratios",
+    "data.buckets.ratios": "data.aspect_ratios",
+    "encoder.patch_size": "encoder.size",
+    "encoder.dtype": "model.dtype",
+    "autoencoder.kind": "autoencoder.weights",
+    "autoencoder.dtype": "model.dtype",
     "eval.rows": "eval.sheet",
     "eval.samples": "eval.sheet",
     "task.hidden": "task.head",
@@ -81,6 +87,15 @@ _GONE: dict[str, tuple[Any, str]] = {
     "task.student_temperature": (0.1, "it is 0.1"),
     "task.centre_momentum": (0.9, "it is 0.9"),
     "task.dropout": ([0.05, 0.10, 0.15], "see lumos_jax/tasks/nvs.py"),
+    "task.min_guidance_scale": (1.0, "it is 1, and eval.guidance at the last frame"),
+    "task.noise_aug_strength": (0.02, "it is 0.02"),
+    "task.fps": (None, "give `lumos_jax.sample --fps`"),
+    "task.motion_bucket_id": (None, "give `lumos_jax.sample --motion`"),
+    "task.local_size": (lambda flat: _local_size(flat), "it is 3/7 of encoder.image_size, in whole patches"),
+    "data.buckets.step": (
+        lambda flat: flat["data.buckets.step"] and max(flat["data.image_size"] // 16, 4),
+        "it is image_size / 16",
+    ),
     "mesh.tensor": (1, "fsdp shards parameters"),
     "mesh.data": (None, "it takes the devices that fsdp and context leave"),
     "data.prefetch": (None, "it is 4"),
@@ -89,6 +104,13 @@ _GONE: dict[str, tuple[Any, str]] = {
     "data.bucket_index": (None, "set the environment variable LUMOS_JAX_CACHE"),
     "data.tar_index": (None, "set the environment variable LUMOS_JAX_CACHE"),
     "diffusion.learned_variance": (None, "it follows from diffusion.loss"),
+    "encoder.resize": (lambda flat: flat["encoder.image_size"], "it is encoder.image_size"),
+    "encoder.heads": (0, "import the weights with `lumos_jax.convert import --heads`"),
+    "autoencoder.posterior": ("sample", "it is sampled"),
+    "autoencoder.tile": (None, "images above 1448 pixels a side are decoded in tiles"),
+    "autoencoder.channels": ([128, 256, 512, 512], "random weights have Stable Diffusion's shape"),
+    "autoencoder.layers": (2, "random weights have Stable Diffusion's shape"),
+    "autoencoder.groups": (32, "random weights have Stable Diffusion's shape"),
     "encoder.vocabulary": (None, "it follows from the tokenizer"),
     "train.compilation_cache": (None, "set the environment variable JAX_COMPILATION_CACHE_DIR or LUMOS_JAX_CACHE"),
     "train.watchdog_minutes": (None, "it is 30"),
@@ -124,48 +146,72 @@ def upgrade_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in _VALUES.items():
         if name in new and isinstance(new[name], (str, bool)):
             new[name] = values.get(new[name], new[name])
-    if "optimizer.boosted" in new:
-        patterns, factor = new.pop("optimizer.boosted"), new.pop("optimizer.boost", 1.0)
-        new["optimizer.lr_multipliers"] = tuple((pattern, factor) for pattern in patterns)
-    if "optimizer.ema_dtype" in new:
-        dtypes = {new.pop("optimizer.ema_dtype"), new.pop("optimizer.moments_dtype")}
-        if len(dtypes) > 1:
-            raise ValueError(
-                "config.optimizer.ema_dtype and moments_dtype of these settings differ: they are one field now"
-            )
-        new["optimizer.state_dtype"] = dtypes.pop()
-    if "eval.rows" in new:
-        new["eval.sheet"] = (new.pop("eval.rows"), new.pop("eval.samples"))
     for group in ("model", "encoder"):
         if f"{group}.width" in new:
             _join_size(new, group)
-    if "task.prototypes" in new:
-        new["task.head"] = tuple(new.pop(f"task.{name}") for name in ("hidden", "bottleneck", "prototypes"))
-    if "data.mixture" in new:
-        new["data.mixture"] = tuple(_upgrade_entry(entry) for entry in new["data.mixture"])
-    return _without_gone(new)
-
-
-def _without_gone(flat: dict[str, Any]) -> dict[str, Any]:
-    for name, (continued, instead) in _GONE.items():
-        if name not in flat:
-            continue
-        expected = continued(flat) if callable(continued) else continued
-        value = list(flat[name]) if isinstance(flat[name], tuple) else flat[name]
+    for name in _GONE.keys() & new.keys():
+        continued, instead = _GONE[name]
+        expected = continued(new) if callable(continued) else continued
+        value = list(new[name]) if isinstance(new[name], tuple) else new[name]
         if expected is not None and value != expected:
             raise ValueError(
                 f"config.{name}={value!r} of these settings is gone ({instead}): only runs with {expected!r} can be continued"
             )
-    return {name: value for name, value in flat.items() if name not in _GONE}
+    new = {name: value for name, value in new.items() if name not in _GONE}
+    if "optimizer.boosted" in new:
+        patterns, factor = new.pop("optimizer.boosted"), new.pop("optimizer.boost", 1.0)
+        new["optimizer.lr_multipliers"] = tuple((pattern, factor) for pattern in patterns)
+    if "optimizer.ema_dtype" in new:
+        new["optimizer.state_dtype"] = _same(new, "optimizer.ema_dtype", "optimizer.moments_dtype")
+    if "data.buckets.enabled" in new:
+        ratios = new.pop("data.buckets.ratios")
+        new["data.aspect_ratios"] = ratios if new.pop("data.buckets.enabled") else (1.0, 1.0)
+    if "eval.rows" in new:
+        new["eval.sheet"] = (new.pop("eval.rows"), new.pop("eval.samples"))
+    if "task.prototypes" in new:
+        new["task.head"] = tuple(new.pop(f"task.{name}") for name in ("hidden", "bottleneck", "prototypes"))
+    if "data.mixture" in new:
+        new["data.mixture"] = tuple(_upgrade_entry(entry) for entry in new["data.mixture"])
+    _join_frozen(new)
+    return new
+
+
+def _same(flat: dict[str, Any], *names: str) -> Any:
+    """The value of fields that are one now, which they leave."""
+    values = {name: flat.pop(name) for name in names if name in flat}
+    if len(set(values.values())) > 1:
+        raise ValueError(f"{values} of these settings differ, and are one field now: they cannot be continued")
+    return next(iter(values.values()))
 
 
 def _join_size(flat: dict[str, Any], group: str) -> None:
-    """Width, depth and heads of size=custom become the size; `heads` of an encoder's weights stays a field."""
+    """Width, depth and heads of size=custom become the size; `heads` of an encoder's weights is checked like what is gone."""
     sizes = [flat.pop(f"{group}.{name}") for name in ("width", "depth")] + [flat.pop(f"{group}.heads")]
     if flat[f"{group}.size"] == "custom":
         flat[f"{group}.size"] = "x".join(map(str, sizes))
     elif group == "encoder":
         flat[f"{group}.heads"] = sizes[2]
+
+
+def _join_frozen(flat: dict[str, Any]) -> None:
+    """Settings of the frozen networks that are part of others now."""
+    patch = flat.pop("encoder.patch_size", 16)
+    if patch != 16 and flat["encoder.kind"] == "vit":
+        flat["encoder.size"] += f"/{patch}"
+    if flat.pop("autoencoder.kind", "kl") == "identity":
+        flat["autoencoder.weights"] = "identity"
+    trained = flat.get("task.name") == "dino"  # has no frozen network, and computes in float32
+    if trained or flat.get("autoencoder.weights") == "identity":
+        flat.pop("autoencoder.dtype", None)
+    if trained:
+        flat.pop("encoder.dtype", None)
+    if "encoder.dtype" in flat or "autoencoder.dtype" in flat:
+        flat["model.dtype"] = _same(flat, "model.dtype", "encoder.dtype", "autoencoder.dtype")
+
+
+def _local_size(flat: Mapping[str, Any]) -> int:
+    patch = flat["encoder.patch_size"]
+    return max(1, round(flat["encoder.image_size"] * 3 / 7 / patch)) * patch
 
 
 def advice(old: str) -> str | None:

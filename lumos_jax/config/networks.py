@@ -13,8 +13,8 @@ _OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "clip_text
 
 
 def custom_size(size: str) -> tuple[int, int, int] | None:
-    """Width, depth and heads of a size written out, as "128x4x4"; None of names."""
-    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", size)
+    """Width, depth and heads of a size written out, as "128x4x4"; None of names. A patch size behind it is left out."""
+    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", size.partition("/")[0])
     return tuple(map(int, found.groups())) if found else None
 
 
@@ -22,15 +22,22 @@ def size_of(*names: str) -> Rule:
     """One of these names, or a size written out."""
 
     def allows(size: str) -> bool:
-        return size in names or (
-            (sizes := custom_size(size)) is not None
-            and min(sizes) >= 1
-            and sizes[0] % sizes[2] == 0
-            and sizes[0] % 4 == 0  # sin-cos positions
-        )
+        width, depth, heads = custom_size(size) or (4, 1, 1)
+        known = size in names or custom_size(size) is not None
+        return known and min(width, depth, heads) >= 1 and width % heads == width % 4 == 0  # sin-cos positions
 
     listed = ", ".join(names)
     return Rule(allows, f"one of {listed}, or WIDTHxDEPTHxHEADS as 128x4x4, the width a multiple of heads and of 4")
+
+
+def _with_patch(size: Rule) -> Rule:
+    """A size with the side of patches behind it."""
+
+    def allows(value: str) -> bool:
+        before, slash, patch = value.partition("/")
+        return size.allows(before) and (not slash or (patch.isdecimal() and int(patch) > 0))
+
+    return Rule(allows, f"{size.text}; with patches of other than 16 pixels, as B/8")
 
 
 def _check_weights(where: str, weights: str) -> None:
@@ -62,11 +69,12 @@ class Encoder:
         "vit: unit: each token to length 1 (Lumos); standard: each token to mean 0 and variance 1 over its features (RCG);",
         "white: see lumos_jax/encoders/whitening.py, of weights that hold its statistics, as exported encoders do",
     ] = "unit"
-    resize: Annotated[int, "vit: shorter side after resizing (antialiased), pixels"] = 224
     interpolation: Annotated[
         Literal["bilinear", "bicubic"], "vit: bilinear as Lumos, bicubic as CLIP and DINOv2 were trained"
     ] = "bilinear"
-    image_size: Annotated[int, at_least(1), "vit: side of the center crop that the encoder sees, pixels"] = 224
+    image_size: Annotated[
+        int, at_least(1), "vit: pixels to which the shorter side is resized (antialiased), and of the center crop"
+    ] = 224
     max_tokens: Annotated[
         int, at_least(1), "t5, clip_text: token ids a caption, padding included; clip_text's weights have 77 at most"
     ] = 120
@@ -74,10 +82,12 @@ class Encoder:
         str,
         't5, clip_text: directory, hub id, or "scenes", which comes with the package; empty: the files beside the weights',
     ] = ""
-    size: Annotated[str, size_of("Ti", "S", "B", "L"), "of random weights"] = "B"
-    patch_size: Annotated[int, at_least(1), "vit of random weights only"] = 16
-    heads: Annotated[int, at_least(0), "of weights without a config.json; 0: width / 64"] = 0
-    dtype: Annotated[Dtype, "compute dtype"] = "bfloat16"
+    size: Annotated[str, _with_patch(size_of("Ti", "S", "B", "L")), "of random weights"] = "B"
+
+    @property
+    def patch_size(self) -> int:
+        """Side of the patches of random weights."""
+        return int(self.size.partition("/")[2] or 16)
 
     def check(self) -> None:
         _check_weights("config.encoder", self.weights)
@@ -95,12 +105,8 @@ class Encoder:
         if text:
             return
         require(
-            self.resize >= self.image_size,
-            f"config.encoder.resize={self.resize} is smaller than the crop, encoder.image_size={self.image_size}",
-        )
-        require(
             not random or self.image_size % self.patch_size == 0,
-            f"config.encoder.image_size={self.image_size} is not divisible by encoder.patch_size={self.patch_size}",
+            f"config.encoder.image_size={self.image_size} is not divisible by the patches of encoder.size={self.size}",
         )
 
 
@@ -108,23 +114,19 @@ class Encoder:
 class Autoencoder:
     """The frozen map between pixels and latents."""
 
-    kind: Annotated[
-        Literal["kl", "identity"], "kl: Stable Diffusion's autoencoder; identity: pixels in [-1, 1] are the latents"
-    ] = "kl"
-    weights: Annotated[str, "directory (diffusers layout), .safetensors file, hub id, or random:<seed>"] = (
-        "stabilityai/sd-vae-ft-mse"
-    )
+    weights: Annotated[
+        str,
+        "Stable Diffusion's: directory (diffusers layout), .safetensors file, hub id or random:<seed>;",
+        "identity: pixels in [-1, 1] are the latents",
+    ] = "stabilityai/sd-vae-ft-mse"
     scaling_factor: Annotated[float, "multiplies the latents so that their variance is near one"] = 0.18215
-    posterior: Annotated[Literal["sample", "mode"], "what of the posterior the latents are"] = "sample"
-    tile: Annotated[int, at_least(0), "decode in tiles of this many latent pixels a side; 0 decodes whole"] = 0
-    channels: Annotated[tuple[int, ...], "random weights only: width of each resolution"] = (128, 256, 512, 512)
-    layers: Annotated[int, at_least(1), "random weights only: residual blocks per resolution"] = 2
-    groups: Annotated[int, at_least(1), "random weights only: group-norm groups"] = 32
-    dtype: Annotated[Dtype, "compute dtype"] = "bfloat16"
+
+    @property
+    def kind(self) -> str:
+        return "identity" if self.weights == "identity" else "kl"
 
     def check(self) -> None:
-        if self.kind != "identity" or self.weights:
-            _check_weights("config.autoencoder", self.weights)
+        _check_weights("config.autoencoder", self.weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Model:
     activation: Annotated[
         Literal["gelu_tanh", "gelu"], "of the MLPs: gelu_tanh as DiT and Lumos, gelu (exact) as RCG"
     ] = "gelu_tanh"
-    dtype: Annotated[Dtype, "compute dtype; parameters are float32"] = "bfloat16"
+    dtype: Annotated[Dtype, "compute dtype, of the frozen networks too; parameters that train are float32"] = "bfloat16"
     remat: Annotated[
         Literal["none", "dots", "mlp", "full"],
         "what the backward pass recomputes: nothing; dots: all but matmuls; mlp: all but the MLPs' matmuls; everything",

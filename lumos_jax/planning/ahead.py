@@ -7,7 +7,7 @@ import dataclasses
 import importlib.util
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -24,10 +24,22 @@ _QUIET = {
     "TPU_MIN_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is used, so that two plans may run at once
 }
-_CUDNN = "libcudnn.so.9"
-_CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 # Autotuning needs a GPU; without one the compiler takes its defaults, which for Triton may not compile.
-_CUDA_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+_OPTIONS = {"tpu": {}, "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}}
+# Platform -> packages of its compiler, one of which is enough, and what to install.
+CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+_COMPILERS = {
+    "tpu": (
+        ("libtpu",),
+        "the TPU's compiler is in the package libtpu, which is not installed: pip install '.[plan]', or pip install "
+        "'jax[tpu]' (x86-64 Linux, 140 MB to download; no TPU is needed)",
+    ),
+    "cuda": (
+        CUDA_PLUGINS,
+        "the compiler for CUDA is in jax's plugin, which is not installed: pip install '.[plan-cuda]' (x86-64 Linux, 625 MB "
+        "to download; no GPU is needed)",
+    ),
+}
 
 # Device descriptions for the compiler: compute capability, cores, FPUs a core, shared memory per core and per block at most, L2
 # bytes, clock in GHz, name.
@@ -37,8 +49,7 @@ _GPUS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """Bytes on one chip. total: what the program needs. The parts are 0 if it did not fit."""
 
     total: float
@@ -58,51 +69,30 @@ class Compiled:
 
 
 def devices_of(target: Target) -> list[Any]:
-    """The target's devices, to compile for only.
-
-    Raises:
-      ValueError: the compiler is not installed, or does not know the machine.
-    """
+    """The target's devices, to compile for only. Raises ValueError if the compiler is not installed, or does not know them."""
+    packages, install = _COMPILERS[target.chip.platform]
+    if not any(map(importlib.util.find_spec, packages)):
+        raise ValueError(f"--target={target}: {install}")
     if target.chip.platform == "tpu":
-        return _tpu_devices(target)
-    return _cuda_devices(target)
-
-
-def _tpu_devices(target: Target) -> list[Any]:
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
-            f"--target={target}: the TPU's compiler is in the package libtpu, which is not installed: pip install "
-            "'.[plan]', or pip install 'jax[tpu]' (x86-64 Linux, 140 MB to download; no TPU is needed)"
-        )
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        wanted = {"topology_name": str(target)}
+    else:
+        layout = {"topology": f"1x1x{target.chips}", "target_config": _gpu_description(target)}
+        wanted = {"topology_name": ""} | layout
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=str(target)).devices
-    except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
-            f"--target={target}: the TPU's compiler knows no such machine: {_first_line(error)}"
-        ) from error
-
-
-def _cuda_devices(target: Target) -> list[Any]:
-    if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
-        raise ValueError(
-            f"--target={target}: the compiler for CUDA is in jax's plugin, which is not installed: pip install "
-            "'.[plan-cuda]' (x86-64 Linux, 625 MB to download; no GPU is needed)"
-        )
-    try:
-        devices = topologies.get_topology_desc(
-            platform="cuda", topology_name="", topology=f"1x1x{target.chips}", target_config=_gpu_description(target)
-        ).devices
+        devices = topologies.get_topology_desc(platform=target.chip.platform, **wanted).devices
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-        raise ValueError(f"--target={target}: jax's CUDA plugin cannot compile for it: {_first_line(error)}") from error
-    try:
-        ctypes.CDLL(_CUDNN)  # which the plugin has loaded where it comes from a package
-    except OSError as error:
-        raise ValueError(
-            f"--target={target}: cuDNN, of whose version jax asks before it takes cuDNN's attention, is not installed: "
-            "pip install '.[plan-cuda]', or nvidia-cudnn-cu13 alone (493 MB to download; no GPU is needed)"
-        ) from error
+        reason = str(error).splitlines()[0][:300]
+        raise ValueError(f"--target={target}: its compiler knows no such machine: {reason}") from error
+    if target.chip.platform == "cuda":
+        try:
+            ctypes.CDLL("libcudnn.so.9")  # which the plugin has loaded where it comes from a package
+        except OSError as error:
+            raise ValueError(
+                f"--target={target}: cuDNN, of whose version jax asks before it takes cuDNN's attention, is not installed: "
+                "pip install '.[plan-cuda]', or nvidia-cudnn-cu13 alone (493 MB to download; no GPU is needed)"
+            ) from error
     return devices
 
 
@@ -126,19 +116,10 @@ def _gpu_description(target: Target) -> str:
     """
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:300]
-
-
 def compile_for(target: Target, lowered: Any) -> Compiled:
-    """Compiles the result of `jax.jit(...).lower`.
-
-    Raises:
-      jax.errors.JaxRuntimeError: the compiler failed for another reason than memory.
-    """
-    options = _CUDA_OPTIONS if target.chip.platform == "cuda" else {}
+    """Compiles the result of `jax.jit(...).lower`. Raises JaxRuntimeError if that fails for another reason than memory."""
     try:
-        compiled = lowered.compile(compiler_options=options)
+        compiled = lowered.compile(compiler_options=_OPTIONS.get(target.chip.platform))
     except jax.errors.JaxRuntimeError as error:
         needed = needed_bytes(str(error))
         if needed is None:

@@ -13,37 +13,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
 
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip.
+    """One chip."""
 
-    Attributes:
-      name: as in a target.
-      platform: tpu | cuda.
-      usable: bytes of memory that a program may take.
-      peak: dense bfloat16 FLOP/s.
-      bandwidth: of its memory, bytes/s.
-      links: bytes/s that it can receive over all links at once: half of the bandwidth that counts both directions.
-      dims: of the grid of chips; 0 for GPUs, which are all connected.
-      clock: Hz of the compiler's cycles; 0 if the compiler estimates none.
-    """
-
-    name: str
-    platform: str
-    usable: int
-    peak: float
-    bandwidth: float
-    links: float
-    dims: int
-    clock: float
+    name: str  # as in a target
+    platform: str  # tpu | cuda
+    usable: int  # bytes of memory that a program may take
+    peak: float  # dense bfloat16 FLOP/s
+    bandwidth: float  # of its memory, bytes/s
+    links: float  # bytes/s that it can receive over all links at once: half of what counts both directions
+    dims: int  # of the grid of chips; 0 for GPUs, which are all connected
+    clock: float  # Hz of the compiler's cycles; 0 if the compiler estimates none
 
 
-CHIPS: Mapping[str, Chip] = {
+CHIPS = {
     chip.name: chip
     for chip in (
         Chip("v5e", "tpu", int(15.75 * GIB), 197e12, 819e9, 200e9, 2, 197e12 / (2 * 4 * 128**2)),
@@ -75,26 +63,21 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """ "v5e:16x16", "v5p:4x4x4", "h100:8" -> Target.
-
-    Raises:
-      ValueError: an unknown chip, or a shape that its grid does not have.
-    """
+    """ "v5e:16x16", "v5p:4x4x4", "h100:8" -> Target. Raises ValueError for an unknown chip or a shape that its grid lacks."""
     name, _, layout = text.partition(":")
     if name not in CHIPS:
         raise ValueError(
             f"--target={text}: {name!r} is not one of {', '.join(CHIPS)}; write CHIP:SHAPE, as v5e:4x4 or h100:8"
         )
-    chip = CHIPS[name]
-    wanted = chip.dims or 1
+    wanted = CHIPS[name].dims or 1
     example = {1: f"{name}:8", 2: f"{name}:4x4", 3: f"{name}:4x4x4"}[wanted]
     if not re.fullmatch(r"\d+(x\d+)*", layout) or layout.count("x") + 1 != wanted:
         raise ValueError(f"--target={text}: {name} takes {wanted} number(s) behind the colon, as {example}")
     shape = tuple(map(int, layout.split("x")))
     if min(shape) < 1:
         raise ValueError(f"--target={text}: every side is 1 or more, as {example}")
-    if chip.platform == "tpu" and (shape[0] % 2 or shape[1] % 2):
+    if CHIPS[name].platform == "tpu" and (shape[0] % 2 or shape[1] % 2):
         raise ValueError(
             f"--target={text}: hosts of {name} hold 2 x 2 chips, so the first two sides are even, as {example}"
         )
-    return Target(chip, shape)
+    return Target(CHIPS[name], shape)

@@ -26,14 +26,13 @@ def _of(jaxpr: Any) -> float:
 
 def _of_equation(equation: Any) -> float:
     name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[dim] for dim in contracted)
-    if name == "conv_general_dilated":
-        kernel, numbers = equation.invars[1].aval.shape, params["dimension_numbers"]
-        per_output = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
-        return 2.0 * math.prod(equation.outvars[0].aval.shape) * per_output
+    if name in ("dot_general", "conv_general_dilated"):
+        (left, right), out = (var.aval.shape for var in equation.invars), equation.outvars[0].aval.shape
+        if name == "dot_general":
+            each = math.prod(left[dim] for dim in params["dimension_numbers"][0][0])
+        else:
+            each = math.prod(right) / right[params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * math.prod(out) * each
     inner = [_of(getattr(part, "jaxpr", part)) for part in jax.extend.core.jaxprs_in_params(params)]
     if name == "cond":
         return max(inner)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lumos_jax import config, data
 from lumos_jax.planning import flops
-from lumos_jax.train import rngs, sharded_forward, sharding, state_dtype
+from lumos_jax.train import evaluator, rngs, sharded_forward, sharding, state_dtype
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
 
@@ -54,29 +54,22 @@ class Job:
 
     def lower_sampler(self) -> Any | None:
         """The sampler of the evaluation's sheet, traced for the mesh; None for a task without samples."""
-        sampling, settings = self.experiment.task.sampling, self.settings.eval
-        if sampling is None:
+        if self.experiment.task.sampling is None:
             return None
-        replicated = sharding.replicated(self.mesh)
-        keys = (rngs.key(0, "sheet/noise"), rngs.key(0, "sheet/sampler"))
-
-        def generate(params, frozen, batch):
-            gather = self.experiment.gather
-            return sampling.generate_batch(params, frozen, batch, keys, settings.sheet[1], settings, gather)
-
+        count, layout = self.settings.eval.sheet[0], sharding.replicated(self.mesh)
         rows = {
-            name: jax.ShapeDtypeStruct((settings.sheet[0], *a.shape[1:]), a.dtype, sharding=replicated)
+            name: jax.ShapeDtypeStruct((count, *a.shape[1:]), a.dtype, sharding=layout)
             for name, a in self.batch.items()
             if name != "weight"
         }
-        return jax.jit(generate, out_shardings=replicated).lower(self.state.params, self.experiment.frozen, rows)
+        return evaluator.sheet_sampler(self.experiment).lower(self.state.params, self.experiment.frozen, rows)
 
     def model_flops(self) -> tuple[float, float]:
         """FLOPs of one step of the global batch: of the trained network, forward and backward, and of the frozen networks."""
         task = sharded_forward.unshard(self.experiment.task)  # whole layers, as on one device
         plan, seed = self.experiment.plan, self.settings.train.seed
-        frozen, batch, params, ema = map(
-            _without_shardings, (self.experiment.frozen, dict(self.batch), self.state.params, self.state.ema)
+        frozen, batch, params, ema = _without_shardings(
+            (self.experiment.frozen, dict(self.batch), self.state.params, self.state.ema)
         )
 
         def example(frozen, batch):
@@ -95,6 +88,11 @@ class Job:
         parts = {"parameters": state.params, "ema": state.ema, "optimizer": state.opt_state}
         parts |= {"frozen": self.experiment.frozen, "batch": dict(self.batch)}
         return {name: _bytes(part, on_host=False) for name, part in parts.items()}
+
+    @property
+    def held(self) -> int:
+        """Bytes on each chip between steps, in all."""
+        return sum(self.resident_bytes().values())
 
     @property
     def host_bytes(self) -> int:

@@ -19,24 +19,18 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-# Bits of an element. Tokens and opaque values have no size.
-_BITS = {
-    "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64,
-    "u64": 64, "f16": 16, "bf16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128,
-}  # fmt: skip
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\(")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _COST = re.compile(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"')
 _CALLED = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+)")
+_BRANCH = re.compile(r"(?:branch_computations=\{|true_computation=|false_computation=)%?([\w.\-]+)")
 
 
-@dataclasses.dataclass(frozen=True)
-class Collective:
+class Collective(NamedTuple):
     """One kind of collective in one run of a program: how often it runs, and bytes that a chip receives at least.
 
     exposed: those of collectives that are not asynchronous, beside which nothing is computed.
@@ -47,10 +41,9 @@ class Collective:
     exposed: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """A kernel of ours, whose time the compiler does not estimate: how often it runs, and the FLOPs and memory
-    traffic of one run, as the kernel declares them."""
+class Kernel(NamedTuple):
+    """A kernel of ours, whose time the compiler does not estimate: how often it runs, and the FLOPs and memory traffic of one
+    run, as the kernel declares them."""
 
     count: int
     flops: float
@@ -82,12 +75,16 @@ class Program:
         return sum(kind.exposed for kind in self.collectives.values())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
+class _Instruction(NamedTuple):
     name: str
     shape: str
     opcode: str
     line: str
+
+
+def read_program(text: str, chips: int) -> Program:
+    """What the text from `compiled.as_text()` says of a program that runs on so many chips. Raises ValueError for others."""
+    return _Reader(text, chips).run()
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -106,11 +103,14 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 
 
 def size_of(shape: str) -> float:
-    """Bytes of an array, or of all arrays of a tuple, as HLO writes its shape: "(bf16[8,128]{1,0}, f32[])" -> 2052."""
+    """Bytes of an array, or of all arrays of a tuple, as HLO writes its shape: "(bf16[8,128]{1,0}, f32[])" -> 2052.
+
+    Tokens and opaque values have no size.
+    """
     total = 0.0
     for kind, dims in re.findall(r"\b(\w+)\[([\d,]*)\]", shape):
-        bits = _BITS.get(kind, 8 if kind.startswith("f8") else 4 if kind.startswith("f4") else 0)
-        total += bits / 8 * math.prod(int(dim) for dim in dims.split(",") if dim)
+        bits = re.match(r"[a-z]+(\d+)", "u8" if kind == "pred" else kind)
+        total += int(bits[1]) / 8 * math.prod(int(dim) for dim in dims.split(",") if dim) if bits else 0
     return total
 
 
@@ -130,8 +130,8 @@ def group_size(line: str, chips: int) -> int:
     if named := re.search(r"replica_groups=@?mesh\[(.*?)\] ?\{(.*?)\}", line):
         sizes = dict(re.findall(r"'?([\w.]+)'?=(\d+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'?([\w.]+)'?", named[2]))
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
-        return int(iota[2])
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
+        return int(iota[1])
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return listed[1].count(",") + 1
     return chips
@@ -142,12 +142,13 @@ def _trip_count(body: _Instruction, condition: list[_Instruction]) -> int | None
     if known := re.search(r'known_trip_count":\{"n":"?(\d+)', body.line):
         return int(known[1])
     constants = {one.name: int(n[1]) for one in condition if (n := re.search(r" constant\((\d+)\)", one.line))}
+    limits = list(constants.values())
     for one in condition:
         if one.opcode == "compare" and "direction=LT" in one.line:
-            operands = re.findall(r"%?([\w.\-]+)[,)]", one.line.split(" compare(")[1].split(")")[0] + ")")
-            limits = [constants[name] for name in operands if name in constants]
-            return limits[0] if len(limits) == 1 else None
-    return next(iter(constants.values())) if len(constants) == 1 else None
+            operands = re.search(r" compare\((.*?)\)", one.line)[1]
+            limits = [constants[name] for name in re.findall(r"([\w.\-]+)(?:,|$)", operands) if name in constants]
+            break
+    return limits[0] if len(limits) == 1 else None
 
 
 class _Reader:
@@ -164,33 +165,31 @@ class _Reader:
 
     def run(self) -> Program:
         self._visit(self._entry, 1, owner=self._entry, costed=False)
-        collectives = {kind: Collective(int(n), *sizes) for kind, (n, *sizes) in sorted(self._moved.items())}
+        collectives = {kind: Collective(*sums) for kind, sums in sorted(self._moved.items())}
         return Program(self.cycles, collectives, self.trips, tuple(self._kernels))
 
     def _visit(self, name: str, times: int, owner: str, costed: bool) -> None:
         """owner: the entry or the loop body that this runs in; costed: the caller's estimate covers it."""
-        instructions = self._computations.get(name, [])
-        for one in instructions:
+        for one in self._computations.get(name, []):
             if not costed and (found := _CYCLES.search(one.line)):
                 self.cycles += int(found[1]) * times
+            if "tpu_custom_call" in one.line and (said := _COST.search(one.line)):
+                self._kernels.append(Kernel(times, float(said[1]), float(said[2])))
+            kind = one.opcode.removesuffix("-start")
             if one.opcode == "while":
                 body, condition = (re.search(rf"{role}=%?([\w.\-]+)", one.line)[1] for role in ("body", "condition"))
                 self.trips[body] = _trip_count(one, self._computations.get(condition, []))
                 self._visit(body, times * (self.trips[body] or 1), owner=f"{owner}/{one.name}", costed=costed)
-                continue
-            if "tpu_custom_call" in one.line and (said := _COST.search(one.line)):
-                self._kernels.append(Kernel(times, float(said[1]), float(said[2])))
-            kind = one.opcode.removesuffix("-start")
-            if kind in _KINDS:
+            elif kind in _KINDS:
                 self._collective(kind, one, name, times, owner, costed)
-                continue
-            for called in self._called(one):
-                self._visit(called, times, owner, costed or one.opcode == "fusion")
+            else:
+                for called in self._called(one):
+                    self._visit(called, times, owner, costed or one.opcode == "fusion")
 
-    def _called(self, one: _Instruction) -> Iterator[str]:
+    @staticmethod
+    def _called(one: _Instruction) -> Iterator[str]:
         if one.opcode == "conditional":  # one of them runs; the first is taken
-            names = [part for found in _BRANCHES.findall(one.line) for part in [*re.split(r",\s*", found[0]), found[1]]]
-            yield from [name.lstrip("%") for name in names if name][:1]
+            yield from _BRANCH.findall(one.line)[:1]
         elif one.opcode in ("fusion", "call", "async-start", "custom-call"):
             yield from _CALLED.findall(one.line)
 
@@ -205,37 +204,22 @@ class _Reader:
             return
         self._seen.add(key)
         n = group_size(one.line, self._chips)
-        shape = one.shape
         if one.opcode.endswith("-start") and kind != "all-reduce":  # (operands, results, and on some chips contexts)
-            operands, results = _elements(shape)[:2]
-            shape = operands if kind == "reduce-scatter" else results
-            whole = size_of(shape)
+            operands, results = _elements(one.shape)[:2]
+            whole = size_of(operands if kind == "reduce-scatter" else results)
         else:
-            whole = size_of(shape) * (n if kind == "reduce-scatter" else 1)
+            whole = size_of(one.shape) * (n if kind == "reduce-scatter" else 1)
         if kind == "all-reduce" and self._only_sliced(one, self._computations[within]):
             kind = "reduce-scatter"
         share = 1.0 if kind == "collective-permute" else (n - 1) / n * (2 if kind == "all-reduce" else 1)
-        self._moved[kind][0] += times
-        self._moved[kind][1] += share * whole * times
+        received = share * whole * times
         # A reduce-scatter is a fusion of an all-reduce and its slice, which computes nothing else.
         beside = one.opcode.endswith("-start") or (costed and not within.startswith("all-reduce-scatter"))
-        self._moved[kind][2] += 0.0 if beside else share * whole * times
+        sums = zip(self._moved[kind], (times, received, 0.0 if beside else received), strict=True)
+        self._moved[kind] = [before + more for before, more in sums]
 
     @staticmethod
     def _only_sliced(one: _Instruction, around: list[_Instruction]) -> bool:
         """Whether only a slice of an all-reduce is used, within a fusion: how TPUs write reduce-scatter."""
         users = [other for other in around if re.search(rf"%{re.escape(one.name)}[,)]", other.line.split(" = ", 1)[-1])]
         return bool(users) and all(other.opcode == "dynamic-slice" for other in users)
-
-
-def read_program(text: str, chips: int) -> Program:
-    """What the text of a compiled program says.
-
-    Args:
-      text: from `compiled.as_text()`.
-      chips: how many it runs on.
-
-    Raises:
-      ValueError: not such a text.
-    """
-    return _Reader(text, chips).run()

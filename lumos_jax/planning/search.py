@@ -1,4 +1,4 @@
-"""Searches settings that make a run fit a target and run fast, by compiling them, and writes the winner as a config file."""
+"""What makes a run fit a target and run fast: advice from shapes alone, and a search that compiles and writes a config file."""
 
 from __future__ import annotations
 
@@ -8,14 +8,52 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lumos_jax import config, fileio
-from lumos_jax.planning.advice import REMAT, ways_over, with_fsdp
+from lumos_jax.planning.ahead import gib
 from lumos_jax.planning.chips import Target
-from lumos_jax.planning.estimate import estimate
+from lumos_jax.planning.figures import Figures, estimate
 from lumos_jax.planning.job import make_job
-from lumos_jax.planning.report import Figures
 
+REMAT = ("none", "dots", "mlp", "full")  # from most memory to least
 # What the search may change.
 FIELDS = ("train.batch_size", "optimizer.accumulate", "model.remat", "model.dtype", "mesh.fsdp")
+
+
+def _ways_over(chips: int) -> list[int]:
+    """Numbers of chips that parameters can be split over."""
+    return [n for n in range(1, chips + 1) if chips % n == 0]
+
+
+def suggest(figures: Figures, devices: Sequence[Any]) -> list[str]:
+    """Settings to try for a run that did not fit, each with its reason, the most promising first; compiles nothing."""
+    job, usable = figures.job, figures.target.chip.usable
+    settings, now, resident = job.settings, job.held, job.resident_bytes()
+    tips = []
+    larger = [n for n in _ways_over(job.mesh.size // settings.mesh.context) if n > job.mesh.shape["fsdp"]]
+    for fsdp in larger if now > usable / 2 else ():
+        held = make_job(config.replace(settings, {"mesh.fsdp": fsdp}), devices, job.cached).held
+        if held < usable / 2:
+            tips.append(
+                f"--config.mesh.fsdp={fsdp} splits the state over {fsdp} chips: {gib(held)} on each instead of {gib(now)}, "
+                f"which leaves {gib(usable - held)} for the step"
+            )
+            break
+    for policy in REMAT[REMAT.index(settings.model.remat) + 1 :]:
+        tips.append(f"--config.model.remat={policy} saves less of the forward pass and recomputes it")
+    per_chip = settings.train.batch_size // (job.mesh.shape["data"] * job.mesh.shape["fsdp"])
+    parts = next((n for n in range(settings.optimizer.accumulate + 1, per_chip + 1) if per_chip % n == 0), None)
+    if parts:
+        tips.append(f"--config.optimizer.accumulate={parts} takes the batch in {parts} parts, with the same gradient")
+    if now > usable / 4 and settings.optimizer.state_dtype == "float32":
+        tips.append(
+            f"--config.optimizer.state_dtype=bfloat16 halves the optimizer's {gib(resident['optimizer'])} and the EMA; a "
+            "little noise"
+        )
+    if now > usable / 4 and settings.optimizer.ema_memory == "device":
+        tips.append(
+            f"--config.optimizer.ema_memory=host keeps the EMA ({gib(resident['ema'])}) in host memory; it is "
+            "copied every step"
+        )
+    return tips or ["more chips, or a smaller network: the state alone does not fit"]
 
 
 def search(
@@ -33,52 +71,39 @@ def search(
     """
     found: list[Figures] = []
 
-    def attempt(tried: config.Settings) -> None:
+    def attempt(start: config.Settings, changes: Mapping[str, Any]) -> None:
+        tried = config.replace(start, changes)
+        parts = tried.optimizer.accumulate * (target.chips // settings.mesh.context)
+        if "optimizer.accumulate" in changes and tried.train.batch_size % parts:
+            return  # the same gradient in less memory, where it divides
         found.append(estimate(tried, target, devices, cached=cached))
         say(line(found[-1]))
 
     splits = _splits(settings, target, devices, cached)
-    for split in splits:
+    for fsdp in splits:
         for remat in REMAT:
-            attempt(config.replace(split, {"model.remat": remat}))
-    best = winner(found, settings)
+            attempt(settings, {"mesh.fsdp": fsdp, "model.remat": remat})
+    best, halved = winner(found, settings), 2 * settings.optimizer.accumulate
     if best is None:
-        for split in splits:
-            for halved in _halved(config.replace(split, {"model.remat": REMAT[-1]}), target):
-                attempt(halved)
+        for fsdp in splits:
+            attempt(settings, {"mesh.fsdp": fsdp, "model.remat": REMAT[-1], "optimizer.accumulate": halved})
         return found
     start = best.job.settings
-    for other in (*_halved(start, target), config.replace(start, {"train.batch_size": 2 * start.train.batch_size})):
-        attempt(other)
+    attempt(start, {"optimizer.accumulate": halved})
+    attempt(start, {"train.batch_size": 2 * start.train.batch_size})
     if start.model.dtype != "bfloat16":
-        attempt(config.replace(start, {"model.dtype": "bfloat16"}))
+        attempt(start, {"model.dtype": "bfloat16"})
     return found
 
 
-def _splits(settings: config.Settings, target: Target, devices: Sequence[Any], cached: bool) -> list[config.Settings]:
-    """Mesh splits that leave memory for a step: the smallest, one in the middle, the largest."""
-    ways = [n for n in ways_over(target.chips // settings.mesh.context) if n == 1 or settings.train.batch_size % n == 0]
+def _splits(settings: config.Settings, target: Target, devices: Sequence[Any], cached: bool) -> list[int]:
+    """Ways to split parameters that leave memory for a step: the smallest, one in the middle, the largest."""
     roomy = []
-    for fsdp in ways:
-        held = sum(make_job(with_fsdp(settings, fsdp), devices, cached).resident_bytes().values())
-        if held < 0.75 * target.chip.usable:
-            roomy.append(fsdp)
-    chosen = dict.fromkeys([*roomy[:1], *roomy[len(roomy) // 2 :][:1], *roomy[-1:]])
-    return [with_fsdp(settings, fsdp) for fsdp in chosen]
-
-
-def _halved(settings: config.Settings, target: Target) -> list[config.Settings]:
-    """The batch in twice as many parts: the same gradient in less memory; none where it does not divide."""
-    parts = 2 * settings.optimizer.accumulate
-    if settings.train.batch_size % (parts * (target.chips // settings.mesh.context)):
-        return []
-    return [config.replace(settings, {"optimizer.accumulate": parts})]
-
-
-def chosen(figures: Figures) -> dict[str, Any]:
-    """The fields that the search chose."""
-    flat = config.flatten_settings(dataclasses.asdict(figures.job.settings))
-    return {name: flat[name] for name in FIELDS}
+    for fsdp in _ways_over(target.chips // settings.mesh.context):
+        if fsdp == 1 or settings.train.batch_size % fsdp == 0:
+            job = make_job(config.replace(settings, {"mesh.fsdp": fsdp}), devices, cached)
+            roomy += [fsdp] if job.held < 0.75 * target.chip.usable else []
+    return list(dict.fromkeys([*roomy[:1], *roomy[len(roomy) // 2 :][:1], *roomy[-1:]]))
 
 
 def line(f: Figures) -> str:
@@ -95,16 +120,14 @@ def line(f: Figures) -> str:
 
 def _cost(f: Figures) -> tuple[float, float]:
     """To be minimized: seconds an image, or the amount of recomputation where times are unknown; then memory."""
-    if f.seconds is not None:
-        return f.seconds / f.batch_size, f.step.memory.total
-    return REMAT.index(f.job.settings.model.remat), f.step.memory.total
+    recomputed = REMAT.index(f.job.settings.model.remat)
+    return recomputed if f.seconds is None else f.seconds / f.batch_size, f.step.memory.total
 
 
 def pareto(found: Sequence[Figures]) -> list[Figures]:
     """Those that fit and that no other beats in both speed and memory, fastest first."""
-    fitting = sorted((f for f in found if f.fits), key=_cost)
     front: list[Figures] = []
-    for f in fitting:
+    for f in sorted((f for f in found if f.fits), key=_cost):
         if not front or _cost(f)[1] < _cost(front[-1])[1]:
             front.append(f)
     return front
@@ -112,12 +135,12 @@ def pareto(found: Sequence[Figures]) -> list[Figures]:
 
 def winner(found: Sequence[Figures], settings: config.Settings) -> Figures | None:
     """The fastest that fits at the config's batch and precision, which are part of a recipe; else at any."""
+
+    def recipe(s: config.Settings) -> tuple:
+        return s.train.batch_size, s.model.dtype
+
     fitting = [f for f in found if f.fits]
-    own = [
-        f
-        for f in fitting
-        if f.batch_size == settings.train.batch_size and f.job.settings.model.dtype == settings.model.dtype
-    ]
+    own = [f for f in fitting if recipe(f.job.settings) == recipe(settings)]
     return min(own or fitting, key=_cost, default=None)
 
 
@@ -131,7 +154,8 @@ def write_config(path: str, base: str, overrides: Mapping[str, Any], best: Figur
       best: whose settings are written.
     """
     file, _, size = base.partition(":")
-    values = dict(overrides) | chosen(best)
+    flat = config.flatten_settings(dataclasses.asdict(best.job.settings))
+    values = dict(overrides) | {name: flat[name] for name in FIELDS}
     lines = [
         f'"""{base} as `lumos_jax.plan --search` fitted it to {best.target}."""',
         "",

@@ -10,6 +10,7 @@ whole one. A batch never reaches into the next shard: the content of a shard dep
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 import pathlib
 import time
@@ -46,28 +47,23 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
     Args:
       settings: data, encoder, autoencoder and task count; crops must be central and not mirrored.
       out: the directory; empty, or with an unfinished cache of the same settings.
-      options: from the command line.
       say: called with lines of progress.
 
     Raises:
       ValueError: a user's mistake; the message says what, where and what to do.
       TooManyCorruptRecords: more than config.data.max_corrupt_rate allows.
     """
-    _check_request(settings, options)
-    use_compilation_cache()
     devices = jax.local_devices()  # the encoders run on each process's own, so that none waits for another
-    if options.batch_size % len(devices):
-        raise ValueError(f"--batch_size={options.batch_size} does not split over {len(devices)} devices")
+    _check_request(settings, options, len(devices))
+    use_compilation_cache()
     source = data.make_source(settings.data)
     experiment = Experiment.build(settings, devices, training=False)
     task, mesh = experiment.task, experiment.mesh
     if task.uncacheable:
         raise ValueError(task.uncacheable)
     plan = made_by(settings, task) | {"data.fingerprint": source.fingerprint(), "data.source": settings.data.source}
-    plan |= {
-        f"data.{name}": operator.attrgetter(name)(settings.data)
-        for name in _SOURCE_FIELDS.get(settings.data.source, ())
-    }
+    named = _SOURCE_FIELDS.get(settings.data.source, ())
+    plan |= {f"data.{name}": operator.attrgetter(name)(settings.data) for name in named}
     plan |= {f"cache.{name}": value for name, value in dataclasses.asdict(options).items()}
     directory = pathlib.Path(out).expanduser().absolute()
     shards = _Shards(directory, len(source), options.shard_records)
@@ -82,43 +78,34 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
         if jax.process_index() == 0:
             (directory / cached.MANIFEST).unlink(missing_ok=True)
         _write_shards(experiment, source, options, shards, todo, say)
-    _wait_for_all("all shards are written")
+    multihost_utils.sync_global_devices("all shards are written")
     if jax.process_index() == 0 and not (directory / cached.MANIFEST).exists():
         cached.write_manifest(directory, _survey(source, shards, plan, task))
-    _wait_for_all("the manifest is written")
+    multihost_utils.sync_global_devices("the manifest is written")
     return cached.read_manifest(str(directory))
 
 
-def _wait_for_all(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def _check_request(settings: config.Settings, options: Options) -> None:
-    wanted = settings.data
-    if wanted.source == "cached":
-        raise ValueError("config.data.source=cached is a cache already; name the source that it was made from")
-    if wanted.sample_type in ("clip", "views"):
-        raise ValueError(
-            f"config.data.sample_type={wanted.sample_type} is drawn anew from a record in each epoch, so there is nothing to "
-            "cache: train on the records as they are"
-        )
-    if wanted.buckets.enabled:
-        raise ValueError(
-            "config.data.buckets.enabled=True: a cache holds squares, which batches of other shapes have no use for. "
-            "Train on buckets without a cache, or set --config.data.buckets.enabled=False to cache squares and train on those"
-        )
-    if wanted.crop != "center" or wanted.flip:
-        raise ValueError(
-            f"config.data.crop={wanted.crop}, flip={wanted.flip}: a cache holds one image a record, its center "
-            "crop, not mirrored. To cache that, set --config.data.crop=center and --config.data.flip=False; to train on random "
-            "crops or mirrored images, do without a cache"
-        )
-    for name in ("shard_records", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name}={getattr(options, name)} must be at least 1")
-    if options.dtype not in cached.DTYPES:
-        raise ValueError(f"--dtype={options.dtype} is not one of {', '.join(cached.DTYPES)}")
+def _check_request(settings: config.Settings, options: Options, devices: int) -> None:
+    """Raises ValueError for what cannot be cached, or not so."""
+    wanted, size = settings.data, options.batch_size
+    problems = {
+        "config.data.source=cached is a cache already; name the source that it was made from": wanted.source == "cached",
+        f"config.data.sample_type={wanted.sample_type} is drawn anew from a record in each epoch, so there is nothing to "
+        "cache: train on the records as they are": wanted.sample_type in ("clip", "views"),
+        f"config.data.aspect_ratios={wanted.aspect_ratios}: a cache holds squares, which batches of other shapes have no use "
+        "for. Train on them without a cache, or set --config.data.aspect_ratios=(1,1) to cache squares and train on those":
+            wanted.has_buckets,
+        f"config.data.crop={wanted.crop}, flip={wanted.flip}: a cache holds one image a record, its center crop, not "
+        "mirrored. To cache that, set --config.data.crop=center and --config.data.flip=False; to train on random crops "
+        "or mirrored images, do without a cache": wanted.crop != "center" or wanted.flip,
+        f"--shard_records={options.shard_records} must be at least 1": options.shard_records < 1,
+        f"--batch_size={size} must be at least 1": size < 1,
+        f"--batch_size={size} does not split over {devices} devices": size % devices,
+        f"--dtype={options.dtype} is not one of {', '.join(cached.DTYPES)}": options.dtype not in cached.DTYPES,
+    }  # fmt: skip
+    for message, wrong in problems.items():
+        if wrong:
+            raise ValueError(message)
 
 
 def _take_directory(directory: pathlib.Path, plan: Mapping[str, Any]) -> None:
@@ -128,18 +115,13 @@ def _take_directory(directory: pathlib.Path, plan: Mapping[str, Any]) -> None:
         # Listed before the plan is looked for: process 0 may write it, and then shards, at this moment.
         others = sorted(p.name for p in directory.iterdir() if not p.name.endswith(".partial"))
         there = cached.read_json(directory / cached.PLAN)
-        if there is None:
-            if others:
-                raise ValueError(
-                    f"--out={directory} holds other files, as {others[0]}: give an empty or a new directory"
-                )
-            if jax.process_index() == 0:
-                fileio.save_json({"format": cached.FORMAT, **plan}, directory / cached.PLAN)
-            return
+        if there is None and not others and jax.process_index() == 0:
+            fileio.save_json({"format": cached.FORMAT, **plan}, directory / cached.PLAN)
     except OSError as error:
         raise ValueError(f"--out={directory} cannot be used: {error}") from error
-    changed = differences(there, plan).replace("config.cache.", "--")
-    if changed:
+    if there is None and others:
+        raise ValueError(f"--out={directory} holds other files, as {others[0]}: give an empty or a new directory")
+    if changed := there and differences(there, plan).replace("config.cache.", "--"):
         raise ValueError(
             f"--out={directory} was begun with other settings:\n{changed}\nSet them back, or give another directory"
         )
@@ -165,29 +147,23 @@ class _Shards:
 
     def batches(self, shard: int, size: int) -> list[range]:
         """The last one may be short."""
-        numbers = self.range(shard)
-        return [numbers[first : first + size] for first in range(0, len(numbers), size)]
+        return [self.range(shard)[first : first + size] for first in range(0, len(self.range(shard)), size)]
 
     def is_whole(self, shard: int) -> bool:
         return cached.shard_is_whole(self.path(shard), len(self.range(shard)))
 
 
-def _make_encode(task: tasks.Task, dtype: str) -> Callable:
-    """The jitted (frozen, batch) -> (arrays as they are stored, finite bool (B,))."""
-
-    @jax.jit
-    def encode(frozen, batch):
-        found = task.encode(frozen, batch)
-        kept = {k: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a for k, a in sorted(found.items())}
-        finite = [jnp.isfinite(a.astype(jnp.float32)).all(tuple(range(1, a.ndim))) for a in kept.values()]
-        return kept, jnp.stack(finite).all(0)
-
-    return encode
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(task: tasks.Task, dtype: str, frozen: Any, batch: Any) -> tuple[dict[str, jax.Array], jax.Array]:
+    """(arrays as they are stored, finite bool (B,))."""
+    found = task.encode(frozen, batch)
+    kept = {k: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a for k, a in sorted(found.items())}
+    finite = [jnp.isfinite(a.astype(jnp.float32)).all(tuple(range(1, a.ndim))) for a in kept.values()]
+    return kept, jnp.stack(finite).all(0)
 
 
 def _write_shards(experiment: Experiment, source, options: Options, shards: _Shards, todo: list[int], say) -> None:
     settings, task, size = experiment.settings, experiment.task, options.batch_size
-    encode = _make_encode(task, options.dtype)
     meter = data.CorruptMeter(settings.data.max_corrupt_rate)
     batches = [batch for shard in todo for batch in shards.batches(shard, size)]
     iterator = data.make_record_iterator(settings.data, source, batches, task.host, everything=True)
@@ -199,7 +175,8 @@ def _write_shards(experiment: Experiment, source, options: Options, shards: _Sha
             host = next(iterator)
             for line in meter.add(host):
                 say(line)
-            following = host, encode(experiment.frozen, _padded(experiment.mesh, host, size))
+            batch = _padded(experiment.mesh, host, size)
+            following = host, _encode(task, options.dtype, experiment.frozen, batch)
             if pending is not None:
                 yield from _encoded_records(*pending, task, source, options.dtype)
             pending = following
@@ -222,7 +199,7 @@ def _padded(mesh: jax.sharding.Mesh, host: Mapping[str, np.ndarray], size: int) 
         return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
 
     arrays = {name: pad(array) for name, array in sharding.device_arrays(host).items()}
-    return sharding.global_batch(mesh, arrays, range(size), size)
+    return sharding.global_batch(mesh, arrays, size)
 
 
 def _encoded_records(host: Mapping[str, np.ndarray], found, task: tasks.Task, source, dtype: str) -> Iterator[bytes]:
@@ -243,11 +220,7 @@ def _encoded_records(host: Mapping[str, np.ndarray], found, task: tasks.Task, so
 
 
 def _survey(source, shards: _Shards, plan: Mapping[str, Any], task: tasks.Task) -> cached.Manifest:
-    """The manifest of shards that are all written. Reads every record once, so that a damaged one is found now.
-
-    Raises:
-      ValueError: a shard is missing or damaged.
-    """
+    """The manifest of shards that are all written. Reads every record once: raises ValueError for a damaged shard now."""
     arrays, undecodable, sizes, ragged = None, 0, [], {*task.ragged, "caption", "caption_detailed"}
     for shard in range(shards.count):
         path, numbers = shards.path(shard), shards.range(shard)

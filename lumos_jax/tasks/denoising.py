@@ -79,7 +79,7 @@ class Denoising(Task):
 
     @classmethod
     def build(cls, settings: config.Settings, place: Placement | None) -> tuple[Denoising, dict[str, Any]]:
-        return make(cls, settings, place, *encoders.make_encoder(settings.encoder, place))
+        return make(cls, settings, place, *encoders.make_encoder(settings.encoder, place, settings.model.dtype))
 
     def handoff(self) -> Handoff:
         """Tasks add their own rules with `|`."""
@@ -203,7 +203,7 @@ def make(
       frames: of a clip; 0 for images.
       fields: of the class, where they are not as the settings have them.
     """
-    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
+    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place, settings.model.dtype)
     shape = autoencoder.latent_shape(settings.data.image_size)
     process = diffusion.make_process(settings.diffusion)
     parts: dict[str, Any] = {"token_shape": None, "final": "adaln"}

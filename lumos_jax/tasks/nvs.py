@@ -130,7 +130,7 @@ class NovelView(denoising.Denoising):
         bilinear = settings.task.camera == "bilinear"
         network = {"camera_dim": CAMERA_DIM, "camera_turns": bilinear}
         return denoising.make(
-            cls, settings, place, *encoders.make_encoder(settings.encoder, place),
+            cls, settings, place, *encoders.make_encoder(settings.encoder, place, settings.model.dtype),
             network=network | {"vector_dim": CAMERA_DIM if bilinear else 0, "vector_kind": "numbers"},
             concatenated=True,
             condition_dropout=DROPOUT[1] - DROPOUT[0],  # of both parts

@@ -27,6 +27,7 @@ from lumos_jax.models import Network, layers
 from lumos_jax.models.network import SIZES
 from lumos_jax.weights import files, official, rules
 
+VAE_FACTOR = 8  # pixels a latent pixel, of Stable Diffusion's autoencoder
 SETTINGS_KEY = "lumos_jax"  # of a safetensors file's metadata: the settings of the run that wrote it
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -162,8 +163,8 @@ def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any
             "this network cannot be exported: the official Lumos release has no names for one without cross-attention, or "
             "with a final layer as DiT's"
         )
-    patch, side, autoencoder = settings.model.patch_size, settings.data.image_size, settings.autoencoder
-    factor = 1 if autoencoder.kind == "identity" else 2 ** (len(autoencoder.channels) - 1)
+    patch, side = settings.model.patch_size, settings.data.image_size
+    factor = 1 if settings.autoencoder.kind == "identity" else VAE_FACTOR
     grid = (side // factor // patch,) * 2
     positions = layers.positions(grid, grid, models.position_scale(side), params["patch"]["bias"].shape[0])
     return official.to_official(params, positions, patch)
@@ -180,7 +181,7 @@ def _settings(release: Release, state, network, width: int, patch: int, side: in
     autoencoder, classes = config.Autoencoder(), network.get("vector_kind") == "class"
     labels = {"sample_type": "labeled", "num_classes": network["vector_dim"]} if classes else {}
     settings = config.Settings(
-        data=config.Data(image_size=side * 2 ** (len(autoencoder.channels) - 1), **labels),
+        data=config.Data(image_size=side * VAE_FACTOR, **labels),
         encoder=release.encoder,
         autoencoder=autoencoder,
         model=config.Model(size=size or f"{width}x{depth}x{heads}", patch_size=patch, **release.model),

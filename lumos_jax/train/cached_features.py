@@ -12,15 +12,7 @@ from lumos_jax.data.sources import cached
 
 # Fields of frozen networks that do not change the content of a cache: where weights are (their content is compared instead),
 # and what applies when a record is read, or to samples only.
-_FREE = frozenset(
-    {
-        "encoder.weights",
-        "autoencoder.weights",
-        "autoencoder.scaling_factor",
-        "autoencoder.posterior",
-        "autoencoder.tile",
-    }
-)
+_FREE = {"encoder.weights", "autoencoder.weights", "autoencoder.scaling_factor"}
 
 
 def made_by(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
@@ -28,17 +20,15 @@ def made_by(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
     found: dict[str, Any] = {"data.image_size": settings.data.image_size}
     for group, identity in task.identity.items():
         found[f"{group}.identity"] = identity
-        fields = dataclasses.asdict(getattr(settings, group))
-        if identity == fields["kind"]:  # a map without parameters
-            fields = {"kind": identity}
-        found |= {k: v for k, v in config.flatten_settings({group: fields}).items() if k not in _FREE}
-    if settings.data.sample_type != "image":
-        found["data.sample_type"] = settings.data.sample_type
-    if settings.data.sample_type == "captioned":
-        found["data.captions.clean"] = settings.data.captions.clean
-    if settings.data.sample_type == "labeled":
-        found["data.num_classes"] = settings.data.num_classes
-    return found
+        if identity == "identity":  # a map without parameters
+            continue
+        found["model.dtype"] = settings.model.dtype
+        fields = config.flatten_settings({group: dataclasses.asdict(getattr(settings, group))})
+        found |= {name: value for name, value in fields.items() if name not in _FREE}
+    kind = settings.data.sample_type
+    found |= {"data.sample_type": kind} if kind != "image" else {}
+    found |= {"data.captions.clean": settings.data.captions.clean} if kind == "captioned" else {}
+    return found | ({"data.num_classes": settings.data.num_classes} if kind == "labeled" else {})
 
 
 def check(settings: config.Settings, task: tasks.Task) -> None:

@@ -52,6 +52,17 @@ def _read_batches(experiment: Experiment, source: data.Source, ids: Sequence[int
     return batches
 
 
+def sheet_sampler(experiment: Experiment) -> Any:
+    """The jitted (params, frozen, batch) -> eval.sheet[1] samples a row: uint8 (B, samples, [F,] H, W, 3)."""
+    settings, sampling, gather = experiment.settings, experiment.task.sampling, experiment.gather
+
+    def generate(params, frozen, batch):
+        keys = tuple(rngs.key(settings.train.seed, f"sheet/{name}") for name in ("noise", "sampler"))
+        return sampling.generate_batch(params, frozen, batch, keys, settings.eval.sheet[1], settings.eval, gather)
+
+    return jax.jit(generate, out_shardings=sharding.replicated(experiment.mesh))
+
+
 class DenoisingEvaluator:
     """The held-out denoising loss, scores of samples, and sheets of samples."""
 
@@ -69,13 +80,7 @@ class DenoisingEvaluator:
         self.shown = sharding.device_arrays(self.host)
         source_images = jax.jit(self.sampling.source_images, out_shardings=replicated)
         self.sources = np.asarray(source_images(experiment.frozen, self.shown))
-
-        def generate(params, frozen, batch):
-            keys = (rngs.key(seed, "sheet/noise"), rngs.key(seed, "sheet/sampler"))
-            count = settings.eval.sheet[1]
-            return self.sampling.generate_batch(params, frozen, batch, keys, count, settings.eval, gather)
-
-        self.generate = jax.jit(generate, out_shardings=replicated)
+        self.generate = sheet_sampler(experiment)
         self.scorer = Scorer(experiment, source) if settings.eval.num_scored else None
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
@@ -127,15 +132,11 @@ class Scorer:
     def __call__(self, params: Any) -> dict[str, float]:
         """Mean scores of these weights, by name; empty if the truth is not known."""
         experiment, size = self.experiment, self.experiment.settings.micro_batch
-        rows = experiment.local_rows(size)
-        samples = []
-        for index, host in enumerate(self.hosts):
-            local = {name: array[rows] for name, array in sharding.device_arrays(host).items()}
-            batch = sharding.global_batch(experiment.mesh, local, rows, size)
-            samples.append(np.asarray(self._generate(params, experiment.frozen, batch, index)))
         values: dict[str, list[float]] = {}
-        for host, images in zip(self.hosts, samples, strict=True):
-            for name, scores in self._scores(host, images).items():
+        for index, host in enumerate(self.hosts):
+            batch = sharding.global_batch(experiment.mesh, sharding.device_arrays(host), size)
+            samples = np.asarray(self._generate(params, experiment.frozen, batch, index))
+            for name, scores in self._scores(host, samples).items():
                 values.setdefault(name, []).extend(scores[host["weight"] > 0])
         return {f"score_{name}": float(np.mean(scores)) for name, scores in values.items() if scores}
 

@@ -67,7 +67,7 @@ class Experiment:
         devices = jax.devices() if devices is None else list(devices)
         mesh = sharding.make_mesh(settings.mesh if training else config.Mesh(), devices)
         if training:
-            check_batches(settings, mesh)
+            sharding.check_batches(mesh, settings)
         placement = sharding.Frozen(mesh, shapes_only=abstract)
         task, frozen = tasks.make_task(settings, placement)
         if not abstract and len({device.process_index for device in mesh.devices.flat}) > 1:
@@ -107,13 +107,10 @@ class Experiment:
         """Gathers one layer's weights inside the scanned body; None without an fsdp axis. Argument of `task.network.apply`."""
         return sharding.make_gather(self.mesh, self.settings.model.dtype)
 
-    def ema(self, state: TrainState) -> Any:
-        """The EMA of what trains, float32, on the device."""
-        return state_dtype.to_float32(state_dtype.ema_to_device(self.settings.optimizer, state.ema))
-
     def ema_weights(self, state: TrainState) -> Any:
-        """The network's weights to evaluate and sample with: EMA of what trains, the rest as it is, adapters merged."""
-        return self.plan.ema_weights(state.params, self.ema(state))
+        """The network's weights to evaluate and sample with: float32 EMA of what trains, the rest as it is, adapters merged."""
+        ema = state_dtype.to_float32(state_dtype.ema_to_device(self.settings.optimizer, state.ema))
+        return self.plan.ema_weights(state.params, ema)
 
     def local_rows(self, batch_size: int) -> list[int]:
         """The rows of a global batch that this process's devices hold, ascending."""
@@ -122,13 +119,7 @@ class Experiment:
     def device_batch(self, host: Mapping[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
         """A global batch on the mesh, from a host batch of this process's rows."""
         arrays = sharding.device_arrays(host) | {"weight": host["weight"]}
-        return sharding.global_batch(self.mesh, arrays, self.local_rows(batch_size), batch_size)
-
-
-def check_batches(settings: config.Settings, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError unless the batches split over the mesh."""
-    sharding.check_batch(mesh, settings.micro_batch, "train.batch_size")
-    sharding.check_frames(mesh, settings.data)
+        return sharding.global_batch(self.mesh, arrays, batch_size)
 
 
 def use_compilation_cache() -> None:

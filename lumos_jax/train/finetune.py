@@ -15,8 +15,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-import functools
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -26,7 +24,7 @@ import jax.numpy as jnp
 from lumos_jax import config
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.train import lora, rngs
-from lumos_jax.weights.rules import flatten, unflatten
+from lumos_jax.weights.rules import flatten, parameter_shapes, unflatten
 
 LORA = "lora"  # the entry of the parameters that holds adapters
 
@@ -41,46 +39,39 @@ class Plan:
       rank: of the adapters.
     """
 
-    names: frozenset[str] | None
-    adapted: tuple[str, ...]
-    rank: int
-
-    def trains(self, path: str) -> bool:
-        return self.names is None or path in self.names or path.startswith(f"{LORA}/")
+    names: frozenset[str] | None = None
+    adapted: tuple[str, ...] = ()
+    rank: int = 0
 
     def split(self, params: Any) -> tuple[Any, Any]:
         """Splits parameters, or a tree like them, into (what trains, the rest); `join` undoes it."""
         if self.names is None:
             return params, {}
         flat = flatten(params)
-        return tuple(unflatten({n: leaf for n, leaf in flat.items() if self.trains(n) == on}) for on in (True, False))
+        trained = {path: leaf for path, leaf in flat.items() if path in self.names or path.startswith(f"{LORA}/")}
+        return unflatten(trained), unflatten({path: leaf for path, leaf in flat.items() if path not in trained})
 
-    def trainable(self, dit) -> Any:
+    def trainable(self, network) -> Any:
         """A tree of bool like what trains: False for null tables, as `Network.trainable`."""
-        tree = dit.trainable()
-        if self.adapted:
-            tree |= {LORA: unflatten({f"{path}/{half}": True for path in self.adapted for half in "ab"})}
-        return self.split(tree)[0]
+        return self.split(self._with(network.trainable(), lambda path, _: {"a": True, "b": True}))[0]
 
     def with_adapters(self, params: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """Adds fresh adapters to the network's parameters. Keys are by path: one more leaves the others as they were."""
-        if not self.adapted:
-            return dict(params)
-        flat = flatten(params)
-        pairs = {
-            path: lora.init_pair(rngs.key(seed, f"{LORA}/{path}"), path, flat[path].shape, self.rank)
-            for path in self.adapted
-        }
-        return {**params, LORA: unflatten(pairs)}
 
-    def logical_axes(self, dit) -> dict[str, Any]:
+        def fresh(path, leaf):
+            return lora.init_pair(rngs.key(seed, f"{LORA}/{path}"), path, leaf.shape, self.rank)
+
+        return self._with(params, fresh)
+
+    def logical_axes(self, network) -> dict[str, Any]:
         """As `Network.logical_axes`, adapters included."""
-        axes = dit.logical_axes()
-        pairs = {
-            path: lora.pair_axes(path, functools.reduce(operator.getitem, path.split("/"), axes))
-            for path in self.adapted
-        }
-        return axes | ({LORA: unflatten(pairs)} if pairs else {})
+        return self._with(network.logical_axes(), lora.pair_axes)
+
+    def _with(self, tree: Mapping[str, Any], pair: Callable[[str, Any], Any]) -> dict[str, Any]:
+        """A tree like the network's parameters, with `pair`(path, leaf) for each adapted kernel under "lora"."""
+        flat = flatten(tree) if self.adapted else {}
+        pairs = unflatten({path: pair(path, flat[path]) for path in self.adapted})
+        return {**tree, **({LORA: pairs} if pairs else {})}
 
     def for_apply(self, params: Mapping[str, Any], gather: Callable | None) -> tuple[Any, Callable | None]:
         """(params, gather) for `Network.apply`: gather then adds the adapters of a layer too."""
@@ -92,34 +83,32 @@ class Plan:
             return block if gather is None else gather(block)
 
         blocks = {"kernels": params["blocks"], LORA: params[LORA]["blocks"]}
-        return {name: part for name, part in params.items() if name != LORA} | {"blocks": blocks}, add_and_gather
+        return without_adapters(params) | {"blocks": blocks}, add_and_gather
 
     def ema_weights(self, params: Any, ema: Any) -> Any:
         """The network's weights: the EMA of what trains, the rest from `params`, adapters merged."""
         return ema if self.names is None else merge(join(ema, self.split(params)[1]))
 
 
-def make_plan(settings: config.Finetune, dit) -> Plan:
+def make_plan(settings: config.Finetune, network) -> Plan:
     """The plan that config.finetune describes for a network.
 
     Raises:
       ValueError: a pattern that matches nothing (the nearest names are listed), a kernel that is named twice or cannot have
         adapters, or a rank that no kernel of its size has.
     """
-    shapes = {path: leaf.shape for path, leaf in flatten(jax.eval_shape(dit.init, jax.random.key(0))).items()}
-    trainable = [path for path, on in flatten(dit.trainable()).items() if on]
     if not settings.trainable and not settings.lora_rank:
-        return Plan(None, (), 0)
+        return Plan()
+    trainable = [path for path, on in flatten(network.trainable()).items() if on]
     names = matching(settings.trainable, trainable, "config.finetune.trainable")
     if not settings.lora_rank:
-        return Plan(frozenset(names), (), 0)
-    kernels = [path for path in trainable if path.startswith("blocks/") and path.endswith("kernel")]
-    adapted = matching(settings.lora_targets, kernels, "config.finetune.lora_targets")
-    twice = [path for path in adapted if path in names]
-    if twice:
+        return Plan(frozenset(names))
+    adapted = matching(settings.lora_targets, filter(lora.is_kernel, trainable), "config.finetune.lora_targets")
+    if twice := [path for path in adapted if path in names]:
         raise ValueError(
             f"config.finetune.trainable and lora_targets both name {', '.join(twice)}: train a kernel or its adapters"
         )
+    shapes = parameter_shapes(network)
     for path in adapted:
         most = lora.max_rank(path, shapes[path])
         if settings.lora_rank > most:
@@ -130,8 +119,9 @@ def make_plan(settings: config.Finetune, dit) -> Plan:
     return Plan(frozenset(names), tuple(adapted), settings.lora_rank)
 
 
-def matching(patterns: Iterable[str], paths: list[str], field: str) -> list[str]:
+def matching(patterns: Iterable[str], paths: Iterable[str], field: str) -> list[str]:
     """The paths that match any pattern, in their own order. Raises ValueError, naming the field, if a pattern matches none."""
+    paths = list(paths)
     for pattern in patterns:
         if not fnmatch.filter(paths, pattern):
             near = difflib.get_close_matches(pattern, paths, n=4, cutoff=0.3) or paths
@@ -144,15 +134,16 @@ def join(some: Mapping[str, Any], others: Mapping[str, Any]) -> Mapping[str, Any
     return unflatten({**flatten(some), **flatten(others)}) if others else some
 
 
-def merge(params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Adds adapters to the network's parameters and drops them. Parameters without adapters are returned as they are.
+def without_adapters(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's own parameters."""
+    return {name: part for name, part in params.items() if name != LORA}
 
-    params: the network's parameters, and adapters under "lora".
-    """
+
+def merge(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Adds adapters (under "lora") to the network's parameters and drops them."""
     if LORA not in params:
         return params
-    blocks = _merge_blocks(params["blocks"], params[LORA]["blocks"])
-    return {name: part for name, part in params.items() if name != LORA} | {"blocks": blocks}
+    return without_adapters(params) | {"blocks": _merge_blocks(params["blocks"], params[LORA]["blocks"])}
 
 
 @jax.jit
@@ -160,23 +151,16 @@ def _merge_blocks(kernels, pairs):
     return jax.vmap(lora.add)(kernels, pairs)
 
 
-def weight_shapes(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
-    """ShapeDtypeStructs of what `read_weights` returns."""
-    shapes = checkpoints.shapes(step, "params")
-    return {name: part for name, part in shapes.items() if name != LORA}
-
-
 def read_weights(checkpoints: Checkpoints, step: int, name: str, placement: jax.sharding.Sharding) -> Any:
     """A checkpoint's weights for the network alone: what trained from entry `name` ("ema" or "params"), the rest from
     "params", adapters merged.
     """
-    stored = {entry: flatten(checkpoints.shapes(step, entry)) for entry in {name, "params"}}
-    wanted = {name: stored[name]} if stored[name] else {}  # imported weights have no EMA
-    if rest := {path: leaf for path, leaf in stored["params"].items() if path not in stored[name]}:
-        wanted["params"] = rest
+    stored = {entry: flatten(checkpoints.shapes(step, entry)) for entry in (name, "params")}
+    rest = {path: leaf for path, leaf in stored["params"].items() if path not in stored[name]}
     parts = {}
-    for entry, leaves in wanted.items():
+    for entry, leaves in ((name, stored[name]), ("params", rest)):
         # An EMA stored in bfloat16 is read as float32.
         leaves = {p: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=placement) for p, leaf in leaves.items()}
-        parts |= flatten(checkpoints.restore_subtree(step, entry, unflatten(leaves)))
+        if leaves:  # imported weights have no EMA
+            parts |= flatten(checkpoints.restore_subtree(step, entry, unflatten(leaves)))
     return merge(unflatten(parts))

@@ -25,8 +25,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
 from lumos_jax import fileio
 
 FILE = "goodput.json"
@@ -51,12 +49,7 @@ class Ledger:
                  clock: Callable[[], float] = time.time):  # fmt: skip
         """Continues the account of `workdir` at `step`, or begins one at step 0.
 
-        Args:
-          workdir: the run's directory.
-          step: where the run continues.
-          active: whether this process writes it.
-          began: when this process began; None: as the system says.
-          clock: returns the time in seconds.
+        began: when this process began; None: as the system says. clock: returns the time in seconds.
         """
         self.path, self.active, self.clock = workdir / FILE, active, clock
         self.began = self.started = process_start() if began is None else began
@@ -153,17 +146,3 @@ class Ledger:
         named = ", ".join(f"{cause} {seconds:.1f} s" for seconds, cause in lost)
         total = self.clock() - self.began
         return f"{self.goodput():.1%} of {total:.0f} s in steps; lost to {named or 'nothing'}"
-
-
-class CompilationCounter:
-    """Counts what this process compiles or reads from the compilation cache, until it is closed."""
-
-    def __init__(self):
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-    def _listen(self, event: str, _seconds: float, **_: Any) -> None:
-        self.count += event == "/jax/core/compile/backend_compile_duration"
-
-    def close(self) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._listen)

@@ -26,30 +26,25 @@ import jax.numpy as jnp
 
 def is_kernel(path: str) -> bool:
     """Whether the parameter at `path` is a stacked kernel of the blocks."""
-    name = path.rsplit("/", 1)[-1]
-    return path.startswith("blocks/") and (name == "kernel" or name.endswith("_kernel"))
+    return path.startswith("blocks/") and path.endswith(("/kernel", "_kernel"))
 
 
-def input_dims(path: str, ndim: int) -> int:
-    """How many dims after `layers` are inputs, for the stacked kernel at `path` with `ndim` dims, `layers` included.
-
-    Raises:
-      ValueError: the parameter at `path` is no stacked kernel.
-    """
-    if not is_kernel(path):
-        raise ValueError(f"{path} is not a kernel of the blocks")
-    return ndim - 2 if path.endswith("/out_kernel") else 1
+def first_output(path: str, ndim: int) -> int:
+    """Which of the `ndim` dims of the stacked kernel at `path` is the first output dim; those between `layers` and it are
+    inputs."""
+    assert is_kernel(path), path
+    return ndim - 1 if path.endswith("/out_kernel") else 2
 
 
 def max_rank(path: str, shape: tuple[int, ...]) -> int:
     """The full rank of a kernel: more is never needed."""
-    cut = 1 + input_dims(path, len(shape))
+    cut = first_output(path, len(shape))
     return min(math.prod(shape[1:cut]), math.prod(shape[cut:]))
 
 
 def init_pair(key: jax.Array, path: str, shape: tuple[int, ...], rank: int) -> dict[str, jax.Array]:
     """Float32 {"a": A, "b": B} for the stacked kernel at `path`; see the table at the top for shapes."""
-    cut = 1 + input_dims(path, len(shape))
+    cut = first_output(path, len(shape))
     bound = math.prod(shape[1:cut]) ** -0.5
     return {
         "a": jax.random.uniform(key, (*shape[:cut], rank), jnp.float32, -bound, bound),
@@ -59,7 +54,7 @@ def init_pair(key: jax.Array, path: str, shape: tuple[int, ...], rank: int) -> d
 
 def pair_axes(path: str, axes: tuple[str | None, ...]) -> dict[str, tuple[str | None, ...]]:
     """Logical axis names of A and B from those of the kernel."""
-    cut = 1 + input_dims(path, len(axes))
+    cut = first_output(path, len(axes))
     return {"a": (*axes[:cut], None), "b": (axes[0], None, *axes[cut:])}
 
 

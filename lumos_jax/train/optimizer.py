@@ -26,10 +26,8 @@ MUON_RMS = 0.2
 def make_schedule(settings: config.Optimizer, steps: int) -> optax.Schedule:
     """Learning rate by step: linear from 0 over `warmup_steps`, then constant, or a cosine to 0 at `steps`."""
     peak, warmup = settings.learning_rate, settings.warmup_steps
-    if settings.decay == "cosine":
-        after = optax.cosine_decay_schedule(peak, steps - warmup)
-    else:
-        after = optax.constant_schedule(peak)
+    cosine = settings.decay == "cosine"
+    after = optax.cosine_decay_schedule(peak, steps - warmup) if cosine else optax.constant_schedule(peak)
     if warmup == 0:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
@@ -55,17 +53,13 @@ def make_optimizer(settings: config.Optimizer, steps: int, trainable: Any) -> op
 
 def _direction(settings: config.Optimizer) -> optax.GradientTransformation:
     """The update before weight decay and learning rate."""
-    adam = {"b1": settings.b1, "b2": settings.b2, "eps": settings.eps}
     if settings.name == "adamw":
-        return optax.scale_by_adam(**adam)
+        return optax.scale_by_adam(settings.b1, settings.b2, settings.eps)
+    # optax's descends; the rate, with its sign, comes after.
     return contrib.muon(
-        -1.0,  # optax's descends; the rate, with its sign, comes after
-        consistent_rms=MUON_RMS,
-        nesterov=True,
-        muon_weight_dimension_numbers=_matrices,
-        **{f"adam_{name}": value for name, value in adam.items() if name != "eps"},
-        eps=settings.eps,
-    )
+        -1.0, consistent_rms=MUON_RMS, nesterov=True, muon_weight_dimension_numbers=_matrices, adam_b1=settings.b1,
+        adam_b2=settings.b2, eps=settings.eps,
+    )  # fmt: skip
 
 
 def _matrices(params: Any) -> Any:
@@ -76,7 +70,7 @@ def _matrices(params: Any) -> Any:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         if not lora.is_kernel(path) or "/modulation/" in path:
             return None
-        cut = 1 + lora.input_dims(path, leaf.ndim)
+        cut = lora.first_output(path, leaf.ndim)
         outputs = range(cut + 1 if leaf.ndim == 5 else cut, leaf.ndim)
         return contrib.MuonDimensionNumbers(tuple(range(1, cut)), tuple(outputs))
 

@@ -50,9 +50,7 @@ class Run:
 def prepare(settings: config.Settings, workdir: str) -> Run:
     """Opens the data, loads the frozen networks and makes or restores the state. The step is not compiled yet.
 
-    Raises:
-      ValueError: a user's mistake; the message says what, where and what to do.
-      CheckpointError: there are checkpoints, and none can be restored.
+    Raises ValueError for a user's mistake, and CheckpointError if there are checkpoints, and none can be restored.
     """
     path = fileio.local_directory("--workdir", workdir)
     use_compilation_cache()
@@ -97,10 +95,10 @@ def _lock(path: pathlib.Path) -> None:
 def _introduce(run: Run) -> None:
     """Prints what is about to be trained, on what and from where."""
     settings, mesh, task, plan = run.settings, run.experiment.mesh, run.experiment.task, run.experiment.plan
-    trained, rest = plan.split(run.start.state.params)
-    sizes = jax.tree.map(lambda leaf, trains: leaf.size * trains, trained, plan.trainable(task.network))
+    params = run.start.state.params
+    sizes = jax.tree.map(lambda leaf, on: leaf.size * on, plan.split(params)[0], plan.trainable(task.network))
     count = sum(jax.tree.leaves(sizes))
-    frozen = sum(leaf.size for leaf in jax.tree.leaves((trained, rest))) - count
+    frozen = sum(leaf.size for leaf in jax.tree.leaves(params)) - count
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     print(f"run         {run.workdir}: {run.start.origin}", flush=True)
     print(f"devices     {mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}), {jax.process_count()} process(es)")

@@ -34,11 +34,11 @@ class Sampler:
     """A trained run, ready to sample. See `load`.
 
     Attributes:
-      experiment: of the run's settings, for sampling.
-      params: the network's weights.
+      experiment, params: of the run's settings, for sampling; the network's weights.
       sampling: the task's, as flags ask for.
       seed: of the starting noise.
       batch_size: samples generated at a time.
+      step: of the checkpoint.
     """
 
     experiment: Experiment
@@ -46,11 +46,14 @@ class Sampler:
     sampling: Sampling
     seed: int = 0
     batch_size: int = 16
+    step: int = 0
 
     def load_image(self, path: str) -> np.ndarray:
         """A file, or "held-out:N" -> (S, S, 3) uint8. Raises ValueError if it cannot be read."""
         settings = self.experiment.settings.data
-        return held_out(settings, path) if path.startswith(HELD_OUT) else data.load_image(path, settings.image_size)
+        if path.startswith(HELD_OUT):
+            return held_out(settings, path)
+        return data.load_image(path, settings.image_size)
 
     @functools.cached_property
     def _generate(self) -> Any:
@@ -81,11 +84,9 @@ class Sampler:
             rows = np.minimum(np.arange(first, first + size), total - 1)  # the last batch is padded: one compiled shape
             part = jax.tree.map(lambda a, rows=rows: a[rows], (condition, noise))
             if size % mesh.size == 0:
-                part = jax.device_put(part, sharding.batch_sharding(mesh))
-            key_of_part = jax.random.fold_in(key, number)
-            images = self._generate(
-                self.params, experiment.frozen, *part, key_of_part, experiment.settings.eval, None, lower_last
-            )
+                part = jax.device_put(part, sharding.batch_layout(mesh))
+            inputs = self.params, experiment.frozen, *part, jax.random.fold_in(key, number)
+            images = self._generate(*inputs, experiment.settings.eval, None, lower_last)
             samples.append(np.asarray(images)[: total - first])
             print(f"{min(first + size, total)} of {total} samples", file=sys.stderr)
         return np.concatenate(samples)
@@ -98,7 +99,7 @@ class Sampler:
         """A sample for every row of a host batch, from the noise of its item's number (B,): uint8 (B, [F,] H, W, 3)."""
         inputs = (device_arrays(host), numbers)
         if len(numbers) % self.experiment.mesh.size == 0:
-            inputs = jax.device_put(inputs, sharding.batch_sharding(self.experiment.mesh))
+            inputs = jax.device_put(inputs, sharding.batch_layout(self.experiment.mesh))
         return np.asarray(self._generate_items(self.params, self.experiment.frozen, *inputs))
 
     def protocol(self) -> dict[str, Any]:
@@ -107,6 +108,7 @@ class Sampler:
         sums = json.dumps(checksums(self.params), sort_keys=True)
         return {
             "task": task.name,
+            "step": self.step,
             "weights_digest": hashlib.sha256(sums.encode()).hexdigest(),
             "networks": {group: identity.rpartition("@")[2] for group, identity in sorted(task.identity.items())},
             **{name: getattr(used, name) for name in _PROTOCOL},
@@ -187,9 +189,7 @@ def load(
       ValueError: no such checkpoint, or the frozen networks are not those of the training run.
     """
     checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest() if step is None else step
-    if step is None or not (checkpoints.directory / str(step)).is_dir():
-        raise ValueError(f"there is no checkpoint {'' if step is None else step} in {checkpoints.directory}")
+    step = checkpoints.find(step)
     experiment = Experiment.build(settings, devices, training=False)
     saved = checkpoints.meta(step)
     for group, identity in experiment.task.identity.items():
@@ -203,7 +203,7 @@ def load(
     shapes = jax.eval_shape(experiment.task.network.init, rngs.key(0, "init"))
     params, _ = transfer(finetune.read_weights(checkpoints, step, weights, everywhere), shapes, origin=workdir)
     checkpoints.close()
-    return Sampler(experiment, params, experiment.task.sampling, **fields)
+    return Sampler(experiment, params, experiment.task.sampling, step=step, **fields)
 
 
 def held_out(settings: config.Data, name: str) -> np.ndarray:

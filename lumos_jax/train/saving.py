@@ -13,14 +13,11 @@ from lumos_jax.checkpoints import CheckpointError, Checkpoints
 
 
 class Saver:
-    """Saves behind the steps; a write that fails is retried with the state of that time.
-
-    Its methods raise CheckpointError when no try succeeds.
-    """
+    """Saves behind the steps; a write that fails is retried with the state of that time. Methods raise CheckpointError when no
+    try succeeds."""
 
     def __init__(self, checkpoints: Checkpoints, capture: Callable[[], tuple | None], say: Callable[[str], None]):
-        """`capture` gives (step, state, meta) for Checkpoints.save, or None while the state is not to be saved; `say` reports
-        retries."""
+        """`capture` gives (step, state, meta) for Checkpoints.save, or None while that must not be saved; `say` reports."""
         self.checkpoints, self.capture, self.say = checkpoints, capture, say
         self.saved: int | None = None  # the last step whose write was started
         self._writing = False

@@ -60,28 +60,40 @@ def over_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray | No
     """The devices as an array of these sizes, slice after slice along its first dim; None where there is one slice.
 
     GPU hosts count as slices too; where `data` does not split over them, the other axes run across hosts, as configured.
-
-    Raises:
-      ValueError: as make_mesh.
+    Raises ValueError as make_mesh.
     """
     count = len({getattr(device, "slice_index", 0) for device in devices})
-    if count == 1:
-        return None
-    if sizes[0] % count:
-        if devices[0].platform != "tpu":
-            return None
+    split = sizes[0] % count == 0
+    if not split and devices[0].platform == "tpu":
         raise ValueError(
             f"config.mesh leaves {sizes[0]} devices to data parallelism, which do not split over {count} slices, and only data "
             f"goes between them: make fsdp x context smaller, so that a multiple of {count} is left"
         )
+    if count == 1 or not split:
+        return None
     return mesh_utils.create_hybrid_device_mesh((sizes[0] // count, *sizes[1:]), (count, 1, 1), devices)
 
 
-def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    return NamedSharding(mesh, BATCH)
+def check_batches(mesh: jax.sharding.Mesh, settings: config.Settings) -> None:
+    """Raises ValueError unless batches, and the frames of clips, split evenly over the mesh."""
+    ways, context = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["context"]
+    if settings.micro_batch % ways:
+        raise ValueError(
+            f"config.train.batch_size={settings.micro_batch} does not split over mesh data x fsdp = {ways} devices; use a "
+            f"multiple of {ways} or fewer devices"
+        )
+    if context > 1 and settings.data.clips.frames % context:
+        raise ValueError(
+            f"config.mesh.context={context} splits the frames of clips evenly, and config.data.sample_type="
+            f"{settings.data.sample_type} has {settings.data.clips.frames} frames"
+        )
 
 
-def batch_layout(mesh: jax.sharding.Mesh, dims: int) -> NamedSharding:
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def batch_layout(mesh: jax.sharding.Mesh, dims: int = 1) -> NamedSharding:
     """Of one array of a batch. Those of five dims, (B, F, h, w, c), have frames, which are split too."""
     return NamedSharding(mesh, P(*BATCH, "context") if dims == 5 else BATCH)
 
@@ -91,28 +103,25 @@ def constrain(mesh: jax.sharding.Mesh, batch: Any) -> Any:
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, batch_layout(mesh, a.ndim)), batch)
 
 
-def check_frames(mesh: jax.sharding.Mesh, data: config.Data) -> None:
-    """Raises ValueError unless a clip's frames split evenly over the mesh axis `context`."""
-    ways = mesh.shape["context"]
-    if ways > 1 and data.clips.frames % ways:
-        raise ValueError(
-            f"config.mesh.context={ways} splits the frames of clips evenly, and config.data.sample_type={data.sample_type} has "
-            f"{data.clips.frames} frames"
+def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
+    """The rows of the global batch that this process's devices hold, ascending."""
+    slices = batch_layout(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (index,) in slices for row in range(*index.indices(batch_size))})
+
+
+def global_batch(mesh: jax.sharding.Mesh, local: Mapping[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
+    """Global arrays, split over the mesh, from `local_rows` of them, or from all rows."""
+    return {
+        name: jax.make_array_from_process_local_data(
+            batch_layout(mesh, array.ndim), array, (batch_size, *array.shape[1:])
         )
+        for name, array in local.items()
+    }
 
 
-def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    return NamedSharding(mesh, P())
-
-
-def check_batch(mesh: jax.sharding.Mesh, batch_size: int, field: str) -> None:
-    """Raises ValueError unless `batch_size` rows split evenly over the mesh's data and fsdp axes."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % ways:
-        raise ValueError(
-            f"config.{field}={batch_size} does not split over mesh data x fsdp = {ways} devices; "
-            f"use a multiple of {ways} or fewer devices"
-        )
+def device_arrays(host: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a host batch that tasks read on the device: without weights, record numbers and strings."""
+    return {k: a for k, a in host.items() if k not in ("weight", "record") and a.dtype.kind not in "UO"}
 
 
 def param_shardings(mesh: jax.sharding.Mesh, shapes: Any, logical_axes: Any) -> Any:
@@ -120,12 +129,10 @@ def param_shardings(mesh: jax.sharding.Mesh, shapes: Any, logical_axes: Any) -> 
 
     def one(shape, names):
         spec: list[str | None] = [None] * len(names)
-        used: set[str] = set()
         for dim, name in enumerate(names):
             axis = RULES.get(name)
-            if axis and axis not in used and mesh.shape[axis] > 1 and shape.shape[dim] % mesh.shape[axis] == 0:
+            if axis and axis not in spec and mesh.shape[axis] > 1 and shape.shape[dim] % mesh.shape[axis] == 0:
                 spec[dim] = axis
-                used.add(axis)
         return NamedSharding(mesh, P(*spec))
 
     return jax.tree.map(one, shapes, logical_axes)
@@ -135,10 +142,9 @@ def make_gather(mesh: jax.sharding.Mesh, dtype: str) -> Callable[[Any], Any] | N
     """A function that casts one layer's shards and gathers them, inside the scanned body; None without an fsdp axis."""
     if mesh.shape["fsdp"] == 1:
         return None
-    compute = jnp.dtype(dtype)
 
     def gather(block_params):
-        cast = jax.tree.map(lambda p: p.astype(compute), block_params)
+        cast = jax.tree.map(lambda p: p.astype(jnp.dtype(dtype)), block_params)
         within = not jax.sharding.get_abstract_mesh().empty  # of ShardedForward, whose shard_map has `context`
         return jax.lax.with_sharding_constraint(cast, P() if within else replicated(mesh))
 
@@ -170,14 +176,15 @@ class Frozen:
         return jax.block_until_ready(jax.make_array_from_callback(array.shape, layout, lambda index: array[index]))
 
     def spec(self, path: str, shape: Sequence[int], size: int) -> P:
+        """How a parameter of so many bytes is split."""
         first = 1 if "blocks" in path.split("/")[:-1] else 0
         dims = sorted(range(first, len(shape)), key=lambda dim: -shape[dim])
         axes = tuple(axis for axis in AXES if self.mesh.shape[axis] > 1)
         choices = [axes, *((axis,) for axis in sorted(axes, key=lambda axis: -self.mesh.shape[axis]))]
-        for chosen in choices if size > self.split_above else ():
+        for chosen in choices if axes and size > self.split_above else ():
             ways = math.prod(self.mesh.shape[axis] for axis in chosen)
             for dim in dims:
-                if ways > 1 and shape[dim] % ways == 0:
+                if shape[dim] % ways == 0:
                     return P(*[None] * dim, chosen)
         return P()
 
@@ -187,11 +194,9 @@ class Frozen:
 
 def check_agreement(identity: Mapping[str, str]) -> None:
     """Raises ValueError unless all processes loaded the same frozen networks: each places its own parts of what it read."""
-    if jax.process_count() == 1:
-        return
     digest = hashlib.blake2b(repr(sorted(identity.items())).encode(), digest_size=4).digest()
-    found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32)).ravel()
-    if len(set(found.tolist())) > 1:
+    found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32))
+    if len(np.unique(found)) > 1:
         raise ValueError(
             f"the processes loaded different frozen networks; process {jax.process_index()} has {dict(identity)}: give all of "
             "them the same files"
@@ -199,41 +204,10 @@ def check_agreement(identity: Mapping[str, str]) -> None:
 
 
 def barrier(name: str, seconds: int = 600) -> None:
-    """Wait for all processes, which use each name once. JAX's coordination service waits where collectives would time out."""
+    """Waits for all processes, which use each name once. JAX's coordination service waits where collectives would time out."""
     ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * seconds)
 
 
 def all_agree(well: bool) -> bool:
     """Whether it is true in every process."""
-    if jax.process_count() == 1:
-        return well
     return bool(multihost_utils.process_allgather(np.asarray(well)).all())
-
-
-def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
-    """The rows of the global batch that this process's devices hold, ascending."""
-    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return sorted({row for (index,) in slices for row in range(*index.indices(batch_size))})
-
-
-def global_batch(mesh: jax.sharding.Mesh, local: Mapping[str, np.ndarray], rows: Sequence[int], batch_size: int):
-    """Global arrays, split over the mesh, from the rows that this process read (`rows` as `local_rows` gives them)."""
-    position = {row: i for i, row in enumerate(rows)}
-
-    def build(array):
-        def shard(index):
-            start, stop, _ = index[0].indices(batch_size)
-            first = position[start]
-            return array[(slice(first, first + stop - start), *index[1:])]
-
-        shape = (batch_size, *array.shape[1:])
-        return jax.make_array_from_callback(shape, batch_layout(mesh, array.ndim), shard)
-
-    return {name: build(array) for name, array in local.items()}
-
-
-def device_arrays(host: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of a host batch that tasks read on the device: without weights, record numbers and strings."""
-    return {
-        name: array for name, array in host.items() if name not in ("weight", "record") and array.dtype.kind not in "UO"
-    }

@@ -6,6 +6,7 @@ write the same numbers as an uninterrupted one is in `Telemetry.memory`, which i
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,11 +39,15 @@ class Telemetry:
         self.corrupt = data.CorruptMeter(settings.data.max_corrupt_rate, memory.get("corrupt"))
         self.not_finite = memory.get("bad_in_a_row", 0)
         self.learning_rate = make_schedule(settings.optimizer, settings.train.steps)
-        self._compilations = goodput.CompilationCounter()
+        self._compilations = 0  # programs that this process compiled or read from the compilation cache
+        jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None  # a step that the device may still work on
         self._steps = 0  # since the last log
         self._profiling = False
         self._dispatched = (0.0, 0)  # time and compilations before the step
+
+    def _count_compilation(self, event: str, _seconds: float, **_: Any) -> None:
+        self._compilations += event == "/jax/core/compile/backend_compile_duration"
 
     def begin(self, restore_seconds: float) -> None:
         """Called before the first step."""
@@ -57,7 +62,7 @@ class Telemetry:
             self._profiling = True
         for line in self.corrupt.add(host):
             self.report.say(line)
-        self._dispatched = (time.time(), self._compilations.count)
+        self._dispatched = (time.time(), self._compilations)
 
     def after_step(self, step: int, values: Mapping[str, jax.Array]) -> None:
         """Takes the metrics of a step that was dispatched, and reads those of the step before it.
@@ -66,7 +71,7 @@ class Telemetry:
           FloatingPointError: config.train.nonfinite_limit steps in a row were not finite.
         """
         began, compilations = self._dispatched
-        if self._compilations.count > compilations:
+        if self._compilations > compilations:
             jax.block_until_ready(values)
             self.ledger.lose("compile", time.time() - began)
         self.settle()
@@ -122,4 +127,5 @@ class Telemetry:
 
     def closers(self) -> Sequence[Callable[[], None]]:
         """To be called at the end, each whatever the others raise."""
-        return self._stop_profiler, self._compilations.close, self.report.close, self.ledger.write
+        unregister = functools.partial(jax.monitoring.unregister_event_duration_listener, self._count_compilation)
+        return self._stop_profiler, unregister, self.report.close, self.ledger.write

@@ -128,7 +128,7 @@ def test_under_fsdp_the_scan_gathers_each_layer_and_reduce_scatters_its_gradient
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("nvidia") is None or not any(map(importlib.util.find_spec, ahead._CUDA_PLUGINS)),
+    importlib.util.find_spec("nvidia") is None or not any(map(importlib.util.find_spec, ahead.CUDA_PLUGINS)),
     reason="the compiler for CUDA is not installed",
 )
 def test_the_cuda_compiler_takes_it_within_and_without_shard_map():

@@ -7,10 +7,10 @@ import pytest
 
 from configs import i2i
 from lumos_jax.config import io as config_io
-from lumos_jax.planning import advice, report, search
+from lumos_jax.planning import report, search
 from lumos_jax.planning.ahead import Compiled, Memory
 from lumos_jax.planning.chips import Chip, Target
-from lumos_jax.planning.estimate import compile_sampler, estimate
+from lumos_jax.planning.figures import compile_sampler, estimate
 from lumos_jax.planning.job import make_job
 from lumos_jax.planning.program import Kernel, Program
 
@@ -75,7 +75,7 @@ def test_running_out_of_memory_is_an_answer_with_what_to_try(planned):
     f = dataclasses.replace(planned, target=tiny, step=over)
     assert not f.fits
     assert "does NOT fit" in dict(report.rows(f))["memory a chip"]
-    tips = advice.suggest(f, jax.devices())
+    tips = search.suggest(f, jax.devices())
     assert any(tip.startswith("--config.model.remat=dots") for tip in tips)
     assert any(tip.startswith("--config.optimizer.accumulate=2") for tip in tips)
     assert any(tip.startswith("--config.optimizer.state_dtype=bfloat16 halves") for tip in tips)
@@ -85,7 +85,7 @@ def test_running_out_of_memory_is_an_answer_with_what_to_try(planned):
     tiny = Target(dataclasses.replace(MACHINE.chip, usable=whole - 1), (8,))
     f = estimate(settings(), tiny, jax.devices(), cached=True)
     assert f.step.program is None
-    assert advice.suggest(f, jax.devices())[0].startswith("--config.mesh.fsdp=4 splits")
+    assert search.suggest(f, jax.devices())[0].startswith("--config.mesh.fsdp=4 splits")
 
 
 def job_of(planned, settings):
