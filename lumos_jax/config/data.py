@@ -7,7 +7,7 @@ import operator
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from lumos_jax.config.fields import Rule, at_least, between, require
+from lumos_jax.config.fields import Rule, at_least, between
 from lumos_jax.data import SAMPLE_TYPES, SOURCES
 
 SourceName = Literal[tuple(sorted(SOURCES))]
@@ -107,59 +107,31 @@ class Data:
         """Whether batches have several shapes."""
         return self.aspect_ratios != (1, 1)
 
-    def check(self) -> None:
-        self._check_source()
-        self._check_sample_type()
-        require(
-            self.clips.image_step_fraction == 0 or self.sample_type == "clip",
-            f"config.data.clips.image_step_fraction={self.clips.image_step_fraction} must be 0 unless "
-            "config.data.sample_type=clip",
-        )
-
-    def _check_source(self) -> None:
-        needed = SOURCES[self.source].needs
-        given = not needed or operator.attrgetter(needed)(self)
-        require(given, f"config.data.source={self.source} needs config.data.{needed}")
-        require(
-            self.source != "cached" or (self.crop == "center" and not self.flip),
-            f"config.data.crop={self.crop}, flip={self.flip} do not go with config.data.source=cached, which holds one center "
-            "crop of each image, not mirrored: set config.data.crop=center and config.data.flip=False",
-        )
-        require(
-            (self.source == "mixture") == bool(self.mixture),
-            "config.data.mixture, a tuple of dicts (source, path, ..., weight), goes with config.data.source=mixture",
-        )
-
-    def _check_sample_type(self) -> None:
-        kind = self.sample_type
-        needed = SAMPLE_TYPES[kind].needs
-        able = [name for name, source in sorted(SOURCES.items()) if issubclass(source, needed)]
-        require(
-            self.source in (*able, "cached"),
+    def check(self) -> dict[str, bool]:
+        kind, needed = self.sample_type, SOURCES[self.source].needs
+        able = [name for name, source in sorted(SOURCES.items()) if issubclass(source, SAMPLE_TYPES[kind].needs)]
+        moved, cached = self.crop != "center" or self.flip, self.source == "cached"
+        here = f"config.data.crop={self.crop}, flip={self.flip} do not go with config.data"
+        back = "set config.data.crop=center and config.data.flip=False"
+        return {
+            f"config.data.source={self.source} needs config.data.{needed}":
+                bool(needed) and not operator.attrgetter(needed)(self),
+            f"{here}.source=cached, which holds one center crop of each image, not mirrored: {back}": cached and moved,
+            "config.data.mixture, a tuple of dicts (source, path, ..., weight), goes with config.data.source=mixture":
+                (self.source == "mixture") != bool(self.mixture),
             f"config.data.source={self.source} does not go with config.data.sample_type={kind}: that goes with "
-            f"{', '.join(able)}",
-        )
-        require(
-            kind != "views" or (self.crop == "center" and not self.flip),
-            f"config.data.crop={self.crop}, flip={self.flip} do not go with config.data.sample_type=views, whose cameras say "
-            "where the center of an image is and which side is left: set config.data.crop=center and config.data.flip=False",
-        )
-        require(
-            kind != "views" or self.source != "cached",
+            f"{', '.join(able)}": self.source not in (*able, "cached"),
+            f"{here}.sample_type=views, whose cameras say where the center of an image is and which side is left: {back}":
+                kind == "views" and moved,
             "config.data.source=cached holds no pairs of views (config.data.sample_type=views), which are drawn anew in each "
-            "epoch",
-        )
-        require(
-            kind == "captioned" or self.captions == Captions(),
-            f"config.data.captions={dataclasses.asdict(self.captions)} needs config.data.sample_type=captioned",
-        )
-        require(
-            not self.has_buckets or (kind == "captioned" and self.crop == "center" and self.source != "cached"),
+            "epoch": kind == "views" and cached,
+            f"config.data.captions={dataclasses.asdict(self.captions)} needs config.data.sample_type=captioned":
+                kind != "captioned" and self.captions != Captions(),
             f"config.data.aspect_ratios={self.aspect_ratios} go with sample_type=captioned and crop=center, and not with a "
-            f"cache, which holds squares; not with sample_type={kind}, crop={self.crop}, source={self.source}",
-        )
-        require(
-            (kind == "labeled") == (self.num_classes > 0),
+            f"cache, which holds squares; not with sample_type={kind}, crop={self.crop}, source={self.source}":
+                self.has_buckets and (kind != "captioned" or self.crop != "center" or cached),
             f"config.data.sample_type={kind} does not go with data.num_classes={self.num_classes}: labeled records need "
-            "the number of classes, others have none",
-        )
+            "the number of classes, others have none": (kind == "labeled") != (self.num_classes > 0),
+            f"config.data.clips.image_step_fraction={self.clips.image_step_fraction} must be 0 unless "
+            "config.data.sample_type=clip": self.clips.image_step_fraction > 0 and kind != "clip",
+        }  # fmt: skip

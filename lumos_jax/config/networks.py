@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Annotated, ClassVar, Literal
 
-from lumos_jax.config.fields import Dtype, Rule, at_least, require
+from lumos_jax.config.fields import Dtype, Rule, at_least
 
 TEXT_KINDS = ("t5", "clip_text")  # of encoder.kind
 _OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "clip_text": ("all", "pooled")}
@@ -40,15 +40,10 @@ def _with_patch(size: Rule) -> Rule:
     return Rule(allows, f"{size.text}; with patches of other than 16 pixels, as B/8")
 
 
-def _check_weights(where: str, weights: str) -> None:
-    require(
-        bool(weights), f"{where}.weights is empty: give a directory, a .safetensors file, a hub id or random:<seed>"
-    )
-    seed = weights.removeprefix("random:")
-    require(
-        seed == weights or seed.isdecimal(),
-        f"{where}.weights={weights!r}: write random:<seed> with a whole number, as random:0",
-    )
+_WEIGHTS = Rule(
+    lambda weights: re.fullmatch(r"random:\d+|(?!random:).+", weights) is not None,
+    "a directory, a file, a hub id, or random:<seed> with a whole number",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +53,7 @@ class Encoder:
     kind: Annotated[Literal["vit", "t5", "clip_text"], "t5: the encoder of T5 v1.1 or Flan-T5"] = "vit"
     weights: Annotated[
         str,
+        _WEIGHTS,
         'directory; .safetensors, .npz, .pth file; hub id; random:<seed>; or "scenes", which comes with the package',
     ] = "facebook/dino-vitb16"
     output: Annotated[
@@ -89,25 +85,20 @@ class Encoder:
         """Side of the patches of random weights."""
         return int(self.size.partition("/")[2] or 16)
 
-    def check(self) -> None:
-        _check_weights("config.encoder", self.weights)
-        random, text, wrong = self.weights.startswith("random:"), self.kind in TEXT_KINDS, []
-        if self.output not in _OUTPUTS[self.kind]:
-            wrong.append(f"config.encoder.output={self.output} ({' or '.join(_OUTPUTS[self.kind])} allowed)")
-        if not text and self.tokenizer:
-            wrong.append(f"config.encoder.tokenizer={self.tokenizer!r} (images have none)")
-        if text and random and not self.tokenizer:
-            wrong.append("config.encoder.tokenizer='' (random weights have none beside them; \"scenes\" comes with us)")
-        require(
-            not wrong,
-            f"config.encoder.kind={self.kind} with weights={self.weights} does not go with {'; '.join(wrong)}",
-        )
-        if text:
-            return
-        require(
-            not random or self.image_size % self.patch_size == 0,
-            f"config.encoder.image_size={self.image_size} is not divisible by the patches of encoder.size={self.size}",
-        )
+    def check(self) -> dict[str, bool]:
+        random, text = self.weights.startswith("random:"), self.kind in TEXT_KINDS
+        wrong = {
+            f"output={self.output} ({' or '.join(_OUTPUTS[self.kind])} allowed)": self.output not in _OUTPUTS[self.kind],
+            f"tokenizer={self.tokenizer!r} (images have none)": not text and self.tokenizer,
+            "tokenizer='' (random weights have none beside them; \"scenes\" comes with us)":
+                text and random and not self.tokenizer,
+        }  # fmt: skip
+        named = "; ".join(f"config.encoder.{field}" for field, is_wrong in wrong.items() if is_wrong)
+        return {
+            f"config.encoder.kind={self.kind} with weights={self.weights} does not go with {named}": bool(named),
+            f"config.encoder.image_size={self.image_size} is not divisible by the patches of encoder.size={self.size}":
+                random and not text and self.image_size % self.patch_size > 0,
+        }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +107,7 @@ class Autoencoder:
 
     weights: Annotated[
         str,
+        _WEIGHTS,
         "Stable Diffusion's: directory (diffusers layout), .safetensors file, hub id or random:<seed>;",
         "identity: pixels in [-1, 1] are the latents",
     ] = "stabilityai/sd-vae-ft-mse"
@@ -125,9 +117,6 @@ class Autoencoder:
     def kind(self) -> str:
         return "identity" if self.weights == "identity" else "kl"
 
-    def check(self) -> None:
-        _check_weights("config.autoencoder", self.weights)
-
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -135,7 +124,6 @@ class Model:
 
     size: Annotated[str, size_of("S", "B", "L", "XL"), "the DiT paper's table"] = "XL"
     patch_size: Annotated[int, at_least(1), "latent pixels a side of a token"] = 2
-    mlp_ratio: ClassVar[float] = 4.0
     final: Annotated[
         Literal["auto", "table", "adaln"],
         "where the last modulation is from: table: a learned table and the timestep (PixArt, Lumos); adaln: SiLU and a Linear",
@@ -164,24 +152,18 @@ class Diffusion:
         "simple: the MSE alone, eq. (1)",
     ] = "hybrid"
     min_snr_gamma: Annotated[float, at_least(0), "min-SNR weighting; 0: none; 5 is its paper's value"] = 0.0
-    timesteps: Annotated[
-        Literal["uniform", "logit_normal"],
-        "distribution of timesteps in training; logit_normal has standard deviation 1",
-    ] = "uniform"
+    timesteps: Annotated[Literal["uniform", "logit_normal"], "distribution of timesteps in training"] = "uniform"
     logit_mean: Annotated[float, "logit_normal: mean; the standard deviation is 1"] = 0.0
 
     @property
     def learned_variance(self) -> bool:
         return self.loss == "hybrid"
 
-    def check(self) -> None:
+    def check(self) -> dict[str, bool]:
         flow = self.schedule == "flow"
-        require(
-            flow == (self.prediction == "flow"),
+        return {
             f"config.diffusion.schedule={self.schedule} does not go with prediction={self.prediction}: flow goes with flow; "
-            "linear and cosine go with noise, x0 and v",
-        )
-        require(not (flow and self.loss == "hybrid"), "config.diffusion.loss=hybrid is for schedules linear and cosine")
-        require(
-            not (flow and self.min_snr_gamma > 0), "config.diffusion.min_snr_gamma is for schedules linear and cosine"
-        )
+            "linear and cosine go with noise, x0 and v": flow != (self.prediction == "flow"),
+            "config.diffusion.loss=hybrid is for schedules linear and cosine": flow and self.loss == "hybrid",
+            "config.diffusion.min_snr_gamma is for schedules linear and cosine": flow and self.min_snr_gamma > 0,
+        }

@@ -240,7 +240,7 @@ def make_dit(
         parts["vector_dim"] = 3  # height, width and their ratio
     return Network(
         *size,
-        mlp_hidden=int(size.width * model.mlp_ratio),
+        mlp_hidden=4 * size.width,
         activation=model.activation,
         patch_size=model.patch_size,
         latent_shape=tuple(latent_shape),
