@@ -79,9 +79,7 @@ def load(folder: str) -> None:
     place = sharding.Frozen(sharding.make_mesh(config.Mesh()))
     watcher = threading.Thread(target=watch)
     watcher.start()
-    _, params = encoders.make_text_encoder(
-        config.Encoder(kind="t5", weights=folder, output="all", dtype="float32"), place
-    )
+    _, params = encoders.make_text_encoder(config.Encoder(kind="t5", weights=folder, output="all"), place)
     done.set()
     watcher.join()
     leaves = jax.tree.leaves(params)

@@ -19,8 +19,7 @@ def shipped_encoder(config):
     config.encoder = base().encoder
     config.encoder.weights = "scenes"
     config.encoder.normalize = "white"
-    config.encoder.resize = config.encoder.image_size = side
-    config.encoder.dtype = "float32"
+    config.encoder.image_size = side
 
 
 def pick(size, builders):

@@ -24,7 +24,7 @@ def paper():
     config.data.holdout = 5120
     config.data.workers = 16
     config.encoder.weights = "random:0"
-    config.encoder.size, config.encoder.patch_size = "B", 16
+    config.encoder.size = "B"
     config.task.head = (2048, 256, 65536)  # hidden layers, bottleneck, prototypes
     config.optimizer.learning_rate = 2e-3  # 5e-4 for every 256 images of a batch
     config.optimizer.weight_decay = 0.04
@@ -46,12 +46,10 @@ def desk():
     config.data.workers = 0
     config.data.image_size = 48
     config.data.holdout = 3072
-    config.encoder.size = "128x4x4"
-    config.encoder.patch_size = 8
-    config.encoder.resize = config.encoder.image_size = 32
-    config.encoder.dtype = "float32"
+    config.encoder.size = "128x4x4/8"
+    config.encoder.image_size = 32
     config.task.global_scale, config.task.local_scale = (0.6, 1.0), (0.3, 0.7)
-    config.task.local_crops, config.task.local_size = 2, 16
+    config.task.local_crops = 2
     config.task.head = (256, 64, 512)
     config.task.teacher_temperature = 0.06
     config.task.balance = "sinkhorn"  # centring needs more than minutes to leave a few clusters
@@ -76,9 +74,8 @@ def test():
     config.data.image_size = 16
     config.data.scenes.num_scenes = 256
     config.data.holdout = 64
-    config.encoder.size = "32x2x2"
-    config.encoder.resize = config.encoder.image_size = 16
-    config.task.local_size = 8
+    config.encoder.size = "32x2x2/8"
+    config.encoder.image_size = 16
     config.task.head = (32, 8, 16)
     config.optimizer.name = "adamw"  # compiles sooner
     config.optimizer.warmup_steps = 2

@@ -37,7 +37,7 @@ def desk():
     config.data.holdout = 512
     common.shipped_encoder(config)
     config.encoder.output = "all"  # 17 tokens say within minutes what is where; [CLS] alone takes a prior far longer
-    config.autoencoder.kind = "identity"
+    config.autoencoder.weights = "identity"
     config.model.size = "128x4x4"
     config.model.patch_size = 4
     config.model.dtype = "float32"
@@ -71,9 +71,8 @@ def test():
     config.data.scenes.num_scenes = 256
     config.data.holdout = 32
     config.encoder.weights = "random:0"
-    config.encoder.size = "32x2x4"
-    config.encoder.patch_size = 8
-    config.encoder.resize = config.encoder.image_size = 16
+    config.encoder.size = "32x2x4/8"
+    config.encoder.image_size = 16
     config.encoder.normalize = "none"
     config.model.size = "32x2x2"
     config.optimizer.name = "adamw"  # compiles sooner

@@ -49,8 +49,6 @@ def desk():
     config.data.clips.frame_stride = (3, 6)
     config.data.holdout = 256
     config.eval.guidance = 1.5
-    config.task.fps = 6.0
-    config.task.motion_bucket_id = 20
     config.optimizer.learning_rate = 2e-3
     config.train.batch_size = 8
     config.train.steps = 1000

@@ -50,7 +50,7 @@ def paper_1024():
     config = paper()
     config.data.image_size = 1024
     config.data.crop = "center"
-    config.data.buckets.enabled = True
+    config.data.aspect_ratios = (0.25, 4.0)
     config.train.batch_size = 64
     config.eval.num_examples = 1024
     return config
@@ -66,7 +66,6 @@ def _words(config, width):
     encoder.tokenizer = "scenes"
     encoder.size = f"{width}x2x4"
     encoder.output = "all"
-    encoder.dtype = "float32"
     config.encoder = encoder
     return config
 

@@ -47,7 +47,7 @@ WHITENING_BATCH = 256  # images
 _LOADING = {
     "official": '`torch.load("lumos_{step}.pth")["state_dict"]`, under the names of the official Lumos release.',
     "safetensors": '`safetensors.torch.load_file("lumos_{step}.safetensors")`, under the names of the official Lumos release.',
-    "encoder": "`--config.encoder.weights=DIRECTORY`, with the encoder size and patch size below.",
+    "encoder": "`--config.encoder.weights=DIRECTORY`, with the image size of the encoder below.",
     "diffusers": (
         "`transformer/`, under diffusers' names of a PixArt-like transformer. Each block has its own modulation "
         "(`norm1.linear`), for which diffusers ships no class."

@@ -3,6 +3,12 @@
 sample   makes one sample an item of a numbered list, in shards. Item i always starts from the same noise, so that samples do
          not depend on the batch, the devices or the processes. The same command continues a job that was stopped.
              --workdir=runs/desk --set=scenes --num=2000 --out=samples/desk
+statistics  writes mean and covariance of a reference set's features, and features.
+             --source=folder --path=DIR --network=vgg16 --image-size=64 --out=ref.npz
+score    scores samples by any of the metrics, with 95 % intervals, into scores.json.
+             --samples=samples/desk --reference=ref.npz --metrics=fd_vgg16,precision_vgg16
+report   writes tables, paired differences between runs, and curves over training steps.
+             samples/desk samples/other --out=report.md
 export   writes samples in the layout of an official scorer.
              --samples=samples/desk --format=adm-npz --out=desk.npz
 """
@@ -10,8 +16,12 @@ export   writes samples in the layout of an official scorer.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+
+# LAPACK's eigenvalues gain little from threads, and wait for them where other processes have the cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import numpy as np
@@ -21,6 +31,7 @@ from jax.experimental import multihost_utils
 from lumos_jax import cli, cluster, fileio
 from lumos_jax.checkpoints import CheckpointError, quiet_logs
 from lumos_jax.evaluation import export, job, lists, shards
+from lumos_jax.evaluation.commands import add_report, add_score, add_statistics
 from lumos_jax.train import items as run_items
 from lumos_jax.train import sampler, sharding
 
@@ -62,7 +73,7 @@ def _sample(args: argparse.Namespace) -> None:
         args.workdir, settings, args.checkpoint, args.weights, devices, seed=args.seed, batch_size=size
     )
     read = run_items.ItemReader(loaded.experiment, loaded.sampling, items)
-    protocol = loaded.protocol() | {"paired": read.paired, "shard_size": args.shard_size}
+    protocol = loaded.protocol() | read.protocol() | {"shard_size": args.shard_size}
     process, processes = jax.process_index(), jax.process_count()
     if process == 0:
         writer = shards.open_job(out, items, protocol)
@@ -97,7 +108,7 @@ def _export(args: argparse.Namespace) -> None:
     print(out)
 
 
-COMMANDS = (_add_sample, _add_export)
+COMMANDS = (_add_sample, add_statistics, add_score, add_report, _add_export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

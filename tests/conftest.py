@@ -29,7 +29,6 @@ import jax
 import pytest
 
 from tests import compiled, forks, running
-from tests.ports import free_port
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
@@ -60,6 +59,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
 
 
+def pytest_collection_finish():
+    compiled.collect_rarely()
+
+
 def pytest_unconfigure():
     jax.config.update("jax_compilation_cache_dir", None)
     forks.close()
@@ -86,14 +89,23 @@ def process_environment():
 
 
 @pytest.fixture(scope="session")
-def command(process_environment):
+def program(process_environment):
+    """(module, *arguments) -> what Popen needs for `python -m module arguments`."""
+
+    def build(*arguments, devices=1):
+        return {"args": [sys.executable, "-m", *arguments], "env": process_environment(devices), "cwd": running.ROOT}
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def command(program):
     """What Popen needs for a training run; with `killed`, for one that dies at that moment of tests/killed.py."""
 
     def build(workdir, *fields, config="configs/i2i.py:test", devices=1, flags=(), killed=None):
-        program = ["tests.killed", killed, "lumos_jax.main"] if killed else ["lumos_jax.main"]
-        arguments = [sys.executable, "-m", *program, f"--config={config}", f"--workdir={workdir}", *flags]
-        arguments += [f"--config.{field}" for field in fields]
-        return {"args": arguments, "env": process_environment(devices), "cwd": running.ROOT}
+        module = ["tests.killed", killed, "lumos_jax.main"] if killed else ["lumos_jax.main"]
+        fields = [f"--config.{field}" for field in fields]
+        return program(*module, f"--config={config}", f"--workdir={workdir}", *flags, *fields, devices=devices)
 
     return build
 
@@ -103,7 +115,7 @@ def in_two(command):
     """Runs a training run in two processes; returns what each of them printed."""
 
     def run(workdir, *fields, **how):
-        port = free_port()
+        port = running.free_port()
         flags = [(f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}") for i in range(2)]
         both = [running.start(command(workdir, *fields, flags=f, **how)) for f in flags]
         return [running.finish(process) for process in both]

@@ -103,23 +103,6 @@ def close():
         _servers.pop().close()
 
 
-def keep_what_all_compile():
-    """JAX lets process 0 alone write to the compilation cache. On CPU each process looks for entries of its own, as they hold
-    its devices: process 1 would compile everything anew at each start."""
-    from jax._src import compiler, distributed
-
-    write, state = compiler._cache_write, distributed.global_state
-
-    def write_own(*entry):
-        own, state.process_id = state.process_id, 0
-        try:
-            write(*entry)
-        finally:
-            state.process_id = own
-
-    compiler._cache_write = write_own
-
-
 def run(asked):
     """In the fork: what `python -m` does."""
     file = os.open(asked["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -138,7 +121,8 @@ def serve():
     from lumos_jax.train import loop  # noqa: F401
 
     compiled.write_whole()
-    keep_what_all_compile()
+    compiled.keep_what_all_compile()
+    compiled.collect_rarely()
     running = {}
 
     def ended(*_):

@@ -4,6 +4,7 @@ import argparse
 import json
 import pathlib
 import shutil
+import socket
 import subprocess
 import time
 
@@ -41,6 +42,13 @@ def wait_for(done, process, timeout=200):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until, "nothing happened"
         time.sleep(0.02)
+
+
+def free_port():
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 def metrics(workdir):

@@ -44,7 +44,7 @@ def run(monkeypatch, capsys):
         ([*GOOD, "--confg=x"], "confg"),
         ([*GOOD, "--config.data.pth=x"], "unknown field pth in --config.data.pth=x"),
         ([*GOOD, "--config.data.records=40"], "this field is config.data.scenes.num_scenes now"),
-        ([*GOOD, "--config.video.sample_fps=4"], "this field is config.task.fps now"),
+        ([*GOOD, "--config.video.sample_fps=4"], "this field is gone: give `lumos_jax.sample --fps`"),
         ([*GOOD, "--config.data.threads=2"], "this field is gone: it follows from data.workers; see docs/settings.md"),
         ([*GOOD, "--config.model.width=64"], "this field is config.model.size now"),
         ([*GOOD, "--config.dat.path=x"], "unknown field dat in --config.dat.path=x"),

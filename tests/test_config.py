@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import runpy
 
 import pytest
@@ -40,12 +41,13 @@ def changed(**fields):
         ({"optimizer__accumulate": 3}, "not divisible by optimizer.accumulate=3"),
         ({"mesh__context": 2}, "config.task.name=i2i with config.data.sample_type=image have none; leave it at 1"),
         ({"mesh__fsdp": 0}, "at least 1, or -1"),
-        ({"mesh__data": 2}, "this field is gone: it takes the devices that fsdp and context leave"),
+        ({"mesh__data": 2}, "this field is gone: it takes the devices that mesh.fsdp and mesh.context leave"),
         ({"eval__every": 10}, "data.holdout=0 must be at least"),
-        ({"eval__guidance_interval": (0.8, 0.2)}, "low <= high"),
+        ({"eval__guidance_interval": (0.8, 0.2)}, "rising within 0 and 1"),
         ({"encoder__weights": "random:x"}, "random:<seed>"),
         ({"encoder__normalize": "l2"}, "not one of none, unit, standard"),
-        ({"encoder__resize": 100}, "smaller than the crop"),
+        ({"encoder__size": "B/0"}, "with patches of other than 16 pixels, as B/8"),
+        ({"encoder__weights": "random:0", "encoder__size": "B/9"}, "not divisible by the patches of encoder.size=B/9"),
         ({"data__source": "folder"}, "needs config.data.path"),
         ({"data__source": "mixture"}, "config.data.mixture"),
         ({"optimizer__learning_rate": float("nan")}, "at least 0"),
@@ -58,7 +60,7 @@ def test_impossible_settings_are_refused(fields, message):
 
 
 def test_json_round_trip_keeps_every_field(tmp_path):
-    settings = changed(eval__guidance_interval=(0.1, 0.9), autoencoder__channels=(8, 16), train__seed=7)
+    settings = changed(eval__guidance_interval=(0.1, 0.9), eval__sheet=(3, 1), train__seed=7)
     config_io.save(settings, tmp_path / "config.json")
     assert config_io.load(tmp_path / "config.json") == settings
 
@@ -90,6 +92,60 @@ def test_settings_of_the_former_layout_are_those_of_the_same_config_today(task):
     path = next(path for path in (folder / f"{task}.py", folder / "ablations" / f"{task}.py") if path.exists())
     today = runpy.run_path(str(path))["get_config"]("test")
     assert config_io.from_saved(FORMER[task]) == config_io.resolve(today)
+
+
+def former(task, *changes):
+    """Settings of that task as the former layout saved them, with ("group.field", value) changed."""
+    tree = json.loads(json.dumps(FORMER[task]))
+    for name, value in changes:
+        group, _, field = name.partition(".")
+        assert field in tree[group]
+        tree[group][field] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "value"),
+    [
+        ("i2i", "encoder.resize", 20), ("i2i", "encoder.dtype", "bfloat16"), ("rcg", "encoder.heads", 3),
+        ("dino", "autoencoder.posterior", "mode"), ("i2i", "autoencoder.channels", [8, 16]),
+        ("i2i", "autoencoder.layers", 1), ("i2i", "autoencoder.groups", 4), ("i2i", "model.position_scale", 2.0),
+        ("i2i", "diffusion.steps", 500), ("i2i", "diffusion.logit_std", 0.5), ("i2i", "optimizer.ema_dtype", "bfloat16"),
+        ("i2i", "finetune.lora_alpha", 8.0), ("t2i", "data.bucket_step", 2), ("i2v", "video.first_guidance", 2.0),
+        ("i2v", "video.sample_noise", 0.1), ("dino", "dino.local_side", 16), ("nvs", "mesh.tensor", 2),
+    ],
+)  # fmt: skip
+def test_former_runs_that_would_not_continue_are_refused_by_name(task, name, value):
+    today = {"video.first_guidance": "task.min_guidance_scale", "video.sample_noise": "task.noise_aug_strength",
+             "dino.local_side": "task.local_size", "data.bucket_step": "data.buckets.step"}  # fmt: skip
+    with pytest.raises(ValueError, match=re.escape(today.get(name, name))):
+        config_io.from_saved(former(task, (name, value)))
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "value"),
+    [
+        ("i2i", "data.threads", 1), ("i2i", "data.tar_index", "x"), ("i2i", "model.unroll", 4), ("i2i", "mesh.data", 2),
+        ("i2i", "train.compilation_cache", "x"), ("i2i", "train.watchdog_minutes", 0.0), ("i2i", "log.tensorboard", True),
+        ("i2i", "eval.batch_size", 8), ("dino", "eval.bank", 16), ("i2i", "autoencoder.tile", 32),
+        ("i2v", "video.sample_fps", 4.0), ("i2v", "video.sample_motion", 3), ("dino", "encoder.dtype", "bfloat16"),
+    ],
+)  # fmt: skip
+def test_former_settings_that_changed_nothing_learned_are_left_out(task, name, value):
+    assert config_io.from_saved(former(task, (name, value))) == config_io.from_saved(former(task))
+
+
+def test_former_settings_that_are_part_of_others_are_brought_there():
+    buckets = ("data.buckets", True), ("data.bucket_ratios", [0.5, 2.0]), ("eval.rows", 3)
+    settings = config_io.from_saved(former("t2i", *buckets))
+    assert (settings.data.aspect_ratios, settings.eval.sheet) == ((0.5, 2.0), (3, 2))
+    low = [(f"optimizer.{name}", "bfloat16") for name in ("ema_dtype", "moments_dtype")]
+    assert config_io.from_saved(former("i2i", *low)).optimizer.state_dtype == "bfloat16"
+    changes = [("autoencoder.kind", "kl"), ("autoencoder.dtype", "float32"), ("encoder.patch_size", 4)]
+    settings = config_io.from_saved(former("i2i", *changes))
+    assert (settings.autoencoder.kind, settings.encoder.patch_size) == ("kl", 4)
+    with pytest.raises(ValueError, match=r"autoencoder\.dtype"):
+        config_io.from_saved(former("i2i", ("autoencoder.kind", "kl")))
 
 
 def test_the_documentation_is_of_these_settings():

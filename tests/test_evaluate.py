@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 
 import jax
 import numpy as np
@@ -17,12 +16,11 @@ from lumos_jax.evaluation.job import make_samples
 from lumos_jax.train import items, loop, sampler
 from tests import running
 from tests.fields import put
-from tests.ports import free_port
 
 
 def make_run(workdir, made, **changes):
     """A run with a checkpoint of random weights, none of which is zero as at the start of training."""
-    made.train.compilation_cache, made.log.tensorboard, made.eval.every, made.eval.steps = "", False, 0, 3
+    made.eval.every, made.eval.steps = 0, 2
     put(made, changes)
     run = loop.prepare(config_io.resolve(made), str(workdir))
     noisy = jax.jit(
@@ -37,7 +35,8 @@ def make_run(workdir, made, **changes):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "i2i", i2i.test())
+    small = {"model__size": "16x1x2", "encoder__size": "16x1x2"}
+    return make_run(tmp_path_factory.mktemp("runs") / "i2i", i2i.test(), **small)
 
 
 def evaluated(*arguments):
@@ -71,18 +70,16 @@ def test_samples_depend_on_their_item_alone(run, tmp_path):
     np.testing.assert_array_equal(longer.references(0), found[1].references(0))
 
 
-def test_a_killed_job_of_two_processes_ends_as_an_uninterrupted_one(run, tmp_path, process_environment, capsys):
+def test_a_killed_job_of_two_processes_ends_as_an_uninterrupted_one(run, tmp_path, program, capsys):
     arguments = [f"--workdir={run}", "--weights=params", "--set=scenes", "--num=400", "--shard-size=4"]
     whole = sampled(run, tmp_path / "whole", *arguments[2:])
-    address, out = f"--coordinator=localhost:{free_port()}", tmp_path / "killed"
+    joined, out = (f"--coordinator=localhost:{running.free_port()}", "--processes=2"), tmp_path / "killed"
     both = [
-        running.start({
-            "args": [sys.executable, "-m", "lumos_jax.evaluate", "sample", *arguments, f"--out={out}", "--batch=8",
-                     address, "--processes=2", f"--process={process}"],
-            "env": process_environment(1), "cwd": running.ROOT,
-        })
-        for process in range(2)
-    ]  # fmt: skip
+        running.start(
+            program("lumos_jax.evaluate", "sample", *arguments, f"--out={out}", "--batch=8", *joined, f"--process={i}")
+        )
+        for i in range(2)
+    ]
     running.wait_for(lambda: len(list(out.glob("shard_*.npz"))) > 5, both[0])
     for process in both:
         process.kill()

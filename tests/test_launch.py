@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.ports import free_port
+from tests.running import free_port
 
 ROOT = pathlib.Path(__file__).parent.parent
 FIELDS = (

@@ -31,7 +31,7 @@ ALLOWED = {
     "models": set(),
     "diffusion": set(),
     "tasks": {"encoders", "models", "diffusion", "data", "weights"},
-    "evaluation": {"scenes", "encoders", "weights"},
+    "evaluation": {"scenes", "data", "encoders", "weights"},
     "checkpoints": {"weights"},
     "train": {
         "data",

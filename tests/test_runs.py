@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import jax
@@ -18,7 +17,7 @@ from configs import i2i
 from lumos_jax import sample
 from lumos_jax.config import io as config_io
 from lumos_jax.train import run as run_module
-from tests.running import ROOT, arrays, assert_same_bits, finish, metrics, pixels, rewound, start, wait_for
+from tests.running import arrays, assert_same_bits, finish, metrics, pixels, rewound, start, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -169,10 +168,9 @@ def test_a_mistake_is_one_line_and_code_2(command, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("program", ["main", "prepare"])
-def test_help_is_an_answer_and_no_error(process_environment, program):
-    asked = [sys.executable, "-m", f"lumos_jax.{program}", "--help"]
-    output = finish(start({"args": asked, "env": process_environment(1), "cwd": ROOT}))
+@pytest.mark.parametrize("module", ["main", "prepare"])
+def test_help_is_an_answer_and_no_error(program, module):
+    output = finish(start(program(f"lumos_jax.{module}", "--help")))
     assert "--config=configs/i2i.py:desk" in output
     assert len(output.splitlines()) < 40
 

@@ -123,7 +123,7 @@ def test_help_lists_the_flags_of_the_runs_task(run, capsys):
 def test_frozen_weights_may_move_but_not_change(images, goldens, tmp_path, capsys):
     weights = tmp_path / "autoencoder"
     shutil.copytree(goldens / "diffusers_autoencoder_kl", weights)
-    workdir = train(tmp_path / "run", autoencoder__kind="kl", autoencoder__weights=str(weights), model__patch_size=1)
+    workdir = train(tmp_path / "run", autoencoder__weights=str(weights), model__patch_size=1)
     moved = weights.rename(tmp_path / "moved")
     arguments = [f"--workdir={workdir}", *images, "--num=1", "--steps=2", f"--out={tmp_path / 'x.png'}"]
     assert sample.main(arguments) == 2

@@ -25,7 +25,7 @@ STEPS, SAVED = 120, 80
 COMMON = (
     f"train.steps={STEPS}", f"checkpoint.every={SAVED}", "log.every=2", f"eval.every={STEPS}", "eval.num_scored=0",
     "eval.sheet=(1,1)", "eval.steps=1", "eval.num_examples=32", "data.holdout=32",
-    "model.size=32x1x2", "encoder.size=32x1x4", "train.batch_size=16", "optimizer.decay=constant", "optimizer.ema_decay=0.9",
+    "model.size=32x1x2", "encoder.size=32x1x4/8", "train.batch_size=16", "optimizer.decay=constant", "optimizer.ema_decay=0.9",
 )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def prior(tmp_path_factory):
     """The directory of an I2I run whose weights are noise."""
     workdir = tmp_path_factory.mktemp("prior")
     made = i2i.test()
-    made.model.size, made.encoder.size = "32x1x2", "32x1x4"
+    made.model.size, made.encoder.size = "32x1x2", "32x1x4/8"
     settings = config_io.resolve(made)
     task, _ = tasks.make_task(settings)
     leaves, tree = jax.tree.flatten(jax.eval_shape(task.network.init, rngs.key(0, "init")))
@@ -91,7 +91,7 @@ def prior(tmp_path_factory):
 def kinds(images, views, videos, prior):
     """Name -> (config, fields) of a run."""
     captions = ("data.source=folder", f"data.path={images}", "data.captions.noise=0.1")
-    shapes = ("data.buckets.enabled=True", "data.buckets.step=4", "data.buckets.ratios=(0.5,1.0)")
+    shapes = ("data.aspect_ratios=(0.5,1.0)",)
     return {
         "buckets": ("configs/t2i.py:test", (*captions, *shapes, f"init_from={prior}")),
         "clips": (

@@ -1,6 +1,6 @@
 """Settings of a run: groups of typed fields with their rules; `io` reads and writes them, `migration` reads earlier layouts."""
 
-from lumos_jax.config.data import Buckets, Captions, Clips, Data, Scenes, Tfds
+from lumos_jax.config.data import Captions, Clips, Data, Scenes, Tfds
 from lumos_jax.config.fields import flatten_settings, replace
 from lumos_jax.config.networks import TEXT_KINDS, Autoencoder, Diffusion, Encoder, Model, custom_size
 from lumos_jax.config.settings import Settings, validate
@@ -10,7 +10,6 @@ from lumos_jax.config.training import Checkpoint, Eval, Finetune, Log, Mesh, Opt
 __all__ = [
     "TEXT_KINDS",
     "Autoencoder",
-    "Buckets",
     "Captions",
     "Checkpoint",
     "Clips",

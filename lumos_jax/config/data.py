@@ -7,7 +7,7 @@ import operator
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from lumos_jax.config.fields import Rule, at_least, between, require
+from lumos_jax.config.fields import Rule, at_least, between
 from lumos_jax.data import SAMPLE_TYPES, SOURCES
 
 SourceName = Literal[tuple(sorted(SOURCES))]
@@ -39,24 +39,6 @@ class Captions:
     noise: Annotated[
         float, between(0, 1), "share of training records with another record's caption (paper Fig. 2a)"
     ] = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Buckets:
-    """Batches of images of one shape each, data.sample_type=captioned, in sizes around image_size x image_size
-    (lumos_jax/data/aspect.py)."""
-
-    enabled: Annotated[bool, "otherwise all images are square"] = False
-    step: Annotated[int, at_least(0), "pixels of which sides are multiples; 0: image_size / 16, as PixArt's"] = 0
-    ratios: Annotated[tuple[float, float], "smallest and largest height over width"] = (0.25, 4.0)
-
-    def check(self) -> None:
-        require(
-            self.enabled or self == Buckets(),
-            "config.data.buckets.step and ratios need config.data.buckets.enabled=True",
-        )
-        low, high = self.ratios
-        require(low <= 1 <= high, f"config.data.buckets.ratios={self.ratios} leave out the square")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +79,12 @@ class Data:
         "mixture: dicts of the fields source, path, name, split and num_scenes, and weight",
     ] = ()
     image_size: Annotated[int, at_least(1), "side in pixels of the square images in a batch"] = 256
+    aspect_ratios: Annotated[
+        tuple[float, float],
+        Rule(lambda ratios: ratios[0] <= 1 <= ratios[1], "least <= 1 <= most"),
+        "captioned: height over width, least and most, of batches of one shape each around image_size x image_size",
+        "(lumos_jax/data/aspect.py); (1, 1): all images are square",
+    ] = (1.0, 1.0)
     num_classes: Annotated[int, at_least(0), "labeled: compared with what the source has"] = 0
     crop: Annotated[Literal["center", "random"], "random crops keep the shorter side whole; cached: center"] = "center"
     flip: Annotated[bool, "mirror half of the records, chosen from (seed, position); cached: False"] = False
@@ -112,67 +100,38 @@ class Data:
     scenes: Scenes = Scenes()
     tfds: Tfds = Tfds()
     captions: Captions = Captions()
-    buckets: Buckets = Buckets()
     clips: Clips = Clips()
 
-    def check(self) -> None:
-        self._check_source()
-        self._check_sample_type()
-        require(
-            self.clips.image_step_fraction == 0 or self.sample_type == "clip",
-            f"config.data.clips.image_step_fraction={self.clips.image_step_fraction} must be 0 unless "
-            "config.data.sample_type=clip",
-        )
+    @property
+    def has_buckets(self) -> bool:
+        """Whether batches have several shapes."""
+        return self.aspect_ratios != (1, 1)
 
-    def _check_source(self) -> None:
-        needed = SOURCES[self.source].needs
-        given = not needed or operator.attrgetter(needed)(self)
-        require(given, f"config.data.source={self.source} needs config.data.{needed}")
-        require(
-            self.source != "cached" or (self.crop == "center" and not self.flip),
-            f"config.data.crop={self.crop}, flip={self.flip} do not go with config.data.source=cached, which holds one center "
-            "crop of each image, not mirrored: set config.data.crop=center and config.data.flip=False",
-        )
-        require(
-            (self.source == "mixture") == bool(self.mixture),
-            "config.data.mixture, a tuple of dicts (source, path, ..., weight), goes with config.data.source=mixture",
-        )
-
-    def _check_sample_type(self) -> None:
-        kind = self.sample_type
-        needed = SAMPLE_TYPES[kind].needs
-        able = [name for name, source in sorted(SOURCES.items()) if issubclass(source, needed)]
-        require(
-            self.source in (*able, "cached"),
+    def check(self) -> dict[str, bool]:
+        kind, needed = self.sample_type, SOURCES[self.source].needs
+        able = [name for name, source in sorted(SOURCES.items()) if issubclass(source, SAMPLE_TYPES[kind].needs)]
+        moved, cached = self.crop != "center" or self.flip, self.source == "cached"
+        here = f"config.data.crop={self.crop}, flip={self.flip} do not go with config.data"
+        back = "set config.data.crop=center and config.data.flip=False"
+        return {
+            f"config.data.source={self.source} needs config.data.{needed}":
+                bool(needed) and not operator.attrgetter(needed)(self),
+            f"{here}.source=cached, which holds one center crop of each image, not mirrored: {back}": cached and moved,
+            "config.data.mixture, a tuple of dicts (source, path, ..., weight), goes with config.data.source=mixture":
+                (self.source == "mixture") != bool(self.mixture),
             f"config.data.source={self.source} does not go with config.data.sample_type={kind}: that goes with "
-            f"{', '.join(able)}",
-        )
-        require(
-            kind != "views" or (self.crop == "center" and not self.flip),
-            f"config.data.crop={self.crop}, flip={self.flip} do not go with config.data.sample_type=views, whose cameras say "
-            "where the center of an image is and which side is left: set config.data.crop=center and config.data.flip=False",
-        )
-        require(
-            kind != "views" or self.source != "cached",
+            f"{', '.join(able)}": self.source not in (*able, "cached"),
+            f"{here}.sample_type=views, whose cameras say where the center of an image is and which side is left: {back}":
+                kind == "views" and moved,
             "config.data.source=cached holds no pairs of views (config.data.sample_type=views), which are drawn anew in each "
-            "epoch",
-        )
-        require(
-            kind == "captioned" or self.captions == Captions(),
-            f"config.data.captions={dataclasses.asdict(self.captions)} needs config.data.sample_type=captioned",
-        )
-        require(
-            not self.buckets.enabled or (kind == "captioned" and self.crop == "center" and self.source != "cached"),
-            "config.data.buckets.enabled goes with sample_type=captioned and crop=center, and not with a cache, which holds "
-            f"squares; not with sample_type={kind}, crop={self.crop}, source={self.source}",
-        )
-        step = self.buckets.step or self.image_size // 16
-        require(
-            not self.buckets.enabled or (step > 0 and self.image_size % step == 0),
-            f"config.data.image_size={self.image_size} is no multiple of buckets.step={self.buckets.step or 'image_size / 16'}",
-        )
-        require(
-            (kind == "labeled") == (self.num_classes > 0),
+            "epoch": kind == "views" and cached,
+            f"config.data.captions={dataclasses.asdict(self.captions)} needs config.data.sample_type=captioned":
+                kind != "captioned" and self.captions != Captions(),
+            f"config.data.aspect_ratios={self.aspect_ratios} go with sample_type=captioned and crop=center, and not with a "
+            f"cache, which holds squares; not with sample_type={kind}, crop={self.crop}, source={self.source}":
+                self.has_buckets and (kind != "captioned" or self.crop != "center" or cached),
             f"config.data.sample_type={kind} does not go with data.num_classes={self.num_classes}: labeled records need "
-            "the number of classes, others have none",
-        )
+            "the number of classes, others have none": (kind == "labeled") != (self.num_classes > 0),
+            f"config.data.clips.image_step_fraction={self.clips.image_step_fraction} must be 0 unless "
+            "config.data.sample_type=clip": self.clips.image_step_fraction > 0 and kind != "clip",
+        }  # fmt: skip

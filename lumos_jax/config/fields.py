@@ -1,7 +1,7 @@
 """What stands beside a field of the settings: its rule and its meaning, as `Annotated[int, at_least(1), "meaning"]`.
 
 Values are checked, and documented, from these annotations alone; choices are Literals. Rules between the fields of a group are
-its method `check`.
+its method `check`: what is wrong, as a message -> whether it is.
 """
 
 from __future__ import annotations
@@ -45,12 +45,6 @@ def rising(low: float, high: float) -> Rule:
     return Rule(allows, f"rising within {low} and {high}")
 
 
-def require(condition: bool, message: str) -> None:
-    """Raises ValueError with that message unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
-
-
 @dataclasses.dataclass(frozen=True)
 class Field:
     """One field of a group: its type without annotations, its choices if it has any, its rules, meaning and default."""
@@ -88,14 +82,13 @@ def validate(group: Any, where: str = "config") -> None:
         value = getattr(group, name)
         if dataclasses.is_dataclass(value):
             validate(value, f"{where}.{name}")
-            continue
-        if field.choices:
-            allowed = ", ".join(map(str, field.choices))
-            require(value in field.choices, f"{where}.{name}={value!r} is not one of {allowed}")
-        for rule in field.rules:
-            require(rule.allows(value), f"{where}.{name}={value!r} must be {rule.text}")
-    if hasattr(group, "check"):
-        group.check()
+        elif field.choices and value not in field.choices:
+            raise ValueError(f"{where}.{name}={value!r} is not one of {', '.join(map(str, field.choices))}")
+        elif broken := [rule.text for rule in field.rules if not rule.allows(value)]:
+            raise ValueError(f"{where}.{name}={value!r} must be {broken[0]}")
+    wrong = [message for message, wrong in getattr(group, "check", dict)().items() if wrong]
+    if wrong:
+        raise ValueError(wrong[0])
 
 
 def replace(group: Any, changes: Mapping[str, Any]) -> Any:

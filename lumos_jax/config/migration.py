@@ -1,12 +1,12 @@
 """Earlier layouts of the settings, brought to today's: old config.json files, the settings in checkpoints, exports and caches.
 
 One place for resume, hand-off, sample, export and plan, through `io.from_saved`. A field that is gone can be migrated only
-while it has its old default: what another value did, this version does not do.
+while it has the value that this version computes with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lumos_jax.config.fields import flatten_settings
@@ -44,61 +44,76 @@ RENAMED = {
     "eval.bank": "eval.knn_bank_size",
 }
 
-# Old names of which several are one field now -> that field.
+# New name -> the old fields that are part of it now; see `_join`.
 _JOINED = {
-    "model.width": "model.size",
-    "model.depth": "model.size",
-    "model.heads": "model.size",
-    "encoder.width": "encoder.size",
-    "encoder.depth": "encoder.size",
-    "optimizer.boosted": "optimizer.lr_multipliers",
-    "optimizer.boost": "optimizer.lr_multipliers",
-    "optimizer.ema_dtype": "optimizer.state_dtype",
-    "optimizer.moments_dtype": "optimizer.state_dtype",
-    "eval.rows": "eval.sheet",
-    "eval.samples": "eval.sheet",
-    "task.hidden": "task.head",
-    "task.bottleneck": "task.head",
-    "task.prototypes": "task.head",
+    "data.aspect_ratios": ("data.buckets.enabled", "data.buckets.ratios"),
+    "encoder.size": ("encoder.width", "encoder.depth", "encoder.patch_size"),
+    "autoencoder.weights": ("autoencoder.kind",),
+    "model.size": ("model.width", "model.depth", "model.heads"),
+    "model.dtype": ("encoder.dtype", "autoencoder.dtype"),
+    "task.head": ("task.hidden", "task.bottleneck", "task.prototypes"),
+    "optimizer.lr_multipliers": ("optimizer.boosted", "optimizer.boost"),
+    "optimizer.state_dtype": ("optimizer.ema_dtype", "optimizer.moments_dtype"),
+    "eval.sheet": ("eval.rows", "eval.samples"),
 }
 
-# Fields that are gone -> the only value that this version can continue, and what there is instead. None: any value, because it
-# never changed what is learned.
-_GONE: dict[str, tuple[Any, str]] = {
-    "model.mlp_ratio": (4.0, "it is 4"),
-    "model.position_base": (0, "positions are counted from the grid's own size"),
-    "model.mlp_products": ("none", "matmuls are XLA's"),
-    "model.position_scale": (lambda flat: max(1.0, flat["data.image_size"] / 512), "it follows from data.image_size"),
-    "model.scan_unroll": (None, "it follows from the devices"),
-    "diffusion.steps": (1000, "it is 1000"),
-    "diffusion.logit_std": (1.0, "it is 1"),
-    "finetune.lora_alpha": (lambda flat: flat["finetune.lora_alpha"] and flat["finetune.lora_rank"], "it is the rank"),
-    "eval.batch_size": (None, "it is train.batch_size / optimizer.accumulate"),
-    "eval.knn_bank_size": (None, "the bank is what data.holdout has beside eval.num_examples"),
-    "optimizer.b1": (0.9, "it is 0.9"),
-    "task.noise_log_mean": (-3.0, "it is -3"),
-    "task.noise_log_std": (0.5, "it is 0.5"),
-    "task.student_temperature": (0.1, "it is 0.1"),
-    "task.centre_momentum": (0.9, "it is 0.9"),
-    "task.dropout": ([0.05, 0.10, 0.15], "see lumos_jax/tasks/nvs.py"),
-    "mesh.tensor": (1, "fsdp shards parameters"),
-    "mesh.data": (None, "it takes the devices that fsdp and context leave"),
-    "data.prefetch": (None, "it is 4"),
-    "data.threads": (None, "it follows from data.workers"),
-    "data.index_dir": (None, "set the environment variable LUMOS_JAX_CACHE"),
-    "data.bucket_index": (None, "set the environment variable LUMOS_JAX_CACHE"),
-    "data.tar_index": (None, "set the environment variable LUMOS_JAX_CACHE"),
-    "diffusion.learned_variance": (None, "it follows from diffusion.loss"),
-    "encoder.vocabulary": (None, "it follows from the tokenizer"),
-    "train.compilation_cache": (None, "set the environment variable JAX_COMPILATION_CACHE_DIR or LUMOS_JAX_CACHE"),
-    "train.watchdog_minutes": (None, "it is 30"),
-    "train.nonfinite_limit": (None, "it is 10"),
-    "train.profile_steps": (None, "it is 5"),
-    "train.meeting_seconds": (None, "JAX's own service does it"),
-    "train.silence_seconds": (None, "JAX's own service does it"),
-    "checkpoint.retries": (None, "it is 4"),
-    "log.tensorboard": (None, "events are always written"),
-}
+# Fields that are constants now -> their value.
+_CONSTANT: Mapping[str, Any] = {
+    "autoencoder.posterior": "sample", "autoencoder.channels": [128, 256, 512, 512], "autoencoder.layers": 2,
+    "autoencoder.groups": 32, "model.mlp_ratio": 4.0, "model.position_base": 0, "model.mlp_products": "none",
+    "diffusion.steps": 1000, "diffusion.logit_std": 1.0, "optimizer.b1": 0.9, "mesh.tensor": 1,
+    "task.noise_log_mean": -3.0, "task.noise_log_std": 0.5, "task.min_guidance_scale": 1.0, "task.noise_aug_strength": 0.02,
+    "task.student_temperature": 0.1, "task.centre_momentum": 0.9, "task.dropout": [0.05, 0.10, 0.15],
+}  # fmt: skip
+
+
+def _local_size(flat: Mapping[str, Any]) -> int:
+    patch = flat["encoder.patch_size"]
+    return max(1, round(flat["encoder.image_size"] * 3 / 7 / patch)) * patch
+
+
+# Fields that follow from others -> from which, and their value.
+_DERIVED: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
+    "encoder.resize": ("it is encoder.image_size", lambda flat: flat["encoder.image_size"]),
+    "encoder.heads": ("import the weights with `lumos_jax.convert import --heads`", lambda flat: 0),
+    "model.position_scale": ("it follows from data.image_size", lambda flat: max(1.0, flat["data.image_size"] / 512)),
+    "data.buckets.step": (
+        "it is data.image_size / 16", lambda flat: flat["data.buckets.step"] and max(flat["data.image_size"] // 16, 4)
+    ),
+    "task.local_size": ("it is 3/7 of encoder.image_size, in whole patches", _local_size),
+    "finetune.lora_alpha": (
+        "it is finetune.lora_rank", lambda flat: flat["finetune.lora_alpha"] and flat["finetune.lora_rank"]
+    ),
+}  # fmt: skip
+
+# What there is in place of fields that never changed what is learned -> these fields.
+_FREE = {
+    "it is constant": (
+        "data.prefetch", "train.watchdog_minutes", "train.nonfinite_limit", "train.profile_steps", "train.meeting_seconds",
+        "train.silence_seconds", "checkpoint.retries",
+    ),
+    "the environment variable LUMOS_JAX_CACHE names the directory": (
+        "data.index_dir", "data.bucket_index", "data.tar_index", "train.compilation_cache"
+    ),
+    "it follows from data.workers": ("data.threads",),
+    "it follows from the tokenizer": ("encoder.vocabulary",),
+    "it follows from diffusion.loss": ("diffusion.learned_variance",),
+    "it follows from the devices": ("model.scan_unroll",),
+    "large images are decoded in tiles": ("autoencoder.tile",),
+    "give `lumos_jax.sample --fps`": ("task.fps",),
+    "give `lumos_jax.sample --motion`": ("task.motion_bucket_id",),
+    "it is train.batch_size / optimizer.accumulate": ("eval.batch_size",),
+    "it is what data.holdout has beside eval.num_examples": ("eval.knn_bank_size",),
+    "it takes the devices that mesh.fsdp and mesh.context leave": ("mesh.data",),
+    "events are always written": ("log.tensorboard",),
+}  # fmt: skip
+
+# Field that is gone -> what there is instead.
+_GONE = (
+    {name: f"it is {value!r}" for name, value in _CONSTANT.items()}
+    | {name: instead for name, (instead, _) in _DERIVED.items()}
+    | {name: instead for instead, names in _FREE.items() for name in names}
+)
 
 # Today's name -> old value -> new value.
 _VALUES = {
@@ -124,57 +139,77 @@ def upgrade_flat(flat: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in _VALUES.items():
         if name in new and isinstance(new[name], (str, bool)):
             new[name] = values.get(new[name], new[name])
-    if "optimizer.boosted" in new:
-        patterns, factor = new.pop("optimizer.boosted"), new.pop("optimizer.boost", 1.0)
-        new["optimizer.lr_multipliers"] = tuple((pattern, factor) for pattern in patterns)
-    if "optimizer.ema_dtype" in new:
-        dtypes = {new.pop("optimizer.ema_dtype"), new.pop("optimizer.moments_dtype")}
-        if len(dtypes) > 1:
-            raise ValueError(
-                "config.optimizer.ema_dtype and moments_dtype of these settings differ: they are one field now"
-            )
-        new["optimizer.state_dtype"] = dtypes.pop()
-    if "eval.rows" in new:
-        new["eval.sheet"] = (new.pop("eval.rows"), new.pop("eval.samples"))
     for group in ("model", "encoder"):
         if f"{group}.width" in new:
             _join_size(new, group)
-    if "task.prototypes" in new:
-        new["task.head"] = tuple(new.pop(f"task.{name}") for name in ("hidden", "bottleneck", "prototypes"))
-    if "data.mixture" in new:
-        new["data.mixture"] = tuple(_upgrade_entry(entry) for entry in new["data.mixture"])
-    return _without_gone(new)
-
-
-def _without_gone(flat: dict[str, Any]) -> dict[str, Any]:
-    for name, (continued, instead) in _GONE.items():
-        if name not in flat:
-            continue
-        expected = continued(flat) if callable(continued) else continued
-        value = list(flat[name]) if isinstance(flat[name], tuple) else flat[name]
-        if expected is not None and value != expected:
+    for name in (_CONSTANT.keys() | _DERIVED.keys()) & new.keys():
+        expected = _CONSTANT[name] if name in _CONSTANT else _DERIVED[name][1](new)
+        if (list(new[name]) if isinstance(new[name], tuple) else new[name]) != expected:
             raise ValueError(
-                f"config.{name}={value!r} of these settings is gone ({instead}): only runs with {expected!r} can be continued"
+                f"config.{name}={new[name]!r} of these settings is gone ({_GONE[name]}): only runs with {expected!r} can be "
+                "continued"
             )
-    return {name: value for name, value in flat.items() if name not in _GONE}
+    return _join({name: value for name, value in new.items() if name not in _GONE})
 
 
 def _join_size(flat: dict[str, Any], group: str) -> None:
-    """Width, depth and heads of size=custom become the size; `heads` of an encoder's weights stays a field."""
-    sizes = [flat.pop(f"{group}.{name}") for name in ("width", "depth")] + [flat.pop(f"{group}.heads")]
+    """Width, depth and heads of size=custom become the size; `heads` of an encoder's weights is checked like what is gone."""
+    sizes = [flat.pop(f"{group}.{name}") for name in ("width", "depth", "heads")]
     if flat[f"{group}.size"] == "custom":
         flat[f"{group}.size"] = "x".join(map(str, sizes))
     elif group == "encoder":
         flat[f"{group}.heads"] = sizes[2]
 
 
+def _join(flat: dict[str, Any]) -> dict[str, Any]:
+    """Fields that are part of others leave for those."""
+    if "optimizer.boosted" in flat:
+        patterns, factor = flat.pop("optimizer.boosted"), flat.pop("optimizer.boost", 1.0)
+        flat["optimizer.lr_multipliers"] = tuple((pattern, factor) for pattern in patterns)
+    if "optimizer.ema_dtype" in flat:
+        flat["optimizer.state_dtype"] = _same(flat, "optimizer.ema_dtype", "optimizer.moments_dtype")
+    if "data.buckets.enabled" in flat:
+        ratios = flat.pop("data.buckets.ratios")
+        flat["data.aspect_ratios"] = ratios if flat.pop("data.buckets.enabled") else (1.0, 1.0)
+    for new, old in (("eval.sheet", _JOINED["eval.sheet"]), ("task.head", _JOINED["task.head"])):
+        if old[0] in flat:
+            flat[new] = tuple(flat.pop(name) for name in old)
+    if "data.mixture" in flat:
+        flat["data.mixture"] = tuple(
+            {{"records": "num_scenes"}.get(name, name): value for name, value in entry.items()}
+            for entry in flat["data.mixture"]
+        )
+    patch = flat.pop("encoder.patch_size", 16)
+    if patch != 16 and flat["encoder.kind"] == "vit":
+        flat["encoder.size"] += f"/{patch}"
+    if flat.pop("autoencoder.kind", "kl") == "identity":
+        flat["autoencoder.weights"] = "identity"
+    trained = flat.get("task.name") == "dino"  # has no frozen network, and computes in float32
+    if trained or flat.get("autoencoder.weights") == "identity":
+        flat.pop("autoencoder.dtype", None)
+    if trained:
+        flat.pop("encoder.dtype", None)
+    if "encoder.dtype" in flat or "autoencoder.dtype" in flat:
+        flat["model.dtype"] = _same(flat, "model.dtype", "encoder.dtype", "autoencoder.dtype")
+    return flat
+
+
+def _same(flat: dict[str, Any], *names: str) -> Any:
+    """The one value of these fields, which leave."""
+    values = {f"config.{name}": flat.pop(name) for name in names if name in flat}
+    if len(set(values.values())) > 1:
+        raise ValueError(f"{values} of these settings differ, and are one field now: they cannot be continued")
+    return next(iter(values.values()))
+
+
 def advice(old: str) -> str | None:
     """What became of a field that was renamed, joined with others or removed; None of others."""
     group, _, field = old.partition(".")
     moved = f"task.{field}" if group in _TASK_GROUPS else old
-    found = _JOINED.get(moved) or RENAMED.get(moved, moved)
+    found = RENAMED.get(moved, moved)
+    found = next((new for new, names in _JOINED.items() if found in names), found)
     if found in _GONE:
-        return f"this field is gone: {_GONE[found][1]}"
+        return f"this field is gone: {_GONE[found]}"
     return f"this field is config.{found} now" if found != old else None
 
 
@@ -188,10 +223,6 @@ def _of_the_task(flat: Mapping[str, Any]) -> dict[str, Any]:
         elif _TASK_GROUPS[group] == flat.get("task.name"):
             moved[f"task.{field}"] = value
     return moved
-
-
-def _upgrade_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {{"records": "num_scenes"}.get(name, name): value for name, value in entry.items()}
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,15 +6,15 @@ import dataclasses
 import re
 from typing import Annotated, ClassVar, Literal
 
-from lumos_jax.config.fields import Dtype, Rule, at_least, require
+from lumos_jax.config.fields import Dtype, Rule, at_least
 
 TEXT_KINDS = ("t5", "clip_text")  # of encoder.kind
 _OUTPUTS = {"vit": ("cls", "patch", "all", "pooled"), "t5": ("all",), "clip_text": ("all", "pooled")}
 
 
 def custom_size(size: str) -> tuple[int, int, int] | None:
-    """Width, depth and heads of a size written out, as "128x4x4"; None of names."""
-    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", size)
+    """Width, depth and heads of a size written out, as "128x4x4"; None of names. A patch size behind it is left out."""
+    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", size.partition("/")[0])
     return tuple(map(int, found.groups())) if found else None
 
 
@@ -22,26 +22,28 @@ def size_of(*names: str) -> Rule:
     """One of these names, or a size written out."""
 
     def allows(size: str) -> bool:
-        return size in names or (
-            (sizes := custom_size(size)) is not None
-            and min(sizes) >= 1
-            and sizes[0] % sizes[2] == 0
-            and sizes[0] % 4 == 0  # sin-cos positions
-        )
+        width, depth, heads = custom_size(size) or (4, 1, 1)
+        known = size in names or custom_size(size) is not None
+        return known and min(width, depth, heads) >= 1 and width % heads == width % 4 == 0  # sin-cos positions
 
     listed = ", ".join(names)
     return Rule(allows, f"one of {listed}, or WIDTHxDEPTHxHEADS as 128x4x4, the width a multiple of heads and of 4")
 
 
-def _check_weights(where: str, weights: str) -> None:
-    require(
-        bool(weights), f"{where}.weights is empty: give a directory, a .safetensors file, a hub id or random:<seed>"
-    )
-    seed = weights.removeprefix("random:")
-    require(
-        seed == weights or seed.isdecimal(),
-        f"{where}.weights={weights!r}: write random:<seed> with a whole number, as random:0",
-    )
+def _with_patch(size: Rule) -> Rule:
+    """A size with the side of patches behind it."""
+
+    def allows(value: str) -> bool:
+        before, slash, patch = value.partition("/")
+        return size.allows(before) and (not slash or (patch.isdecimal() and int(patch) > 0))
+
+    return Rule(allows, f"{size.text}; with patches of other than 16 pixels, as B/8")
+
+
+_WEIGHTS = Rule(
+    lambda weights: re.fullmatch(r"random:\d+|(?!random:).+", weights) is not None,
+    "a directory, a file, a hub id, or random:<seed> with a whole number",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Encoder:
     kind: Annotated[Literal["vit", "t5", "clip_text"], "t5: the encoder of T5 v1.1 or Flan-T5"] = "vit"
     weights: Annotated[
         str,
+        _WEIGHTS,
         'directory; .safetensors, .npz, .pth file; hub id; random:<seed>; or "scenes", which comes with the package',
     ] = "facebook/dino-vitb16"
     output: Annotated[
@@ -62,11 +65,12 @@ class Encoder:
         "vit: unit: each token to length 1 (Lumos); standard: each token to mean 0 and variance 1 over its features (RCG);",
         "white: see lumos_jax/encoders/whitening.py, of weights that hold its statistics, as exported encoders do",
     ] = "unit"
-    resize: Annotated[int, "vit: shorter side after resizing (antialiased), pixels"] = 224
     interpolation: Annotated[
         Literal["bilinear", "bicubic"], "vit: bilinear as Lumos, bicubic as CLIP and DINOv2 were trained"
     ] = "bilinear"
-    image_size: Annotated[int, at_least(1), "vit: side of the center crop that the encoder sees, pixels"] = 224
+    image_size: Annotated[
+        int, at_least(1), "vit: pixels to which the shorter side is resized (antialiased), and of the center crop"
+    ] = 224
     max_tokens: Annotated[
         int, at_least(1), "t5, clip_text: token ids a caption, padding included; clip_text's weights have 77 at most"
     ] = 120
@@ -74,57 +78,44 @@ class Encoder:
         str,
         't5, clip_text: directory, hub id, or "scenes", which comes with the package; empty: the files beside the weights',
     ] = ""
-    size: Annotated[str, size_of("Ti", "S", "B", "L"), "of random weights"] = "B"
-    patch_size: Annotated[int, at_least(1), "vit of random weights only"] = 16
-    heads: Annotated[int, at_least(0), "of weights without a config.json; 0: width / 64"] = 0
-    dtype: Annotated[Dtype, "compute dtype"] = "bfloat16"
+    size: Annotated[str, _with_patch(size_of("Ti", "S", "B", "L")), "of random weights"] = "B"
 
-    def check(self) -> None:
-        _check_weights("config.encoder", self.weights)
-        random, text, wrong = self.weights.startswith("random:"), self.kind in TEXT_KINDS, []
-        if self.output not in _OUTPUTS[self.kind]:
-            wrong.append(f"config.encoder.output={self.output} ({' or '.join(_OUTPUTS[self.kind])} allowed)")
-        if not text and self.tokenizer:
-            wrong.append(f"config.encoder.tokenizer={self.tokenizer!r} (images have none)")
-        if text and random and not self.tokenizer:
-            wrong.append("config.encoder.tokenizer='' (random weights have none beside them; \"scenes\" comes with us)")
-        require(
-            not wrong,
-            f"config.encoder.kind={self.kind} with weights={self.weights} does not go with {'; '.join(wrong)}",
-        )
-        if text:
-            return
-        require(
-            self.resize >= self.image_size,
-            f"config.encoder.resize={self.resize} is smaller than the crop, encoder.image_size={self.image_size}",
-        )
-        require(
-            not random or self.image_size % self.patch_size == 0,
-            f"config.encoder.image_size={self.image_size} is not divisible by encoder.patch_size={self.patch_size}",
-        )
+    @property
+    def patch_size(self) -> int:
+        """Side of the patches of random weights."""
+        return int(self.size.partition("/")[2] or 16)
+
+    def check(self) -> dict[str, bool]:
+        random, text = self.weights.startswith("random:"), self.kind in TEXT_KINDS
+        wrong = {
+            f"output={self.output} ({' or '.join(_OUTPUTS[self.kind])} allowed)": self.output not in _OUTPUTS[self.kind],
+            f"tokenizer={self.tokenizer!r} (images have none)": not text and self.tokenizer,
+            "tokenizer='' (random weights have none beside them; \"scenes\" comes with us)":
+                text and random and not self.tokenizer,
+        }  # fmt: skip
+        named = "; ".join(f"config.encoder.{field}" for field, is_wrong in wrong.items() if is_wrong)
+        return {
+            f"config.encoder.kind={self.kind} with weights={self.weights} does not go with {named}": bool(named),
+            f"config.encoder.image_size={self.image_size} is not divisible by the patches of encoder.size={self.size}":
+                random and not text and self.image_size % self.patch_size > 0,
+        }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Autoencoder:
     """The frozen map between pixels and latents."""
 
-    kind: Annotated[
-        Literal["kl", "identity"], "kl: Stable Diffusion's autoencoder; identity: pixels in [-1, 1] are the latents"
-    ] = "kl"
-    weights: Annotated[str, "directory (diffusers layout), .safetensors file, hub id, or random:<seed>"] = (
-        "stabilityai/sd-vae-ft-mse"
-    )
+    weights: Annotated[
+        str,
+        _WEIGHTS,
+        "Stable Diffusion's: directory (diffusers layout), .safetensors file, hub id or random:<seed>;",
+        "identity: pixels in [-1, 1] are the latents",
+    ] = "stabilityai/sd-vae-ft-mse"
     scaling_factor: Annotated[float, "multiplies the latents so that their variance is near one"] = 0.18215
-    posterior: Annotated[Literal["sample", "mode"], "what of the posterior the latents are"] = "sample"
-    tile: Annotated[int, at_least(0), "decode in tiles of this many latent pixels a side; 0 decodes whole"] = 0
-    channels: Annotated[tuple[int, ...], "random weights only: width of each resolution"] = (128, 256, 512, 512)
-    layers: Annotated[int, at_least(1), "random weights only: residual blocks per resolution"] = 2
-    groups: Annotated[int, at_least(1), "random weights only: group-norm groups"] = 32
-    dtype: Annotated[Dtype, "compute dtype"] = "bfloat16"
 
-    def check(self) -> None:
-        if self.kind != "identity" or self.weights:
-            _check_weights("config.autoencoder", self.weights)
+    @property
+    def kind(self) -> str:
+        return "identity" if self.weights == "identity" else "kl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +124,6 @@ class Model:
 
     size: Annotated[str, size_of("S", "B", "L", "XL"), "the DiT paper's table"] = "XL"
     patch_size: Annotated[int, at_least(1), "latent pixels a side of a token"] = 2
-    mlp_ratio: ClassVar[float] = 4.0
     final: Annotated[
         Literal["auto", "table", "adaln"],
         "where the last modulation is from: table: a learned table and the timestep (PixArt, Lumos); adaln: SiLU and a Linear",
@@ -142,8 +132,7 @@ class Model:
     activation: Annotated[
         Literal["gelu_tanh", "gelu"], "of the MLPs: gelu_tanh as DiT and Lumos, gelu (exact) as RCG"
     ] = "gelu_tanh"
-    position_base: ClassVar[int] = 0
-    dtype: Annotated[Dtype, "compute dtype; parameters are float32"] = "bfloat16"
+    dtype: Annotated[Dtype, "compute dtype, of the frozen networks too; parameters that train are float32"] = "bfloat16"
     remat: Annotated[
         Literal["none", "dots", "mlp", "full"],
         "what the backward pass recomputes: nothing; dots: all but matmuls; mlp: all but the MLPs' matmuls; everything",
@@ -163,24 +152,18 @@ class Diffusion:
         "simple: the MSE alone, eq. (1)",
     ] = "hybrid"
     min_snr_gamma: Annotated[float, at_least(0), "min-SNR weighting; 0: none; 5 is its paper's value"] = 0.0
-    timesteps: Annotated[
-        Literal["uniform", "logit_normal"],
-        "distribution of timesteps in training; logit_normal has standard deviation 1",
-    ] = "uniform"
+    timesteps: Annotated[Literal["uniform", "logit_normal"], "distribution of timesteps in training"] = "uniform"
     logit_mean: Annotated[float, "logit_normal: mean; the standard deviation is 1"] = 0.0
 
     @property
     def learned_variance(self) -> bool:
         return self.loss == "hybrid"
 
-    def check(self) -> None:
+    def check(self) -> dict[str, bool]:
         flow = self.schedule == "flow"
-        require(
-            flow == (self.prediction == "flow"),
+        return {
             f"config.diffusion.schedule={self.schedule} does not go with prediction={self.prediction}: flow goes with flow; "
-            "linear and cosine go with noise, x0 and v",
-        )
-        require(not (flow and self.loss == "hybrid"), "config.diffusion.loss=hybrid is for schedules linear and cosine")
-        require(
-            not (flow and self.min_snr_gamma > 0), "config.diffusion.min_snr_gamma is for schedules linear and cosine"
-        )
+            "linear and cosine go with noise, x0 and v": flow != (self.prediction == "flow"),
+            "config.diffusion.loss=hybrid is for schedules linear and cosine": flow and self.loss == "hybrid",
+            "config.diffusion.min_snr_gamma is for schedules linear and cosine": flow and self.min_snr_gamma > 0,
+        }

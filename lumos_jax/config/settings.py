@@ -8,7 +8,6 @@ from typing import Annotated
 
 from lumos_jax.config import fields
 from lumos_jax.config.data import Data
-from lumos_jax.config.fields import require
 from lumos_jax.config.networks import Autoencoder, Diffusion, Encoder, Model
 from lumos_jax.config.tasks import Task
 from lumos_jax.config.training import Checkpoint, Eval, Finetune, Log, Mesh, Optimizer, Train
@@ -40,51 +39,34 @@ class Settings:
         """Rows of a forward pass, over all devices, in training and in evaluation."""
         return self.train.batch_size // self.optimizer.accumulate
 
-    def check(self) -> None:
-        self._check_allowed_changes()
-        self._check_eval()
-        require(
-            self.train.batch_size % self.optimizer.accumulate == 0,
+    def check(self) -> dict[str, bool]:
+        flow, solves = self.diffusion.schedule == "flow", self.eval.sampler in ("euler", "heun")
+        needed = max(self.eval.sheet[0], self.eval.num_examples, self.eval.num_scored)
+        return self._allowed_changes() | {
+            f"config.eval.sampler={self.eval.sampler} does not solve diffusion.schedule={self.diffusion.schedule}: "
+            "euler and heun are for flow; ddpm, ddim and dpm++ for linear and cosine": flow != solves,
+            f"config.eval.steps={self.eval.steps} exceeds the {self.diffusion.steps} timesteps of diffusion":
+                not flow and self.eval.steps > self.diffusion.steps,
+            f"config.data.holdout={self.data.holdout} must be at least {needed} (eval.num_examples, num_scored and sheet); "
+            "set config.eval.every=0 to train without a held-out set": self.eval.every > 0 and self.data.holdout < needed,
             f"config.train.batch_size={self.train.batch_size} is not divisible by optimizer.accumulate="
-            f"{self.optimizer.accumulate}",
-        )
-        require(
-            self.optimizer.decay != "cosine" or self.optimizer.warmup_steps < self.train.steps,
+            f"{self.optimizer.accumulate}": self.train.batch_size % self.optimizer.accumulate > 0,
             f"config.optimizer.warmup_steps={self.optimizer.warmup_steps} leaves no step of train.steps={self.train.steps} to "
-            "decay",
-        )
-        require(
-            self.mesh.context == 1 or self.data.sample_type == "clip",
+            "decay": self.optimizer.decay == "cosine" and self.optimizer.warmup_steps >= self.train.steps,
             f"config.mesh.context={self.mesh.context}: frames of clips are sharded over it, and the records of "
-            f"config.task.name={self.task.name} with config.data.sample_type={self.data.sample_type} have none; leave it at 1",
-        )
+            f"config.task.name={self.task.name} with config.data.sample_type={self.data.sample_type} have none; leave it at 1":
+                self.mesh.context > 1 and self.data.sample_type != "clip",
+        }  # fmt: skip
 
-    def _check_allowed_changes(self) -> None:
-        known = dict(fields.leaves(self))
+    def _allowed_changes(self) -> dict[str, bool]:
+        known, wrong = dict(fields.leaves(self)), {}
         for name in self.checkpoint.allow_change:
             here = f"config.checkpoint.allow_change names {name!r}"
-            require(name in known or name.endswith(".fingerprint"), f"{here}, which is no field")
-            require(not name.startswith("finetune."), f"{here}: what trains may change with init_from only")
+            wrong[f"{here}, which is no field"] = name not in known and not name.endswith(".fingerprint")
+            wrong[f"{here}: what trains may change with init_from only"] = name.startswith("finetune.")
             held = name == "optimizer.state_dtype"
-            require(not held, f"{here}: a checkpoint holds that dtype; change it with init_from only")
-
-    def _check_eval(self) -> None:
-        flow = self.diffusion.schedule == "flow"
-        require(
-            flow == (self.eval.sampler in ("euler", "heun")),
-            f"config.eval.sampler={self.eval.sampler} does not solve diffusion.schedule={self.diffusion.schedule}: "
-            "euler and heun are for flow; ddpm, ddim and dpm++ for linear and cosine",
-        )
-        require(
-            flow or self.eval.steps <= self.diffusion.steps,
-            f"config.eval.steps={self.eval.steps} exceeds diffusion.steps={self.diffusion.steps}",
-        )
-        needed = max(self.eval.sheet[0], self.eval.num_examples, self.eval.num_scored)
-        require(
-            not self.eval.every or self.data.holdout >= needed,
-            f"config.data.holdout={self.data.holdout} must be at least {needed} (eval.num_examples, num_scored and sheet); "
-            "set config.eval.every=0 to train without a held-out set",
-        )
+            wrong[f"{here}: a checkpoint holds that dtype; change it with init_from only"] = held
+        return wrong
 
 
 def validate(settings: Settings) -> None:

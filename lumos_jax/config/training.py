@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, ClassVar, Literal
 
-from lumos_jax.config.fields import Dtype, Rule, at_least, between, require
+from lumos_jax.config.fields import Dtype, Rule, at_least, between, rising
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Optimizer:
     decay: Annotated[Literal["constant", "cosine"], "cosine: to zero at train.steps"] = "constant"
     lr_multipliers: Annotated[
         tuple[tuple[str, float], ...],
+        Rule(lambda pairs: all(factor > 0 for _, factor in pairs), "pairs whose factors are above 0"),
         "(pattern, factor) pairs: multiplies the learning rate of parameters whose path matches the pattern (fnmatch)",
     ] = ()
     clip_norm: Annotated[float, at_least(0), "global gradient norm; 0: no clipping"] = 0.0
@@ -35,10 +36,6 @@ class Optimizer:
         "(lumos_jax/train/state.py)",
     ] = "float32"
     ema_memory: Annotated[Literal["device", "host"], "host: EMA in host memory, copied every step"] = "device"
-
-    def check(self) -> None:
-        wrong = [pair for pair in self.lr_multipliers if pair[1] <= 0]
-        require(not wrong, f"config.optimizer.lr_multipliers has {wrong}: factors must be above 0")
 
 
 _TARGETS = ("blocks/attn/*_kernel", "blocks/cross/*_kernel", "blocks/mlp/*/kernel")
@@ -54,12 +51,12 @@ class Finetune:
     lora_rank: Annotated[int, at_least(0), "of low-rank adapters, W + A B, which train beside `trainable`; 0: none"] = 0
     lora_targets: Annotated[tuple[str, ...], "the kernels of the blocks that have adapters"] = _TARGETS
 
-    def check(self) -> None:
-        require(
-            self.lora_rank > 0 or self.lora_targets == _TARGETS,
-            "config.finetune.lora_targets needs config.finetune.lora_rank of 1 or more",
-        )
-        require(bool(self.lora_targets), "config.finetune.lora_targets is empty: name kernels, or set lora_rank=0")
+    def check(self) -> dict[str, bool]:
+        return {
+            "config.finetune.lora_targets needs config.finetune.lora_rank of 1 or more":
+                self.lora_rank == 0 and self.lora_targets != _TARGETS,
+            "config.finetune.lora_targets is empty: name kernels, or set lora_rank=0": not self.lora_targets,
+        }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +126,7 @@ class Eval:
     ] = "dpm++"
     steps: Annotated[int, at_least(1), "of the sampler"] = 20
     guidance: Annotated[float, at_least(0), "scale of classifier-free guidance; 1: none"] = 4.5
-    guidance_interval: Annotated[tuple[float, float], "share of the time (0 clean, 1 noise) with guidance"] = (0.0, 1.0)
+    guidance_interval: Annotated[
+        tuple[float, float], rising(0, 1), "share of the time (0 clean, 1 noise) with guidance"
+    ] = (0.0, 1.0)
     guidance_rescale: Annotated[float, between(0, 1), "0: none; 0.7 is usual (Lin et al. 2023)"] = 0.0
-
-    def check(self) -> None:
-        low, high = self.guidance_interval
-        require(
-            0 <= low <= high <= 1, f"config.eval.guidance_interval={(low, high)} must satisfy 0 <= low <= high <= 1"
-        )

@@ -5,11 +5,10 @@ Importing it loads neither JAX nor Grain nor the libraries of single sources: th
 
 from lumos_jax.data import records, sources
 from lumos_jax.data.base import SOURCES, CorruptRecord, Source, make_source
-from lumos_jax.data.corrupt import CorruptMeter, TooManyCorruptRecords
 from lumos_jax.data.order import holdout_records
 from lumos_jax.data.pipeline import load_image, make_record_iterator, make_train_iterator, read_batch
 from lumos_jax.data.records import describe_row, make_loader
-from lumos_jax.data.records.base import SAMPLE_TYPES
+from lumos_jax.data.records.base import SAMPLE_TYPES, CorruptMeter, TooManyCorruptRecords
 from lumos_jax.data.shards import write_arrayrecord
 from lumos_jax.data.sources.scenes import scenes_of, truth_of
 

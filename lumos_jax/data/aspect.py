@@ -17,10 +17,9 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Sequence
-from concurrent import futures
 
 import numpy as np
-import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from lumos_jax import fileio
 from lumos_jax.data import order
@@ -29,7 +28,8 @@ from lumos_jax.data.decode import size_of
 from lumos_jax.data.files import made_once, system_error
 
 LEAST_AREA = 0.9  # of the square's
-PARTS = 16  # steps a side of the square, unless said otherwise
+PARTS = 16  # steps a side of the square
+LEAST_STEP = 4  # pixels: small images, as of the embedded scenes, have few patches
 _READERS = 32  # threads that read headers: they mostly wait for the disk
 _PROGRESS_FROM = 20_000  # records from which reading headers takes long enough to be reported
 _LEFT_OUT = (21, 11)  # (height, width) in steps of base / 16 that the rule allows and PixArt's tables do not have
@@ -48,18 +48,17 @@ class Bucket:
 
 
 @functools.cache
-def make_buckets(base: int, step: int = 0, ratios: tuple[float, float] = (0.25, 4.0)) -> tuple[Bucket, ...]:
-    """The buckets around base x base pixels, by rising ratio.
+def make_buckets(base: int, ratios: tuple[float, float] = (0.25, 4.0)) -> tuple[Bucket, ...]:
+    """The buckets around base x base pixels, by rising ratio: sides are multiples of base / 16, and of 4 px at least.
 
-    step: pixels of which sides are multiples; 0 takes base / 16.
     ratios: smallest and largest height over width.
-    Raises ValueError: the step does not divide the base, or the ratios leave no square.
+    Raises ValueError: no such multiple is the base.
     """
-    step = step or base // PARTS
-    if step < 1 or base % step:
-        raise ValueError(f"buckets around {base} px: sides cannot be multiples of {step or f'{base}/{PARTS}'} px")
-    if not ratios[0] <= 1 <= ratios[1]:
-        raise ValueError(f"buckets with ratios from {ratios[0]} to {ratios[1]} leave out the square")
+    step = max(base // PARTS, LEAST_STEP)
+    if base % step:
+        raise ValueError(
+            f"config.data.image_size={base} has no buckets of other shapes: it is no multiple of {step} px"
+        )
     side, found = base // step, []
     for height in range(1, side * side + 1):
         for width in range(1, side * side // height + 1):
@@ -81,7 +80,7 @@ def square(buckets: Sequence[Bucket]) -> int:
 
 def table(data: Data) -> tuple[Bucket, ...]:
     """The buckets of config.data."""
-    return make_buckets(data.image_size, data.buckets.step, data.buckets.ratios)
+    return make_buckets(data.image_size, data.aspect_ratios)
 
 
 def assign(data: Data, source: Source, batch_size: int) -> np.ndarray:
@@ -162,7 +161,6 @@ def _read_sizes(source: Source) -> np.ndarray:
                 raise
             return 0, 0
 
-    with futures.ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(one, range(len(source)))
-        found = tqdm.tqdm(found, "sizes of images", len(source), disable=len(source) < _PROGRESS_FROM)
-        return np.fromiter((side for size in found for side in size), np.int32, 2 * len(source)).reshape(-1, 2)
+    quiet = len(source) < _PROGRESS_FROM
+    found = thread_map(one, range(len(source)), max_workers=_READERS, desc="sizes of images", disable=quiet)
+    return np.array(found, np.int32).reshape(-1, 2)

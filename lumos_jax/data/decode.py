@@ -96,7 +96,7 @@ def size_of(file: BinaryIO) -> tuple[int, int]:
     """Upright (height, width) of an encoded image, by its header; (0, 0) where it has none that can be read."""
     try:
         with _undecodable(), _read_header(file) as image:
-            return _own_size(image)
+            return _upright(image)[1]
     except UndecodableImage:
         return 0, 0
 
@@ -115,11 +115,6 @@ def _turned(image: Image.Image, orientation: int) -> np.ndarray:
     return pixels.swapaxes(0, 1) if swap else pixels
 
 
-def _own_size(image: Image.Image) -> tuple[int, int]:
-    """Upright (height, width)."""
-    return image.size if _UPRIGHT[_orientation(image)][0] else image.size[::-1]
-
-
 def _open(data: bytes | np.ndarray, side: int) -> tuple[Image.Image, int, tuple[int, int]]:
     """An RGB image as stored, reduced to sides of at least `side`; its orientation; its upright (height, width) in full."""
     if isinstance(data, np.ndarray):
@@ -129,7 +124,7 @@ def _open(data: bytes | np.ndarray, side: int) -> tuple[Image.Image, int, tuple[
     if not data:
         raise UndecodableImage("empty")
     image = _read_header(io.BytesIO(data))
-    orientation, own = _orientation(image), _own_size(image)
+    orientation, own = _upright(image)
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         try:
             # Halving is as fast as not scaling at all; the steps between (7/8 .. 5/8) are slower and blur more.
@@ -156,14 +151,14 @@ def _read_header(file: BinaryIO) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":
-        return 1  # Pillow turns these upright itself, and their size is that of the upright image
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001, damaged metadata of an image that may be whole
-        return 1
-    return orientation if orientation in _UPRIGHT else 1
+def _upright(image: Image.Image) -> tuple[int, tuple[int, int]]:
+    """EXIF orientation, and the upright (height, width)."""
+    orientation = 1
+    if image.format != "TIFF":  # which Pillow turns upright itself, and says the size of the upright image
+        with contextlib.suppress(Exception):  # damaged metadata of an image that may be whole
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    orientation = orientation if orientation in _UPRIGHT else 1
+    return orientation, image.size if _UPRIGHT[orientation][0] else image.size[::-1]
 
 
 def _check_png(data: bytes) -> None:

@@ -10,7 +10,7 @@ import pathlib
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -57,9 +57,6 @@ class Names:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         return os.fsdecode(self._text[self._ends[index] : self._ends[index + 1]])
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[i] for i in range(len(self)))
 
 
 class FilesSource(Source):
@@ -124,17 +121,23 @@ def _mode(entry: os.DirEntry) -> int:
         return stat.S_IFREG
 
 
-def find_shards(path: str, is_shard: Callable[[str], bool]) -> list[str]:
-    """Sorted paths of the shards in a directory, of those that a glob finds, or of one file; [] where there are none.
-    What is no file (a folder of a shard's name, a named pipe) is left out, and its number logged."""
+def find_shards(path: str, kind: str, *patterns: str) -> list[str]:
+    """Sorted paths of the shards in a directory, of those that a glob finds, or of one file.
+
+    What is no file (a folder of a shard's name, a named pipe) is left out, and its number logged.
+    Raises ValueError: none there.
+    """
     given = pathlib.Path(path).expanduser().absolute()
     if given.is_dir():
-        found = [str(p) for p in given.iterdir() if is_shard(p.name) and not p.name.startswith(".")]
+        found = [str(p) for pattern in patterns for p in given.glob(pattern) if not p.name.startswith(".")]
     else:  # the name of a file may hold what a glob reads as a pattern
         found = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
     others = [p for p in found if os.path.exists(p) and not os.path.isfile(p)]
     if others:
         logging.warning("%s: %d are no files and are left out, as %s", given, len(others), printable(min(others)))
+    if not set(found) - set(others):
+        searched = f"a directory is searched for {' and '.join(patterns)}; a file or a glob may have any name"
+        raise ValueError(f"config.data.path={path!r}: no {kind} shards there ({searched})")
     return sorted(set(found) - set(others))
 
 

@@ -125,7 +125,7 @@ def make_train_iterator(
       ValueError: holding out leaves no records, or /dev/shm is too small for config.data.workers.
     """
     assigned = None
-    if data.buckets.enabled:
+    if data.has_buckets:
         assigned = aspect.assign(data, source, batch_size)
         batch_of = aspect.BucketOrder(data, source, assigned, batch_size).batch_of
     else:

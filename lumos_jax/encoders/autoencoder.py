@@ -24,6 +24,7 @@ class Autoencoder:
     network: KLAutoencoder | None
     settings: config.Autoencoder
     identity: str
+    dtype: str = "float32"
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """(h, w, c) of a square image's latents.
@@ -56,14 +57,13 @@ class Autoencoder:
     def moments(self, params: Any, image: jax.Array) -> jax.Array:
         """Pixels in 0..255 (B, H, W, 3) -> mean and log variance of the posterior (B, h, w, 2 c) float32, unscaled; of `kl`."""
         assert self.network is not None
-        both = self.network.moments(params, _unit(image).astype(self.settings.dtype))
+        both = self.network.moments(params, _unit(image).astype(self.dtype))
         return jnp.concatenate(both, axis=-1).astype(jnp.float32)
 
     def sample(self, moments: jax.Array, key: jax.Array) -> jax.Array:
         """Moments (B, h, w, 2 c) of any floating dtype -> (B, h, w, c) float32, scaled; `key` as for `encode`."""
         latent, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-        if self.settings.posterior == "sample":
-            latent = latent + jnp.exp(0.5 * log_variance) * jax.random.normal(key, latent.shape)
+        latent = latent + jnp.exp(0.5 * log_variance) * jax.random.normal(key, latent.shape)
         return latent * self.settings.scaling_factor
 
     def mean(self, moments: jax.Array) -> jax.Array:
@@ -73,8 +73,8 @@ class Autoencoder:
     def decode(self, params: Any, latent: jax.Array) -> jax.Array:
         """(B, h, w, c) scaled -> pixels (B, H, W, 3) float32 in [-1, 1], clipped."""
         if self.network is not None:
-            unscaled = (latent / self.settings.scaling_factor).astype(self.settings.dtype)
-            latent = self.network.decode(params, unscaled, self.settings.tile)
+            unscaled = (latent / self.settings.scaling_factor).astype(self.dtype)
+            latent = self.network.decode(params, unscaled)
         return jnp.clip(latent.astype(jnp.float32), -1.0, 1.0)
 
 
@@ -83,21 +83,19 @@ def _unit(image: jax.Array) -> jax.Array:
     return image.astype(jnp.float32) / 127.5 - 1.0
 
 
-def make_autoencoder(settings: config.Autoencoder, place: Placement | None = None) -> tuple[Autoencoder, Any]:
+def make_autoencoder(
+    settings: config.Autoencoder, place: Placement | None = None, dtype: str = "float32"
+) -> tuple[Autoencoder, Any]:
     """The autoencoder that config.autoencoder names, and its parameters in the compute dtype.
 
     Args:
       settings: config.autoencoder.
-      place: as for `frozen.load`.
+      place, dtype: as for `frozen.load`.
 
     Raises:
       ValueError: weights that cannot be found, read or fitted.
     """
     if settings.kind == "identity":
         return Autoencoder(None, settings, "identity"), {}
-
-    def random():
-        return KLAutoencoder(settings.channels, settings.layers, settings.groups)
-
-    made = frozen.load("autoencoder", settings.weights, random=random, dtype=settings.dtype, place=place)
-    return Autoencoder(made.network, settings, made.identity), made.params
+    made = frozen.load("autoencoder", settings.weights, random=KLAutoencoder, dtype=dtype, place=place)
+    return Autoencoder(made.network, settings, made.identity, dtype), made.params

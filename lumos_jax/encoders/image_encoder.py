@@ -43,6 +43,7 @@ class ImageEncoder:
     settings: config.Encoder
     identity: str
     place: Placement = ON_HOST
+    dtype: str = "float32"
 
     @property
     def tokens(self) -> int:
@@ -59,8 +60,8 @@ class ImageEncoder:
         """uint8 (B, H, W, 3) -> (B, L, C) float32, each token as `normalize` says."""
         statistics = CLIP_STATISTICS if self.vit.input_norm else IMAGENET_STATISTICS
         settings, gather = self.settings, self.place.gather
-        x = preprocess(image, settings.resize, settings.image_size, settings.interpolation, statistics)
-        x = self.vit.apply(params, x.astype(settings.dtype), gather)
+        x = preprocess(image, settings.image_size, settings.interpolation, statistics)
+        x = self.vit.apply(params, x.astype(self.dtype), gather)
         if settings.output == "pooled":
             head = gather({name: part for name, part in params.items() if name in ("head", "norm")})
             x = self.vit.project(head, x)[:, None]
@@ -70,19 +71,21 @@ class ImageEncoder:
         return NORMALIZE[settings.normalize](x)
 
 
-def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tuple[ImageEncoder, Any]:
+def make_encoder(
+    encoder: config.Encoder, place: Placement | None = None, dtype: str = "float32"
+) -> tuple[ImageEncoder, Any]:
     """The encoder that config.encoder names, and its parameters in the compute dtype.
 
     Args:
       encoder: config.encoder.
-      place: as for `frozen.load`.
+      place, dtype: as for `frozen.load`.
 
     Raises:
       ValueError: an encoder of text; weights that cannot be found, read or fitted; sizes that do not divide.
     """
     if encoder.kind in config.TEXT_KINDS:
         raise ValueError(f"config.encoder.kind={encoder.kind} reads text, and this task conditions on images: set vit")
-    options = {"random": lambda: vit_of(encoder), "heads": encoder.heads, "dtype": encoder.dtype, "place": place}
+    options = {"random": lambda: vit_of(encoder), "dtype": dtype, "place": place}
     vit, params, identity = frozen.load("image-encoder", encoder.weights, **options)
     if encoder.output == "pooled" and not vit.head:
         raise ValueError(
@@ -100,7 +103,7 @@ def make_encoder(encoder: config.Encoder, place: Placement | None = None) -> tup
             f"config.encoder.image_size={encoder.image_size} is not divisible by the patch size {vit.patch_size} of "
             f"{encoder.weights}"
         )
-    return ImageEncoder(vit, encoder, identity, place or ON_HOST), params
+    return ImageEncoder(vit, encoder, identity, place or ON_HOST, dtype), params
 
 
 def vit_of(encoder: config.Encoder) -> Vit:
@@ -113,31 +116,30 @@ def vit_of(encoder: config.Encoder) -> Vit:
         raise ValueError(
             f"config.encoder.weights={encoder.weights!r}: a network that is to be trained is random:<seed> at first"
         )
-    width, depth, heads = config.custom_size(encoder.size) or SIZES[encoder.size]
+    width, depth, heads = config.custom_size(encoder.size) or SIZES[encoder.size.partition("/")[0]]
     return Vit(width, depth, heads, encoder.patch_size, encoder.image_size)
 
 
-def preprocess(image: jax.Array, resize: int, crop: int, interpolation: str, statistics) -> jax.Array:
-    """uint8 (B, H, W, 3) -> float32 (B, crop, crop, 3), normalized.
+def preprocess(image: jax.Array, side: int, interpolation: str, statistics) -> jax.Array:
+    """uint8 (B, H, W, 3) -> float32 (B, side, side, 3), normalized.
 
     Agrees with Pillow's antialiased resize to one gray level (Pillow rounds between its two passes).
 
     Args:
       image: any size.
-      resize: the shorter side afterwards, pixels.
-      crop: side of the center crop, pixels.
+      side: pixels to which the shorter side is resized, and of the center crop.
       interpolation: bilinear | bicubic.
       statistics: (mean, standard deviation) of the channels in [0, 1].
     """
     _, height, width, _ = image.shape
     x = image.astype(jnp.float32)
     short = min(height, width)
-    height, width = int(height * resize / short), int(width * resize / short)
+    height, width = int(height * side / short), int(width * side / short)
     for shape in ((x.shape[0], x.shape[1], width, 3), (x.shape[0], height, width, 3)):
         if x.shape != shape:  # columns first, and clipped in between (a cubic kernel overshoots), as Pillow does it
             x = jnp.clip(jax.image.resize(x, shape, _METHODS[interpolation], antialias=True), 0, 255)
-    top, left = round((height - crop) / 2), round((width - crop) / 2)
-    x = x[:, top : top + crop, left : left + crop]
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    x = x[:, top : top + side, left : left + side]
     return normalize(x, statistics)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 EPS = 1e-6
+TILE = 128  # latent pixels: 1024 px
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
@@ -52,11 +53,11 @@ class KLAutoencoder:
         mean, log_variance = jnp.split(_Encoder(self).apply({"params": params["encoder"]}, pixels), 2, axis=-1)
         return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
 
-    def decode(self, params: dict[str, Any], latent: jax.Array, tile: int = 0) -> jax.Array:
+    def decode(self, params: dict[str, Any], latent: jax.Array, tile: int = TILE) -> jax.Array:
         """Unscaled latents (B, h, w, c) -> pixels (B, H, W, 3), about [-1, 1].
 
-        With `tile`, images larger than `tile` latent pixels a side are decoded in overlapping tiles, one at a time, that
-        blend over a quarter of their side: memory no longer grows with the image. Norms and attention then see one tile
+        Latents of more than 2 tile^2 pixels are decoded in overlapping tiles of that side, one at a time, that blend over a
+        quarter of it: memory no longer grows with the image. Norms and attention then see one tile
         only, so the result is close to the untiled one, not equal.
         """
 
@@ -64,7 +65,7 @@ class KLAutoencoder:
             return _Decoder(self).apply({"params": params["decoder"]}, x)
 
         size, height, width, _ = latent.shape
-        if not tile or max(height, width) <= tile:
+        if height * width <= 2 * tile**2:
             return decode_one(latent)
         sides = (min(tile, height), min(tile, width))
         starts = [(top, left) for top in _starts(height, sides[0]) for left in _starts(width, sides[1])]

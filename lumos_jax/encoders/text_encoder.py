@@ -66,12 +66,14 @@ class TextEncoder:
         return tokens.astype(jnp.float32)
 
 
-def make_text_encoder(encoder: config.Encoder, place: Placement | None = None) -> tuple[TextEncoder, Any]:
+def make_text_encoder(
+    encoder: config.Encoder, place: Placement | None = None, dtype: str = "float32"
+) -> tuple[TextEncoder, Any]:
     """The encoder that config.encoder names, and its parameters in the compute dtype.
 
     Args:
       encoder: config.encoder.
-      place: as for `frozen.load`.
+      place, dtype: as for `frozen.load`.
 
     Raises:
       ValueError: weights that cannot be found, read or fitted; an output or a length that they do not have.
@@ -79,7 +81,7 @@ def make_text_encoder(encoder: config.Encoder, place: Placement | None = None) -
     if encoder.kind not in config.TEXT_KINDS:
         raise ValueError(f"config.encoder.kind={encoder.kind!r} reads no text: {' and '.join(config.TEXT_KINDS)} do")
     kind, random = frozen.KIND_OF[encoder.kind], functools.partial(_random_network, encoder)
-    network, params, identity = frozen.load(kind, encoder.weights, random=random, dtype=encoder.dtype, place=place)
+    network, params, identity = frozen.load(kind, encoder.weights, random=random, dtype=dtype, place=place)
     if encoder.output == "pooled" and not getattr(network, "projection", 0):
         raise ValueError(f"config.encoder.output=pooled: {encoder.weights} has no text_projection; set output=all")
     if isinstance(network, ClipText) and encoder.max_tokens > network.positions:
@@ -91,7 +93,7 @@ def make_text_encoder(encoder: config.Encoder, place: Placement | None = None) -
 
 def _random_network(encoder: config.Encoder) -> T5Encoder | ClipText:
     """Its vocabulary is the tokenizer's, rounded up to a multiple of 64."""
-    width, depth, heads = config.custom_size(encoder.size) or SIZES[encoder.size]
+    width, depth, heads = config.custom_size(encoder.size) or SIZES[encoder.size.partition("/")[0]]
     vocabulary = -(-len(load_tokenizer(encoder.tokenizer, "config.encoder.tokenizer")) // 64) * 64
     if encoder.kind == "t5":  # the MLP's share of the width is that of T5 v1.1 XXL
         return T5Encoder(width, depth, heads, width // heads, 5 * width // 2, vocabulary)

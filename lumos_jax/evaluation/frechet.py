@@ -90,7 +90,7 @@ def frechet(features: np.ndarray, reference: Reference) -> Estimate:
         return _distance(mean, trace, second / (count - 1), reference)
 
     value, left_out = without(slice(0, 0)), [without(part) for part in parts]
-    return intervals.jackknife(value, left_out, [part.stop - part.start for part in parts], biased=True)
+    return intervals.jackknife(value, left_out, len(x), biased=True)
 
 
 def _distance(shift: np.ndarray, trace: float, product: np.ndarray, reference: Reference) -> float:

@@ -64,17 +64,18 @@ def blocks(count: int) -> list[slice]:
     return [slice(int(a), int(b)) for a, b in itertools.pairwise(ends)]
 
 
-def jackknife(value: float, left_out: np.ndarray, sizes: np.ndarray, *, biased: bool) -> Estimate:
+def jackknife(value: float, left_out: np.ndarray, count: int, *, biased: bool) -> Estimate:
     """The estimate of equations (1) and (2).
 
     Args:
       value: of all samples.
-      left_out: (G,) the same without each group.
-      sizes: (G,) samples in each group.
+      left_out: (GROUPS,) the same without each of `blocks(count)`.
+      count: samples.
       biased: whether the metric has a bias of order 1/n, which is then corrected.
     """
-    left_out, sizes = np.asarray(left_out, np.float64), np.asarray(sizes, np.float64)
-    ratio = sizes.sum() / sizes
+    left_out = np.asarray(left_out, np.float64)
+    sizes = np.array([part.stop - part.start for part in blocks(count)])
+    ratio = count / sizes
     pseudo = ratio * value - (ratio - 1) * left_out
     corrected = float(len(sizes) * value - ((1 - 1 / ratio) * left_out).sum())
     error = float(np.sqrt((((pseudo - corrected) ** 2) / (ratio - 1)).mean()))
@@ -136,7 +137,7 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
         raise ValueError("scores of different lists, or of different numbers of samples, have no paired difference")
     if a.kind == "jackknife":
         left_out = a.basis["left_out"] - b.basis["left_out"]
-        return jackknife(a.value - b.value, left_out, a.basis["sizes"], biased=a.corrected is not None)
+        return jackknife(a.value - b.value, left_out, int(a.basis["sizes"].sum()), biased=a.corrected is not None)
     values = a.basis["values"] - b.basis["values"]
     if a.kind == "clusters":
         return clustered_mean(values, a.basis["clusters"])

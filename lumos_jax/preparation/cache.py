@@ -92,9 +92,9 @@ def _check_request(settings: config.Settings, options: Options, devices: int) ->
         "config.data.source=cached is a cache already; name the source that it was made from": wanted.source == "cached",
         f"config.data.sample_type={wanted.sample_type} is drawn anew from a record in each epoch, so there is nothing to "
         "cache: train on the records as they are": wanted.sample_type in ("clip", "views"),
-        "config.data.buckets.enabled=True: a cache holds squares, which batches of other shapes have no use for. Train "
-        "on buckets without a cache, or set --config.data.buckets.enabled=False to cache squares and train on those":
-            wanted.buckets.enabled,
+        f"config.data.aspect_ratios={wanted.aspect_ratios}: a cache holds squares, which batches of other shapes have no use "
+        "for. Train on them without a cache, or set --config.data.aspect_ratios=(1,1) to cache squares and train on those":
+            wanted.has_buckets,
         f"config.data.crop={wanted.crop}, flip={wanted.flip}: a cache holds one image a record, its center crop, not "
         "mirrored. To cache that, set --config.data.crop=center and --config.data.flip=False; to train on random crops "
         "or mirrored images, do without a cache": wanted.crop != "center" or wanted.flip,

@@ -7,7 +7,8 @@ side is 16: the measure by which the data of Stable Video Diffusion were filtere
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,12 @@ SCORE_FPS = 2  # frames a second between which a motion score takes flow
 SCORE_SIDE = 16  # pixels a side of the images that it takes flow of
 
 
-def frame_pairs(frames: int, fps: float) -> tuple[list[tuple[int, int]], float]:
-    """Which frames a motion score compares, and the factor from flow between them to flow over half a second."""
-    gap = max(1, min(round(fps / SCORE_FPS), frames - 1))
-    return [(i, i + gap) for i in range(0, frames - gap, gap)], fps / SCORE_FPS / gap
+def score(flow_between: Callable[[Any, Any], np.ndarray], frames: Sequence, fps: float) -> float:
+    """The motion score of frames that follow each other at `fps`, by the flow (side, side, 2) between two of them."""
+    gap = max(1, min(round(fps / SCORE_FPS), len(frames) - 1))
+    flows = [flow_between(frames[i], frames[i + gap]) for i in range(0, len(frames) - gap, gap)]
+    lengths = [np.linalg.norm(each, axis=-1).mean() for each in flows]
+    return float(np.mean(lengths)) * (fps / SCORE_FPS / gap) if lengths else 0.0
 
 
 def flow(scene: Scene, before: float, after: float, size: int) -> np.ndarray:
@@ -50,10 +53,3 @@ def _project(matrix: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) ->
     """World coordinates -> (..., 2) on the plane at depth 1."""
     right, down, forward = (row[0] * x + row[1] * y + row[2] * z + row[3] for row in matrix)
     return np.stack([right, down], axis=-1) / np.maximum(forward, 1e-6)[..., None]
-
-
-def mean_flow(scene: Scene, times: Sequence[float], fps: float) -> float:
-    """The motion score of the frames at these times of the scene's clip, which follow each other at `fps`."""
-    pairs, scale = frame_pairs(len(times), fps)
-    flows = [flow(scene, times[a], times[b], SCORE_SIDE) for a, b in pairs]
-    return float(np.mean([np.linalg.norm(f, axis=-1).mean() for f in flows])) * scale if flows else 0.0

@@ -20,6 +20,7 @@ import json
 import pathlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import safe_open
@@ -34,8 +35,16 @@ SPECK = 5  # parts of fewer pixels at 32 px are dropped
 _MARGIN = 1.25  # of a crop around the longer side of a part
 
 
-def read_scenes(pictures: np.ndarray) -> list[list[tuple[str, str]]]:
-    """(colour, kind) of each solid on each of pictures (B, H, W, 3) uint8, left to right.
+class Found(NamedTuple):
+    """A solid on a picture, by its color and kind; box: left, top, right and bottom in pixels, of what shows of it."""
+
+    color: str
+    kind: str
+    box: tuple[int, int, int, int]
+
+
+def find_solids(pictures: np.ndarray) -> list[list[Found]]:
+    """The solids on each of pictures (B, H, W, 3) uint8, left to right.
     Raises ValueError: pictures of another shape or dtype."""
     pictures = np.asarray(pictures)
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
@@ -45,10 +54,17 @@ def read_scenes(pictures: np.ndarray) -> list[list[tuple[str, str]]]:
         solids = []
         for colour, mask, features in parts(picture, reader["table"]):
             if mask.mean() <= LARGEST:
+                rows, columns = (np.nonzero(mask.any(axis))[0] for axis in (1, 0))
+                box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
                 contents = reader["contents"][classify(reader, features).argmax()]
-                solids += [(reader["colours"][colour], kind) for kind in contents]
+                solids += [Found(reader["colours"][colour], kind, box) for kind in contents]
         found.append(solids)
     return found
+
+
+def read_scenes(pictures: np.ndarray) -> list[list[tuple[str, str]]]:
+    """(colour, kind) of each solid on each of pictures (B, H, W, 3) uint8, left to right. Raises as `find_solids`."""
+    return [[(solid.color, solid.kind) for solid in solids] for solids in find_solids(pictures)]
 
 
 def caption_agreement(pictures: np.ndarray, scenes: Sequence) -> dict[str, np.ndarray]:

@@ -201,7 +201,7 @@ def make(
     Raises:
       ValueError: weights that cannot be found or do not fit; sizes that do not divide.
     """
-    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place)
+    autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place, settings.model.dtype)
     latent_shape = autoencoder.latent_shape(settings.data.image_size)
     process = diffusion.make_process(settings.diffusion)
     arguments: dict[str, Any] = {"position_scale": models.position_scale(settings.data.image_size)}

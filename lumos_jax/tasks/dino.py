@@ -51,8 +51,9 @@ class Settings(config.Task):
         0.4,
         1.0,
     )
-    local_crops: Annotated[int, at_least(0), "smaller crops that only the student sees"] = 6
-    local_size: Annotated[int, at_least(1), "their side in pixels"] = 96
+    local_crops: Annotated[
+        int, at_least(0), "smaller crops that only the student sees, 3/7 of the side: 96 of 224 px"
+    ] = 6
     local_scale: Annotated[tuple[float, float], rising(1e-6, 1), "their area, as a share"] = (0.05, 0.4)
     mirror: Annotated[bool, "mirror half of the crops; without it features may tell left from right"] = True
     jitter: Annotated[float, between(0, 1), "of brightness, contrast, saturation; half of it for color balance"] = 0.4
@@ -183,17 +184,21 @@ class SelfDistillation(Task):
         """Nothing is frozen. The ViT is the one that config.encoder describes for random weights."""
         vit = encoders.vit_of(settings.encoder)
         dino = settings.task
-        if dino.local_size % vit.patch_size:
-            raise ValueError(
-                f"config.task.local_size={dino.local_size} is not divisible by config.encoder.patch_size={vit.patch_size}"
-            )
         masked = dino.mask_weight > 0 or dino.pixel_weight > 0
         network = SelfDistilled(vit, *dino.head, masked, dino.pixel_weight > 0)
         return cls(network, settings.encoder.image_size, dino), {}
 
+    @property
+    def local_side(self) -> int:
+        """Side of the local crops in pixels: 3/7 of the global crops', rounded to whole patches."""
+        patch = self.network.vit.patch_size
+        return max(1, round(self.side * 3 / 7 / patch)) * patch
+
     def describe(self) -> dict[str, str]:
         s = self.settings
-        return {"crops": f"{GLOBAL} of {self.side} px, {s.local_crops} of {s.local_size} px, {s.head[-1]} prototypes"}
+        return {
+            "crops": f"{GLOBAL} of {self.side} px, {s.local_crops} of {self.local_side} px, {s.head[-1]} prototypes"
+        }
 
     def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Crops:
         s, image = self.settings, batch["image"]
@@ -205,8 +210,8 @@ class SelfDistillation(Task):
             return encoders.normalize(color_jitter(color, crop, s.jitter), encoders.IMAGENET_STATISTICS)
 
         large = [crop(number, self.side, s.global_scale) for number in range(GLOBAL)]
-        local = [crop(GLOBAL + number, s.local_size, s.local_scale) for number in range(s.local_crops)]
-        none = jnp.zeros((image.shape[0], 0, s.local_size, s.local_size, 3))
+        local = [crop(GLOBAL + number, self.local_side, s.local_scale) for number in range(s.local_crops)]
+        none = jnp.zeros((image.shape[0], 0, self.local_side, self.local_side, 3))
         local = jnp.stack(local, 1) if local else none
         return Crops(jnp.stack(large, 1), local, self._masks(keys, image.shape[0]), batch["weight"])
 
@@ -288,7 +293,7 @@ class SelfDistillation(Task):
 
     def features(self, params: Any, image: jax.Array) -> jax.Array:
         """uint8 (B, H, W, 3) -> [CLS] (B, D) of the uncropped image."""
-        pixels = encoders.preprocess(image, self.side, self.side, "bilinear", encoders.IMAGENET_STATISTICS)
+        pixels = encoders.preprocess(image, self.side, "bilinear", encoders.IMAGENET_STATISTICS)
         return self.network.vit.apply(params["vit"], pixels)[:, 0]
 
 

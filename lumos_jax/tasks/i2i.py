@@ -32,7 +32,9 @@ class ImageToImage(denoising.Denoising):
 
     @classmethod
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToImage, dict[str, Any]]:
-        return denoising.make(cls, settings, place, *encoders.make_encoder(settings.encoder, place))
+        return denoising.make(
+            cls, settings, place, *encoders.make_encoder(settings.encoder, place, settings.model.dtype)
+        )
 
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
         return Condition(tokens=self.image_features(frozen, batch))

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax import config, encoders
-from lumos_jax.config.fields import above, at_least, between
+from lumos_jax.config.fields import above
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising, media
 from lumos_jax.tasks.handoffs import Handoff
@@ -35,18 +35,17 @@ from lumos_jax.tasks.sampling import Sampling, add_images
 MOTION_IDS = 256
 NUMBERS = 3  # of the vector
 _LEVEL = 1000.0  # sigma is embedded in thousandths: sinusoids tell integers apart
+FPS, MOTION = 8.0, 127  # of samples, unless the flags say
+FIRST_GUIDANCE = 1.0  # scale at the first frame; that of the run is the last one's (SVD)
+SAMPLE_NOISE = 0.02  # on the first frame in sampling (SVD)
 NOISE_LOG_MEAN, NOISE_LOG_STD = -3.0, 0.5  # of the noise on the first frame in training, pixels in [-1, 1] (SVD)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(config.Task):
-    """Clips from their first frame (configs/i2v.py). The guidance scale rises over frames, to eval.guidance at the last."""
+    """Clips from their first frame (configs/i2v.py). The guidance scale rises over frames, from 1 to eval.guidance."""
 
-    min_guidance_scale: Annotated[float, at_least(0), "of the first frame"] = 1.0
-    noise_aug_strength: Annotated[float, at_least(0), "noise on the first frame in sampling"] = 0.02
     motion_step: Annotated[float, above(0), "motion score per motion id, of which there are 256"] = 1 / 32
-    fps: Annotated[float, above(0), "frames a second of samples, unless `lumos_jax.sample --fps` says"] = 8.0
-    motion_bucket_id: Annotated[int, between(0, 255), "of samples, unless `lumos_jax.sample --motion` says"] = 127
 
 
 def _named(key: jax.Array, name: str) -> jax.Array:
@@ -65,8 +64,8 @@ class ClipSampling(Sampling):
         add_images(parser)
         add = parser.add_argument
         add("--frames", type=int, metavar="N", help="frames of a clip; default: as in training")
-        add("--fps", type=float, help="frames a second; default: config.task.fps")
-        add("--motion", type=int, metavar="ID", help="how much moves, 0 to 255; default: config.task.motion_bucket_id")
+        add("--fps", type=float, default=FPS, help=f"frames a second; default: {FPS:g}")
+        add("--motion", type=int, default=MOTION, metavar="ID", help=f"how much moves, 0 to 255; default: {MOTION}")
 
     def with_flags(self, args: argparse.Namespace) -> Sampling:
         frames = self.latent_shape[0] if args.frames is None else args.frames
@@ -75,9 +74,7 @@ class ClipSampling(Sampling):
         return dataclasses.replace(self, latent_shape=(frames, *self.latent_shape[1:]))
 
     def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        video = self.task.video
-        fps = video.fps if args.fps is None else args.fps
-        motion = video.motion_bucket_id if args.motion is None else args.motion
+        fps, motion = args.fps, args.motion
         if not 0 < fps <= 240 or not 0 <= motion < MOTION_IDS:
             raise ValueError(
                 f"--fps={fps} must be above 0 and at most 240, --motion={motion} from 0 to {MOTION_IDS - 1}"
@@ -87,24 +84,23 @@ class ClipSampling(Sampling):
     def inputs(
         self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
     ) -> dict[str, np.ndarray]:
-        video = self.task.video
-        motion = np.array([condition.get("motion", video.motion_bucket_id) for condition in conditions], np.float32)
+        motion = np.array([condition.get("motion", MOTION) for condition in conditions], np.float32)
         return {
             "frames": np.stack([load(condition["image"]) for condition in conditions])[:, None],
-            "fps": np.array([condition.get("fps", video.fps) for condition in conditions], np.float32),
-            "motion": (motion + np.float32(0.5)) * np.float32(video.motion_step),
+            "fps": np.array([condition.get("fps", FPS) for condition in conditions], np.float32),
+            "motion": (motion + np.float32(0.5)) * np.float32(self.task.video.motion_step),
         }
 
     def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
         # The same noise on the first frame every time and in every row, so that an image has one condition.
         first = batch["frames"][:, 0]
         noise = jnp.broadcast_to(jax.random.normal(jax.random.key(0), first.shape[1:])[None], first.shape)
-        sigma = jnp.full(first.shape[:1], self.task.video.noise_aug_strength)
+        sigma = jnp.full(first.shape[:1], SAMPLE_NOISE)
         return self.task.clip_condition(frozen, batch, self.latent_shape[0], sigma, noise)
 
     def guidance(self, scale: float) -> np.ndarray:
         """(1, F, 1, 1, 1): rising linearly over the frames, to `scale` at the last."""
-        scales = np.linspace(self.task.video.min_guidance_scale, scale, self.latent_shape[0], dtype=np.float32)
+        scales = np.linspace(FIRST_GUIDANCE, scale, self.latent_shape[0], dtype=np.float32)
         return scales.reshape(1, -1, 1, 1, 1)
 
     def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
@@ -155,7 +151,7 @@ class ImageToVideo(denoising.Denoising):
     @classmethod
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToVideo, dict[str, Any]]:
         return denoising.make(
-            cls, settings, place, *encoders.make_encoder(settings.encoder, place),
+            cls, settings, place, *encoders.make_encoder(settings.encoder, place, settings.model.dtype),
             network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
             concatenated=True,
             frames=settings.data.clips.frames,

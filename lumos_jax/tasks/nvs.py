@@ -138,7 +138,7 @@ class NovelView(denoising.Denoising):
             )
         bilinear = settings.task.camera == "bilinear"
         return denoising.make(
-            cls, settings, place, *encoders.make_encoder(settings.encoder, place),
+            cls, settings, place, *encoders.make_encoder(settings.encoder, place, settings.model.dtype),
             network={
                 "camera_dim": CAMERA_DIM,
                 "camera_turns": bilinear,

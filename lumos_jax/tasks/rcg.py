@@ -27,7 +27,7 @@ class Rcg(denoising.Denoising):
 
     @classmethod
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[Rcg, dict[str, Any]]:
-        encoder, params = encoders.make_encoder(settings.encoder, place)
+        encoder, params = encoders.make_encoder(settings.encoder, place, settings.model.dtype)
         if encoder.tokens != 1:
             raise ValueError(
                 f"config.encoder.output={settings.encoder.output} gives {encoder.tokens} tokens an image, and this prior adds "

@@ -27,6 +27,7 @@ from lumos_jax.models import Network, layers
 from lumos_jax.models.network import SIZES
 from lumos_jax.weights import files, official, rules
 
+VAE_FACTOR = 8  # pixels a latent pixel, of Stable Diffusion's autoencoder
 SETTINGS_KEY = "lumos_jax"  # of a safetensors file's metadata: the settings of the run that wrote it
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -186,11 +187,10 @@ def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any
             "with a final layer as DiT's"
         )
     model, autoencoder = settings.model, settings.autoencoder
-    factor = 1 if autoencoder.kind == "identity" else 2 ** (len(autoencoder.channels) - 1)
+    factor = 1 if autoencoder.kind == "identity" else VAE_FACTOR
     grid = (settings.data.image_size // factor // model.patch_size,) * 2
-    base = (model.position_base,) * 2 if model.position_base else grid
     scale = models.position_scale(settings.data.image_size)
-    positions = layers.positions(grid, base, scale, params["patch"]["bias"].shape[0])
+    positions = layers.positions(grid, grid, scale, params["patch"]["bias"].shape[0])
     return official.to_official(params, positions, model.patch_size)
 
 
@@ -207,7 +207,7 @@ def _settings(release: Release, state, network, width: int, patch: int, side: in
     classes = network.get("vector_kind") == "class"
     labels = {"sample_type": "labeled", "num_classes": network["vector_dim"]} if classes else {}
     settings = config.Settings(
-        data=config.Data(image_size=side * 2 ** (len(autoencoder.channels) - 1), **labels),
+        data=config.Data(image_size=side * VAE_FACTOR, **labels),
         encoder=release.encoder,
         autoencoder=autoencoder,
         model=model,

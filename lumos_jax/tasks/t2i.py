@@ -63,7 +63,7 @@ class CaptionSampling(Sampling):
             return self
         if not self.task.buckets:
             raise ValueError(
-                f"--size={args.size} is for runs with config.data.buckets.enabled; this one trained in one size"
+                f"--size={args.size} is for runs with config.data.aspect_ratios; this one trained in one size"
             )
         bucket, square = self._bucket(args.size), self._bucket(None).height
         h, w, channels = self.latent_shape
@@ -77,7 +77,7 @@ class CaptionSampling(Sampling):
     def inputs(
         self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """With config.data.buckets, in the square size."""
+        """With config.data.aspect_ratios, in the square size."""
         return self._captions([condition["caption"] for condition in conditions], None)
 
     def _captions(self, texts: Sequence[str], size: str | None) -> dict[str, np.ndarray]:
@@ -133,12 +133,12 @@ class TextToImage(denoising.Denoising):
             raise ValueError(
                 f"config.encoder.kind={settings.encoder.kind} reads no captions: set it to {' or '.join(config.TEXT_KINDS)}"
             )
-        encoder, encoder_params = encoders.make_text_encoder(settings.encoder, place)
+        encoder, encoder_params = encoders.make_text_encoder(settings.encoder, place, settings.model.dtype)
         shapes_only = place is not None and place.shapes_only  # and no caption is read
         tokenizer = None if shapes_only else encoders.make_tokenizer(settings.encoder, encoder)
         data, buckets = settings.data, ()
-        if data.buckets.enabled:
-            buckets = aspect.make_buckets(data.image_size, data.buckets.step, data.buckets.ratios)
+        if data.has_buckets:
+            buckets = aspect.table(data)
         task, frozen = denoising.make(
             cls, settings, place, encoder, encoder_params,
             network={"vector_kind": "size" if buckets else "linear"}, tokenizer=tokenizer, buckets=buckets,
@@ -146,8 +146,8 @@ class TextToImage(denoising.Denoising):
         patch = data.image_size // task.latent_shape[0] * settings.model.patch_size
         if any(side % patch for bucket in buckets for side in (bucket.height, bucket.width)):
             raise ValueError(
-                f"config.data.buckets.step={data.buckets.step} gives sides that do not divide into patches of {patch} px: "
-                f"set it to a multiple of {patch}"
+                f"config.data.aspect_ratios={data.aspect_ratios} at {data.image_size} px gives sides that do not divide into "
+                f"patches of {patch} px: change config.model.patch_size"
             )
         return task, frozen
 

@@ -12,7 +12,7 @@ from lumos_jax.data.sources import cached
 
 # Fields of frozen networks that do not change the content of a cache: where weights are (their content is compared instead),
 # and what applies when a record is read, or to samples only.
-_FREE = {"encoder.weights", *(f"autoencoder.{name}" for name in ("weights", "scaling_factor", "posterior", "tile"))}
+_FREE = {"encoder.weights", "autoencoder.weights", "autoencoder.scaling_factor"}
 
 
 def made_by(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
@@ -20,10 +20,11 @@ def made_by(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
     found: dict[str, Any] = {"data.image_size": settings.data.image_size}
     for group, identity in task.identity.items():
         found[f"{group}.identity"] = identity
-        fields = dataclasses.asdict(getattr(settings, group))
-        if identity == fields["kind"]:  # a map without parameters
-            fields = {"kind": identity}
-        found |= {k: v for k, v in config.flatten_settings({group: fields}).items() if k not in _FREE}
+        if identity == "identity":  # a map without parameters
+            continue
+        found["model.dtype"] = settings.model.dtype
+        fields = config.flatten_settings({group: dataclasses.asdict(getattr(settings, group))})
+        found |= {name: value for name, value in fields.items() if name not in _FREE}
     kind = settings.data.sample_type
     found |= {"data.sample_type": kind} if kind != "image" else {}
     found |= {"data.captions.clean": settings.data.captions.clean} if kind == "captioned" else {}

@@ -6,6 +6,7 @@ and i, and not on the batch, the devices or the processes that it is made on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,7 +74,8 @@ class ItemReader:
                 f"task, {self.task.name}, needs {' and '.join(sorted(wanted))}"
             )
         if self.kind == "scene":
-            self.source = ScenesSource(2 * FIRST_SCENE, self.settings.image_size)
+            turn = math.radians(self.settings.scenes.max_view_angle)
+            self.source = ScenesSource(2 * FIRST_SCENE, self.settings.image_size, turn=turn)
             self.settings = config.replace(self.settings, {"source": "scenes", "path": ""})
         elif self.kind == "record":
             self.source = data.make_source(self.settings)
@@ -82,6 +84,15 @@ class ItemReader:
             self.source = VideosSource(first.condition["video"].removesuffix(first.reference))
             self.numbers = {name: number for number, name in enumerate(self.source.names)}
         self.paired = sampling.truth(self._read(items.items[:1])) is not None
+
+    def protocol(self) -> dict[str, Any]:
+        """What decides conditions, besides the list."""
+        clip = self.settings.sample_type == "clip"
+        return {
+            "paired": self.paired,
+            "data": self.source.fingerprint() if self.kind else "",
+            "frame_stride": list(self.settings.clips.frame_stride) if clip else None,
+        }
 
     def __call__(self, numbers: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         host = self._read([self.items[number] for number in numbers])

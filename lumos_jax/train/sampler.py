@@ -38,6 +38,7 @@ class Sampler:
       sampling: the task's, as flags ask for.
       seed: of the starting noise.
       batch_size: samples generated at a time.
+      step: of the checkpoint.
     """
 
     experiment: Experiment
@@ -45,6 +46,7 @@ class Sampler:
     sampling: Sampling
     seed: int = 0
     batch_size: int = 16
+    step: int = 0
 
     def load_image(self, path: str) -> np.ndarray:
         """A file, or "held-out:N" -> (S, S, 3) uint8. Raises ValueError if it cannot be read."""
@@ -106,6 +108,7 @@ class Sampler:
         sums = json.dumps(checksums(self.params), sort_keys=True)
         return {
             "task": task.name,
+            "step": self.step,
             "weights_digest": hashlib.sha256(sums.encode()).hexdigest(),
             "networks": {group: identity.rpartition("@")[2] for group, identity in sorted(task.identity.items())},
             **{name: getattr(used, name) for name in _PROTOCOL},
@@ -200,7 +203,7 @@ def load(
     shapes = jax.eval_shape(experiment.task.network.init, rngs.key(0, "init"))
     params, _ = transfer(finetune.read_weights(checkpoints, step, weights, everywhere), shapes, origin=workdir)
     checkpoints.close()
-    return Sampler(experiment, params, experiment.task.sampling, **fields)
+    return Sampler(experiment, params, experiment.task.sampling, step=step, **fields)
 
 
 def held_out(settings: config.Data, name: str) -> np.ndarray:

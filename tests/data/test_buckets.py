@@ -37,19 +37,16 @@ def test_the_table_is_the_reference_one(base):
 
 
 def test_a_coarser_table_and_what_is_none():
-    table = aspect.make_buckets(16, 4, (0.5, 2.0))
+    table = aspect.make_buckets(16, (0.5, 2.0))
     assert [(b.height, b.width) for b in table] == [(12, 20), (16, 16), (20, 12)]
     assert list(aspect.nearest(table, np.array([0.1, 0.75, 1.3, 1.4, 9.0]))) == [0, 0, 1, 2, 2]
-    with pytest.raises(ValueError, match="multiples of 5 px"):
-        aspect.make_buckets(16, 5)
-    with pytest.raises(ValueError, match="leave out the square"):
-        aspect.make_buckets(16, 4, (1.2, 2.0))
+    with pytest.raises(ValueError, match=r"image_size=18 .* no multiple of 4 px"):
+        aspect.make_buckets(18)
 
 
 def settings(**fields):
     return data_settings(**{
-        "sample_type": "captioned", "image_size": 16, "scenes__num_scenes": 300, "holdout": 30, "buckets__enabled": True,
-        "buckets__step": 4, "buckets__ratios": (0.5, 2.0),
+        "sample_type": "captioned", "image_size": 16, "scenes__num_scenes": 300, "holdout": 30, "aspect_ratios": (0.5, 2.0),
     } | fields)  # fmt: skip
 
 
@@ -206,11 +203,10 @@ def test_sizes_come_from_headers_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sample_type": "image"}, "config.data.buckets.enabled goes with sample_type=captioned"),
+        ({"sample_type": "image"}, "go with sample_type=captioned"),
         ({"crop": "random"}, "crop=center, and not with a cache"),
         ({"source": "cached", "path": "x"}, "not with a cache"),
-        ({"buckets__enabled": False}, "need config.data.buckets.enabled=True"),
-        ({"buckets__step": 5}, "no multiple of buckets.step=5"),
+        ({"aspect_ratios": (1.2, 2.0)}, "least <= 1 <= most"),
     ],
 )
 def test_impossible_settings_are_refused(fields, message):

@@ -101,6 +101,22 @@ def test_learned_variance_is_used_by_ddpm():
     assert low < STD < high
 
 
+@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 1.0)])
+def test_with_a_key_a_row_its_noise_is_its_own(sampler, eta):
+    process, keys = make("linear", "x0"), jax.random.split(jax.random.key(3), 6)
+
+    def sampled(keys):
+        noise = diffusion.normal_rows(keys, (len(keys), 4, 4, 3))
+        return diffusion.sample(process, exact_denoiser(process), noise, keys, sampler=sampler, steps=4, eta=eta)
+
+    x = np.asarray(sampled(keys))
+    np.testing.assert_allclose(sampled(keys[4:1:-1]), x[4:1:-1], atol=1e-6)
+    assert np.abs(x[0] - x[1]).max() > 0.1
+    alone = diffusion.normal_rows(keys[0], (4, 4, 3), 7)
+    np.testing.assert_array_equal(diffusion.normal_rows(keys, (6, 4, 4, 3), 7)[0], alone)
+    np.testing.assert_array_equal(alone, jax.random.normal(jax.random.fold_in(keys[0], 7), (4, 4, 3)))
+
+
 def test_one_step_is_the_prediction_of_x0():
     process = make("cosine", "x0")
     noise = jnp.ones((1, 2, 2, 3))

@@ -31,14 +31,14 @@ def test_networks_of_the_hub_are_known_without_their_weights():
     autoencoder, params = encoders.make_autoencoder(config.Autoencoder(), Shapes())
     assert (autoencoder.latent_shape(256), size_of(params)) == ((32, 32, 4), 83_653_863)  # Stable Diffusion's
     t5 = config.Encoder(kind="t5", weights="google/t5-v1_1-xxl", output="all", normalize="none")
-    encoder, params = encoders.make_text_encoder(t5, Shapes())
+    encoder, params = encoders.make_text_encoder(t5, Shapes(), "bfloat16")
     assert (encoder.tokens, encoder.dim, size_of(params)) == (120, 4096, 4_762_310_656)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("bfloat16")}
 
 
 def test_shapes_are_those_of_the_weights(tmp_path):
     """Of random weights, and of weights in a file, which are read."""
-    small = config.Encoder(weights="random:0", size="32x2x2", patch_size=8)
+    small = config.Encoder(weights="random:0", size="32x2x2/8")
     made, params = encoders.make_encoder(small)
     planned, shapes = encoders.make_encoder(small, Shapes())
     assert planned.vit == made.vit

@@ -10,7 +10,7 @@ from lumos_jax import config, data, encoders, evaluation
 from lumos_jax.encoders import frozen, whitening
 from tests.fields import data_settings
 
-SCENES = config.Encoder(weights="scenes", output="all", normalize="none", resize=32, image_size=32, dtype="float32")
+SCENES = config.Encoder(weights="scenes", output="all", normalize="none", image_size=32)
 BANK, QUERIES = 1024, 512
 FIRST = 2**31  # far from the scenes that it was trained on
 
@@ -23,7 +23,7 @@ def test_nearest_neighbours_of_the_shipped_encoder_agree_on_what_is_shown():
     images = data.read_batch(settings, source, records)["image"]
     truth = data.truth_of(source, records)
     cls, every = {}, {}
-    random = dataclasses.replace(SCENES, weights="random:0", size="128x4x4", patch_size=8)
+    random = dataclasses.replace(SCENES, weights="random:0", size="128x4x4/8")
     for name, wanted in (("shipped", dataclasses.replace(SCENES, normalize="white")), ("random", random)):
         encoder, params = encoders.make_encoder(wanted)
         assert (encoder.dim, encoder.vit.depth, encoder.vit.patch_size) == (128, 4, 8)

@@ -39,9 +39,7 @@ def load_clip_text(weights):
 
 
 def settings(goldens, kind, **fields):
-    return config.Encoder(
-        kind=kind, weights=str(goldens / FOLDERS[kind]), output="all", max_tokens=8, dtype="float32", **fields
-    )
+    return config.Encoder(kind=kind, weights=str(goldens / FOLDERS[kind]), output="all", max_tokens=8, **fields)
 
 
 def copy(goldens, kind, tmp_path, change_state=None, **told):
@@ -85,7 +83,7 @@ def test_padding_changes_no_unpadded_token(goldens, kind):
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_bfloat16_stays_within_two_percent(goldens, kind):
     golden = np.load(goldens / FOLDERS[kind] / "expected.npz")
-    encoder, params = encoders.make_text_encoder(dataclasses.replace(settings(goldens, kind), dtype="bfloat16"))
+    encoder, params = encoders.make_text_encoder(settings(goldens, kind), dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     assert encoder.network.apply(params, golden["input_ids"], golden["attention_mask"]).dtype == jnp.bfloat16
     tokens = encoder.apply(params, golden["input_ids"], golden["attention_mask"])
@@ -288,7 +286,7 @@ def test_impossible_settings_name_every_wrong_field(fields, message):
 def random_settings(kind, **fields):
     return config.Encoder(**{
         "kind": kind, "weights": "random:3", "output": "all", "size": "64x2x4",
-        "tokenizer": "scenes", "dtype": "float32",
+        "tokenizer": "scenes",
     } | fields)  # fmt: skip
 
 

@@ -7,9 +7,8 @@ from lumos_jax.evaluation import intervals
 
 
 def jackknife_of(statistic, x, biased=False):
-    parts = intervals.blocks(len(x))
-    left_out = [statistic(np.delete(x, part)) for part in parts]
-    return intervals.jackknife(statistic(x), left_out, [part.stop - part.start for part in parts], biased=biased)
+    left_out = [statistic(np.delete(x, part)) for part in intervals.blocks(len(x))]
+    return intervals.jackknife(statistic(x), left_out, len(x), biased=biased)
 
 
 def test_jackknife_of_a_mean_is_the_textbook_error():

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -18,21 +16,24 @@ from configs import dino, i2i, t2i
 from lumos_jax import config, data, tasks
 from lumos_jax.config import io as config_io
 from lumos_jax.data.sources import cached
+from lumos_jax.encoders import frozen
 from lumos_jax.preparation import cache
 from lumos_jax.scenes.scene import captions as scene_captions
 from lumos_jax.scenes.scene import make_scene
 from lumos_jax.train import loop, sharding
 from tests.fields import put
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.running import finish, start
 
 # Largest relative difference of a logged loss between the online run and the cached one. float16 rounds each value by 2^-11 at
 # most, which all but averages out over a batch: 2e-5 was measured.
 BOUNDS = {"float32": 1e-5, "float16": 5e-4}
 
 
+KL = str(pathlib.Path(__file__).parents[1] / "goldens" / "diffusers_autoencoder_kl")
+
+
 def settings_of(kind, **fields):
-    """configs/i2i.py:test with the identity or a tiny random KL autoencoder, and "group__field" replaced."""
+    """configs/i2i.py:test with the identity or a tiny KL autoencoder, and "group__field" replaced."""
     tree = i2i.get_config("test").to_dict()
     tree["train"]["steps"] = tree["eval"]["every"] = 6
     # Steps so large that the condition counts, and everything else small, to be compiled in seconds.
@@ -40,8 +41,7 @@ def settings_of(kind, **fields):
     tree["model"] |= {"size": "32x1x2"}
     tree["eval"] |= {"steps": 2, "guidance": 1.0, "sheet": (1, 1)}
     if kind == "kl":
-        tiny = {"kind": "kl", "weights": "random:0", "channels": (8, 16), "layers": 1, "groups": 4, "dtype": "float32"}
-        tree["autoencoder"] |= tiny
+        tree["autoencoder"]["weights"] = KL
         tree["model"]["patch_size"] = 2
     put(tree, fields)
     return config_io.from_dict(tree)
@@ -127,12 +127,18 @@ def check_sheet(settings, online, on_a_cache):
 def test_networks_other_than_the_caches_are_refused_by_name(one_device, tmp_path):
     settings = settings_of("kl", data__scenes__num_scenes=40, data__holdout=32)
     write(settings, tmp_path / "cache")
+    made = frozen.read("autoencoder", KL)
+    (tmp_path / "other").mkdir()
+    frozen.save(tmp_path / "other", made._replace(params={n: 2 * p for n, p in made.params.items()}), "this test")
     for fields, named in (
         ({"encoder__weights": "random:1"}, r"config\.encoder\.identity: 'random:0@.*' in the cache, 'random:1@"),
         ({"encoder__normalize": "unit"}, r"config\.encoder\.normalize: 'none' in the cache, 'unit' now"),
         ({"encoder__output": "cls"}, r"config\.encoder\.output: 'all' in the cache, 'cls' now"),
-        ({"autoencoder__weights": "random:7"}, r"config\.autoencoder\.identity: 'random:0@"),
-        ({"autoencoder__kind": "identity"}, r"config\.autoencoder\.kind: 'kl' in the cache, 'identity' now"),
+        (
+            {"autoencoder__weights": str(tmp_path / "other")},
+            r"config\.autoencoder\.identity: .* in the cache, .*other@",
+        ),
+        ({"autoencoder__weights": "identity"}, r"config\.autoencoder\.identity: .* in the cache, 'identity' now"),
         ({"data__image_size": 32}, r"config\.data\.image_size: 16 in the cache, 32 now"),
     ):
         other = settings_of("kl", data__scenes__num_scenes=40, data__holdout=32, **fields)
@@ -140,9 +146,7 @@ def test_networks_other_than_the_caches_are_refused_by_name(one_device, tmp_path
             loop.prepare(on_cache(other, tmp_path / "cache"), str(tmp_path / "run"))
     with pytest.raises(ValueError, match=named):
         write(other, tmp_path / "cache")
-    same = settings_of(
-        "kl", data__scenes__num_scenes=40, data__holdout=32, autoencoder__posterior="mode", autoencoder__tile=4
-    )
+    same = settings_of("kl", data__scenes__num_scenes=40, data__holdout=32, autoencoder__scaling_factor=0.5)
     loop.prepare(on_cache(same, tmp_path / "cache"), str(tmp_path / "run")).checkpoints.close()
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
@@ -191,23 +195,9 @@ def test_a_damaged_shard_is_written_again_and_alone(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def prepare(process_environment):
+def prepare(program):
     """Starts the command, with arguments."""
-
-    def start(*arguments):
-        return subprocess.Popen(
-            [sys.executable, "-m", "lumos_jax.prepare", *arguments],
-            cwd=ROOT, env=process_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-
-    return start
-
-
-def finish(process, code=0):
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == code, output
-    assert "Traceback" not in output
-    return output
+    return lambda *arguments: start(program("lumos_jax.prepare", *arguments))
 
 
 def test_killed_after_the_first_shard_it_goes_on_to_the_same_bytes(prepare, tmp_path):
@@ -258,9 +248,9 @@ def test_mistakes_are_one_clear_line(prepare, tmp_path):
         ({"data__sample_type": "clip", "data__clips__frames": 4}, {}, r"data\.sample_type=clip is drawn anew"),
         ({"data__sample_type": "views"}, {}, r"data\.sample_type=views is drawn anew"),
         (
-            {"data__sample_type": "captioned", "data__buckets__enabled": True},
+            {"data__sample_type": "captioned", "data__aspect_ratios": (0.25, 4.0)},
             {},
-            r"a cache holds squares.*set --config\.data\.buckets\.enabled=False",
+            r"a cache holds squares.*set --config\.data\.aspect_ratios=\(1,1\)",
         ),
         ({}, {"batch_size": 12}, "--batch_size=12 does not split over 8 devices"),
         ({}, {"shard_records": 0}, "--shard_records=0 must be at least 1"),

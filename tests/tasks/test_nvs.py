@@ -29,7 +29,7 @@ from tests.running import flags_of
 
 def settings_with(of=nvs, **changes):
     made = of.test()
-    made.model.size, made.encoder.size = "32x1x2", "32x1x4"  # half as long to compile
+    made.model.size, made.encoder.size = "32x1x2", "32x1x4/8"  # half as long to compile
     put(made, changes)
     return config_io.resolve(made)
 

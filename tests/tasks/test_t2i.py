@@ -172,7 +172,7 @@ def test_dropped_captions_are_the_null_condition_and_the_others_stay():
     assert np.array_equal(lost.token_mask, batch["token_mask"])
 
 
-BUCKETS = {"buckets.enabled": True, "buckets.step": 4, "buckets.ratios": (0.5, 2.0)}
+BUCKETS = {"aspect_ratios": (0.5, 2.0)}
 
 
 def test_sizes_are_the_condition_of_a_run_with_buckets():
@@ -190,10 +190,10 @@ def test_sizes_are_the_condition_of_a_run_with_buckets():
     for size, message in (("12x12", "the nearest ratio is 16x16"), ("wide", "give HEIGHTxWIDTH")):
         with pytest.raises(ValueError, match=message):
             sampling.with_flags(flags_of(sampling, "--prompts", "x", f"--size={size}"))
-    with pytest.raises(ValueError, match=r"--size=16x16 is for runs with config\.data\.buckets\.enabled"):
+    with pytest.raises(ValueError, match=r"--size=16x16 is for runs with config\.data\.aspect_ratios"):
         made()[0].sampling.with_flags(flags_of(sampling, "--prompts", "x", "--size=16x16"))
-    with pytest.raises(ValueError, match="set it to a multiple of 4"):
-        tasks.make_task(settings_with(data=BUCKETS | {"buckets.step": 2}))
+    with pytest.raises(ValueError, match="do not divide into patches of 8 px"):
+        tasks.make_task(settings_with(data=BUCKETS, model={"patch_size": 8}))
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from jax.sharding import PartitionSpec as P
 
 from lumos_jax import config, encoders
 from lumos_jax.train import sharding
-from tests.ports import free_port
+from tests.running import free_port
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = config.Encoder(
     kind="t5", weights="random:0", tokenizer="scenes", size="32x2x4",
-    output="all", max_tokens=8, dtype="float32",
+    output="all", max_tokens=8,
 )  # fmt: skip
 
 
@@ -38,8 +38,7 @@ def image_inputs():
 
 
 VIT = config.Encoder(
-    weights="random:0", size="32x2x2", patch_size=8, image_size=32, resize=32, output="all",
-    dtype="float32",
+    weights="random:0", size="32x2x2/8", image_size=32, output="all",
 )  # fmt: skip
 KINDS = {
     "t5": (SMALL, encoders.make_text_encoder, text_inputs),

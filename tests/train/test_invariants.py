@@ -61,7 +61,7 @@ def test_eight_devices_agree_with_one(of, optimizer):
 def test_meshes_agree_on_captions_in_buckets():
     """Two steps in two buckets, so two programs a mesh."""
     groups = {
-        "data": {"buckets.enabled": True, "buckets.step": 4, "buckets.ratios": (0.6, 1.2), "seed": 1},
+        "data": {"aspect_ratios": (0.6, 1.2), "seed": 1},
         "model": {"size": "32x1x2"},
         "optimizer": {"learning_rate": 0.01, "warmup_steps": 0},
     }

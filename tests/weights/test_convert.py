@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ from lumos_jax.encoders import frozen
 from lumos_jax.tasks import releases
 from lumos_jax.train import finetune, loop
 from lumos_jax.weights import official, rules, torch_files
+from tests.running import finish, start
 
 KINDS = {
     "lumos_i2i_xl_2_256": ("lumos-i2i", 822_006_176 + 768),
@@ -256,10 +255,9 @@ def test_moco_v3(goldens, tmp_path):
     assert (
         sum(name.startswith(("momentum_encoder.", "predictor.")) for name in made.report.dropped) == len(state) // 2 + 1
     )
-    settings = config.Encoder(
-        weights=str(tmp_path / "moco.pth"), heads=4, output="pooled", normalize="none", dtype="float32"
-    )
-    settings = config_io.from_dict({"encoder": vars(settings) | {"image_size": 32, "resize": 32}}).encoder
+    (tmp_path / "moco").mkdir()
+    frozen.save(tmp_path / "moco", made, "moco.pth")
+    settings = config.Encoder(weights=str(tmp_path / "moco"), output="pooled", normalize="none", image_size=32)
     encoder, params = encoders.make_encoder(settings)
     assert (encoder.tokens, encoder.dim) == (1, 16)
     image = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
@@ -371,11 +369,8 @@ def test_a_taken_directory_and_a_missing_one_are_refused(trained, tmp_path, caps
         assert "a.json holds a list, not names" in capsys.readouterr().err
 
 
-def test_help_and_metadata(trained, tmp_path):
-    shown = subprocess.run(
-        [sys.executable, "-m", "lumos_jax.convert", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "--kind=lumos-i2i" in shown.stdout
+def test_help_and_metadata(trained, program, tmp_path):
+    assert "--kind=lumos-i2i" in finish(start(program("lumos_jax.convert", "--help")))
     workdir, _ = trained
     convert.main(["export", f"--workdir={workdir}", "--format=safetensors", f"--out={tmp_path / 'out'}"])
     with safe_open(tmp_path / "out" / "lumos_2.safetensors", "numpy") as file:

@@ -1,7 +1,8 @@
 """(position, record) pairs of one step -> the arrays of its batch: read, decode, choose what is random about a record.
 
 One bad record never ends a run: whatever its loading raises, it becomes a row of weight 0 whose problem is counted and named.
-Failures of storage or of the machine are no record's fault: they are tried again, and then end the run by name.
+Failures of storage or of the machine are no record's fault: they are tried again, and then end the run by name. So do corrupt
+records that are too many.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ HostBatch = dict[str, np.ndarray]
 Row = dict[str, tuple[np.dtype, tuple[int, ...]]]  # of the arrays of a batch: name -> dtype and shape of one row
 TEXT = np.dtype(object), ()  # in a Row
 _PROBLEM_LENGTH, _REASON_LENGTH = 240, 100  # characters
+MIN_RECORDS = 200  # below this a rate says little: three bad files at the start must not stop a run of millions
+NAMED = 20  # records named one by one; after these, only every thousandth
 SAMPLE_TYPES: dict[str, type[Loader]] = {}
 
 
@@ -32,7 +35,7 @@ class Loader(abc.ABC):
 
     training: random crops and mirrors, captions that change from epoch to epoch.
     everything: not for training, but all of a record that training may choose from, as a cache keeps it.
-    assigned: with config.data.buckets.enabled, (records,) the number of each record's bucket; None takes the square one.
+    assigned: with config.data.aspect_ratios, (records,) the number of each record's bucket; None takes the square one.
     batch_size: rows of a global batch.
     needs: the class of sources that have what this sample type needs.
     """
@@ -127,3 +130,43 @@ def reject(batch: HostBatch, row: int, problem: str, error: BaseException | None
             batch[name][row] = "" if batch[name].dtype.kind in "OU" else 0
     batch["weight"][row] = 0.0
     batch["problem"][row] = problem[-_PROBLEM_LENGTH:]  # the end of a path and the reason say most
+
+
+class TooManyCorruptRecords(RuntimeError):
+    """More records cannot be decoded than config.data.max_corrupt_rate allows."""
+
+
+class CorruptMeter:
+    """How many records were read and how many of them gave no picture, over the whole run. state: as `state` gives it."""
+
+    def __init__(self, max_rate: float, state: Mapping[str, Any] | None = None):
+        self.max_rate = max_rate
+        self.read, self.corrupt = (state or {}).get("read", 0), (state or {}).get("corrupt", 0)
+
+    def add(self, batch: Mapping[str, np.ndarray]) -> list[str]:
+        """Counts a host batch and returns what there is to say about it.
+        Raises TooManyCorruptRecords: the rate over the run so far is above the limit."""
+        lines, last = [], "earlier"
+        self.read += len(batch["weight"])
+        for last in filter(None, batch["problem"]):
+            self.corrupt += 1
+            if self.corrupt <= NAMED or self.corrupt % 1000 == 0:
+                lines.append(f"corrupt record {self.corrupt}: {last}")
+            if self.corrupt == NAMED:
+                lines.append("further corrupt records are counted, and every thousandth named")
+        rate = self.corrupt / self.read
+        if rate > self.max_rate and self.read >= MIN_RECORDS:
+            raise TooManyCorruptRecords(
+                f"{self.corrupt} of {self.read} records ({rate:.1%}) could not be decoded, more than "
+                f"config.data.max_corrupt_rate={self.max_rate:.1%}; the last was {last}. "
+                "Mend or remove them, or raise that rate"
+            )
+        return lines
+
+    def counts(self) -> dict[str, int]:
+        """For the metrics."""
+        return {"corrupt_records": self.corrupt}
+
+    def state(self) -> dict[str, int]:
+        """Plain values for a checkpoint."""
+        return {"read": self.read, "corrupt": self.corrupt}

@@ -18,7 +18,7 @@ from lumos_jax.data.records.image import Images
 class Captioned(Images):
     """`image` as of Images, `caption` (B,) str: raw or detailed; with `everything` both, the latter as `caption_detailed`.
 
-    With config.data.buckets.enabled a batch has the shape of one bucket, `image` uint8 (B, h, w, 3), and `size` float32 (B, 3):
+    With config.data.aspect_ratios a batch has the shape of one bucket, `image` uint8 (B, h, w, 3), and `size` float32 (B, 3):
     the original height and width and the bucket's ratio.
     """
 
@@ -26,19 +26,19 @@ class Captioned(Images):
 
     def row(self) -> Row:
         row = super().row() | dict.fromkeys(("caption", "caption_detailed") if self.everything else ("caption",), TEXT)
-        if self.data.buckets.enabled:
+        if self.data.has_buckets:
             row |= _bucket_row(max(aspect.table(self.data), key=lambda bucket: bucket.height * bucket.width))
         return row
 
     def row_of(self, element: Sequence[tuple[int, int]]) -> Row:
-        return self.row() | (_bucket_row(self._bucket(element[0][1])) if self.data.buckets.enabled else {})
+        return self.row() | (_bucket_row(self._bucket(element[0][1])) if self.data.has_buckets else {})
 
     def _bucket(self, record: int) -> aspect.Bucket:
         table = aspect.table(self.data)
         return table[aspect.square(table) if self.assigned is None else self.assigned[record]]
 
     def load(self, position: int, record: int) -> dict[str, Any]:
-        loaded = self._load_cover(position, record) if self.data.buckets.enabled else super().load(position, record)
+        loaded = self._load_cover(position, record) if self.data.has_buckets else super().load(position, record)
         texts = self.source.captions(caption_record(self, record))
         texts = tuple(map(captions.clean, texts)) if self.data.captions.clean else texts
         if self.everything:

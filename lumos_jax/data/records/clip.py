@@ -11,7 +11,7 @@ from PIL import Image
 from lumos_jax.data.base import HasClips, register
 from lumos_jax.data.decode import decode_square
 from lumos_jax.data.records.base import Loader, Row, record_rng
-from lumos_jax.scenes.motion import SCORE_SIDE, frame_pairs
+from lumos_jax.scenes.motion import SCORE_SIDE, score
 
 
 @register("clip")
@@ -76,7 +76,5 @@ def motion_score(frames: np.ndarray, fps: float) -> float:
 
     box, size = Image.Resampling.BOX, (SCORE_SIDE, SCORE_SIDE)
     gray = [np.asarray(Image.fromarray(frame).convert("L").resize(size, box)) for frame in frames]
-    pairs, scale = frame_pairs(len(frames), fps)
     # Two levels and windows of 5: on 16 pixels more would only average everything.
-    flows = [cv2.calcOpticalFlowFarneback(gray[a], gray[b], None, 0.5, 2, 5, 3, 5, 1.1, 0) for a, b in pairs]
-    return float(np.mean([np.linalg.norm(flow, axis=-1).mean() for flow in flows])) * scale if flows else 0.0
+    return score(lambda a, b: cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 2, 5, 3, 5, 1.1, 0), gray, fps)

@@ -28,13 +28,8 @@ class ArrayRecordSource(Source, HasCaptions):
     needs = "path"
 
     def __init__(self, path: str):
-        paths = find_shards(path, lambda name: name.endswith(".arrayrecord") or ".array_record" in name)
+        paths = find_shards(path, "ArrayRecord", "*.arrayrecord", "*.array_record*")
         self._shards = Shards(paths, list(map(count_records, paths)))
-        if not paths:
-            raise ValueError(
-                f"config.data.path={path!r}: no ArrayRecord shards there (a directory is searched for *.arrayrecord and "
-                "*.array_record*; a file or a glob may have any name)"
-            )
         if not len(self):
             raise ValueError(f"config.data.path={path!r}: the {len(paths)} ArrayRecord shards there hold no records")
 

@@ -9,25 +9,15 @@ from typing import BinaryIO
 
 from absl import logging
 
+from lumos_jax.data import files
 from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, HasLabels, digest, printable, register
 from lumos_jax.data.captions import decode_text, read_jsonl
-from lumos_jax.data.files import (
-    IMAGE_ENDINGS,
-    FilesSource,
-    Names,
-    directory,
-    file_size,
-    files_below,
-    is_image,
-    open_regular,
-    read_file,
-)  # fmt: skip
 
 _CAPTIONS = "captions.jsonl"
 
 
 @register("folder")
-class FolderSource(FilesSource, HasCaptions, HasLabels):
+class FolderSource(files.FilesSource, HasCaptions, HasLabels):
     """Every image file below a directory, links followed, by sorted relative name.
 
     A file with an image's ending is a record, whatever it holds: should it not decode, it is a corrupt record. Of files with
@@ -41,24 +31,22 @@ class FolderSource(FilesSource, HasCaptions, HasLabels):
     """
 
     def __init__(self, path: str, captioned: bool = False):
-        self.root, self._captioned, self._captions = directory(path), captioned, None
+        self.root, self._captioned, self._captions = files.directory(path), captioned, None
         found, others = [], []
-        for name in files_below(self.root):
+        for name in files.files_below(self.root):
             (found if _looks_like_image(name) else others).append(os.path.relpath(name, self.root))
         if captioned:
             others = [name for name in others if os.path.splitext(name)[1] != ".txt" and name != _CAPTIONS]
+        example = printable(min(others, default=""))
         if not found:
-            kinds = (
-                f"its {len(others)} files are of other kinds, as {printable(min(others))}" if others else "it is empty"
-            )
+            kinds = f"its {len(others)} files are of other kinds, as {example}" if others else "it is empty"
             raise ValueError(
                 f"config.data.path={path!r} holds no images: {kinds}. JPEG, PNG, WebP, GIF, BMP and TIFF files are read, "
                 "from folders within it too"
             )
         if others:
-            example = printable(min(others))
             logging.warning("%s: %d files are no images and are left out, as %s", self.root, len(others), example)
-        self.names = Names(sorted(found))
+        self.names = files.Names(sorted(found))
         if captioned and (self.root / _CAPTIONS).exists():
             self._captions = read_jsonl(self.root / _CAPTIONS)
 
@@ -71,22 +59,22 @@ class FolderSource(FilesSource, HasCaptions, HasLabels):
             if self.names[index] not in self._captions:
                 raise CorruptRecord(f"{_CAPTIONS} has no line for it")
             return self._captions[self.names[index]]
-        files = self._caption_files(index)
-        there = [os.path.exists(file) for file in files]
-        if not any(there):
-            name, root = os.path.basename(files[0]), printable(self.root)
+        paths = self._caption_files(index)
+        there = set(filter(os.path.exists, paths))
+        if not there:
+            name, root = os.path.basename(paths[0]), printable(self.root)
             raise CorruptRecord(f"there is no {name} beside it, and no {_CAPTIONS} in {root}")
-        return tuple(decode_text(read_file(file)) if found else "" for file, found in zip(files, there, strict=True))
+        return tuple(decode_text(files.read_file(path)) if path in there else "" for path in paths)
 
     def _caption_files(self, index: int) -> tuple[str, str]:
         stem = os.path.splitext(self.path(index))[0]
         return f"{stem}.txt", f"{stem}.detailed.txt"
 
     def read(self, index: int) -> bytes:
-        return read_file(self.path(index))
+        return files.read_file(self.path(index))
 
     def open_image(self, index: int) -> BinaryIO:
-        return open_regular(self.path(index))
+        return files.open_regular(self.path(index))
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
@@ -103,19 +91,19 @@ class FolderSource(FilesSource, HasCaptions, HasLabels):
         return folder
 
     def fingerprint(self) -> str:
-        content: list = [(name, file_size(self.root / name)) for name in self.names]
+        content: list = [(name, files.file_size(self.root / name)) for name in self.names]
         if self._captions is not None:
             content.append(sorted(self._captions.items()))
         elif self._captioned:
-            content += [tuple(map(file_size, self._caption_files(index))) for index in range(len(self))]
+            content += [tuple(map(files.file_size, self._caption_files(index))) for index in range(len(self))]
         return digest(content)
 
 
 def _looks_like_image(name: str) -> bool:
-    if os.path.splitext(name)[1].lower() in IMAGE_ENDINGS:
+    if os.path.splitext(name)[1].lower() in files.IMAGE_ENDINGS:
         return True
     try:
-        with open_regular(name) as file:
-            return is_image(file.read(12))
+        with files.open_regular(name) as file:
+            return files.is_image(file.read(12))
     except OSError:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -23,14 +24,12 @@ class ScenesSource(Source, HasCaptions, HasLabels, HasClips, HasViews):
     clip_frames = scenes.CLIP_FRAMES
     classes = tuple(f"{color} {kind}" for kind in scenes.KINDS for color in scenes.COLORS)  # of a scene's largest solid
 
-    def __init__(
-        self, records: int, size: int, seed: int = 0, ratios: tuple[float, float] | None = None, turn: float = math.pi
-    ):
+    def __init__(self, records: int, size: int, seed: int = 0, ratios: Sequence[float] = (), turn: float = math.pi):
         self.records, self.size, self.seed, self.ratios, self.turn = records, size, seed, ratios, turn
 
     @classmethod
     def open(cls, data: Data) -> ScenesSource:
-        ratios = data.buckets.ratios if data.buckets.enabled else None
+        ratios = data.aspect_ratios if data.has_buckets else ()
         turn = math.radians(data.scenes.max_view_angle)
         return cls(data.scenes.num_scenes, data.image_size, ratios=ratios, turn=turn)
 
@@ -62,7 +61,8 @@ class ScenesSource(Source, HasCaptions, HasLabels, HasClips, HasViews):
         times = [(start + i * stride) / (scenes.CLIP_FRAMES - 1) for i in range(frames)]
         scene, fps = self.scene(index), scenes.CLIP_FPS / stride
         images = np.stack([render.render(scene, size, time=time) for time in times])
-        return Clip(images, fps, motion.mean_flow(scene, times, fps))
+        between = functools.partial(motion.flow, scene, size=motion.SCORE_SIDE)
+        return Clip(images, fps, motion.score(between, times, fps))
 
     def posed_views(self, index: int, rng: np.random.Generator, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Views (size, size, 3) uint8 from `count` random cameras that look at the origin, with their (3, 4) matrices; the
@@ -78,7 +78,7 @@ class ScenesSource(Source, HasCaptions, HasLabels, HasClips, HasViews):
         return f"scene {index}"
 
     def fingerprint(self) -> str:
-        shapes = "" if self.ratios is None else f"-{self.ratios[0]}-{self.ratios[1]}"
+        shapes = "".join(f"-{ratio}" for ratio in self.ratios)
         turn = "" if self.turn == math.pi else f"-turn{self.turn:.4f}"
         return f"scenes-v{scenes.VERSION}-{self.records}-{self.size}-{self.seed}{shapes}{turn}"
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import bisect
 import collections
+import functools
 import itertools
 import json
 import os
 import pathlib
 import tarfile
 from collections.abc import Iterator
-from concurrent import futures
 from typing import Any
 
 import numpy as np
-import tqdm
 from absl import logging
+from tqdm.contrib.concurrent import thread_map
 
 from lumos_jax import fileio
 from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, Source, digest, printable, register
@@ -52,13 +52,11 @@ class TarSource(Source, HasCaptions):
     needs = "path"
 
     def __init__(self, path: str, kept: pathlib.Path | None = None):
-        self.paths = find_shards(path, lambda name: name.endswith(".tar"))
-        if not self.paths:
-            raise ValueError(f"config.data.path={path!r}: no .tar shards there (a directory is searched for *.tar)")
+        self.paths = find_shards(path, ".tar", "*.tar")
         count, left_out = len(self.paths), collections.Counter()
-        with futures.ThreadPoolExecutor(_READERS) as pool:
-            found = pool.map(lambda shard: _index_of(shard, kept), self.paths)
-            found = list(tqdm.tqdm(found, "indices of shards", count, disable=count < _PROGRESS_FROM))
+        quiet = count < _PROGRESS_FROM
+        index = functools.partial(_index_of, kept=kept)
+        found = thread_map(index, self.paths, max_workers=_READERS, desc="indices of shards", disable=quiet)
         for one in found:
             left_out.update(json.loads(one["left_out"].tobytes()))
         for reason, number in sorted(left_out.items()):
@@ -159,11 +157,9 @@ def _read_headers(path: str) -> dict[str, np.ndarray]:
     left_out["records in shards have no image and are left out"] += len(places) - len(found)
     names = "".join(f"{name}\0" for name in found).encode(errors="surrogateescape")
     table = [files.get(column, (-1, -1)) for files in found.values() for column in range(4)]
-    return {
-        "names": np.frombuffer(names, np.uint8),
-        "places": np.array(table, np.int64).reshape(-1, 4, 2),
-        "left_out": np.frombuffer(json.dumps(+left_out).encode(), np.uint8),
-    }
+    texts = {"names": names, "left_out": json.dumps(+left_out).encode()}
+    arrays = {name: np.frombuffer(text, np.uint8) for name, text in texts.items()}
+    return arrays | {"places": np.array(table, np.int64).reshape(-1, 4, 2)}
 
 
 def _members(path: str) -> Iterator[tarfile.TarInfo]:
