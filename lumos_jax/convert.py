@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 import sys
@@ -185,8 +186,22 @@ def _save_prior(folder: pathlib.Path, layout: str, settings: config.Settings, st
         inner.mkdir()
         names = official.to_diffusers(state)
         files.save_safetensors(names, inner / "diffusion_pytorch_model.safetensors", metadata)
-        heads = make_size(settings.model).heads
-        network = official.diffusers_config(state, heads, position_scale(settings.data.image_size))
+        size, patch = make_size(settings.model), settings.model.patch_size
+        network = {
+            "_class_name": "LumosTransformer2DModel",
+            "num_attention_heads": size.heads,
+            "attention_head_dim": size.width // size.heads,
+            "num_layers": size.depth,
+            "patch_size": patch,
+            "sample_size": math.isqrt(state["pos_embed"].shape[1]) * patch,
+            "in_channels": state["x_embedder.proj.weight"].shape[1],
+            "out_channels": state["final_layer.linear.weight"].shape[0] // patch**2,
+            "caption_channels": state["y_embedder.y_embedding"].shape[1],
+            "interpolation_scale": position_scale(settings.data.image_size),
+            "norm_type": "ada_norm_zero",
+            "norm_eps": 1e-6,
+            "activation_fn": "gelu-approximate",
+        }
         (inner / "config.json").write_text(json.dumps(network, indent=2) + "\n", encoding="utf-8")
     config_io.save(settings, folder / "config.json")
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Dtype = Literal["float32", "bfloat16"]
@@ -97,16 +97,6 @@ def replace(group: Any, changes: Mapping[str, Any]) -> Any:
         head, _, rest = name.partition(".")
         group = dataclasses.replace(group, **{head: replace(getattr(group, head), {rest: value}) if rest else value})
     return group
-
-
-def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
-    """("group.field", Field) of every setting of a group and its sub-groups, in order."""
-    for name, field in fields(type(group)).items():
-        value = getattr(group, name)
-        if dataclasses.is_dataclass(value):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
 
 
 def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

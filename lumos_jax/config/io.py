@@ -71,16 +71,8 @@ def load(path) -> config.Settings:
     return from_saved(tree)
 
 
-def differences(old: config.Settings, new: config.Settings) -> dict[str, tuple[Any, Any]]:
-    """The fields, as "group.field", whose values differ, with (old, new)."""
-    old_flat, new_flat = config.flatten_settings(to_dict(old)), config.flatten_settings(to_dict(new))
-    names = [*new_flat, *(name for name in old_flat if name not in new_flat)]  # tasks differ in their fields
-    pairs = {name: (old_flat.get(name), new_flat.get(name)) for name in names}
-    return {name: (before, after) for name, (before, after) in pairs.items() if before != after}
-
-
 # Fields that may change when a run is resumed: none of them alters a parameter, the noise or the order of the records.
-# (`train.steps` may too, unless the learning rate decays towards it: see `frozen_differences`.)
+# `train.steps` may too, unless the learning rate decays towards it.
 _FREE_GROUPS = ("mesh", "checkpoint", "log", "eval")
 _FREE_FIELDS = frozenset(
     {
@@ -95,14 +87,15 @@ def frozen_differences(old: config.Settings, new: config.Settings) -> dict[str, 
 
     Paths and weight names may change (a data set moves); what they hold may not, and is compared by fingerprint instead.
     """
-    changed = {}
-    for name, values in differences(old, new).items():
-        free = name in _FREE_FIELDS or name.split(".")[0] in _FREE_GROUPS
-        if name == "train.steps":
-            free = new.optimizer.decay == "constant"
-        if not free and name not in new.checkpoint.allow_change:
-            changed[name] = values
-    return changed
+    before, after = (config.flatten_settings(to_dict(settings)) for settings in (old, new))
+    free = {"train.steps"} if new.optimizer.decay == "constant" else set()
+    free |= _FREE_FIELDS | set(new.checkpoint.allow_change)
+    pairs = {name: (before.get(name), after.get(name)) for name in before | after}  # tasks differ in their fields
+    return {
+        name: (then, now)
+        for name, (then, now) in pairs.items()
+        if then != now and name not in free and name.partition(".")[0] not in _FREE_GROUPS
+    }
 
 
 def _build(cls, tree: Mapping[str, Any], where: str):
@@ -130,22 +123,16 @@ def _suggest(name: str, fields: Mapping[str, Any]) -> str:
 def _coerce(hint, value, where: str):
     """Checks a leaf's type; lists (JSON has no tuples) become tuples and whole numbers may stand for floats."""
     if typing.get_origin(hint) is tuple:
-        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+        if not isinstance(value, (list, tuple)):
             raise ValueError(f"{where} must be a tuple, not {value!r}")
         kinds = typing.get_args(hint)
-        if kinds[-1] is Ellipsis:
-            kinds = (kinds[0],) * len(value)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
         if len(value) != len(kinds):
             raise ValueError(f"{where} must have {len(kinds)} values, not {len(value)}: {value!r}")
-        return tuple(
-            _coerce(kind, entry, f"{where}[{i}]") for i, (kind, entry) in enumerate(zip(kinds, value, strict=True))
-        )
-    if typing.get_origin(hint) is Mapping:  # an entry of data.mixture
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{where} must be a mapping of fields, not {value!r}")
-        return dict(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ValueError(f"{where} must be of type {hint.__name__}, not {value!r}")
-    return value
+        entries = enumerate(zip(kinds, value, strict=True))
+        return tuple(_coerce(kind, entry, f"{where}[{i}]") for i, (kind, entry) in entries)
+    kind = typing.get_origin(hint) or hint  # Mapping: an entry of data.mixture
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} must be of type {kind.__name__}, not {value!r}")
+    return float(value) if kind is float else dict(value) if kind is Mapping else value

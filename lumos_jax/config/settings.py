@@ -6,11 +6,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-from lumos_jax.config import fields
 from lumos_jax.config.data import Data
+from lumos_jax.config.fields import between, flatten_settings
 from lumos_jax.config.networks import Autoencoder, Diffusion, Encoder, Model
-from lumos_jax.config.tasks import Task
 from lumos_jax.config.training import Checkpoint, Eval, Finetune, Log, Mesh, Optimizer, Train
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Which task, how its condition is dropped, and the settings of its own, in a class that the task derives from this one."""
+
+    name: Annotated[str, "a module of lumos_jax/tasks, or the import path of another"] = "i2i"
+    condition_dropout: Annotated[
+        float, between(0, 1), "probability of the null condition, for classifier-free guidance"
+    ] = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +68,7 @@ class Settings:
         }  # fmt: skip
 
     def _allowed_changes(self) -> dict[str, bool]:
-        known, wrong = dict(fields.leaves(self)), {}
+        known, wrong = flatten_settings(dataclasses.asdict(self)), {}
         for name in self.checkpoint.allow_change:
             here = f"config.checkpoint.allow_change names {name!r}"
             wrong[f"{here}, which is no field"] = name not in known and not name.endswith(".fingerprint")
@@ -67,12 +76,3 @@ class Settings:
             held = name == "optimizer.state_dtype"
             wrong[f"{here}: a checkpoint holds that dtype; change it with init_from only"] = held
         return wrong
-
-
-def validate(settings: Settings) -> None:
-    """Checks every value and every rule between fields.
-
-    Raises:
-      ValueError: names the field, its value and what is allowed.
-    """
-    fields.validate(settings)

@@ -10,6 +10,7 @@ import pathlib
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO
 
@@ -92,14 +93,14 @@ def files_below(root: pathlib.Path) -> list[str]:
     """
     found, special, entered, pending = [], [], set(), [os.fspath(root)]
     while pending:
-        directory, folders = pending.pop(), []
+        folder, folders = pending.pop(), []
         try:
-            status = os.stat(directory)
+            status = os.stat(folder)
             identity = status.st_dev, status.st_ino
             if identity in entered:  # a link that leads back up, or a second way to the same files
                 continue
             entered.add(identity)
-            with os.scandir(directory) as entries:
+            with os.scandir(folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
                         mode = _mode(entry)
@@ -199,7 +200,7 @@ def made_once(file: pathlib.Path | None, names: Sequence[str], make: Callable[[]
         try:
             with zipfile.ZipFile(file) as there:
                 return {name: read_npy(there.read(f"{name}.npy")) for name in names}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             logging.warning("%s cannot be read (%s): it is made again", file, error)
     arrays = make()
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")  # other processes may do the same at this moment

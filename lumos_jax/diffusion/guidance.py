@@ -29,7 +29,7 @@ def guided(
     rescale: float = 0.0,
     process: Process,
 ) -> Callable:
-    """The guided denoiser.
+    """The guided denoiser: (x, network time) -> (B, h, w, c_out).
 
     Args:
       predict: (x (B, h, w, c), network time (B,), condition) -> (B, h, w, c_out).
@@ -38,9 +38,6 @@ def guided(
       interval: (low, high) within [0, 1]; 0 is clean, 1 is noise.
       rescale: phi in [0, 1]; 0 for none.
       process: says which channels are a learned variance.
-
-    Returns:
-      (x, network time) -> (B, h, w, c_out).
     """
     if np.all(np.asarray(scale) == 1.0):
         return lambda x, time: predict(x, time, condition)

@@ -61,9 +61,8 @@ def variational_bound(process: Process, prediction, logits, x_t, x0, t_B) -> jax
     x0_hat, _ = to_x0_noise(process.prediction, signal, sigma, x_t, prediction)
     mean = posterior_mean(process, x0_hat, x_t, t_B)
     log_variance = model_log_variance(process, logits, t_B)
-    true_mean = posterior_mean(process, x0, x_t, t_B)
     true_log_variance = at_timestep(posterior(process.schedule, process.steps)["log_variance"], t_B, x_t)
-    kl_B = _mean(normal_kl(true_mean, true_log_variance, mean, log_variance)) / LOG_2
+    kl_B = _mean(normal_kl(posterior_mean(process, x0, x_t, t_B), true_log_variance, mean, log_variance)) / LOG_2
     nll_B = _mean(-discretized_log_likelihood(x0, mean, 0.5 * log_variance)) / LOG_2
     return jnp.where(t_B == 0, nll_B, kl_B)
 
@@ -87,10 +86,7 @@ def discretized_log_likelihood(x, mean, log_scale) -> jax.Array:
     centered, inverse = x - mean, jnp.exp(-log_scale)
     upper = cdf(inverse * (centered + 1.0 / 255.0))
     lower = cdf(inverse * (centered - 1.0 / 255.0))
-    floor = 1e-12
-    inner = jnp.log(jnp.maximum(upper - lower, floor))
-    first = jnp.log(jnp.maximum(upper, floor))
-    last = jnp.log(jnp.maximum(1.0 - lower, floor))
+    inner, first, last = (jnp.log(jnp.maximum(share, 1e-12)) for share in (upper - lower, upper, 1.0 - lower))
     return jnp.where(x < -0.999, first, jnp.where(x > 0.999, last, inner))
 
 

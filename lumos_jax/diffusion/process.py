@@ -87,10 +87,8 @@ def from_x0_noise(prediction: str, signal, sigma, x0, noise):
 
 
 def to_x0_noise(prediction: str, signal, sigma, x_t, output):
-    """Solves (1) and (2) for (x0, noise), given x_t and the network's prediction.
-
-    Where sigma or signal is 0, x_t does not depend on one of them; only v and flow give a finite value for it there.
-    """
+    """Solves (1) and (2) for (x0, noise), given x_t and the network's prediction. Where sigma or signal is 0, only v and flow
+    give a finite value."""
     if prediction == "noise":
         return (x_t - sigma * output) / signal, output
     if prediction == "x0":
@@ -130,11 +128,8 @@ def model_log_variance(process: Process, logits: jax.Array, t_B: jax.Array) -> j
 
 
 def sample_timesteps(process: Process, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Random timesteps: int32 in [0, T), or float32 in (0, 1) for flow.
-
-    Uniform, or logit-normal (Esser et al. 2024): u = sigmoid(mean + n), dense in the middle; discrete processes
-    take the step that contains u.
-    """
+    """Random timesteps: int32 in [0, T), or float32 in (0, 1) for flow. Uniform, or logit-normal (Esser et al. 2024):
+    u = sigmoid(mean + n), dense in the middle; discrete processes take the step that contains u."""
     if process.timesteps == "logit_normal":
         u = jax.nn.sigmoid(process.logit_mean + jax.random.normal(key, shape))
     elif process.is_flow:
@@ -142,8 +137,7 @@ def sample_timesteps(process: Process, key: jax.Array, shape: tuple[int, ...]) -
     else:
         return jax.random.randint(key, shape, 0, process.steps, jnp.int32)
     if process.is_flow:
-        # At the ends x_t is all noise or all image.
-        return jnp.clip(u, 1e-5, 1 - 1e-5)
+        return jnp.clip(u, 1e-5, 1 - 1e-5)  # at the ends x_t is all noise or all image
     return jnp.minimum((u * process.steps).astype(jnp.int32), process.steps - 1)
 
 
@@ -157,10 +151,3 @@ def timestep_quartile(process: Process, t: jax.Array) -> jax.Array:
     """The quarter of the schedule that t is in: int32 0 (least noise) .. 3 (most)."""
     span = 1.0 if process.is_flow else process.steps
     return jnp.clip((t.astype(jnp.float32) * (4.0 / span)).astype(jnp.int32), 0, 3)
-
-
-def log_snr_table(process: Process) -> tuple[np.ndarray, np.ndarray]:
-    """The discrete schedule in continuous time, for samplers: nodes (T,) at (i + 1) / T and log a_t there, float64."""
-    bar_T = schedule.alphas_cumprod(process.schedule, process.steps)
-    times_T = np.linspace(0.0, 1.0, process.steps + 1)[1:]
-    return times_T, 0.5 * np.log(bar_T)

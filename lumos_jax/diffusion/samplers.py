@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos_jax.diffusion import schedule
-from lumos_jax.diffusion.process import NETWORK_TIME, Process, log_snr_table, split_output, to_x0_noise
+from lumos_jax.diffusion.process import NETWORK_TIME, Process, split_output, to_x0_noise
 
 FLOW_SAMPLERS = ("euler", "heun")
 SAMPLERS = ("ddpm", "ddim", "dpm++", *FLOW_SAMPLERS)
@@ -43,7 +43,7 @@ def sample(
     lower_last: bool = False,
     eta: float = 0.0,
 ) -> jax.Array:
-    """Samples x0.
+    """Samples x0 (B, h, w, c) float32.
 
     Args:
       process: what the network was trained on.
@@ -55,9 +55,6 @@ def sample(
       steps: calls of the network (heun: 2 steps - 1).
       lower_last: dpm++ only: make the last step first order for any number of steps, not only for fewer than 10.
       eta: ddim only: 0 is deterministic, 1 adds as much noise as ddpm.
-
-    Returns:
-      x0 (B, h, w, c) float32.
 
     Raises:
       ValueError: an unknown sampler, one that does not solve the process, or more steps than the process has.
@@ -80,9 +77,7 @@ def sample(
 
 def spaced_timesteps(total: int, steps: int) -> np.ndarray:
     """(S,) `steps` of `total` timesteps, evenly spaced, ascending, from 0 to total - 1 (one step: the last)."""
-    if steps == 1:
-        return np.array([total - 1])
-    return np.round(np.linspace(0, total - 1, steps)).astype(np.int64)
+    return np.round(np.linspace(0, total - 1, steps)).astype(np.int64) if steps > 1 else np.array([total - 1])
 
 
 def normal_rows(key: jax.Array, shape: tuple[int, ...], step: int | jax.Array | None = None) -> jax.Array:
@@ -92,42 +87,44 @@ def normal_rows(key: jax.Array, shape: tuple[int, ...], step: int | jax.Array | 
     return jax.random.normal(key if step is None else jax.random.fold_in(key, step), shape)
 
 
-def _batch_times(time: jax.Array, x: jax.Array) -> jax.Array:
-    """A network time for every row of x: (B,) float32."""
-    return jnp.full(x.shape[:1], time, jnp.float32)
+def _call(denoise: Callable, x: jax.Array, time: jax.Array) -> jax.Array:
+    """The network's output, float32, at one network time for every row of x."""
+    return denoise(x, jnp.full(x.shape[:1], time, jnp.float32)).astype(jnp.float32)
+
+
+def _predict(process: Process, denoise: Callable, x: jax.Array, row: dict[str, jax.Array]) -> tuple:
+    """(x_0, eps, variance logits or None), as the network predicts them from x_t at `row`'s time, signal and sigma."""
+    prediction, logits = split_output(process, _call(denoise, x, row["time"]))
+    return *to_x0_noise(process.prediction, row["signal"], row["sigma"], x, prediction), logits
 
 
 def _reversed_scan(body: Callable, x: jax.Array, tables_S: dict[str, np.ndarray]) -> jax.Array:
     """Scans x = body(x, row) over the rows of the tables, from the last (the noisiest) to the first."""
-    count = len(next(iter(tables_S.values())))
     xs = {name: jnp.asarray(table[::-1].copy(), jnp.float32) for name, table in tables_S.items()}
-    xs["index"] = jnp.arange(count)
+    xs["index"] = jnp.arange(len(xs["time"]))
     return jax.lax.scan(lambda x, row: (body(x, row), None), x, xs)[0]
 
 
-def _respaced(process: Process, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(S,) network times, alpha_bar there, and alpha_bar one sampling step earlier (1 at the end)."""
+def _respaced(process: Process, steps: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """alpha_bar (S,) at the sampling steps, alpha_bar one step earlier (1 at the end), and the tables that `_predict` takes."""
     used_S = spaced_timesteps(process.steps, steps)
     bar_S = schedule.alphas_cumprod(process.schedule, process.steps)[used_S]
-    return used_S * (NETWORK_TIME / process.steps), bar_S, np.append(1.0, bar_S[:-1])
+    time_S = used_S * (NETWORK_TIME / process.steps)
+    return bar_S, np.append(1.0, bar_S[:-1]), {"time": time_S, "signal": np.sqrt(bar_S), "sigma": np.sqrt(1 - bar_S)}
 
 
 def _ddim(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, steps: int, eta: float) -> jax.Array:
     """(2)."""
-    time_S, bar_S, next_bar_S = _respaced(process, steps)
+    bar_S, next_bar_S, tables_S = _respaced(process, steps)
     std_S = eta * np.sqrt((1 - next_bar_S) / (1 - bar_S) * (1 - bar_S / next_bar_S))
-    tables_S = {
-        "time": time_S,
-        "signal": np.sqrt(bar_S),
-        "sigma": np.sqrt(1 - bar_S),
+    tables_S |= {
         "next_signal": np.sqrt(next_bar_S),
         "next_sigma": np.sqrt(np.maximum(1 - next_bar_S - std_S**2, 0.0)),
         "std": std_S,
     }
 
     def body(x, row):
-        prediction, _ = split_output(process, denoise(x, _batch_times(row["time"], x)).astype(jnp.float32))
-        x0, noise = to_x0_noise(process.prediction, row["signal"], row["sigma"], x, prediction)
+        x0, noise, _ = _predict(process, denoise, x, row)
         x = row["next_signal"] * x0 + row["next_sigma"] * noise
         if eta:
             x = x + row["std"] * normal_rows(key, x.shape, row["index"])
@@ -138,15 +135,12 @@ def _ddim(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, ste
 
 def _ddpm(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, steps: int) -> jax.Array:
     """(1)."""
-    time_S, bar_S, next_bar_S = _respaced(process, steps)
+    bar_S, next_bar_S, tables_S = _respaced(process, steps)
     beta_S = 1 - bar_S / next_bar_S
     variance_S = beta_S * (1 - next_bar_S) / (1 - bar_S)
     # Clipped where the variance is 0, as in schedule.posterior.
     log_variance_S = np.log(np.append(variance_S[1], variance_S[1:])) if steps > 1 else np.log(beta_S)
-    tables_S = {
-        "time": time_S,
-        "signal": np.sqrt(bar_S),
-        "sigma": np.sqrt(1 - bar_S),
+    tables_S |= {
         "x0_weight": beta_S * np.sqrt(next_bar_S) / (1 - bar_S),
         "xt_weight": (1 - next_bar_S) * np.sqrt(1 - beta_S) / (1 - bar_S),
         "low": log_variance_S,
@@ -155,8 +149,7 @@ def _ddpm(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, ste
     }
 
     def body(x, row):
-        prediction, logits = split_output(process, denoise(x, _batch_times(row["time"], x)).astype(jnp.float32))
-        x0, _ = to_x0_noise(process.prediction, row["signal"], row["sigma"], x, prediction)
+        x0, _, logits = _predict(process, denoise, x, row)
         mean = row["x0_weight"] * x0 + row["xt_weight"] * x
         share = 0.0 if logits is None else (logits + 1) / 2
         log_variance = share * row["high"] + (1 - share) * row["low"]
@@ -168,9 +161,9 @@ def _ddpm(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, ste
 
 def _dpm_solver_pp_2m(process: Process, denoise: Callable, x: jax.Array, steps: int, lower_last: bool) -> jax.Array:
     """(4) and (5)."""
-    nodes_T, log_signal_T = log_snr_table(process)
+    nodes_T = np.linspace(0.0, 1.0, process.steps + 1)[1:]
     times = np.linspace(1.0, 1.0 / process.steps, steps + 1)
-    log_a = np.interp(times, nodes_T, log_signal_T)
+    log_a = np.interp(times, nodes_T, 0.5 * np.log(schedule.alphas_cumprod(process.schedule, process.steps)))
     a, s = np.exp(log_a), np.sqrt(1.0 - np.exp(2.0 * log_a))
     h_S = np.diff(log_a - np.log(s))  # (4)
     # Weight of m_{i-1} - m_{i-2} in (5): 1 / (2 r), or 0 for a first-order step.
@@ -189,8 +182,7 @@ def _dpm_solver_pp_2m(process: Process, denoise: Callable, x: jax.Array, steps: 
 
     def body(carry, row):
         x, previous = carry
-        prediction, _ = split_output(process, denoise(x, _batch_times(row["time"], x)).astype(jnp.float32))
-        x0, _ = to_x0_noise(process.prediction, row["signal"], row["sigma"], x, prediction)
+        x0, _, _ = _predict(process, denoise, x, row)
         corrected = x0 + row["correction"] * (x0 - previous)
         return (row["x_weight"] * x + row["x0_weight"] * corrected, x0), None
 
@@ -201,16 +193,14 @@ def _dpm_solver_pp_2m(process: Process, denoise: Callable, x: jax.Array, steps: 
 def _flow(denoise: Callable, x: jax.Array, steps: int, second_order: bool) -> jax.Array:
     """(3); the last step is always first order, so that the network is never called at t = 0."""
     edges = np.linspace(0.0, 1.0, steps + 1)
-    time_S = edges * NETWORK_TIME
-    tables_S = {"time": time_S[1:], "next_time": time_S[:-1], "step": np.diff(edges)}
+    tables_S = {"time": edges[1:] * NETWORK_TIME, "next_time": edges[:-1] * NETWORK_TIME, "step": np.diff(edges)}
 
     def euler(x, row):
-        return x - row["step"] * denoise(x, _batch_times(row["time"], x)).astype(jnp.float32)
+        return x - row["step"] * _call(denoise, x, row["time"])
 
     def heun(x, row):
-        slope = denoise(x, _batch_times(row["time"], x)).astype(jnp.float32)
-        guess = x - row["step"] * slope
-        ahead = denoise(guess, _batch_times(row["next_time"], x)).astype(jnp.float32)
+        slope = _call(denoise, x, row["time"])
+        ahead = _call(denoise, x - row["step"] * slope, row["next_time"])
         return x - row["step"] * 0.5 * (slope + ahead)
 
     if not second_order:

@@ -22,17 +22,9 @@ COSINE_OFFSET, MAX_BETA = 0.008, 0.999
 
 @functools.cache
 def betas(schedule: str, steps: int) -> np.ndarray:
-    """(T,) variances added at each step.
-
-    Args:
-      schedule: "linear" or "cosine".
-      steps: T; the linear schedule's total noise does not depend on it.
-
-    Raises:
-      ValueError: another schedule.
-    """
+    """(T,) variances added at each of T `steps`. Raises ValueError for a schedule other than "linear" and "cosine"."""
     if schedule == "linear":
-        scale = 1000 / steps
+        scale = 1000 / steps  # the total noise does not depend on T
         return np.linspace(scale * BETA_START, scale * BETA_END, steps, dtype=np.float64)
     if schedule == "cosine":
 

@@ -46,134 +46,93 @@ KNOWN: Mapping[str, Any] = {
     "openai/clip-vit-large-patch14": ClipText(768, 12, 12, 3072, 49408, 77, 768, LEGACY_EOS),
 }
 
-# Names in config.json of our networks' first fields, in their order.
-_T5_FIELDS = ("d_model", "num_layers", "num_heads", "d_kv", "d_ff", "vocab_size", "relative_attention_num_buckets")
-_CLIP_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
-                "max_position_embeddings")  # fmt: skip
-
 State = Mapping[str, Any]
 Described = Mapping[str, Any] | None
-Shapes = Mapping[str, Sequence[int]]
 Recognized = tuple[Any, State, Sequence[Rule]]
 
 
-class _Config(dict):
-    """A config.json; reading a key that it lacks raises ValueError."""
+class _Named(dict):
+    """A dict that raises ValueError where it lacks a name."""
 
-    def __init__(self, values: Mapping[str, Any], origin: str):
+    def __init__(self, values: Mapping[str, Any], message: str):
         super().__init__(values)
-        self.origin = origin
+        self.message = message
 
-    def __missing__(self, key: str):
-        raise ValueError(f"{self.origin}: config.json does not say {key}")
+    def __missing__(self, name: str):
+        raise ValueError(f"{self.message} {name}")
 
 
-def _config(described: Described, origin: str, types: Sequence[str], wanted: str, nested: str) -> _Config:
-    """The config of a network of one of the `types`; in that of a larger one it is under the key `nested`."""
-    if described is None:
-        raise ValueError(f"{origin}: the shape of {wanted} is in config.json; give the directory that holds both")
-    kind = described.get("model_type")
+class _Shapes(_Named):
+    """Name -> shape of the arrays of a network."""
+
+    def __init__(self, state: State, wanted: str, origin: str):
+        super().__init__(shapes_of(state), f"{origin} holds {', '.join(list(state)[:5])} ..., not {wanted}: it has no")
+
+    def some(self, *prefixes: str) -> bool:
+        return any(name.startswith(prefixes) for name in self)
+
+    def depth(self, prefix: str) -> int:
+        """One more than the highest layer, whose number follows the prefix."""
+        layers = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in self)
+        return 1 + max((int(found[1]) for found in layers if found), default=-1)
+
+
+def _check(described: Mapping[str, Any], origin: str, types: Sequence[str], wanted: str) -> None:
+    kind, activation = described.get("model_type"), described.get("hidden_act", "gelu")
     if kind not in types:
         raise ValueError(f"{origin}: config.json says model_type={kind!r}; {wanted} has {' or '.join(types)}")
-    return _Config(described.get(nested, described), origin)
-
-
-def _activation(name: str, origin: str) -> str:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"{origin}: config.json says hidden_act={name!r}; supported are {', '.join(ACTIVATIONS)}")
-    return name
-
-
-def _depth(state: State) -> int:
-    """One more than the highest layer."""
-    layers = (re.search(r"\b(?:blocks?|layers?)\.(\d+)\.", name) for name in state)
-    return 1 + max((int(found[1]) for found in layers if found), default=-1)
+    if activation not in ACTIVATIONS:
+        supported = ", ".join(ACTIVATIONS)
+        raise ValueError(f"{origin}: config.json says hidden_act={activation!r}; supported are {supported}")
 
 
 def recognize_vit(state: State, described: Described, origin: str, heads: int = 0) -> Recognized:
-    """The ViT that weights are for, by their config.json (`described`) or, without one, by names, shapes and `heads`.
+    """The ViT that weights are for: names and shapes tell most, config.json (`described`) or `heads` the rest.
 
     Raises:
       ValueError: another architecture, or one that names and shapes do not tell; names `origin`.
     """
-    shapes = shapes_of(state)
-    if described is None and any(name.startswith(("vision_model.", "encoder.layer.", "layers.")) for name in shapes):
-        described = _vit_config(shapes, heads)
-    if described is None:
-        return _vit_of_official_names(shapes, heads, origin), state, names.VIT
-    return _vit_of_config(described, shapes, origin), state, names.VIT
-
-
-def _vit_of_config(described: Mapping[str, Any], shapes: Shapes, origin: str) -> Vit:
-    types, kind = ("vit", "dinov2", "clip", "clip_vision_model"), described.get("model_type")
-    found = _config(described, origin, types, "an image encoder", "vision_config")
-    if described.get("use_swiglu_ffn"):
-        raise ValueError(f"{origin}: DINOv2 giant's gated MLP is not supported; DINOv2 small, base and large are")
-    clip, dinov2 = kind.startswith("clip"), kind == "dinov2"
-    projection = shapes.get("visual_projection.weight")
-    # CLIP's and DINOv2's nested configs leave out what equals the class's own default.
-    width = found["hidden_size"] if dinov2 else found.get("hidden_size", 768)
-    return Vit(
+    told: Mapping[str, Any] = {}
+    if described is not None:
+        told = {"model_type": described.get("model_type"), **described.get("vision_config", described)}
+        _check(told, origin, ("vit", "dinov2", "clip", "clip_vision_model"), "an image encoder")
+        if told.get("use_swiglu_ffn"):
+            raise ValueError(f"{origin}: DINOv2 giant's gated MLP is not supported; DINOv2 small, base and large are")
+    shapes = _Shapes(state, "the names of a ViT", origin)
+    clip = shapes.some("vision_model.")
+    dinov2 = shapes.some("encoder.layer.0.layer_scale1", "embeddings.mask_token", "blocks.0.ls1.gamma")
+    official = not clip and not shapes.some("encoder.layer.", "layers.")
+    moco, projection = "head.1.running_mean" in shapes, shapes.get("visual_projection.weight")
+    if clip:
+        patch, table, layers = "patch_embedding", "position_embedding.weight", "vision_model.encoder.layers"
+        patch, table = (f"vision_model.embeddings.{name}" for name in (patch, table))
+    elif official:
+        patch, table, layers = "patch_embed.proj", "pos_embed", "blocks"
+    else:
+        patch, table = "embeddings.patch_embeddings.projection", "embeddings.position_embeddings"
+        layers = "encoder.layer" if shapes.some("encoder.layer.") else "layers"
+    width, _, side, _ = shapes[f"{patch}.weight"]
+    if described is not None:
+        heads = told.get("num_attention_heads", 12)  # nested configs leave out what is their class's default
+    elif not heads:
+        heads = MOCO_SMALL_HEADS if moco and width == 384 else max(width // HEAD_DIM, 1)
+    mlps = tuple(f"{layers}.0.{name}.weight" for name in ("mlp.fc1", "intermediate.dense"))
+    network = Vit(
         width,
-        found.get("num_hidden_layers", 12),
-        found.get("num_attention_heads", 12),
-        found.get("patch_size", 32 if clip else 16),
-        found.get("image_size", 224),
-        found.get("layer_norm_eps", 1e-5 if clip else 1e-6 if dinov2 else 1e-12),
-        position_offset=0.0,
-        activation=_activation(found.get("hidden_act", "quick_gelu" if clip else "gelu"), origin),
+        told.get("num_hidden_layers", shapes.depth(layers)),
+        heads,
+        side,
+        math.isqrt(shapes[table][-2] - 1) * side,
+        told.get("layer_norm_eps", 1e-5 if clip else 1e-6 if dinov2 or official else 1e-12),
+        position_offset=0.1 if official and not moco else 0.0,
+        activation=told.get("hidden_act", "quick_gelu" if clip else "gelu"),
         layer_scale=dinov2,
         input_norm=clip,
-        hidden=int(found.get("mlp_ratio", 4) * width) if dinov2 else found.get("intermediate_size", 0),
-        head="linear" if projection else "",
-        head_dims=(projection[0],) if projection else (),
-    )
-
-
-def _vit_config(shapes: Shapes, heads: int) -> dict[str, Any]:
-    """What config.json would say, for arrays under Hugging Face's names without one."""
-    clip = any(name.startswith("vision_model.") for name in shapes)
-    dinov2 = any(name.startswith(("encoder.layer.0.layer_scale1", "embeddings.mask_token")) for name in shapes)
-    patch, positions = (
-        ("vision_model.embeddings.patch_embedding", "vision_model.embeddings.position_embedding.weight")
-        if clip
-        else ("embeddings.patch_embeddings.projection", "embeddings.position_embeddings")
-    )
-    width, _, side, _ = shapes[f"{patch}.weight"]
-    mlps = ("mlp.fc1.weight", "intermediate.dense.weight")
-    hidden = next(shape[0] for name, shape in shapes.items() if name.endswith(mlps))
-    image = {name: shape for name, shape in shapes.items() if not name.startswith("text_model.")}
-    return {
-        "model_type": "clip_vision_model" if clip else "dinov2" if dinov2 else "vit",
-        "hidden_size": width, "num_hidden_layers": _depth(image), "num_attention_heads": heads or max(width // HEAD_DIM, 1),
-        "patch_size": side, "image_size": math.isqrt(shapes[positions][-2] - 1) * side, "intermediate_size": hidden,
-        "mlp_ratio": hidden / width,
-    }  # fmt: skip
-
-
-def _vit_of_official_names(shapes: Shapes, heads: int, origin: str) -> Vit:
-    try:
-        width, _, patch, _ = shapes["patch_embed.proj.weight"]
-        side = math.isqrt(shapes["pos_embed"][1] - 1) * patch
-    except (KeyError, ValueError, IndexError):
-        raise ValueError(
-            f"{origin} has neither a config.json nor the original names of a ViT (patch_embed.proj.weight, pos_embed); it "
-            f"holds {', '.join(list(shapes)[:5])} ..."
-        ) from None
-    moco = "head.1.running_mean" in shapes
-    usual = MOCO_SMALL_HEADS if moco and width == 384 else max(width // HEAD_DIM, 1)
-    return Vit(
-        width,
-        _depth([name for name in shapes if name.startswith("blocks.")]),
-        heads or usual,
-        patch,
-        side,
-        position_offset=0.0 if moco else 0.1,
-        layer_scale="blocks.0.ls1.gamma" in shapes,
-        hidden=shapes.get("blocks.0.mlp.fc1.weight", (0,))[0],
-        head="mlp" if moco else "",
-        head_dims=tuple(shapes[f"head.{place}.weight"][0] for place in (0, 3, 6)) if moco else (),
-    )
+        hidden=next((shapes[name][0] for name in mlps if name in shapes), 0),
+        head="mlp" if moco else "linear" if projection else "",
+        head_dims=tuple(shapes[f"head.{i}.weight"][0] for i in (0, 3, 6)) if moco else projection[:1] if projection else (),
+    )  # fmt: skip
+    return network, state, names.VIT
 
 
 def recognize_kl(state: State, described: Described, origin: str) -> Recognized:
@@ -183,74 +142,73 @@ def recognize_kl(state: State, described: Described, origin: str) -> Recognized:
         found = described.get("_class_name")
         if found != "AutoencoderKL" or set(described.get("down_block_types", ())) != {"DownEncoderBlock2D"}:
             raise ValueError(f"{origin}: config.json describes a {found}, not Stable Diffusion's AutoencoderKL")
-        described = _Config(described, origin)
+        told = _Named(described, f"{origin}: config.json does not say")
         fields = ("layers_per_block", "norm_num_groups", "latent_channels")
-        network = KLAutoencoder(tuple(described["block_out_channels"]), *(described[field] for field in fields))
+        network = KLAutoencoder(tuple(told["block_out_channels"]), *(told[field] for field in fields))
     return network, names.modern_kl_names(state), names.kl_rules(parameter_shapes(network))
 
 
 def recognize_t5(state: State, described: Described, origin: str) -> Recognized:
-    """The T5 encoder that weights are for; shapes alone tell it too."""
-    described = described or _t5_config(shapes_of(state))
-    described = _config(described, origin, ("t5", "mt5"), "an encoder of T5 v1.1 or Flan-T5", "")
-    activation = described.get("feed_forward_proj", "relu")
-    if activation != "gated-gelu":
-        raise ValueError(
-            f"{origin}: config.json says feed_forward_proj={activation!r}, as T5 v1.0 has it; only gated-gelu (T5 v1.1, "
-            "Flan-T5) is supported"
-        )
-    distance = described.get("relative_attention_max_distance", T5_MAX_DISTANCE)
-    network = T5Encoder(*[described[name] for name in _T5_FIELDS], distance, described["layer_norm_epsilon"])
+    """The T5 encoder that weights are for, by shapes, which tell all but what config.json may say otherwise."""
+    wanted = "an encoder of T5 v1.1 or Flan-T5"
+    if described is not None:
+        _check(described, origin, ("t5", "mt5"), wanted)
+        activation = described.get("feed_forward_proj", "relu")
+        if activation != "gated-gelu":
+            raise ValueError(
+                f"{origin}: config.json says feed_forward_proj={activation!r}, as T5 v1.0 has it; only gated-gelu (T5 v1.1, "
+                "Flan-T5) is supported"
+            )
+    told, shapes, first = described or {}, _Shapes(state, wanted, origin), "encoder.block.0.layer"
+    vocabulary, width = shapes[names.SHARED if names.SHARED in shapes else names.COPY]
+    buckets, heads = shapes[f"{first}.0.SelfAttention.relative_attention_bias.weight"]
+    network = T5Encoder(
+        width,
+        told.get("num_layers", shapes.depth("encoder.block")),
+        heads,
+        shapes[f"{first}.0.SelfAttention.q.weight"][0] // heads,
+        shapes[f"{first}.1.DenseReluDense.wi_0.weight"][0],
+        vocabulary,
+        buckets,
+        told.get("relative_attention_max_distance", T5_MAX_DISTANCE),
+        told.get("layer_norm_epsilon", 1e-6),
+    )
     both = [state[name] for name in (names.SHARED, names.COPY) if name in state]
     if len(both) == 2 and not np.array_equal(*both):
         raise ValueError(f"{origin}: {names.SHARED} and {names.COPY} differ; in T5 they are one array")
     return network, state, names.t5_rules(state)
 
 
-def _t5_config(shapes: Shapes) -> Described:
-    """T5's config.json from the shapes of its arrays, which tell all of it; None if these are no T5's arrays."""
-    first = "encoder.block.0.layer"
-    bias = shapes.get(f"{first}.0.SelfAttention.relative_attention_bias.weight")
-    gate = shapes.get(f"{first}.1.DenseReluDense.wi_0.weight")
-    if bias is None or gate is None:
-        return None
-    embedding = shapes.get(names.SHARED) or shapes[names.COPY]
-    inner = shapes[f"{first}.0.SelfAttention.q.weight"][0]
-    return {
-        "model_type": "t5", "feed_forward_proj": "gated-gelu", "d_model": embedding[1], "vocab_size": embedding[0],
-        "num_layers": _depth([name for name in shapes if name.startswith("encoder.")]), "num_heads": bias[1],
-        "d_kv": inner // bias[1], "d_ff": gate[0], "relative_attention_num_buckets": bias[0], "layer_norm_epsilon": 1e-6,
-    }  # fmt: skip
-
-
 def recognize_clip_text(state: State, described: Described, origin: str) -> Recognized:
-    """The CLIP text encoder that weights are for. Without a config.json, shapes alone give a report of its names."""
-    state = names.with_text_prefix(state)
-    shapes = shapes_of(state)
-    if described is None and not has_data(state):
-        described = _clip_text_config(shapes)
-    described = _config(described, origin, ("clip_text_model", "clip"), "a CLIP text encoder", "text_config")
+    """The CLIP text encoder that weights are for, by shapes and config.json; for a report of names, by shapes alone."""
+    wanted, state, layers = "a CLIP text encoder", names.with_text_prefix(state), "text_model.encoder.layers"
+    shapes = _Shapes(state, wanted, origin)
+    if described is not None:
+        told = {"model_type": described.get("model_type"), **described.get("text_config", described)}
+        _check(told, origin, ("clip_text_model", "clip"), wanted)
+    elif has_data(state):
+        raise ValueError(f"{origin}: the shape of {wanted} is in config.json; give the directory that holds both")
+    else:  # guesses
+        heads = max(shapes["text_model.final_layer_norm.weight"][0] // HEAD_DIM, 1)
+        told = {
+            "num_attention_heads": heads,
+            "eos_token_id": LEGACY_EOS,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        }
+    told = _Named(told, f"{origin}: config.json does not say")
+    tables = (shapes[f"text_model.embeddings.{name}_embedding.weight"] for name in ("token", "position"))
+    (vocabulary, width), (positions, _) = tables
     network = ClipText(
-        *[described[name] for name in _CLIP_FIELDS],
+        width,
+        told.get("num_hidden_layers", shapes.depth(layers)),
+        told["num_attention_heads"],
+        shapes[f"{layers}.0.mlp.fc1.weight"][0],
+        vocabulary,
+        positions,
         projection=shapes.get("text_projection.weight", (0,))[0],
-        eos=described["eos_token_id"],
-        activation=_activation(described["hidden_act"], origin),
-        eps=described["layer_norm_eps"],
+        eos=told["eos_token_id"],
+        activation=told["hidden_act"],
+        eps=told["layer_norm_eps"],
     )
     return network, state, names.CLIP_TEXT
-
-
-def _clip_text_config(shapes: Shapes) -> Described:
-    """Enough of CLIP's config.json to see the report of its names; the number of heads and the end-of-text id are guesses.
-    None if these are no CLIP text tower's arrays."""
-    tables = [f"text_model.embeddings.{name}_embedding.weight" for name in ("token", "position")]
-    mlp = "text_model.encoder.layers.0.mlp.fc1.weight"
-    if not {*tables, mlp} <= shapes.keys():
-        return None
-    (vocabulary, width), (positions, _) = (shapes[name] for name in tables)
-    return {
-        "model_type": "clip_text_model", "hidden_size": width, "num_attention_heads": max(width // HEAD_DIM, 1),
-        "num_hidden_layers": _depth([name for name in shapes if name.startswith("text_model.")]), "vocab_size": vocabulary,
-        "hidden_act": "quick_gelu", "eos_token_id": 2, "intermediate_size": shapes[mlp][0], "layer_norm_eps": 1e-5,
-        "max_position_embeddings": positions,
-    }  # fmt: skip

@@ -27,11 +27,7 @@ class Autoencoder:
     dtype: str = "float32"
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(h, w, c) of a square image's latents.
-
-        Raises:
-          ValueError: the side does not divide.
-        """
+        """(h, w, c) of a square image's latents. Raises ValueError if the side does not divide."""
         if self.network is None:
             return image_size, image_size, 3
         if image_size % self.network.factor:
@@ -43,20 +39,14 @@ class Autoencoder:
 
     def encode(self, params: Any, image: jax.Array, key: jax.Array) -> jax.Array:
         """uint8 (B, H, W, 3) -> (B, h, w, c) float32, scaled; `key` is for the posterior sample."""
-        if self.network is None:
-            return _unit(image)
-        return self.sample(self.moments(params, image), key)
+        return _unit(image) if self.network is None else self.sample(self.moments(params, image), key)
 
     def mode(self, params: Any, image: jax.Array) -> jax.Array:
-        """Pixels (B, H, W, 3), uint8 or float in 0..255, -> (B, h, w, c) float32, the posterior's mode, unscaled, as conditions
-        have it."""
-        if self.network is None:
-            return _unit(image)
-        return jnp.split(self.moments(params, image), 2, axis=-1)[0]
+        """Pixels (B, H, W, 3) in 0..255 -> (B, h, w, c) float32, the posterior's mode, unscaled, as conditions have it."""
+        return _unit(image) if self.network is None else jnp.split(self.moments(params, image), 2, axis=-1)[0]
 
     def moments(self, params: Any, image: jax.Array) -> jax.Array:
         """Pixels in 0..255 (B, H, W, 3) -> mean and log variance of the posterior (B, h, w, 2 c) float32, unscaled; of `kl`."""
-        assert self.network is not None
         both = self.network.moments(params, _unit(image).astype(self.dtype))
         return jnp.concatenate(both, axis=-1).astype(jnp.float32)
 
@@ -86,15 +76,7 @@ def _unit(image: jax.Array) -> jax.Array:
 def make_autoencoder(
     settings: config.Autoencoder, place: Placement | None = None, dtype: str = "float32"
 ) -> tuple[Autoencoder, Any]:
-    """The autoencoder that config.autoencoder names, and its parameters in the compute dtype.
-
-    Args:
-      settings: config.autoencoder.
-      place, dtype: as for `frozen.load`.
-
-    Raises:
-      ValueError: weights that cannot be found, read or fitted.
-    """
+    """The autoencoder that config.autoencoder names, and its parameters; `place`, `dtype` and errors as of `frozen.load`."""
     if settings.kind == "identity":
         return Autoencoder(None, settings, "identity"), {}
     made = frozen.load("autoencoder", settings.weights, random=KLAutoencoder, dtype=dtype, place=place)

@@ -44,13 +44,9 @@ KIND_OF = {"vit": "image-encoder", "kl": "autoencoder", "t5": "t5", "clip_text":
 
 
 class Placement(Protocol):
-    """Puts parameters on devices one by one, and gathers them where they are used; hashable. See train.sharding.Frozen.
+    """Puts parameters on devices one by one, and gathers them where they are used; hashable. See train.sharding.Frozen."""
 
-    Attributes:
-      shapes_only: whether parameters are shapes, and weights are not read where their shapes are known.
-    """
-
-    shapes_only: bool
+    shapes_only: bool  # parameters are shapes, and weights are not read where their shapes are known
 
     def __call__(self, path: str, array: np.ndarray | jax.ShapeDtypeStruct) -> Any:
         """A parameter in the compute dtype, or its shape -> what is kept of it. Below `blocks/` the first dim counts layers."""
@@ -76,12 +72,7 @@ ON_HOST = OnHost()
 
 
 class Placer:
-    """(path, array) -> the parameter in the compute dtype where it is kept; its content goes into the network's hash first.
-
-    Args:
-      dtype: the compute dtype; empty leaves parameters as they are.
-      place: (path, parameter) -> what is kept of it.
-    """
+    """(path, array) -> the parameter, hashed, in the compute dtype `dtype` (empty: as it is), and what `place` keeps of it."""
 
     def __init__(self, dtype: str, place: Callable[[str, Any], Any]):
         self._dtype, self._place, self._hashes = dtype, place, {}
@@ -142,10 +133,9 @@ def load(
       kind: a key of KINDS.
       weights: directory, file or hub id; "scenes", the small ViT that comes with us; or random:<seed>.
       random: the network that random weights are for.
-      heads: for files that do not say; 0 takes the usual number.
+      heads: for image encoders' files that do not say; 0 takes the usual number.
       dtype: the compute dtype; empty leaves parameters as they are.
-      place: puts each array on devices as it is read; the host then never holds more than this one array of the network
-        (T5-XXL has 4.8 billion parameters). None keeps them on the host.
+      place: puts each array on devices as it is read; None keeps them on the host.
 
     Raises:
       ValueError: weights that cannot be found, read or fitted.
@@ -170,13 +160,8 @@ def with_moved_weights(
 ) -> config.Settings:
     """A run's settings with weights of frozen networks where they are now, if their files have moved.
 
-    Args:
-      settings: of the run.
-      fingerprints: of the run's checkpoint.
-      **moved: `encoder`, `autoencoder` -> directory, file or hub id, which is read for its hash. None leaves the setting.
-
-    Raises:
-      ValueError: it cannot be read, or it is another network than the run was trained with.
+    fingerprints: of the run's checkpoint. moved: `encoder`, `autoencoder` -> directory, file or hub id, which is read for its
+    hash; None leaves the setting. Raises ValueError if it is another network than the run was trained with.
     """
     for group, weights in moved.items():
         if weights is None:
@@ -206,10 +191,9 @@ def read(
     """Reads weights under anyone's names, or in our own form.
 
     Args:
-      kind: a key of KINDS.
+      kind, heads: as for `load`.
       source: directory, file or hub id, or "scenes"; with `shapes_only` a .json file of name -> shape will do.
       field: the setting that `source` is from, for messages; empty takes the kind's.
-      heads: as for `load`.
       place: (path, array) -> what is kept of it, called as each array is read.
       shapes_only: nothing large is read; the parameters are shapes.
 

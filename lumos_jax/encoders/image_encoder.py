@@ -74,11 +74,7 @@ class ImageEncoder:
 def make_encoder(
     encoder: config.Encoder, place: Placement | None = None, dtype: str = "float32"
 ) -> tuple[ImageEncoder, Any]:
-    """The encoder that config.encoder names, and its parameters in the compute dtype.
-
-    Args:
-      encoder: config.encoder.
-      place, dtype: as for `frozen.load`.
+    """The encoder that config.encoder names, and its parameters; `place` and `dtype` as for `frozen.load`.
 
     Raises:
       ValueError: an encoder of text; weights that cannot be found, read or fitted; sizes that do not divide.
@@ -107,11 +103,7 @@ def make_encoder(
 
 
 def vit_of(encoder: config.Encoder) -> Vit:
-    """The ViT that config.encoder describes.
-
-    Raises:
-      ValueError: its weights are not random, so that they and not the settings say what it looks like.
-    """
+    """The ViT that config.encoder describes. Raises ValueError if weights that are not random say what it looks like."""
     if not encoder.weights.startswith("random:"):
         raise ValueError(
             f"config.encoder.weights={encoder.weights!r}: a network that is to be trained is random:<seed> at first"
@@ -126,21 +118,17 @@ def preprocess(image: jax.Array, side: int, interpolation: str, statistics) -> j
     Agrees with Pillow's antialiased resize to one gray level (Pillow rounds between its two passes).
 
     Args:
-      image: any size.
       side: pixels to which the shorter side is resized, and of the center crop.
       interpolation: bilinear | bicubic.
       statistics: (mean, standard deviation) of the channels in [0, 1].
     """
-    _, height, width, _ = image.shape
-    x = image.astype(jnp.float32)
-    short = min(height, width)
-    height, width = int(height * side / short), int(width * side / short)
+    x, short = image.astype(jnp.float32), min(image.shape[1:3])
+    height, width = (int(length * side / short) for length in image.shape[1:3])
     for shape in ((x.shape[0], x.shape[1], width, 3), (x.shape[0], height, width, 3)):
         if x.shape != shape:  # columns first, and clipped in between (a cubic kernel overshoots), as Pillow does it
             x = jnp.clip(jax.image.resize(x, shape, _METHODS[interpolation], antialias=True), 0, 255)
     top, left = round((height - side) / 2), round((width - side) / 2)
-    x = x[:, top : top + side, left : left + side]
-    return normalize(x, statistics)
+    return normalize(x[:, top : top + side, left : left + side], statistics)
 
 
 def normalize(x: jax.Array, statistics) -> jax.Array:

@@ -44,13 +44,15 @@ class KLAutoencoder:
         first, second = jax.random.split(key)
         image, latent = jnp.zeros((1, self.factor, self.factor, 3)), jnp.zeros((1, 1, 1, self.latent_channels))
         return {
-            "encoder": _Encoder(self).init(first, image)["params"],
-            "decoder": _Decoder(self).init(second, latent)["params"],
+            "encoder": _Half(self, decodes=False).init(first, image)["params"],
+            "decoder": _Half(self, decodes=True).init(second, latent)["params"],
         }
 
     def moments(self, params: dict[str, Any], pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Pixels (B, H, W, 3) in [-1, 1] -> mean and log variance of the posterior, each (B, h, w, c)."""
-        mean, log_variance = jnp.split(_Encoder(self).apply({"params": params["encoder"]}, pixels), 2, axis=-1)
+        mean, log_variance = jnp.split(
+            _Half(self, decodes=False).apply({"params": params["encoder"]}, pixels), 2, axis=-1
+        )
         return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
 
     def decode(self, params: dict[str, Any], latent: jax.Array, tile: int = TILE) -> jax.Array:
@@ -62,22 +64,22 @@ class KLAutoencoder:
         """
 
         def decode_one(x):
-            return _Decoder(self).apply({"params": params["decoder"]}, x)
+            return _Half(self, decodes=True).apply({"params": params["decoder"]}, x)
 
         size, height, width, _ = latent.shape
         if height * width <= 2 * tile**2:
             return decode_one(latent)
-        sides = (min(tile, height), min(tile, width))
-        starts = [(top, left) for top in _starts(height, sides[0]) for left in _starts(width, sides[1])]
-        tiles = jnp.stack([latent[:, y : y + sides[0], x : x + sides[1]] for y, x in starts])
-        decoded = jax.lax.map(decode_one, tiles)
-        f = self.factor
-        window = jnp.asarray(np.outer(_ramp(sides[0] * f), _ramp(sides[1] * f)), decoded.dtype)[None, :, :, None]
+        h, w, f = min(tile, height), min(tile, width), self.factor
+        starts = [(top, left) for top in _starts(height, h) for left in _starts(width, w)]
+        decoded = jax.lax.map(
+            decode_one, jnp.stack([latent[:, top : top + h, left : left + w] for top, left in starts])
+        )
+        window = jnp.asarray(np.outer(_ramp(h * f), _ramp(w * f)), decoded.dtype)[None, :, :, None]
         total = jnp.zeros((size, height * f, width * f, 3), decoded.dtype)
         weight = jnp.zeros((1, height * f, width * f, 1), decoded.dtype)
-        for i, (top, left) in enumerate(starts):
-            at = (slice(None), slice(top * f, (top + sides[0]) * f), slice(left * f, (left + sides[1]) * f))
-            total = total.at[at].add(decoded[i] * window)
+        for part, (top, left) in zip(decoded, starts, strict=True):
+            at = (slice(None), slice(top * f, (top + h) * f), slice(left * f, (left + w) * f))
+            total = total.at[at].add(part * window)
             weight = weight.at[at].add(window)
         return total / weight
 
@@ -88,10 +90,8 @@ class _Resnet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = nn.silu(_norm(self.groups, "norm1", x))
-        h = _conv(self.features, "conv1", h)
-        h = nn.silu(_norm(self.groups, "norm2", h))
-        h = _conv(self.features, "conv2", h)
+        h = _conv(self.features, "conv1", nn.silu(_norm(self.groups, "norm1", x)))
+        h = _conv(self.features, "conv2", nn.silu(_norm(self.groups, "norm2", h)))
         if x.shape[-1] != self.features:
             x = nn.Conv(self.features, (1, 1), dtype=x.dtype, name="conv_shortcut")(x)
         return x + h
@@ -119,28 +119,21 @@ def _conv(features: int, name: str, x: jax.Array) -> jax.Array:
     return nn.Conv(features, (3, 3), padding=1, dtype=x.dtype, name=name)(x)
 
 
-class _Mid(nn.Module):
-    groups: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = _Resnet(x.shape[-1], self.groups, name="resnets_0")(x)
-        x = _Attention(self.groups, name="attentions_0")(x)
-        return _Resnet(x.shape[-1], self.groups, name="resnets_1")(x)
-
-
 class _Stage(nn.Module):
-    """Residual blocks of one resolution; then the change to the next, "up", "down" or, at the last, none."""
+    """Residual blocks of one resolution; then the change to the next, "up", "down" or, at the last, none. The "mid" stage has
+    attention after the first block."""
 
     features: int
     layers: int
     groups: int
-    change: str = ""
+    change: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for i in range(self.layers):
             x = _Resnet(self.features, self.groups, name=f"resnets_{i}")(x)
+            if self.change == "mid" and i == 0:
+                x = _Attention(self.groups, name="attentions_0")(x)
         if self.change == "up":
             x = _conv(self.features, "upsamplers_0_conv", jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
         elif self.change == "down":
@@ -149,40 +142,29 @@ class _Stage(nn.Module):
         return x
 
 
-class _Encoder(nn.Module):
-    """(B, H, W, 3) in [-1, 1] -> moments (B, h, w, 2 c)."""
+class _Half(nn.Module):
+    """The encoder, (B, H, W, 3) in [-1, 1] -> moments (B, h, w, 2 c), or the decoder, unscaled latents (B, h, w, c) ->
+    (B, H, W, 3), about [-1, 1]."""
 
     shape: KLAutoencoder
+    decodes: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        s = self.shape
-        x = _conv(s.channels[0], "conv_in", x)
-        for i, features in enumerate(s.channels):
-            change = "down" if i < len(s.channels) - 1 else ""
-            x = _Stage(features, s.layers, s.groups, change, name=f"down_blocks_{i}")(x)
-        x = _Mid(s.groups, name="mid_block")(x)
+        s, way, moments = self.shape, "up" if self.decodes else "down", 2 * self.shape.latent_channels
+        channels = s.channels[::-1] if self.decodes else s.channels
+        middle = _Stage(s.channels[-1], 2, s.groups, "mid", name="mid_block")
+        if self.decodes:
+            x = nn.Conv(s.latent_channels, (1, 1), dtype=x.dtype, name="post_quant_conv")(x)
+        x = _conv(channels[0], "conv_in", x)
+        x = middle(x) if self.decodes else x
+        for i, features in enumerate(channels):
+            change = way if i < len(channels) - 1 else ""
+            x = _Stage(features, s.layers + self.decodes, s.groups, change, name=f"{way}_blocks_{i}")(x)
+        x = x if self.decodes else middle(x)
         x = nn.silu(_norm(s.groups, "conv_norm_out", x))
-        x = _conv(2 * s.latent_channels, "conv_out", x)
-        return nn.Conv(2 * s.latent_channels, (1, 1), dtype=x.dtype, name="quant_conv")(x)
-
-
-class _Decoder(nn.Module):
-    """Unscaled latents (B, h, w, c) -> (B, H, W, 3), about [-1, 1]."""
-
-    shape: KLAutoencoder
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        s = self.shape
-        x = nn.Conv(s.latent_channels, (1, 1), dtype=x.dtype, name="post_quant_conv")(x)
-        x = _conv(s.channels[-1], "conv_in", x)
-        x = _Mid(s.groups, name="mid_block")(x)
-        for i, features in enumerate(reversed(s.channels)):
-            change = "up" if i < len(s.channels) - 1 else ""
-            x = _Stage(features, s.layers + 1, s.groups, change, name=f"up_blocks_{i}")(x)
-        x = nn.silu(_norm(s.groups, "conv_norm_out", x))
-        return _conv(3, "conv_out", x)
+        x = _conv(3 if self.decodes else moments, "conv_out", x)
+        return x if self.decodes else nn.Conv(moments, (1, 1), dtype=x.dtype, name="quant_conv")(x)
 
 
 def _starts(length: int, side: int) -> list[int]:

@@ -69,11 +69,7 @@ class TextEncoder:
 def make_text_encoder(
     encoder: config.Encoder, place: Placement | None = None, dtype: str = "float32"
 ) -> tuple[TextEncoder, Any]:
-    """The encoder that config.encoder names, and its parameters in the compute dtype.
-
-    Args:
-      encoder: config.encoder.
-      place, dtype: as for `frozen.load`.
+    """The encoder that config.encoder names, and its parameters; `place` and `dtype` as for `frozen.load`.
 
     Raises:
       ValueError: weights that cannot be found, read or fitted; an output or a length that they do not have.
@@ -124,11 +120,7 @@ def make_tokenizer(encoder: config.Encoder, made: TextEncoder) -> Any:
 
 
 def load_tokenizer(path: str, field: str) -> Any:
-    """A transformers tokenizer.
-
-    Args:
-      path: "scenes", a directory (or a weights file in one), or a hub id.
-      field: the setting it is from, for messages.
+    """A transformers tokenizer. path: "scenes", a directory (or a weights file in one), or a hub id, of the setting `field`.
 
     Raises:
       ValueError: there is no tokenizer, it cannot be read, or it has no padding token.

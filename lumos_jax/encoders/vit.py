@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,7 @@ def apply_blocks(block: nn.Module, params: Any, gather: Callable, x: jax.Array, 
 
 @dataclasses.dataclass(frozen=True)
 class Vit:
-    """Shape of the network.
+    """Shape of the network; hashable.
 
     Attributes:
       trained_side: side in pixels of the images that the position table is for.
@@ -153,7 +154,7 @@ class Vit:
 
     def _init_head(self, key: jax.Array) -> dict[str, Any]:
         head: dict[str, Any] = {}
-        for number, (inner, outer) in enumerate(zip((self.width, *self.head_dims), self.head_dims, strict=False)):
+        for number, (inner, outer) in enumerate(itertools.pairwise((self.width, *self.head_dims))):
             layer = {"kernel": jax.random.normal(jax.random.fold_in(key, number), (inner, outer)) * inner**-0.5}
             if self.head == "mlp":
                 layer |= {"mean": jnp.zeros(outer), "variance": jnp.ones(outer)}
@@ -220,10 +221,8 @@ def bicubic_matrix(source: int, target: int, offset: float) -> np.ndarray:
         far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
         return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
-    weights = np.zeros((target, source))
-    for row in range(target):
-        center = (row + 0.5) / ((target + offset) / source) - 0.5
-        first = int(np.floor(center)) - 1
-        for tap in range(first, first + 4):
-            weights[row, min(max(tap, 0), source - 1)] += kernel(center - tap)
+    weights, rows = np.zeros((target, source)), np.arange(target)[:, None]
+    centers = (rows + 0.5) / ((target + offset) / source) - 0.5
+    taps = np.floor(centers).astype(int) + np.arange(-1, 3)
+    np.add.at(weights, (rows, np.clip(taps, 0, source - 1)), kernel(centers - taps))
     return weights

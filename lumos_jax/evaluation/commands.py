@@ -14,9 +14,7 @@ from PIL import Image
 
 from lumos_jax import config, data
 from lumos_jax.data.sources.scenes import ScenesSource
-from lumos_jax.evaluation import features, metrics, references, report, scoring
-from lumos_jax.evaluation.frechet import Moments
-from lumos_jax.evaluation.references import Reference
+from lumos_jax.evaluation import features, metrics, report, scoring
 
 _BATCH = 500  # records: sums are formed of so many, whatever the hardware
 _OF_SAMPLES = ("samples", "truth")  # sources that are a directory of `evaluate sample`
@@ -71,24 +69,12 @@ def statistics(args: argparse.Namespace) -> None:
         raise ValueError(f"--out={args.out} must end with .npz")
     network = _networks(args).open(args.network)
     total, images, batches = _of_samples(args) if args.source in _OF_SAMPLES else _of_records(args, network.kind)
-    keep = np.unique(np.linspace(0, total - 1, min(total, references.MOST_FEATURES)).astype(int))
-    moments, kept, start = None, [], 0
-    for found in network.stream(batches):
-        numbers = np.arange(start, start + len(found))
-        scoring.check_finite(found, numbers)
-        kept.append(found[np.isin(numbers, keep)])
-        made, start = Moments.of(found), start + len(found)
-        moments = made if moments is None else moments + made
-    if start < 2:
-        raise ValueError(f"--path={args.path} gives {start} images; statistics need two or more")
-    reference = Reference(
-        moments.mean, moments.covariance, start, network.name, network.sha256, network.protocol, images=images,
-        features=np.concatenate(kept), path=args.out,
-    )  # fmt: skip
+    reference = scoring.make_reference(network, batches, total, images)
     reference.save(args.out)
-    if start <= network.dim:
-        print(f"warning: {start} images are too few for {network.dim} features: sigma is singular", file=sys.stderr)
-    print(f"{network.name} statistics of {start:,} {network.kind}s in {args.out}")
+    if reference.num <= network.dim:
+        few = f"{reference.num} {network.kind}s are too few for {network.dim} features"
+        print(f"warning: {few}: sigma is singular", file=sys.stderr)
+    print(f"{network.name} statistics of {reference.num:,} {network.kind}s in {args.out}")
 
 
 Batches = tuple[int, dict[str, Any], Iterator[np.ndarray]]  # images, what is known of them, their pixels

@@ -23,10 +23,8 @@ EQUAL_PSNR = 100.0  # decibels, in place of infinity, which would spoil a mean
 
 
 def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each image, (B,) float64 in decibels; infinite where it equals the truth.
-
-    Args:
-      images, truth: (B, H, W, 3), each uint8, or floating in [0, 1].
+    """Peak signal-to-noise ratio of each image, (B,) float64 in decibels; infinite where it equals the truth. images, truth:
+    (B, H, W, 3), each uint8, or floating in [0, 1].
 
     Raises:
       ValueError: shapes that differ or are not images, another dtype, values outside [0, 1].
@@ -37,14 +35,7 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Structural similarity of each image, (B,) float64, at most 1.
-
-    Args:
-      images, truth: (B, H, W, 3), each uint8, or floating in [0, 1]; at least 11 pixels a side.
-
-    Raises:
-      ValueError: as `psnr`; or images smaller than the window.
-    """
+    """Structural similarity of each image, (B,) float64, at most 1; else as `psnr`, for sides of 11 pixels or more."""
     x, y = _pair(images, truth)
     if min(x.shape[1:3]) < WINDOW:
         raise ValueError(f"images of {x.shape[1]} x {x.shape[2]} pixels: SSIM needs {WINDOW} x {WINDOW} or more")

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from PIL import Image
 
 from lumos_jax import fileio
 from lumos_jax.evaluation import metrics, references
+from lumos_jax.evaluation.frechet import Moments
 from lumos_jax.evaluation.intervals import Estimate
 from lumos_jax.evaluation.lists import Item, ItemList
 from lumos_jax.evaluation.references import Reference
@@ -43,14 +44,17 @@ class Scores:
 
 
 def score_samples(
-    samples: Any, names: Sequence[str], reference_files: Sequence[str] = (), networks: metrics.Networks | None = None
+    samples: Any,
+    names: Sequence[str],
+    given: Sequence[str | Reference] = (),
+    networks: metrics.Networks | None = None,
 ) -> Scores:
     """Scores of samples.
 
     Args:
       samples: see above.
       names: of metrics.METRICS.
-      reference_files: statistics, for the networks that metrics of sets need.
+      given: references, or their files, for the networks that metrics of sets need.
       networks: weights and protocols of networks.
 
     Raises:
@@ -58,9 +62,10 @@ def score_samples(
         features that are NaN; too few samples.
     """
     networks, scores, chosen = networks or metrics.Networks(), Scores(), metrics.find(names)
-    _check_needs(samples, chosen)
+    for name, metric in chosen.items():
+        check_needs(name, metric, samples.items, bool(samples.protocol.get("paired")))
     of_sets = {name: metric for name, metric in chosen.items() if isinstance(metric, metrics.SetMetric)}
-    found = {metric.network: _find_reference(metric.network, name, reference_files) for name, metric in of_sets.items()}
+    found = {metric.network: _find_reference(metric.network, name, given) for name, metric in of_sets.items()}
     for name, reference in found.items():
         network = networks.open(name)
         scores.warnings += reference.check(network)
@@ -84,19 +89,48 @@ def score_samples(
     return scores
 
 
-def _check_needs(samples: Any, chosen: Mapping[str, metrics.Metric]) -> None:
-    for name, metric in chosen.items():
-        if isinstance(metric, metrics.SetMetric):
-            continue
-        lacking = [item.id for item in samples.items.items if metric.needs and metric.needs not in item.condition]
-        if lacking:
-            raise ValueError(f"{name} needs items with a {metric.needs}, and item {lacking[0]!r} has none")
-        if metric.truth and not samples.protocol.get("paired"):
-            raise ValueError(f"{name} compares samples with their true images, which these samples do not have")
+def make_reference(network: Any, batches: Iterable[np.ndarray], total: int, images: Mapping[str, Any]) -> Reference:
+    """The statistics of images or clips.
+
+    Args:
+      network: features.FeatureNetwork.
+      batches: their pixels, uint8 (B, [F,] H, W, 3); sums are formed of each, in this order.
+      total: how many there are at most; decides which features are kept.
+      images: what is known of them, see Reference.
+
+    Raises:
+      ValueError: fewer than two, or features that are NaN.
+    """
+    keep = np.unique(np.linspace(0, total - 1, min(total, references.MOST_FEATURES)).astype(int))
+    sums, kept, count = None, [], 0
+    for features in network.stream(batches):
+        numbers = np.arange(count, count + len(features))
+        check_finite(features, numbers)
+        kept.append(features[np.isin(numbers, keep)])
+        made, count = Moments.of(features), count + len(features)
+        sums = made if sums is None else sums + made
+    if count < 2:
+        raise ValueError(f"{count} {network.kind}s give no statistics: two or more are needed")
+    return Reference(
+        sums.mean, sums.covariance, count, network.name, network.sha256, network.protocol, images=images,
+        features=np.concatenate(kept),
+    )  # fmt: skip
 
 
-def _find_reference(network: str, metric: str, files: Sequence[str]) -> Reference:
-    found = [made for made in (references.read(path, network) for path in files) if made is not None]
+def check_needs(name: str, metric: metrics.Metric, items: ItemList, paired: bool) -> None:
+    """Raises ValueError if samples of these items cannot have a metric. paired: whether their true images are known."""
+    if isinstance(metric, metrics.SetMetric):
+        return
+    lacking = [item.id for item in items.items if metric.needs and metric.needs not in item.condition]
+    if lacking:
+        raise ValueError(f"{name} needs items with a {metric.needs}, and item {lacking[0]!r} has none")
+    if metric.truth and not paired:
+        raise ValueError(f"{name} compares samples with their true images, which these samples do not have")
+
+
+def _find_reference(network: str, metric: str, given: Sequence[str | Reference]) -> Reference:
+    made = [one if isinstance(one, Reference) else references.read(one, network) for one in given]
+    found = [one for one in made if one is not None and one.network == network]
     if len(found) != 1:
         what = "gives no statistics" if not found else f"gives {len(found)} files"
         raise ValueError(

@@ -6,12 +6,13 @@ Axis letters: B batch, L condition tokens, C their features, V features of the v
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lumos_jax.models.layers import Dense, matmul, parameter, sinusoid, small, zeros
+from lumos_jax.models.layers import Dense, Initializer, matmul, parameter, sinusoid, small, zeros
 
 # What Condition.vector is, and its null condition:
 #   linear   V features through one Linear; a learned null vector [RCG]
@@ -39,25 +40,23 @@ class Condition:
     latent: jax.Array | None = None
 
 
-class TimestepEmbedder(nn.Module):
-    """Network time (B,) in [0, 1000) -> (B, D): sinusoid, Linear, SiLU, Linear.
-
-    In float32 throughout: it has B rows only, and the modulation of every layer depends on it.
-    """
+class TwoLayers(nn.Module):
+    """Linear, activation, Linear: (..., C) -> (..., D), in the dtype of the input."""
 
     width: int
+    activation: Callable = nn.silu
+    last_init: Initializer = small
 
     @nn.compact
-    def __call__(self, t_B: jax.Array) -> jax.Array:
-        hidden_BD = nn.silu(Dense(self.width, (None, "embed"), small, name="fc1")(sinusoid(t_B)))
-        return Dense(self.width, ("embed", None), small, name="fc2")(hidden_BD)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = self.activation(Dense(self.width, (None, "embed"), small, name="fc1")(x))
+        return Dense(self.width, ("embed", None), self.last_init, name="fc2")(hidden)
 
 
 class SizeEmbedder(nn.Module):
     """An image's (height, width, height / width), in pixels, (B, 3) -> (B, D) float32, as in the multi-scale network.
 
-    Each number through a sinusoid and an MLP to D / 3 features; height and width share theirs. Where 3 does not divide D, the
-    ratio has the rest.
+    Each number through an embedder of D / 3 features; height and width share theirs. The ratio has what 3 does not divide.
     """
 
     width: int
@@ -65,23 +64,9 @@ class SizeEmbedder(nn.Module):
     @nn.compact
     def __call__(self, size_B3: jax.Array) -> jax.Array:
         third = self.width // 3
-        side, ratio = TimestepEmbedder(third, name="side"), TimestepEmbedder(self.width - 2 * third, name="ratio")
-        return jnp.concatenate([side(size_B3[:, 0]), side(size_B3[:, 1]), ratio(size_B3[:, 2])], axis=-1)
-
-
-class NumbersEmbedder(nn.Module):
-    """V numbers (B, V), each in about [0, 1000], -> (B, D) float32: their sinusoids side by side, Linear, SiLU, Linear.
-
-    The last layer starts at zero, so that a network that gains it behaves as before. [SVD: added time ids]
-    """
-
-    width: int
-
-    @nn.compact
-    def __call__(self, numbers_BV: jax.Array) -> jax.Array:
-        waves = jnp.concatenate([sinusoid(numbers_BV[:, i]) for i in range(numbers_BV.shape[1])], axis=-1)
-        hidden_BD = nn.silu(Dense(self.width, (None, "embed"), small, name="fc1")(waves))
-        return Dense(self.width, ("embed", None), zeros, name="fc2")(hidden_BD)
+        side, ratio = TwoLayers(third, name="side"), TwoLayers(self.width - 2 * third, name="ratio")
+        height, width, aspect = (sinusoid(size_B3[:, i]) for i in range(3))
+        return jnp.concatenate([side(height), side(width), ratio(aspect)], axis=-1)
 
 
 class ClassEmbedder(nn.Module):
@@ -97,31 +82,20 @@ class ClassEmbedder(nn.Module):
 
 
 def vector_embedder(kind: str, dim: int, width: int) -> nn.Module:
-    """The embedder of Condition.vector: kind is one of VECTOR_KINDS; dim is V."""
+    """The embedder of Condition.vector: kind is one of VECTOR_KINDS; dim is V. That of "numbers" takes their sinusoids side by
+    side (B, 256 V); its last layer starts at zero, so that a network that gains it behaves as before [SVD: added time ids]."""
     if kind == "linear":
         return Dense(width, (None, "embed"))
     if kind == "size":
         return SizeEmbedder(width)
-    return NumbersEmbedder(width) if kind == "numbers" else ClassEmbedder(dim, width)
-
-
-class TokenEmbedder(nn.Module):
-    """Condition tokens (B, L, C) -> (B, L, D): Linear, tanh-GELU, Linear, in the dtype of the tokens."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, tokens_BLC: jax.Array) -> jax.Array:
-        hidden_BLD = nn.gelu(Dense(self.width, (None, "embed"), small, name="fc1")(tokens_BLC), approximate=True)
-        return Dense(self.width, ("embed", None), small, name="fc2")(hidden_BLD)
+    return TwoLayers(width, last_init=zeros) if kind == "numbers" else ClassEmbedder(dim, width)
 
 
 class CameraProjection(nn.Module):
     """Tokens with V camera numbers (B, L, C + V) -> (B, L, C): a Linear that starts as the identity on the first C. [Zero123]
 
     With `turns` it is bilinear: each number v also turns the features f by a matrix of its own, zero at first, + sum_v v f W_v.
-    Where content moves to depends on its position times the camera's motion, a product that a sum of both does not have. As
-    the gradient of a shift at no turn is zero on average, a small network takes very long to learn left from right.
+    Where content moves to depends on its position times the camera's motion, a product that a sum of both does not have.
     """
 
     features: int
@@ -129,10 +103,10 @@ class CameraProjection(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BLC: jax.Array) -> jax.Array:
-        def identity(_, shape, dtype):
-            return jnp.eye(*shape, dtype=dtype)
-
-        result_BLC = Dense(self.features, (None, None), identity, name="project")(tokens_BLC)
+        project = Dense(
+            self.features, (None, None), lambda _, shape, dtype: jnp.eye(*shape, dtype=dtype), name="project"
+        )
+        result_BLC = project(tokens_BLC)
         if not self.turns:
             return result_BLC
         feature_BLC, camera_BLV = tokens_BLC[..., : self.features], tokens_BLC[..., self.features :]

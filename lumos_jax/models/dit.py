@@ -36,7 +36,6 @@ from lumos_jax.models.layers import Dense, modulated_norm, parameter, zeros
 MODULATIONS = 6  # shift, scale, gate of attention, then of the MLP
 MLP_MATMULS = ("mlp_hidden", "mlp_out")  # names by which remat policies know the results of an MLP's two matmuls
 ACTIVATIONS = {"gelu_tanh": layers.gelu, "gelu": functools.partial(nn.gelu, approximate=False)}
-FINALS = ("table", "adaln")
 
 # Ops on gathered weights; never saved for backward. On activations the same ops are cheap to recompute.
 _WEIGHT_OPS = (
@@ -44,16 +43,11 @@ _WEIGHT_OPS = (
 )  # fmt: skip
 
 
-def _save_all_but_weights(primitive, *_, **__) -> bool:
-    """Saves every result but those of casts, gathers and reshapes, so that gathered weights do not outlive their layer."""
-    return primitive.name not in _WEIGHT_OPS
-
-
-# Results of a block that are saved for backward. "dots" saves matmuls with weights and recomputes attention's, which are
-# cheap and of N x N numbers a head. "mlp" saves the two matmuls of the MLP: on TPUs their stores are hidden behind the matmuls
-# themselves, and attention's are not.
+# Results of a block that are saved for backward: all but gathered weights ("none"); matmuls with weights, as attention's are
+# cheap to recompute and of N x N numbers a head ("dots"); the two matmuls of the MLP, whose stores TPUs hide behind the matmuls
+# themselves, as they do not attention's ("mlp"); nothing ("full").
 REMAT_POLICIES = {
-    "none": _save_all_but_weights,
+    "none": lambda primitive, *_, **__: primitive.name not in _WEIGHT_OPS,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "mlp": jax.checkpoint_policies.save_only_these_names(*MLP_MATMULS),
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -73,7 +67,7 @@ class DiTConfig:
       dtype: compute dtype.
       remat: one of REMAT_POLICIES.
       unroll: layers of the scan that are unrolled at once.
-      final: source of the final layer's modulation, one of FINALS.
+      final: source of the final layer's modulation, table or adaln.
       position_scale: distance of positions; see network.position_scale.
       vector_kind, vector_dim: how Condition.vector is embedded, one of conditioning.VECTOR_KINDS, and its V; 0 for none.
       concat_channels: channels of the latent that is concatenated to the input; 0 for none.
@@ -121,10 +115,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """One transformer block, (B, N, D) -> (B, N, D), in the form that nn.scan takes: returns (carry, None).
 
-    Attributes:
-      temporal: whether it has attention over frames.
-      over_frames: for frames that several devices hold: (attend, h_RFND) -> attend(h) of all frames, see `Network.apply`.
-      hardware: see attention.kernel_for.
+    temporal: whether it has attention over frames. over_frames, hardware: see `Network.apply`.
     """
 
     heads: int
@@ -180,7 +171,7 @@ def gated(x_BND: jax.Array, gate_BD: jax.Array, branch_BND: jax.Array) -> jax.Ar
 
 
 class FinalLayer(nn.Module):
-    """x (B, N, D), embedded time (B, D) -> (B, N, features) float32. kind: one of FINALS."""
+    """x (B, N, D), embedded time (B, D) -> (B, N, features) float32. kind: table or adaln."""
 
     features: int
     kind: str
@@ -201,9 +192,7 @@ class FinalLayer(nn.Module):
 class DiT(nn.Module):
     """The network. `Network` is its interface for the rest of the code.
 
-    Attributes:
-      cfg: what it is.
-      gather, over_frames, hardware: what a sharded forward pass changes inside; see `Network.apply`.
+    gather, over_frames, hardware: what a sharded forward pass changes inside; see `Network.apply`.
     """
 
     cfg: DiTConfig
@@ -214,9 +203,9 @@ class DiT(nn.Module):
     def setup(self):
         cfg = self.cfg
         self.patch = Dense(cfg.width, (None, "embed"))
-        self.time = conditioning.TimestepEmbedder(cfg.width)
+        self.time = conditioning.TwoLayers(cfg.width)
         if cfg.token_shape:
-            self.tokens = conditioning.TokenEmbedder(cfg.width)
+            self.tokens = conditioning.TwoLayers(cfg.width, functools.partial(nn.gelu, approximate=True))
         if cfg.camera_dim:
             self.camera = conditioning.CameraProjection(cfg.token_shape[1], cfg.camera_turns)
         if cfg.vector_dim:
@@ -259,9 +248,13 @@ class DiT(nn.Module):
         where_ND = layers.positions(grid, cfg.position_base, cfg.position_scale, cfg.width)
         x_BND = (x_BND + where_ND[None]).astype(dtype)
 
-        s_BD = self.time(t_R)  # (R,) -> (R, D) float32
+        # (R,) -> (R, D), in float32 throughout: it has R rows only, and the modulation of every layer depends on it.
+        s_BD = self.time(layers.sinusoid(t_R))
         if condition.vector is not None:
-            s_BD = s_BD + self.vector(condition.vector.astype(jnp.float32))  # (R, V) -> (R, D)
+            vector_RV = condition.vector.astype(jnp.float32)
+            if cfg.vector_kind == "numbers":
+                vector_RV = jnp.concatenate([layers.sinusoid(vector_RV[:, i]) for i in range(cfg.vector_dim)], axis=-1)
+            s_BD = s_BD + self.vector(vector_RV)  # (R, D)
         s_BD = jnp.repeat(s_BD, frames, axis=0) if frames else s_BD  # (R, D) -> (B, D)
         y_RLD = condition.tokens
         if y_RLD is not None:

@@ -44,7 +44,10 @@ def _heads(heads: int, tokens: int) -> int:
 
 
 def _dot(a, b, a_dim, b_dim):
-    return jax.lax.dot_general(a, b, (((a_dim,), (b_dim,)), ((), ())), preferred_element_type=jnp.float32)
+    # Named, since the compiler of kernels refuses the highest precision, which runs ask for, of bfloat16 arrays.
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    dims = (((a_dim,), (b_dim,)), ((), ()))
+    return jax.lax.dot_general(a, b, dims, precision, preferred_element_type=jnp.float32)
 
 
 def _forward_kernel(qkv, out, z):

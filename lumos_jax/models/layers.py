@@ -30,11 +30,8 @@ zeros = nn.initializers.zeros_init()
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x: jax.Array, kernel: jax.Array, out_dtype: Any) -> jax.Array:
-    """(..., D) @ (D, E) -> (..., E), computed in the dtype of x, accumulated in float32, returned in `out_dtype`.
-
-    The gradient is written by hand, so that the kernel's is accumulated and returned in the kernel's own dtype (float32),
-    and the residual is the kernel itself and not its bfloat16 copy.
-    """
+    """(..., D) @ (D, E) -> (..., E), computed in the dtype of x, accumulated in float32, returned in `out_dtype`. Its own
+    gradient, so that the kernel's is in the kernel's dtype (float32), and the residual is the kernel, not a bfloat16 copy."""
     return _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), out_dtype)
 
 
@@ -52,8 +49,9 @@ def _matmul_backward(_, residuals, grad):
     grad = grad.astype(x.dtype)
     grad_x = _dot(grad, kernel.astype(x.dtype), (x.ndim - 1,), (1,), x.dtype)
 
+    rows = tuple(range(x.ndim - 1))
+
     def default(x, grad):
-        rows = tuple(range(x.ndim - 1))
         return _dot(x, grad, rows, rows, kernel.dtype)
 
     def on_cpu(x, grad):

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from lumos_jax import config
 from lumos_jax.models import conditioning, cpu
 from lumos_jax.models.conditioning import Condition
-from lumos_jax.models.dit import REMAT_POLICIES, DiT, DiTConfig
+from lumos_jax.models.dit import DiT, DiTConfig
+from lumos_jax.models.layers import FREQUENCY_DIM
 
 
 @functools.lru_cache(maxsize=16)  # a run asks several times, and tracing the network takes its time
@@ -44,49 +45,45 @@ class Network(DiTConfig):
         def key_of(name):
             return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
-        def init(name, *inputs):
-            module, _ = getattr(model, name).unbind()
-            return module.init(key_of(name), *inputs)["params"]
+        def token(features):
+            return jnp.zeros((1, 1, features))
 
-        model = DiT(self).bind({})
-        channels = self.latent_shape[-1] + self.concat_channels
-        row, token = jnp.zeros((1, self.width)), jnp.zeros((1, 1, self.width))
-        params = {
-            "patch": init("patch", jnp.zeros((1, 1, self.patch_size**2 * channels))),
-            "time": init("time", jnp.zeros((1,))),
-            "final": init("final", token, row),
-            "blocks": init("blocks", token, row, token if self.token_shape else None, None, 1),
+        x, row = token(self.width), jnp.zeros((1, self.width))
+        inputs = {
+            "patch": (token(self.patch_size**2 * (self.latent_shape[-1] + self.concat_channels)),),
+            "time": (jnp.zeros((1, FREQUENCY_DIM)),),
+            "final": (x, row),
+            "blocks": (x, row, x if self.token_shape else None, None, 1),
         }
         null = {}
         if self.token_shape:
-            params["tokens"] = init("tokens", jnp.zeros((1, 1, self.token_shape[1])))
+            inputs["tokens"] = (token(self.token_shape[1]),)
             if self.camera_dim:
-                params["camera"] = init("camera", jnp.zeros((1, 1, self.token_shape[1] + self.camera_dim)))
+                inputs["camera"] = (token(self.token_shape[1] + self.camera_dim),)
             else:
                 null["tokens"] = conditioning.null_table(key_of("null tokens"), self.token_shape)
         if self.vector_dim:
-            params["vector"] = init("vector", jnp.zeros((1, self._vector_features)))
+            waves = FREQUENCY_DIM if self.vector_kind == "numbers" else 1
+            inputs["vector"] = (jnp.zeros((1, waves * self._vector_features)),)
             if self.vector_kind == "linear":
                 null["vector"] = conditioning.null_table(key_of("null vector"), (self.vector_dim,))
+        model = DiT(self).bind({})
+        modules = {name: getattr(model, name).unbind()[0] for name in inputs}
+        params = {name: module.init(key_of(name), *inputs[name])["params"] for name, module in modules.items()}
         return params | ({"null": null} if null else {})
 
     def logical_axes(self) -> dict[str, Any]:
         """A tree like the parameters, of one tuple per parameter with a logical axis name (or None) per dim."""
-
-        def is_box(leaf):
-            return isinstance(leaf, nn.meta.AxisMetadata)
-
         return jax.tree.map(
-            lambda leaf: tuple(leaf.names) if is_box(leaf) else (None,) * leaf.ndim, _shapes(self), is_leaf=is_box
+            lambda leaf: tuple(leaf.names) if hasattr(leaf, "names") else (None,) * leaf.ndim,
+            _shapes(self),
+            is_leaf=lambda leaf: hasattr(leaf, "names"),
         )
 
     def trainable(self) -> dict[str, Any]:
         """A tree like the parameters, of bool: False for the null table of tokens."""
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: [k.key for k in path] != ["null", "tokens"],
-            self.logical_axes(),
-            is_leaf=lambda leaf: isinstance(leaf, tuple),
-        )
+        shapes, buffer = nn.meta.unbox(_shapes(self)), "['null']['tokens']"
+        return jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path) != buffer, shapes)
 
     def apply(
         self,
@@ -102,7 +99,6 @@ class Network(DiTConfig):
         """The network's output for noisy latents.
 
         Args:
-          params: as from `init`.
           x: (B, h, w, c), or (B, F, h, w, c) for a network that is temporal; h and w are any multiples of the patch size.
           t: (B,) network time in [0, 1000).
           condition: after `project_camera`; tokens are needed if and only if the network has them, latent likewise; an absent
@@ -135,16 +131,13 @@ class Network(DiTConfig):
         latents; token mask, sizes and numbers are kept. Gradients do not reach the table of tokens."""
 
         def table(values, like):
-            if values.shape != like.shape[1:]:
-                raise ValueError(f"condition has shape {like.shape} where the network's is (B, *{values.shape})")
             return jnp.broadcast_to(values, like.shape).astype(like.dtype)
 
         tokens, vector, latent = condition.tokens, condition.vector, condition.latent
-        if tokens is not None:
-            if self.camera_dim:
-                tokens = jnp.zeros((*tokens.shape[:2], self.token_shape[1]), tokens.dtype)
-            else:
-                tokens = table(jax.lax.stop_gradient(params["null"]["tokens"]), tokens)
+        if tokens is not None and self.camera_dim:
+            tokens = jnp.zeros((*tokens.shape[:2], self.token_shape[1]), tokens.dtype)
+        elif tokens is not None:
+            tokens = table(jax.lax.stop_gradient(params["null"]["tokens"]), tokens)
         if vector is not None and self.vector_kind == "linear":
             vector = table(params["null"]["vector"], vector)
         elif vector is not None and self.vector_kind == "class":
@@ -153,31 +146,25 @@ class Network(DiTConfig):
         return Condition(tokens, condition.token_mask, vector, latent)
 
     def drop_condition(self, params: dict[str, Any], condition: Condition, drop: Mapping[str, jax.Array]) -> Condition:
-        """Replaces parts of some rows by those of the null condition, then projects the camera.
+        """Replaces parts of some rows of a condition by those of the null condition, then projects the camera.
 
-        Args:
-          params: as from `init`.
-          condition: as a task makes it, before `project_camera`.
-          drop: for each name of conditioning.PARTS, (B,) bool, the rows that lose it. Of a network with a camera the
-            features are zeroed and the camera is kept, as Zero-1-to-3 trains.
+        drop: for each name of conditioning.PARTS, (B,) bool, the rows that lose it. Of a network with a camera the features are
+        zeroed and the camera is kept, as Zero-1-to-3 trains.
         """
         null = self.null_condition(params, condition)
         if self.camera_dim:
             camera = condition.tokens[..., self.token_shape[1] :]
             null = dataclasses.replace(null, tokens=jnp.concatenate([null.tokens, camera], axis=-1))
 
-        def choose(name):
-            yes, no = getattr(null, name), getattr(condition, name)
-            if no is None:
-                return None
-            return jnp.where(drop[name].reshape(-1, *[1] * (no.ndim - 1)), yes, no)
+        def choose(rows, yes, no):
+            return jnp.where(rows.reshape(-1, *[1] * (no.ndim - 1)), yes, no)
 
-        parts = {name: choose(name) for name in conditioning.PARTS}
+        parts = {name: (getattr(null, name), getattr(condition, name)) for name in conditioning.PARTS}
+        parts = {name: choose(drop[name], *part) for name, part in parts.items() if part[1] is not None}
         return self.project_camera(params, dataclasses.replace(condition, **parts))
 
     def widen_input(self, path: str, array: jax.Array) -> jax.Array:
-        """Adds input channels to a parameter of a network that has fewer: they start at zero, so that nothing changes at
-        first. Only "patch/kernel" has input channels."""
+        """Adds input channels, which start at zero, to "patch/kernel" of a network that has fewer."""
         assert path == "patch/kernel", path
         pixels, channels = self.patch_size**2, self.latent_shape[-1] + self.concat_channels
         kernel = array.reshape(pixels, -1, array.shape[-1])
@@ -209,7 +196,7 @@ class Network(DiTConfig):
 
 
 class Size(NamedTuple):
-    """width: D; depth: number of blocks; heads: H (Peebles & Xie 2023, table 1)."""
+    """D, number of blocks, H (Peebles & Xie 2023, table 1)."""
 
     width: int
     depth: int
@@ -220,12 +207,8 @@ SIZES = {"S": Size(384, 12, 6), "B": Size(768, 12, 12), "L": Size(1024, 24, 16),
 
 
 def make_size(model: config.Model) -> Size:
-    """The size that config.model names. Raises ValueError for an unknown name."""
-    if (custom := config.custom_size(model.size)) is not None:
-        return Size(*custom)
-    if model.size not in SIZES:
-        raise ValueError(f"config.model.size={model.size!r} is not one of {', '.join(SIZES)}, or as 128x4x4")
-    return SIZES[model.size]
+    """The size that config.model names, or writes out."""
+    return Size(*(config.custom_size(model.size) or SIZES[model.size]))
 
 
 def position_scale(image_size: int) -> float:
@@ -242,22 +225,13 @@ def make_dit(
     final: str = "table",
     **parts: Any,
 ) -> Network:
-    """The network that config.model describes.
+    """The network that config.model describes; for the other arguments see DiTConfig.
 
-    Args:
-      model: config.model.
-      latent_shape, out_channels, token_shape: see DiTConfig.
-      final: the same, unless config.model.final overrides the task's choice ("auto").
-      parts: what the task adds to the network: DiTConfig's fields that have defaults.
-
-    Raises:
-      ValueError: an unknown size or remat policy, latents that do not divide into patches.
+    final: the task's choice, unless config.model.final overrides it. parts: what the task adds: fields that have defaults.
+    Raises ValueError for latents that do not divide into patches.
     """
     size = make_size(model)
-    if model.remat not in REMAT_POLICIES:
-        raise ValueError(f"config.model.remat={model.remat!r} is not one of {', '.join(REMAT_POLICIES)}")
-    grid = (latent_shape[0] // model.patch_size, latent_shape[1] // model.patch_size)
-    if tuple(latent_shape[:2]) != (grid[0] * model.patch_size, grid[1] * model.patch_size):
+    if latent_shape[0] % model.patch_size or latent_shape[1] % model.patch_size:
         raise ValueError(
             f"latents of {latent_shape[0]}x{latent_shape[1]} do not divide into patches of "
             f"config.model.patch_size={model.patch_size}; change it, or config.data.image_size"
@@ -265,16 +239,14 @@ def make_dit(
     if parts.get("vector_kind") == "size":
         parts["vector_dim"] = 3  # height, width and their ratio
     return Network(
-        width=size.width,
-        depth=size.depth,
-        heads=size.heads,
+        *size,
         mlp_hidden=4 * size.width,
         activation=model.activation,
         patch_size=model.patch_size,
         latent_shape=tuple(latent_shape),
         out_channels=out_channels,
         token_shape=None if token_shape is None else tuple(token_shape),
-        position_base=grid,
+        position_base=(latent_shape[0] // model.patch_size, latent_shape[1] // model.patch_size),
         dtype=model.dtype,
         remat=model.remat,
         unroll=min(size.depth, cpu.SCAN_UNROLL if jax.default_backend() == "cpu" else 1),

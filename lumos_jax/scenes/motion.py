@@ -45,8 +45,7 @@ def flow(scene: Scene, before: float, after: float, size: int) -> np.ndarray:
         there_x[at] = last.x + cos * (x[at] - first.x) - sin * (y[at] - first.y)
         there_y[at] = last.y + sin * (x[at] - first.x) + cos * (y[at] - first.y)
     went = _project(camera_matrix(new.camera), there_x, there_y, z) - _project(matrix, x, y, z)
-    went = np.where((depth < FAR)[..., None], went, 0.0)
-    return (went * (size / (2 * math.tan(FOV / 2)))).astype(np.float32)
+    return (np.where((depth < FAR)[..., None], went, 0.0) * (size / (2 * math.tan(FOV / 2)))).astype(np.float32)
 
 
 def _project(matrix: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:

@@ -157,8 +157,7 @@ def captions(scene: Scene) -> tuple[str, str]:
         parts.append(f"{article} {color} {kind}" if count == 1 else f"{_NUMBERS[count]} {color} {_PLURALS[kind]}")
     for solid in scene.solids:
         size = "large" if solid.size > 0.7 else "small" if solid.size < 0.48 else "medium-sized"
-        looks = f"a {size} {solid.color} {solid.kind}{_SURFACES[solid.material]}"
-        details.append(f"{looks} {_where(scene, solid)}")
+        details.append(f"a {size} {solid.color} {solid.kind}{_SURFACES[solid.material]} {_where(scene, solid)}")
     number = _NUMBERS[len(scene.solids)].capitalize()
     noun = "solid stands" if len(scene.solids) == 1 else "solids stand"
     return _join(parts), f"{number} {noun} on {_ON_GROUND[scene.ground]} ground: {_join(details)}."

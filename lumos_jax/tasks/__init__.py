@@ -35,12 +35,8 @@ def task_class(name: str) -> type[Task]:
 
 
 def make_task(settings: config.Settings, place: Placement | None = None) -> tuple[Task, Any]:
-    """The task that `config.task.name` names, and the parameters of its frozen networks.
-
-    Args:
-      settings: of the run.
-      place: puts each of these parameters on devices as it is read (train.sharding.Frozen); None keeps them on the host.
-        If it wants shapes alone, nothing is read where they are known without.
+    """The task that `config.task.name` names, and the parameters of its frozen networks, which `place` puts on devices as they
+    are read (train.sharding.Frozen); None keeps them on the host.
 
     Raises:
       ValueError: an unknown task, settings that do not fit it, or weights that cannot be loaded.

@@ -1,4 +1,5 @@
-"""The interface of a task to the trainer: what a batch means, which network trains on it, and its losses.
+"""The interface of a task to the trainer: what a batch means, which network trains on it, its losses, and how another task's
+weights become its own.
 
 A new task is one module of this package that assigns a subclass of `Task` to `TASK`, and one file in configs/. Diffusion tasks
 derive from `denoising.Denoising`; how they sample is a separate interface, `sampling.Sampling`.
@@ -6,15 +7,57 @@ derive from `denoising.Denoising`; how they sample is a separate interface, `sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax
 
 from lumos_jax import config
 from lumos_jax.encoders import Placement
-from lumos_jax.tasks.handoffs import Handoff
 from lumos_jax.tasks.sampling import Sampling
+
+Batch = Mapping[str, jax.Array]  # arrays with B rows each
+
+
+@dataclasses.dataclass(frozen=True)
+class Handoff:
+    """What may differ between a network and the one that it starts from (invariant 4): patterns (fnmatch) over parameter paths.
+    Every other parameter must be on both sides, in the same shape.
+
+    Attributes:
+      new: may be absent from the prior; is initialized then.
+      gone: may be absent from this network; is dropped then.
+      refit: depends on the kind of condition; is initialized if that differs, or if shapes differ.
+      widened: may have fewer inputs in the prior; the new ones start at zero.
+    """
+
+    new: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    refit: tuple[str, ...] = ()
+    widened: tuple[str, ...] = ()
+
+    def __or__(self, other: Handoff) -> Handoff:
+        """Whatever either of them allows."""
+        return Handoff(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
+
+    def rules(
+        self, ours: Mapping[str, tuple], theirs: Mapping[str, tuple], same_condition: bool
+    ) -> dict[str, tuple[str, ...]]:
+        """Paths for `checkpoints.transfer`: reinitialise, drop, widen.
+
+        ours, theirs: path -> shape of every parameter. same_condition: whether both are conditioned on the same features.
+        """
+
+        def named(paths: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
+            return [path for path in paths if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)]
+
+        differ = {path for path in ours if path in theirs and ours[path] != theirs[path]}
+        anew = [path for path in named(ours, self.new) if path not in theirs]
+        anew += [path for path in named(ours, self.refit) if path in differ or not same_condition]
+        dropped = [path for path in named(theirs, self.gone) if path not in ours]
+        return {"reinitialise": tuple(anew), "drop": tuple(dropped), "widen": tuple(named(differ, self.widened))}
 
 
 class Task:
@@ -60,22 +103,21 @@ class Task:
         """Lines of the run's introduction, by heading."""
         return {}
 
+    @property
+    def sampling(self) -> Sampling | None:
+        return self.sampling_class and self.sampling_class(self, self.latent_shape)
+
     # Training.
 
-    def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Any:
+    def example(self, frozen: Any, batch: Batch, keys: Mapping[str, jax.Array]) -> Any:
         """Network inputs and targets of a batch, with every random choice made: a tree of arrays with B rows each, `weight`
-        (B,) among them.
-
-        keys: one key per name of train.rngs.STEP_STREAMS.
-        """
+        (B,) among them. keys: one key per name of train.rngs.STEP_STREAMS."""
         raise NotImplementedError
 
     def losses(self, params: Any, ema: Any, example: Any, total: jax.Array, gather: Any) -> dict[str, jax.Array]:
         """Sums over the rows of `example`, of which `loss` is minimized and the others are reported. Each row counts by its
-        weight over `total`, the weight of all micro-batches, so that these add up to the batch.
-
-        params, ema: float32 parameters and their EMA. gather: as for `models.Network.apply`.
-        """
+        weight over `total`, the weight of all micro-batches, so that these add up to the batch. `gather` as for
+        `models.Network.apply`."""
         raise NotImplementedError
 
     def post_update(self, params: Any, sums: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
@@ -100,7 +142,7 @@ class Task:
         """Arrays of `encode` that a cache cuts to each record's own length -> the mask (B, L) in the batch that gives it."""
         return {}
 
-    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def encode(self, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
         """What the frozen networks make of a batch, as a cache keeps it and `example` takes it in place of images: float32
         `feature` (B, L, C) (and `feature_detailed` of a second caption), and `latent` moments (B, h, w, 2 c) or, where pixels
         are the latents, the uint8 `image` itself."""
@@ -109,7 +151,3 @@ class Task:
     def without_encoders(self, frozen: Any) -> Any:
         """`frozen` without the parameters that only `encode` needs: enough for batches from a cache."""
         return frozen
-
-    @property
-    def sampling(self) -> Sampling | None:
-        return self.sampling_class and self.sampling_class(self, self.latent_shape)

@@ -18,10 +18,15 @@ import jax.numpy as jnp
 from lumos_jax import config, diffusion, encoders, models
 from lumos_jax.encoders import Autoencoder, Placement
 from lumos_jax.models import Condition, Network
-from lumos_jax.tasks import handoffs
-from lumos_jax.tasks.base import Task
+from lumos_jax.tasks.base import Batch, Handoff, Task
 
 QUARTILES = 4
+
+# From a prior without cross-attention, whose condition, if any, is added to the timestep embedding (DiT, RCG): it gains
+# cross-attention, whose output starts at zero, and loses its condition, whose null stays (see `null_embedding`).
+FROM_ADALN = Handoff(new=("blocks/cross/*", "tokens/*", "null/tokens"), gone=("vector/*", "null/vector"))
+# To such a prior: another condition is initialized anew, and cross-attention is dropped.
+TO_ADALN = Handoff(new=FROM_ADALN.gone, gone=(*FROM_ADALN.gone, *FROM_ADALN.new), refit=FROM_ADALN.gone)
 
 
 @jax.tree_util.register_dataclass
@@ -29,9 +34,9 @@ QUARTILES = 4
 class Example:
     """One batch with every random choice made.
 
-    x0, noise: (B, [F,] h, w, c). t: (B,), as the process counts time. condition: the task's Condition, its camera not
-    projected. drop: for each name of models.PARTS, (B,) bool, the rows that lose that part of their condition. weight: (B,)
-    float32, 0 for records that could not be decoded.
+    x0, noise: (B, [F,] h, w, c). t: (B,), as the process counts time. condition: its camera not projected. drop: for each
+    name of models.PARTS, (B,) bool, the rows that lose that part of their condition. weight: (B,) float32, 0 for records that
+    could not be decoded.
     """
 
     x0: jax.Array
@@ -44,11 +49,10 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Denoising(Task):
-    """Base class of diffusion tasks; a subclass defines `condition` and overrides what differs of the rest.
+    """Base class of diffusion tasks; a subclass defines `condition` and overrides what differs, as `build`, which by default
+    conditions on tokens of an image encoder.
 
     Attributes:
-      network: the diffusion transformer.
-      process: the diffusion process.
       encoder: the frozen network whose features are the condition; None for a task that conditions on no features.
       autoencoder: the frozen map between pixels and latents.
       latent_shape: ([F,] h, w, c) of x0.
@@ -69,21 +73,23 @@ class Denoising(Task):
         return {group: network.identity for group, network in networks.items() if network is not None}
 
     def describe(self) -> dict[str, str]:
-        condition = (
-            "none" if self.encoder is None else f"{self.encoder.settings.output} tokens of {self.identity['encoder']}"
-        )
+        encoder = self.encoder
+        condition = "none" if encoder is None else f"{encoder.settings.output} tokens of {encoder.identity}"
         return {"latents": " x ".join(map(str, self.latent_shape)), "condition": condition}
 
-    def handoff(self) -> handoffs.Handoff:
+    @classmethod
+    def build(cls, settings: config.Settings, place: Placement | None) -> tuple[Denoising, dict[str, Any]]:
+        return make(cls, settings, place, *encoders.make_encoder(settings.encoder, place, settings.model.dtype))
+
+    def handoff(self) -> Handoff:
         """Tasks add their own rules with `|`."""
-        return handoffs.FROM_ADALN if self.network.token_shape else handoffs.TO_ADALN
+        return FROM_ADALN if self.network.token_shape else TO_ADALN
 
     def check_prior(self, ours: config.Model, theirs: config.Model, paths: Collection[str]) -> None:
-        final = "adaln" if "final/modulation/kernel" in paths else "table"
-        if final != self.network.final:
+        final, own = "adaln" if "final/modulation/kernel" in paths else "table", self.network.final
+        if final != own:
             raise ValueError(
-                f"the prior's final layer is {final}, this network's {self.network.final}: set config.model.final={final} to "
-                "keep it"
+                f"the prior's final layer is {final}, this network's {own}: set config.model.final={final} to keep it"
             )
         if theirs.activation != ours.activation:
             raise ValueError(
@@ -92,11 +98,11 @@ class Denoising(Task):
 
     # Training.
 
-    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+    def condition(self, frozen: Any, batch: Batch) -> Condition:
         """The condition of a batch of B records."""
         raise NotImplementedError
 
-    def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
+    def prepare(self, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Condition]:
         """A batch -> x0 (B, [F,] h, w, c) float32 and its Condition; `key` samples the autoencoder's posterior."""
         return self.latents(frozen, batch, key), self.condition(frozen, batch)
 
@@ -105,7 +111,7 @@ class Denoising(Task):
         rows = jax.random.bernoulli(key, self.condition_dropout, (size,))
         return dict.fromkeys(models.PARTS, rows)
 
-    def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Example:
+    def example(self, frozen: Any, batch: Batch, keys: Mapping[str, jax.Array]) -> Example:
         x0, condition = self.prepare(frozen, batch, keys["posterior"])
         return Example(
             x0=jax.lax.stop_gradient(x0),
@@ -147,30 +153,30 @@ class Denoising(Task):
 
     # Frozen networks.
 
-    def latents(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
+    def latents(self, frozen: Any, batch: Batch, key: jax.Array) -> jax.Array:
         """x0 of uint8 `image` (B, H, W, 3) or of cached `latent` moments; `key` samples the posterior."""
         if "latent" in batch:
             return self.autoencoder.sample(batch["latent"], key)
         return self.autoencoder.encode(frozen["autoencoder"], batch["image"], key)
 
-    def image_features(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def image_features(self, frozen: Any, batch: Batch) -> jax.Array:
         """The encoder's features (B, L, C) float32 of `image`, or as a cache has them."""
         if "feature" in batch:
             return batch["feature"].astype(jnp.float32)
         return self.encoder.apply(frozen["encoder"], batch["image"])
 
-    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """As of Task: latents, and features of images where there is an encoder."""
+    def encode(self, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
         if self.uncacheable:
             raise ValueError(self.uncacheable)
-        features = {} if self.encoder is None else {"feature": self.image_features(frozen, batch)}
-        return self.encode_latents(frozen, batch) | features
-
-    def encode_latents(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """The autoencoder's part of `encode`."""
         if self.autoencoder.network is None:
-            return {"image": batch["image"]}
-        return {"latent": self.autoencoder.moments(frozen["autoencoder"], batch["image"])}
+            latents = {"image": batch["image"]}
+        else:
+            latents = {"latent": self.autoencoder.moments(frozen["autoencoder"], batch["image"])}
+        return latents | self.encode_condition(frozen, batch)
+
+    def encode_condition(self, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
+        """The part of `encode` that `condition` takes: features of images where there is an encoder."""
+        return {} if self.encoder is None else {"feature": self.image_features(frozen, batch)}
 
     def without_encoders(self, frozen: Any) -> Any:
         return {"autoencoder": {name: part for name, part in frozen["autoencoder"].items() if name != "encoder"}}
@@ -188,36 +194,38 @@ def make(
     frames: int = 0,
     **fields: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """A task of class `kind` and its frozen parameters {"encoder", "autoencoder"}, as the settings name them.
+    """A task of class `kind` and its frozen parameters {"encoder", "autoencoder"}, as `tasks.make_task`.
 
     Args:
-      settings, place: as for `tasks.make_task`.
       encoder, encoder_params: as `encoders.make_encoder` gives them; None for a task that conditions on no features.
-      network: further arguments of `models.make_dit`; by default its tokens are the encoder's, and there are none without one.
+      network: further arguments of `models.make_dit`; by default its tokens are the encoder's, if there is one.
       concatenated: whether a latent is concatenated on channels.
       frames: of a clip; 0 for images.
       fields: of the class, where they are not as the settings have them.
-
-    Raises:
-      ValueError: weights that cannot be found or do not fit; sizes that do not divide.
     """
     autoencoder, autoencoder_params = encoders.make_autoencoder(settings.autoencoder, place, settings.model.dtype)
-    latent_shape = autoencoder.latent_shape(settings.data.image_size)
+    shape = autoencoder.latent_shape(settings.data.image_size)
     process = diffusion.make_process(settings.diffusion)
-    arguments: dict[str, Any] = {"position_scale": models.position_scale(settings.data.image_size)}
-    if encoder is None:
-        arguments |= {"token_shape": None, "final": "adaln"}
-    else:
-        arguments["token_shape"] = (encoder.tokens, encoder.dim)
-    if concatenated:
-        arguments["concat_channels"] = latent_shape[-1]
-    dit = models.make_dit(
-        settings.model,
-        latent_shape=latent_shape,
-        out_channels=process.out_channels(latent_shape[-1]),
-        **(arguments | dict(network or {})),
-    )
+    parts: dict[str, Any] = {"token_shape": None, "final": "adaln"}
+    if encoder is not None:
+        parts = {"token_shape": (encoder.tokens, encoder.dim)}
+    parts |= {"concat_channels": shape[-1] if concatenated else 0} | dict(network or {})
+    parts["position_scale"] = models.position_scale(settings.data.image_size)
+    out_channels = process.out_channels(shape[-1])
+    dit = models.make_dit(settings.model, latent_shape=shape, out_channels=out_channels, **parts)
     fields = {"condition_dropout": settings.task.condition_dropout} | fields
-    shape = (frames, *latent_shape) if frames else latent_shape
-    task = kind(dit, process, encoder, autoencoder, shape, **fields)
+    task = kind(dit, process, encoder, autoencoder, (frames, *shape) if frames else shape, **fields)
     return task, {"autoencoder": autoencoder_params} | ({} if encoder is None else {"encoder": encoder_params})
+
+
+def null_embedding(params: Mapping[str, Any], dropped: Collection[str]) -> Any | None:
+    """What the null condition of a prior adds to the timestep embedding (D,), if the embedder of its condition is dropped.
+
+    Added to the last bias of the timestep MLP, it makes the network start as the prior under its null condition, which its
+    blocks have learned to see, and not as the prior without any.
+    """
+    if "vector/table" in dropped:
+        return params["vector"]["table"][-1]
+    if "null/vector" in dropped:
+        return params["null"]["vector"] @ params["vector"]["kernel"] + params["vector"]["bias"]
+    return None

@@ -1,20 +1,17 @@
 """Self-distillation without labels (DINO: Caron et al. 2021, arXiv 2104.14294): an encoder trained on images alone.
 
     teacher = EMA of the student
+    head(x) = normalize(MLP(token)) . normalize(prototypes),   [CLS] for the image, the other tokens for patches
     p       = softmax((teacher(global crop) - center) / teacher temperature)
     loss    = mean over pairs of different crops of  - p . log softmax(student(crop) / student temperature)
     center <- m center + (1 - m) mean teacher output,  which keeps the teacher from collapsing to one output
 
-With `balance` = sinkhorn the teacher's assignments are instead normalized so that the batch uses all prototypes equally (Caron
-et al. 2020; DINOv2), which needs no center; small batches and short runs then do not collapse to a few clusters.
-
+`balance` = sinkhorn: the teacher's assignments are instead normalized so that the batch uses all prototypes equally (Caron et
+al. 2020; DINOv2), which needs no center; small batches and short runs then do not collapse to a few clusters.
 `mask_weight`: iBOT (Zhou et al. 2022), the student predicts the teacher's output at masked patches of its global crops, so that
 patch tokens, and not [CLS] alone, carry where and what they are.
-
 `pixel_weight`: a linear layer predicts from each token the pixels of its patch, masked or not (SimMIM: Xie et al. 2022, for
 masked ones), so that features keep what a prior needs to reproduce the image.
-
-    head(x) = normalize(MLP(token)) . normalize(prototypes),   [CLS] for the image, the other tokens for patches (iBOT)
 
 Axes: B batch, G crops, S side, N patches, D width, K prototypes.
 """
@@ -34,12 +31,11 @@ from lumos_jax import config, encoders
 from lumos_jax.config.fields import Rule, above, at_least, between, rising
 from lumos_jax.encoders.vit import Vit
 from lumos_jax.models import layers
-from lumos_jax.tasks.base import Task
+from lumos_jax.tasks.base import Batch, Task
 
 GLOBAL = 2  # crops that the teacher sees
 SINKHORN_ROUNDS = 3
 LUMINANCE = (0.299, 0.587, 0.114)
-_LOG_RATIO = float(np.log(4 / 3))
 STUDENT_TEMPERATURE, CENTER_MOMENTUM = 0.1, 0.9
 
 
@@ -69,16 +65,24 @@ class Settings(config.Task):
     balance: Annotated[Literal["center", "sinkhorn"], "how collapse is prevented: DINO's way or DINOv2's"] = "center"
 
 
+def _linear(key: jax.Array, inner: int, outer: int) -> dict[str, jax.Array]:
+    return {"kernel": jax.random.normal(key, (inner, outer)) * inner**-0.5, "bias": jnp.zeros(outer)}
+
+
+def _apply(layer: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
+    return x @ layer["kernel"] + layer["bias"][None]
+
+
+def _unit(x: jax.Array, axis: int) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=axis, keepdims=True) + 1e-12)
+
+
 @dataclasses.dataclass(frozen=True)
 class SelfDistilled:
-    """Shapes of the ViT and of the head; frozen and hashable.
+    """Shapes of the ViT and of the head; hashable.
 
-    Attributes:
-      hidden: width of the head's two hidden layers.
-      bottleneck: features that are normalized and compared with the prototypes.
-      prototypes: K.
-      masked: whether patches may be masked; they have a center of their own.
-      pixels: whether a linear layer predicts the pixels of each patch from its token.
+    hidden: width of the head's two hidden layers. bottleneck: features that are compared with the K prototypes. masked: whether
+    patches may be masked; they have a center of their own. pixels: whether a layer predicts the pixels of each patch.
     """
 
     vit: Vit
@@ -90,24 +94,19 @@ class SelfDistilled:
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Float32 parameters {"vit", "head", "centre"}, of masked networks {"mask", "patch_centre"}, and {"pixels"}."""
-        keys = jax.random.split(key, 5)
-        vit = self.vit.init(keys[0])
+        keys, vit, width = jax.random.split(key, 5), self.vit, self.vit.width
+        params = {"vit": vit.init(keys[0]), "centre": jnp.zeros(self.prototypes)}
         if not self.masked:  # large positions would be all that [CLS] sees; a masked patch has nothing else
-            vit["positions"] = 0.05 * jax.random.normal(keys[1], vit["positions"].shape)
-        sizes = (self.vit.width, self.hidden, self.hidden, self.bottleneck)
-        head = {}
-        for number, (inner, outer) in enumerate(itertools.pairwise(sizes)):
-            kernel = jax.random.normal(jax.random.fold_in(keys[2], number), (inner, outer)) * inner**-0.5
-            head[f"layer{number}"] = {"kernel": kernel, "bias": jnp.zeros(outer)}
-        head["prototypes"] = jax.random.normal(keys[3], (self.bottleneck, self.prototypes))
-        params = {"vit": vit, "head": head, "centre": jnp.zeros(self.prototypes)}
+            table = params["vit"]["positions"]
+            params["vit"]["positions"] = 0.05 * jax.random.normal(keys[1], table.shape)
+        sizes = enumerate(itertools.pairwise((width, self.hidden, self.hidden, self.bottleneck)))
+        params["head"] = {f"layer{n}": _linear(jax.random.fold_in(keys[2], n), *sides) for n, sides in sizes}
+        params["head"]["prototypes"] = jax.random.normal(keys[3], (self.bottleneck, self.prototypes))
         if self.masked:
-            params["mask"] = 0.02 * jax.random.normal(keys[4], (self.vit.width,))
+            params["mask"] = 0.02 * jax.random.normal(keys[4], (width,))
             params["patch_centre"] = jnp.zeros(self.prototypes)
         if self.pixels:
-            inner, outer = self.vit.width, 3 * self.vit.patch_size**2
-            kernel = jax.random.normal(jax.random.fold_in(keys[4], 1), (inner, outer)) * inner**-0.5
-            params["pixels"] = {"kernel": kernel, "bias": jnp.zeros(outer)}
+            params["pixels"] = _linear(jax.random.fold_in(keys[4], 1), width, 3 * vit.patch_size**2)
         return params
 
     def trainable(self) -> dict[str, Any]:
@@ -130,44 +129,33 @@ class SelfDistilled:
 
     def scores(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
         """Cosines of the projections of tokens (B, T, D) with the prototypes, (B, T, K)."""
-        size, count, width = tokens.shape
-        x = tokens.reshape(size * count, width)
-        head = params["head"]
-        for number in range(3):
-            layer = head[f"layer{number}"]
-            x = x @ layer["kernel"] + layer["bias"][None]
-            x = x if number == 2 else jax.nn.gelu(x, approximate=False)
-        return (_unit(x, -1) @ _unit(head["prototypes"], 0)).reshape(size, count, -1)
+        x, head = tokens.reshape(-1, tokens.shape[-1]), params["head"]
+        for name in ("layer0", "layer1"):
+            x = jax.nn.gelu(_apply(head[name], x), approximate=False)
+        x = _unit(_apply(head["layer2"], x), -1) @ _unit(head["prototypes"], 0)
+        return x.reshape(*tokens.shape[:2], -1)
 
     def predict_pixels(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
         """Normalized pixels of each patch from its token: (B, 1 + N, D) -> (B, N, p p 3)."""
         size, count, width = tokens[:, 1:].shape
-        flat = tokens[:, 1:].reshape(size * count, width)
-        return (flat @ params["pixels"]["kernel"] + params["pixels"]["bias"][None]).reshape(size, count, -1)
-
-
-def _unit(x: jax.Array, axis: int) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=axis, keepdims=True) + 1e-12)
+        return _apply(params["pixels"], tokens[:, 1:].reshape(-1, width)).reshape(size, count, -1)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Crops:
-    """Crops of one batch, normalized: large (B, 2, S, S, 3) and local (B, n, s, s, 3); masked: (B, 2, N) bool, patches of the
-    large ones that the student does not see, or None; weight (B,)."""
+    """Crops of one batch, normalized: large (B, 2, S, S, 3), local (B, n, s, s, 3) or None; masked: (B, 2, N) bool, patches of
+    the large ones that the student does not see, or None; weight (B,)."""
 
     large: jax.Array
-    local: jax.Array
+    local: jax.Array | None
     masked: jax.Array | None
     weight: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class SelfDistillation(Task):
-    """The DINO task; batches hold `image`.
-
-    side: of the global crops, pixels. settings: config.task.
-    """
+    """The DINO task; batches hold `image`. side: of the global crops, pixels. settings: config.task."""
 
     name: ClassVar[str] = "dino"
     evaluator: ClassVar[str] = "neighbors"
@@ -178,12 +166,9 @@ class SelfDistillation(Task):
     settings: Settings
 
     @classmethod
-    def build(
-        cls, settings: config.Settings, place: encoders.Placement | None
-    ) -> tuple[SelfDistillation, dict[str, Any]]:
+    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[SelfDistillation, Any]:
         """Nothing is frozen. The ViT is the one that config.encoder describes for random weights."""
-        vit = encoders.vit_of(settings.encoder)
-        dino = settings.task
+        vit, dino = encoders.vit_of(settings.encoder), settings.task
         masked = dino.mask_weight > 0 or dino.pixel_weight > 0
         network = SelfDistilled(vit, *dino.head, masked, dino.pixel_weight > 0)
         return cls(network, settings.encoder.image_size, dino), {}
@@ -200,7 +185,7 @@ class SelfDistillation(Task):
             "crops": f"{GLOBAL} of {self.side} px, {s.local_crops} of {self.local_side} px, {s.head[-1]} prototypes"
         }
 
-    def example(self, frozen: Any, batch: Mapping[str, jax.Array], keys: Mapping[str, jax.Array]) -> Crops:
+    def example(self, frozen: Any, batch: Batch, keys: Mapping[str, jax.Array]) -> Crops:
         s, image = self.settings, batch["image"]
 
         def crop(number: int, side: int, scale: tuple[float, float]) -> jax.Array:
@@ -211,8 +196,7 @@ class SelfDistillation(Task):
 
         large = [crop(number, self.side, s.global_scale) for number in range(GLOBAL)]
         local = [crop(GLOBAL + number, self.local_side, s.local_scale) for number in range(s.local_crops)]
-        none = jnp.zeros((image.shape[0], 0, self.local_side, self.local_side, 3))
-        local = jnp.stack(local, 1) if local else none
+        local = jnp.stack(local, 1) if local else None
         return Crops(jnp.stack(large, 1), local, self._masks(keys, image.shape[0]), batch["weight"])
 
     def _masks(self, keys: Mapping[str, jax.Array], size: int) -> jax.Array | None:
@@ -283,8 +267,8 @@ class SelfDistillation(Task):
         """The teacher's probabilities of prototypes from its outputs (B, G, K)."""
         if self.settings.balance == "sinkhorn":
             return _sinkhorn(output / self.settings.teacher_temperature, weight)
-        center = jax.lax.stop_gradient(center)
-        return jax.nn.softmax((output - center[None, None]) / self.settings.teacher_temperature, axis=-1)
+        center = jax.lax.stop_gradient(center)[None, None]
+        return jax.nn.softmax((output - center) / self.settings.teacher_temperature, axis=-1)
 
     def post_update(self, params: Any, sums: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
         m = CENTER_MOMENTUM
@@ -300,13 +284,12 @@ class SelfDistillation(Task):
 def _sinkhorn(logits: jax.Array, weight: jax.Array) -> jax.Array:
     """Probabilities (B, G, K) that use every prototype equally over the batch (Sinkhorn-Knopp); rows of weight 0 do not
     count."""
-    size, views, prototypes = logits.shape
-    share = jnp.repeat(weight, views)[:, None]
-    plan = jnp.exp(logits - logits.max()).reshape(size * views, prototypes) * share
+    prototypes = logits.shape[-1]
+    plan = jnp.exp(logits - logits.max()).reshape(-1, prototypes) * jnp.repeat(weight, logits.shape[1])[:, None]
     for _ in range(SINKHORN_ROUNDS):
         plan = plan / (plan.sum(axis=0, keepdims=True) * prototypes + 1e-12)
         plan = plan / (plan.sum(axis=1, keepdims=True) + 1e-12)
-    return plan.reshape(size, views, prototypes)
+    return plan.reshape(logits.shape)
 
 
 # Augmentations, on the device. What is sampled for a row does not depend on the other rows.
@@ -314,13 +297,11 @@ def _sinkhorn(logits: jax.Array, weight: jax.Array) -> jax.Array:
 
 def random_crop(key: jax.Array, image: jax.Array, side: int, scale: tuple[float, float]) -> jax.Array:
     """A random box of each image, resized: (B, H, W, 3) of any dtype -> float32 (B, side, side, 3), in the values of `image`.
-
-    scale: smallest and largest share of the image's area; width over height lies between 3/4 and 4/3.
-    """
+    scale: smallest and largest share of the image's area; width over height lies between 3/4 and 4/3."""
     size, height, width, _ = image.shape
     uniform = jax.random.uniform(key, (size, 4))
     area = scale[0] + (scale[1] - scale[0]) * uniform[:, 0]
-    ratio = jnp.exp((2 * uniform[:, 1] - 1) * _LOG_RATIO)
+    ratio = jnp.exp((2 * uniform[:, 1] - 1) * float(np.log(4 / 3)))
     high = jnp.minimum(jnp.sqrt(area / ratio), 1.0) * height
     wide = jnp.minimum(jnp.sqrt(area * ratio), 1.0) * width
     top, left = uniform[:, 2] * (height - high), uniform[:, 3] * (width - wide)
@@ -340,12 +321,9 @@ def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def color_jitter(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
-    """Images (B, S, S, 3) float32 in [0, 255] with random brightness, contrast, saturation and color balance.
-
-    strength: factors lie within 1 - strength and 1 + strength; within half of that for each channel's own.
-    """
-    keys = jax.random.split(key)
-    size = image.shape[0]
+    """Images (B, S, S, 3) float32 in [0, 255] with random brightness, contrast, saturation and color balance. Factors lie
+    within 1 - strength and 1 + strength; within half of that for each channel's own."""
+    keys, size = jax.random.split(key), image.shape[0]
     factors = 1 + strength * jax.random.uniform(keys[0], (size, 3, 1, 1, 1), minval=-1.0)
     balance = 1 + 0.5 * strength * jax.random.uniform(keys[1], (size, 1, 1, 3), minval=-1.0)
     mean = image.mean(axis=(1, 2, 3), keepdims=True)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 
-from lumos_jax import config, encoders
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising
-from lumos_jax.tasks.sampling import ImageSampling, Sampling
+from lumos_jax.tasks.base import Batch
+from lumos_jax.tasks.sampling import FeatureSampling, Host, Sampling
 
 
-class ImageToImageSampling(ImageSampling):
+class ImageToImageSampling(FeatureSampling):
     """Rows of an image and samples of its feature."""
 
-    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    def truth(self, host: Host) -> np.ndarray | None:
         """The image itself, which the prior reproduces from its features; None where a cache keeps no images."""
         return host.get("image")
 
@@ -30,13 +28,7 @@ class ImageToImage(denoising.Denoising):
     name: ClassVar[str] = "i2i"
     sampling_class: ClassVar[type[Sampling]] = ImageToImageSampling
 
-    @classmethod
-    def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToImage, dict[str, Any]]:
-        return denoising.make(
-            cls, settings, place, *encoders.make_encoder(settings.encoder, place, settings.model.dtype)
-        )
-
-    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+    def condition(self, frozen: Any, batch: Batch) -> Condition:
         return Condition(tokens=self.image_features(frozen, batch))
 
 

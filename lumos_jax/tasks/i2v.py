@@ -9,16 +9,15 @@ The network is the image prior with attention over frames, which starts as the i
 makes of it. A batch of images (B, h, w, c) skips that attention, has no vector and zero latents: it is the I2I objective,
 unchanged, so that training on images in between keeps the prior and has no gradient for the attention over frames.
 
-Dropout: tokens and latents each with task.condition_dropout, independently of each other, vectors never, as SVD's conditioner
-does it; its rates are not known.
+Dropout: tokens and latents each with task.condition_dropout, independently, vectors never, as SVD's conditioner does it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -29,11 +28,10 @@ from lumos_jax import config, encoders
 from lumos_jax.config.fields import above
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising, media
-from lumos_jax.tasks.handoffs import Handoff
-from lumos_jax.tasks.sampling import Sampling, add_images
+from lumos_jax.tasks.base import Batch, Handoff
+from lumos_jax.tasks.sampling import Conditions, Host, ImageSampling, Load, Sampling
 
 MOTION_IDS = 256
-NUMBERS = 3  # of the vector
 _LEVEL = 1000.0  # sigma is embedded in thousandths: sinusoids tell integers apart
 FPS, MOTION = 8.0, 127  # of samples, unless the flags say
 FIRST_GUIDANCE = 1.0  # scale at the first frame; that of the run is the last one's (SVD)
@@ -53,7 +51,7 @@ def _named(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-class ClipSampling(Sampling):
+class ClipSampling(ImageSampling):
     """Clips that begin with an image."""
 
     needs = ("image",)
@@ -61,7 +59,7 @@ class ClipSampling(Sampling):
 
     @classmethod
     def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
-        add_images(parser)
+        super().add_flags(parser)
         add = parser.add_argument
         add("--frames", type=int, metavar="N", help="frames of a clip; default: as in training")
         add("--fps", type=float, default=FPS, help=f"frames a second; default: {FPS:g}")
@@ -73,7 +71,7 @@ class ClipSampling(Sampling):
             raise ValueError(f"--frames={frames} must be at least 1")
         return dataclasses.replace(self, latent_shape=(frames, *self.latent_shape[1:]))
 
-    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+    def sample_inputs(self, args: argparse.Namespace, load: Load) -> dict[str, np.ndarray]:
         fps, motion = args.fps, args.motion
         if not 0 < fps <= 240 or not 0 <= motion < MOTION_IDS:
             raise ValueError(
@@ -81,9 +79,7 @@ class ClipSampling(Sampling):
             )
         return self.inputs([{"image": path, "fps": fps, "motion": motion} for path in args.images], load)
 
-    def inputs(
-        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def inputs(self, conditions: Conditions, load: Load) -> dict[str, np.ndarray]:
         motion = np.array([condition.get("motion", MOTION) for condition in conditions], np.float32)
         return {
             "frames": np.stack([load(condition["image"]) for condition in conditions])[:, None],
@@ -91,7 +87,7 @@ class ClipSampling(Sampling):
             "motion": (motion + np.float32(0.5)) * np.float32(self.task.video.motion_step),
         }
 
-    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+    def condition(self, frozen: Any, batch: Batch) -> Condition:
         # The same noise on the first frame every time and in every row, so that an image has one condition.
         first = batch["frames"][:, 0]
         noise = jnp.broadcast_to(jax.random.normal(jax.random.key(0), first.shape[1:])[None], first.shape)
@@ -105,19 +101,17 @@ class ClipSampling(Sampling):
 
     def decode(self, frozen: Any, latent: jax.Array) -> jax.Array:
         # Clip by clip: the decoder needs far more memory for a frame than the network.
-        decode = super().decode
-        if latent.ndim == 4:
-            return decode(frozen, latent)
-        return jax.lax.map(lambda frames: decode(frozen, frames), latent)
+        decode = functools.partial(super().decode, frozen)
+        return decode(latent) if latent.ndim == 4 else jax.lax.map(decode, latent)
 
-    def source_images(self, frozen: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def source_images(self, frozen: Any, batch: Batch) -> jax.Array:
         return batch["frames"]
 
-    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray:
+    def truth(self, host: Host) -> np.ndarray:
         """The true clip; where solids move, which the first frame does not show, one of many possible ones."""
         return host["frames"]
 
-    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    def sheet(self, host: Host, sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """Frames side by side: a row of the true clip above a row for each sample."""
         rows = np.concatenate([sources[:, None], samples], axis=1)
         return media.image_grid(rows.reshape(-1, *rows.shape[2:]))
@@ -126,7 +120,7 @@ class ClipSampling(Sampling):
     def files(cls, out: str) -> list[str]:
         return media.clip_files(out)
 
-    def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray, out: str) -> list[str]:
+    def save(self, host: Host, sources: np.ndarray, samples: np.ndarray, out: str) -> list[str]:
         """An MP4 and a GIF of that name: a row for each image, which stands still beside its samples."""
         still = np.broadcast_to(sources[:, None, :1], (len(samples), 1, *samples.shape[2:]))
         grid = np.concatenate([still, samples], axis=1)  # (R, 1 + n, F, H, W, 3)
@@ -136,10 +130,7 @@ class ClipSampling(Sampling):
 
 @dataclasses.dataclass(frozen=True)
 class ImageToVideo(denoising.Denoising):
-    """The I2V task.
-
-    Batches of clips hold `frames` uint8 (B, F, H, W, 3), `fps` and `motion` (B,) float32; of images, `image`.
-    """
+    """The I2V task. Batches of clips hold `frames` uint8 (B, F, H, W, 3), `fps`, `motion` (B,) float32; of images, `image`."""
 
     name: ClassVar[str] = "i2v"
     sample_type: ClassVar[str] = "clip"
@@ -152,7 +143,7 @@ class ImageToVideo(denoising.Denoising):
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[ImageToVideo, dict[str, Any]]:
         return denoising.make(
             cls, settings, place, *encoders.make_encoder(settings.encoder, place, settings.model.dtype),
-            network={"vector_dim": NUMBERS, "vector_kind": "numbers", "temporal": True},
+            network={"vector_dim": 3, "vector_kind": "numbers", "temporal": True},
             concatenated=True,
             frames=settings.data.clips.frames,
             video=settings.task,
@@ -170,7 +161,7 @@ class ImageToVideo(denoising.Denoising):
 
         return {"tokens": rows("tokens"), "latent": rows("latent"), "vector": jnp.zeros(size, bool)}
 
-    def prepare(self, frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Condition]:
+    def prepare(self, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Condition]:
         if "image" in batch:
             x0 = self.latents(frozen, batch, key)
             return x0, Condition(tokens=self.image_features(frozen, batch), latent=jnp.zeros_like(x0))
@@ -182,9 +173,7 @@ class ImageToVideo(denoising.Denoising):
         condition = self.clip_condition(frozen, batch, shape[1], sigma, noise)
         return flat.reshape(*shape[:2], *flat.shape[1:]), condition
 
-    def clip_condition(
-        self, frozen: Any, batch: Mapping[str, jax.Array], frames: int, sigma: jax.Array, noise: jax.Array
-    ) -> Condition:
+    def clip_condition(self, frozen: Any, batch: Batch, frames: int, sigma: jax.Array, noise: jax.Array) -> Condition:
         """The condition of clips of so many frames; of the batch's frames only the first counts.
 
         sigma: (B,) standard deviation of the noise on the first frame that is concatenated to every frame. noise: of standard

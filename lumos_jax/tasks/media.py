@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import pathlib
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -22,39 +24,27 @@ _FONT_SIZE, _LINE, _TITLE_LINES = 13, 16, 3  # pixels, pixels, lines
 def image_grid(rows: np.ndarray, *, titles: Sequence[str] = (), gap: int = 2, min_side: int = 128) -> np.ndarray:
     """Images (R, C, H, W, 3) uint8 -> one image with R rows and C columns on white.
 
-    titles: a text above each row, broken into lines; what does not fit on three lines is cut.
-
-    Small images are enlarged by an integer factor (nearest pixel) until their side reaches `min_side` pixels, so that a 32 px
-    sample can be judged by eye.
+    titles: a text above each row; what does not fit on three lines is cut. Small images are enlarged by an integer factor
+    (nearest pixel) until their side reaches `min_side` pixels, so that a 32 px sample can be judged by eye.
     """
     factor = max(1, -(-min_side // rows.shape[2]))
     rows = rows.repeat(factor, axis=2).repeat(factor, axis=3)
     gap *= factor
-    cells = np.pad(
-        rows, ((0, 0), (0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255
-    )  # white above and to the left
+    cells = np.pad(rows, ((0, 0), (0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255)  # above and to the left
     strips = cells.transpose(0, 2, 1, 3, 4).reshape(len(rows), cells.shape[2], -1, 3)
     strips = list(np.pad(strips, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255))
     width = strips[0].shape[1]
     if titles:
-        strips = [
-            part for text, strip in zip(titles, strips, strict=True) for part in (_title(text, width, gap), strip)
-        ]
+        pairs = zip((_title(text, width, gap) for text in titles), strips, strict=True)
+        strips = itertools.chain.from_iterable(pairs)
     return np.concatenate([*strips, np.full((gap, width, 3), 255, np.uint8)])
 
 
 def _title(text: str, width: int, margin: int) -> np.ndarray:
     """A line or more of black text on white, (H, width, 3) uint8."""
     font = ImageFont.load_default(_FONT_SIZE)
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width - 2 * margin:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    if len(lines) > _TITLE_LINES:
-        lines = [*lines[: _TITLE_LINES - 1], f"{lines[_TITLE_LINES - 1]} ..."]
+    columns = int((width - 2 * margin) / font.getlength("o"))
+    lines = textwrap.wrap(text, max(columns, 8), max_lines=_TITLE_LINES, placeholder=" ...")
     image = Image.new("RGB", (width, margin + len(lines) * _LINE), "white")
     draw = ImageDraw.Draw(image)
     for number, line in enumerate(lines):

@@ -7,15 +7,13 @@ RCG's other half, which samples features to start from, is no prior of images; h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
-
-import jax
 
 from lumos_jax import config, encoders
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising
-from lumos_jax.tasks.sampling import ImageSampling, Sampling
+from lumos_jax.tasks.base import Batch
+from lumos_jax.tasks.sampling import FeatureSampling, Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Rcg(denoising.Denoising):
     """The RCG task; batches hold `image`, or `latent` and `feature` of a cache."""
 
     name: ClassVar[str] = "rcg"
-    sampling_class: ClassVar[type[Sampling]] = ImageSampling
+    sampling_class: ClassVar[type[Sampling]] = FeatureSampling
 
     @classmethod
     def build(cls, settings: config.Settings, place: encoders.Placement | None) -> tuple[Rcg, dict[str, Any]]:
@@ -36,7 +34,7 @@ class Rcg(denoising.Denoising):
         network = {"token_shape": None, "vector_dim": encoder.dim, "final": "adaln"}
         return denoising.make(cls, settings, place, encoder, params, network=network)
 
-    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+    def condition(self, frozen: Any, batch: Batch) -> Condition:
         return Condition(vector=self.image_features(frozen, batch)[:, 0])
 
 

@@ -86,8 +86,7 @@ RELEASES: Mapping[str, Release] = {
 
 @dataclasses.dataclass(frozen=True)
 class Prior:
-    """An imported prior: settings to sample or train with, the network, its parameters (or shapes) and what became of every
-    name on disk."""
+    """Settings to sample or train with, the network, its parameters (or shapes), and what became of every name on disk."""
 
     settings: config.Settings
     network: Network
@@ -103,17 +102,8 @@ def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only: bool = False) -> Prior:
-    """A released prior from a file, a directory or a hub id.
-
-    Args:
-      source: as `weights.files.read_release` takes it; names may be official, or diffusers'.
-      field: the setting it is from, for messages.
-      kind, heads: as for `read`.
-      shapes_only: read no arrays, for the report alone.
-
-    Raises:
-      ValueError: as `weights.files.read_release` and `read`.
-    """
+    """A released prior under official or diffusers' names: `source`, `field` as of `weights.files.read_release`, the rest as of
+    `read`. `shapes_only`: reads no arrays, for the report alone."""
     state, metadata, described = files.read_release(source, field, shapes_only)
     state = official.from_diffusers(rules.strip_wrappers(state, source))
     settings = None
@@ -125,14 +115,8 @@ def load(source: str, field: str, *, kind: str = "", heads: int = 0, shapes_only
 
 
 def read(
-    kind: str,
-    state: Mapping[str, Any],
-    *,
-    origin: str,
-    heads: int = 0,
-    settings: config.Settings | None = None,
-    side: int = 0,
-) -> Prior:
+    kind: str, state: Mapping[str, Any], *, origin: str, heads: int = 0, settings: config.Settings | None = None, side: int = 0
+) -> Prior:  # fmt: skip
     """A state dict of a release as a prior.
 
     Args:
@@ -140,7 +124,7 @@ def read(
       state: name -> array, or name -> shape to see the report without data.
       origin: what the state dict is, for messages.
       heads: attention heads; 0: as in the DiT paper's table.
-      settings: those of the run that wrote it, if it says; else they are found from the shapes.
+      settings: of the run that wrote it; None finds them from the shapes.
       side: of the latents it was trained on; 0 where its table of positions tells.
 
     Raises:
@@ -167,31 +151,23 @@ def read(
         raise ValueError(f"{origin} tells no image size: it has no pos_embed, nor a config.json with sample_size")
     if settings is None:
         settings = _settings(release, state, network, width, patch, side, heads, origin)
-    latent_shape = (side, side, channels)
-    scale = models.position_scale(settings.data.image_size)
-    dit = models.make_dit(
-        settings.model, latent_shape=latent_shape, out_channels=out_channels, position_scale=scale, **network
-    )
+    network |= {"latent_shape": (side, side, channels), "out_channels": out_channels}
+    dit = models.make_dit(settings.model, position_scale=models.position_scale(settings.data.image_size), **network)
     return Prior(settings, dit, *release.convert(state, rules.parameter_shapes(dit), origin=origin))
 
 
 def write(settings: config.Settings, params: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's parameters under the official names.
-
-    Raises:
-      ValueError: the network has parts that the official release has not.
-    """
+    """A run's parameters under the official names. Raises ValueError for parts that the official release has not."""
     if "cross" not in params["blocks"] or "modulation" in params["final"]:
         raise ValueError(
             "this network cannot be exported: the official Lumos release has no names for one without cross-attention, or "
             "with a final layer as DiT's"
         )
-    model, autoencoder = settings.model, settings.autoencoder
-    factor = 1 if autoencoder.kind == "identity" else VAE_FACTOR
-    grid = (settings.data.image_size // factor // model.patch_size,) * 2
-    scale = models.position_scale(settings.data.image_size)
-    positions = layers.positions(grid, grid, scale, params["patch"]["bias"].shape[0])
-    return official.to_official(params, positions, model.patch_size)
+    patch, side = settings.model.patch_size, settings.data.image_size
+    factor = 1 if settings.autoencoder.kind == "identity" else VAE_FACTOR
+    grid = (side // factor // patch,) * 2
+    positions = layers.positions(grid, grid, models.position_scale(side), params["patch"]["bias"].shape[0])
+    return official.to_official(params, positions, patch)
 
 
 def _settings(release: Release, state, network, width: int, patch: int, side: int, heads: int, origin: str):
@@ -202,15 +178,13 @@ def _settings(release: Release, state, network, width: int, patch: int, side: in
         raise ValueError(
             f"{origin}: width {width} and depth {depth} are in no table that tells the heads; give --heads"
         )
-    model = config.Model(size=size or f"{width}x{depth}x{heads}", patch_size=patch, **release.model)
-    autoencoder = config.Autoencoder()
-    classes = network.get("vector_kind") == "class"
+    autoencoder, classes = config.Autoencoder(), network.get("vector_kind") == "class"
     labels = {"sample_type": "labeled", "num_classes": network["vector_dim"]} if classes else {}
     settings = config.Settings(
         data=config.Data(image_size=side * VAE_FACTOR, **labels),
         encoder=release.encoder,
         autoencoder=autoencoder,
-        model=model,
+        model=config.Model(size=size or f"{width}x{depth}x{heads}", patch_size=patch, **release.model),
         task=config.Task(name=release.task),
     )
     config.validate(settings)

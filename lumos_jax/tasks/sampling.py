@@ -19,6 +19,10 @@ from lumos_jax import config, diffusion
 from lumos_jax.models import Condition
 from lumos_jax.tasks import media
 
+Host = Mapping[str, np.ndarray]  # a batch as it was read, R rows
+Conditions = Sequence[Mapping[str, Any]]  # by name, one a sample
+Load = Callable[[str], np.ndarray]  # path of an image -> (S, S, 3) uint8
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -46,21 +50,11 @@ class Sampling:
         """As the flags ask for, such as another latent shape. Raises ValueError for values that are impossible."""
         return self
 
-    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-        """The host batch that the flags describe, one row a condition.
-
-        Args:
-          args: the parsed flags.
-          load: path of an image -> (S, S, 3) uint8.
-
-        Raises:
-          ValueError: values that are impossible, images that cannot be read.
-        """
+    def sample_inputs(self, args: argparse.Namespace, load: Load) -> dict[str, np.ndarray]:
+        """The host batch that the flags describe, one row a condition; errors as of `inputs`."""
         raise NotImplementedError
 
-    def inputs(
-        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def inputs(self, conditions: Conditions, load: Load) -> dict[str, np.ndarray]:
         """The host batch of conditions by name, a row each: image (a path), caption, label, azimuth and elevation (degrees),
         fps and motion. Each task reads its own; `needs` must be there.
 
@@ -74,8 +68,7 @@ class Sampling:
         host = self.sample_inputs(args, sampler.load_image)
         if self.task.host is not None:
             host = self.task.host(host)
-        samples = sampler.samples(host, args.num)
-        return self.save(host, sampler.source_images(host), samples, args.out)
+        return self.save(host, sampler.source_images(host), sampler.samples(host, args.num), args.out)
 
     @classmethod
     def files(cls, out: str) -> list[str]:
@@ -111,24 +104,19 @@ class Sampling:
 
         settings: sampler, steps and guidance. gather: as for `models.Network.apply`. lower_last: as of `diffusion.sample`.
         """
-        task = self.task
-        condition = task.network.project_camera(params, condition)
-
-        def predict(x, network_time, condition):
-            return task.network.apply(params, x, network_time, condition, gather=gather)
-
+        network, process = self.task.network, self.task.process
+        condition = network.project_camera(params, condition)
         denoise = diffusion.guided(
-            predict,
+            lambda x, time, condition: network.apply(params, x, time, condition, gather=gather),
             condition,
-            task.network.null_condition(params, condition),
+            network.null_condition(params, condition),
             scale=self.guidance(settings.guidance),
             interval=settings.guidance_interval,
             rescale=settings.guidance_rescale,
-            process=task.process,
+            process=process,
         )
-        latent = diffusion.sample(
-            task.process, denoise, noise, key, sampler=settings.sampler, steps=settings.steps, lower_last=lower_last
-        )
+        how = {"sampler": settings.sampler, "steps": settings.steps, "lower_last": lower_last}
+        latent = diffusion.sample(process, denoise, noise, key, **how)
         return to_uint8(self.decode(frozen, latent))
 
     def generate_batch(self, params: Any, frozen: Any, batch: Mapping[str, jax.Array], keys: tuple[jax.Array, jax.Array],
@@ -143,41 +131,42 @@ class Sampling:
         samples = self.generate(params, frozen, condition, noise, keys[1], settings, gather)
         return samples.reshape(rows, count, *samples.shape[1:])
 
-    # Looking at samples. host: a batch as it was read, R rows; sources: its `source_images`; samples: uint8 (R, n, *pixels).
+    # Looking at samples uint8 (R, n, *pixels); sources: the batch's `source_images`.
 
-    def truth(self, host: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    def truth(self, host: Host) -> np.ndarray | None:
         """What a sample of each row should show, uint8 (R, [F,] H, W, 3); None where many images would do."""
         return None
 
-    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """One image (H, W, 3) uint8 with rows (source, where there is one | sample | sample ...)."""
-        return media.image_grid(np.concatenate([sources[:, None], samples], axis=1) if sources.size else samples)
+    def sheet(self, host: Host, sources: np.ndarray, samples: np.ndarray, titles: Sequence[str] = ()) -> np.ndarray:
+        """One image (H, W, 3) uint8 with rows (source, where there is one | sample | sample ...), `titles` above them."""
+        rows = np.concatenate([sources[:, None], samples], axis=1) if sources.size else samples
+        return media.image_grid(rows, titles=titles)
 
-    def save(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray, out: str) -> list[str]:
+    def save(self, host: Host, sources: np.ndarray, samples: np.ndarray, out: str) -> list[str]:
         """Writes `files(out)` and returns their names."""
         media.save_png(self.sheet(host, sources, samples), out)
         return [out]
 
 
-def add_images(parser: argparse._ArgumentGroup) -> None:
-    """Adds the flag --images, which is required."""
-    parser.add_argument(
-        "--images", nargs="+", required=True, metavar="FILE",
-        help="images to condition on; held-out:N is the run's own held-out record N",
-    )  # fmt: skip
-
-
 class ImageSampling(Sampling):
+    """Of tasks that condition on images."""
+
+    @classmethod
+    def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
+        text = "images to condition on; held-out:N is the run's own held-out record N"
+        parser.add_argument("--images", nargs="+", required=True, metavar="FILE", help=text)
+
+
+class FeatureSampling(ImageSampling):
     """Of tasks that condition on features of images: a row of samples an image, or a path between two images' features."""
 
     needs = ("image",)
 
     @classmethod
     def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
-        add_images(parser)
-        parser.add_argument(
-            "--interpolate", type=int, default=0, metavar="N", help="N samples on the path between exactly two images"
-        )
+        super().add_flags(parser)
+        text = "N samples on the path between exactly two images"
+        parser.add_argument("--interpolate", type=int, default=0, metavar="N", help=text)
 
     def with_flags(self, args: argparse.Namespace) -> Sampling:
         if args.interpolate and (len(args.images) != 2 or args.interpolate < 2):
@@ -186,12 +175,10 @@ class ImageSampling(Sampling):
             )
         return self
 
-    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+    def sample_inputs(self, args: argparse.Namespace, load: Load) -> dict[str, np.ndarray]:
         return self.inputs([{"image": path} for path in args.images], load)
 
-    def inputs(
-        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def inputs(self, conditions: Conditions, load: Load) -> dict[str, np.ndarray]:
         return {"image": np.stack([load(condition["image"]) for condition in conditions])}
 
     def run(self, sampler: Any, args: argparse.Namespace) -> list[str]:
@@ -208,8 +195,7 @@ class ImageSampling(Sampling):
             return a[:1] * (1 - share) + a[1:] * share
 
         condition = jax.tree.map(mix, sampler.condition(host))
-        noise = sampler.noise((1, *self.latent_shape))
-        noise = jnp.broadcast_to(noise, (args.interpolate, *noise.shape[1:]))
+        noise = jnp.repeat(sampler.noise((1, *self.latent_shape)), args.interpolate, axis=0)
         samples = sampler.generate(condition, noise, lower_last=True)
         ends = host["image"]
         media.save_png(media.image_grid(np.concatenate([ends[:1], samples, ends[1:]])[None]), args.out)
@@ -218,8 +204,7 @@ class ImageSampling(Sampling):
 
 def check_output(sampling: type[Sampling], out: str) -> None:
     """Raises ValueError unless what --out=`out` names can be written; a missing folder is made."""
-    ending = pathlib.Path(out).suffix.lower()
-    if ending not in sampling.endings:
+    if pathlib.Path(out).suffix.lower() not in sampling.endings:
         raise ValueError(f"--out={out}: the name must end in {' or '.join(sampling.endings)}")
     for file in sampling.files(out):
         media.check_writable(file, f"--out={out}")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -21,13 +22,11 @@ import numpy as np
 from lumos_jax import config, encoders
 from lumos_jax.data import aspect
 from lumos_jax.models import Condition
-from lumos_jax.tasks import denoising, media
-from lumos_jax.tasks.handoffs import Handoff
-from lumos_jax.tasks.sampling import Sampling
+from lumos_jax.tasks import denoising
+from lumos_jax.tasks.base import Batch, Handoff
+from lumos_jax.tasks.sampling import Conditions, Host, Load, Sampling
 
 KINDS = ("", "_detailed")  # suffixes of the arrays of a raw and a detailed caption, where a batch has both
-
-
 _LOCK = threading.Lock()  # its padding is state of a tokenizer, which two threads must not share
 
 
@@ -54,9 +53,8 @@ class CaptionSampling(Sampling):
     @classmethod
     def add_flags(cls, parser: argparse._ArgumentGroup) -> None:
         parser.add_argument("--prompts", nargs="+", required=True, metavar="TEXT", help="the texts to condition on")
-        parser.add_argument(
-            "--size", metavar="HEIGHTxWIDTH", help="pixels, of a run that trained in several sizes; default: the square"
-        )
+        text = "pixels, of a run that trained in several sizes; default: the square"
+        parser.add_argument("--size", metavar="HEIGHTxWIDTH", help=text)
 
     def with_flags(self, args: argparse.Namespace) -> Sampling:
         if args.size is None:
@@ -67,16 +65,13 @@ class CaptionSampling(Sampling):
             )
         bucket, square = self._bucket(args.size), self._bucket(None).height
         h, w, channels = self.latent_shape
-        return dataclasses.replace(
-            self, latent_shape=(bucket.height * h // square, bucket.width * w // square, channels)
-        )
+        shape = (bucket.height * h // square, bucket.width * w // square, channels)
+        return dataclasses.replace(self, latent_shape=shape)
 
-    def sample_inputs(self, args: argparse.Namespace, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+    def sample_inputs(self, args: argparse.Namespace, load: Load) -> dict[str, np.ndarray]:
         return self._captions(args.prompts, args.size)
 
-    def inputs(
-        self, conditions: Sequence[Mapping[str, Any]], load: Callable[[str], np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def inputs(self, conditions: Conditions, load: Load) -> dict[str, np.ndarray]:
         """With config.data.aspect_ratios, in the square size."""
         return self._captions([condition["caption"] for condition in conditions], None)
 
@@ -93,10 +88,10 @@ class CaptionSampling(Sampling):
         buckets = self.task.buckets
         if size is None:
             return buckets[aspect.square(buckets)]
-        sides = size.lower().split("x")
-        if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
+        found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size.lower())
+        if found is None:
             raise ValueError(f"--size={size}: give HEIGHTxWIDTH in pixels")
-        height, width = map(int, sides)
+        height, width = map(int, found.groups())
         near = buckets[int(aspect.nearest(buckets, np.array([height / width]))[0])]
         if (height, width) != (near.height, near.width):
             raise ValueError(
@@ -105,20 +100,18 @@ class CaptionSampling(Sampling):
             )
         return near
 
-    def sheet(self, host: Mapping[str, np.ndarray], sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """Rows of (record's image, where there is one | sample | sample ...), the caption above each."""
-        rows = samples if not sources.size else np.concatenate([sources[:, None], samples], axis=1)
-        return media.image_grid(rows, titles=list(host["caption"]))
+    def sheet(self, host: Host, sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """As of Sampling, the caption above each row."""
+        return super().sheet(host, sources, samples, titles=list(host["caption"]))
 
 
 @dataclasses.dataclass(frozen=True)
 class TextToImage(denoising.Denoising):
     """The T2I task.
 
-    tokenizer: of the text encoder; None where shapes alone are wanted.
-    buckets: the sizes of images, of which a batch has one; empty if all are square.
-    With buckets the condition has (height, width, ratio): of the original image and its bucket in training, of the bucket in
-    sampling.
+    tokenizer: of the text encoder; None where shapes alone are wanted. buckets: the sizes of images, of which a batch has one;
+    empty if all are square. With buckets the condition has (height, width, ratio): of the original image and its bucket in
+    training, of the bucket in sampling.
     """
 
     name: ClassVar[str] = "t2i"
@@ -133,16 +126,14 @@ class TextToImage(denoising.Denoising):
             raise ValueError(
                 f"config.encoder.kind={settings.encoder.kind} reads no captions: set it to {' or '.join(config.TEXT_KINDS)}"
             )
-        encoder, encoder_params = encoders.make_text_encoder(settings.encoder, place, settings.model.dtype)
+        encoder, params = encoders.make_text_encoder(settings.encoder, place, settings.model.dtype)
         shapes_only = place is not None and place.shapes_only  # and no caption is read
         tokenizer = None if shapes_only else encoders.make_tokenizer(settings.encoder, encoder)
-        data, buckets = settings.data, ()
-        if data.has_buckets:
-            buckets = aspect.table(data)
-        task, frozen = denoising.make(
-            cls, settings, place, encoder, encoder_params,
-            network={"vector_kind": "size" if buckets else "linear"}, tokenizer=tokenizer, buckets=buckets,
-        )  # fmt: skip
+        data = settings.data
+        buckets = aspect.table(data) if data.has_buckets else ()
+        fields = {"tokenizer": tokenizer, "buckets": buckets}
+        network = {"vector_kind": "size" if buckets else "linear"}
+        task, frozen = denoising.make(cls, settings, place, encoder, params, network=network, **fields)
         patch = data.image_size // task.latent_shape[0] * settings.model.patch_size
         if any(side % patch for bucket in buckets for side in (bucket.height, bucket.width)):
             raise ValueError(
@@ -156,12 +147,10 @@ class TextToImage(denoising.Denoising):
         return functools.partial(tokenize, self.tokenizer, self.encoder.settings.max_tokens)
 
     def handoff(self) -> Handoff:
-        return super().handoff() | Handoff(
-            new=("vector/*",),  # of a prior without sizes
-            refit=("tokens/fc1/*", "null/tokens"),
-        )
+        """From a prior of another condition, and without sizes."""
+        return super().handoff() | Handoff(new=("vector/*",), refit=("tokens/fc1/*", "null/tokens"))
 
-    def condition(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
+    def condition(self, frozen: Any, batch: Batch) -> Condition:
         if "feature" in batch:
             tokens = batch["feature"].astype(jnp.float32)
         else:
@@ -179,12 +168,9 @@ class TextToImage(denoising.Denoising):
             return {}
         return {f"feature{kind}": f"token_mask{kind}" for kind in KINDS}
 
-    def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        features = {
-            f"feature{kind}": self.encoder.apply(frozen["encoder"], batch[f"tokens{kind}"], batch[f"token_mask{kind}"])
-            for kind in KINDS
-        }
-        return self.encode_latents(frozen, batch) | features
+    def encode_condition(self, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
+        apply = functools.partial(self.encoder.apply, frozen["encoder"])
+        return {f"feature{kind}": apply(batch[f"tokens{kind}"], batch[f"token_mask{kind}"]) for kind in KINDS}
 
 
 TASK = TextToImage

@@ -22,7 +22,7 @@ from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.checkpoints.manager import DIRECTORY
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import same_content
-from lumos_jax.tasks import handoffs, releases
+from lumos_jax.tasks import denoising, releases
 from lumos_jax.train import finetune, sharding
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
@@ -150,7 +150,7 @@ def _hand_off(experiment: Experiment, workdir: pathlib.Path, encoder: str | None
         prior_settings.encoder.output,
     )
     same &= encoder is None or prior_encoder is None or same_content(encoder, prior_encoder)
-    named = handoffs.rules(task.handoff(), shapes_of(flatten(ours)), shapes, same)
+    named = task.handoff().rules(shapes_of(flatten(ours)), shapes, same)
     rules = {
         "origin": settings.init_from,
         "reinitialise": (f"{finetune.LORA}/*", *named["reinitialise"]),
@@ -159,7 +159,7 @@ def _hand_off(experiment: Experiment, workdir: pathlib.Path, encoder: str | None
     }
     transfer(prior, ours, **rules)  # by shapes: what does not fit is refused before gigabytes are read
     theirs = read()
-    null = handoffs.null_embedding(theirs, named["drop"])
+    null = denoising.null_embedding(theirs, named["drop"])
     if null is not None:
         rules["adapt"]["time/fc2/bias"] = lambda bias: bias + null
     params, account = transfer(theirs, ours, **rules)

@@ -112,27 +112,18 @@ def modern_kl_names(state: Mapping[str, Any]) -> dict[str, Any]:
 
 SHARED, COPY = "shared.weight", "encoder.embed_tokens.weight"  # of T5's embedding; files have either, or both
 
-_T5_ATTENTION, _T5_MLP = [f"layer.0.SelfAttention.{part}" for part in "qkvo"], ("wi_0", "wi_1", "wo")
 _T5_ENCODER: tuple[Rule, ...] = (
     # Held by layer 0 alone, used by all: a relative bias in another layer (umT5) has no rule.
     Rule("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "relative_bias"),
-    *(_matrix(f"encoder.block.{{i}}.{name}", f"blocks/{name[-1]}") for name in _T5_ATTENTION),
+    *(_matrix(f"encoder.block.{{i}}.layer.0.SelfAttention.{part}", f"blocks/{part}") for part in "qkvo"),
     Rule("encoder.block.{i}.layer.0.layer_norm.weight", "blocks/norm1/scale"),
-    *(_matrix(f"encoder.block.{{i}}.layer.1.DenseReluDense.{part}", f"blocks/{part}") for part in _T5_MLP),
+    *(
+        _matrix(f"encoder.block.{{i}}.layer.1.DenseReluDense.{part}", f"blocks/{part}")
+        for part in ("wi_0", "wi_1", "wo")
+    ),
     Rule("encoder.block.{i}.layer.1.layer_norm.weight", "blocks/norm2/scale"),
     Rule("encoder.final_layer_norm.weight", "norm/scale"),
-    *dropped(
-        "the decoder: captions are only encoded",
-        "decoder.embed_tokens.weight",
-        *(f"decoder.block.{{i}}.{name}.weight" for name in _T5_ATTENTION),
-        "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-        *(f"decoder.block.{{i}}.layer.1.EncDecAttention.{part}.weight" for part in "qkvo"),
-        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",  # early uploads of v1.0
-        *(f"decoder.block.{{i}}.layer.2.DenseReluDense.{part}.weight" for part in _T5_MLP),
-        *(f"decoder.block.{{i}}.layer.{sub}.layer_norm.weight" for sub in range(3)),
-        "decoder.final_layer_norm.weight",
-        "lm_head.weight",
-    ),
+    *dropped("the decoder: captions are only encoded", "decoder.{rest}", "lm_head.weight"),
 )
 
 
@@ -143,12 +134,12 @@ def t5_rules(names: Iterable[str]) -> tuple[Rule, ...]:
     return Rule(COPY, "embedding"), *_T5_ENCODER
 
 
-_TEXT_ATTENTION = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj"}
 CLIP_TEXT: tuple[Rule, ...] = (
     Rule("text_model.embeddings.token_embedding.weight", "embedding"),
     Rule("text_model.embeddings.position_embedding.weight", "positions"),
     *dropped("a buffer that counts 0, 1, 2, ...", "text_model.embeddings.position_ids"),
-    *_blocks("text_model.encoder.layers", **_TEXT_ATTENTION, **_CLIP_BLOCK),
+    *_blocks("text_model.encoder.layers", **{part: f"self_attn.{part}_proj" for part in "qkv"}, o="self_attn.out_proj"),
+    *_blocks("text_model.encoder.layers", **_CLIP_BLOCK),
     *_norm("text_model.final_layer_norm", "norm/"),
     _matrix("text_projection", "projection"),
     *dropped(

@@ -25,10 +25,7 @@ from lumos_jax.weights import torch_files
 
 _SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 _WANTED = ("config.json", "*.safetensors", "*.safetensors.index.json")
-_WANTED_TORCH = (
-    "config.json",
-    *(stem + end for stem in ("pytorch_model", "diffusion_pytorch_model") for end in ("*.bin", ".bin.index.json")),
-)
+_WANTED_TORCH = ("config.json", "pytorch_model*.bin*", "diffusion_pytorch_model*.bin*")
 _WANTED_RELEASE = ("*.pth", "*.safetensors", "transformer/*.safetensors", "transformer/config.json")
 
 
@@ -138,7 +135,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_safetensors(path: pathlib.Path) -> dict[str, Lazy]:
     try:
         file = safetensors.safe_open(path, "numpy")
-        return {name: Lazy(file, name, tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
+        return {name: Lazy(file, name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
 
@@ -146,8 +143,8 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, Lazy]:
 class Lazy:
     """An array of a safetensors file that is read at each conversion to NumPy, and not kept."""
 
-    def __init__(self, file: Any, name: str, shape: tuple[int, ...]):
-        self._file, self._name, self.shape = file, name, shape
+    def __init__(self, file: Any, name: str):
+        self._file, self._name, self.shape = file, name, tuple(file.get_slice(name).get_shape())
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self._file.get_tensor(self._name), dtype)
@@ -171,7 +168,6 @@ def read_release(
     Args:
       source: a file as `read` takes it, a directory that holds one (diffusers' `transformer/` is searched), or a hub id.
       field: the setting it is from, for messages.
-      shapes_only: as in `read`.
 
     Raises:
       ValueError: there is no such file, or several; as `locate` and `read`.

@@ -181,23 +181,3 @@ def from_diffusers(state: Mapping[str, Any]) -> dict[str, Any]:
         elif values:
             renamed[name] = (sum(shape[0] for shape in values), *values[0][1:])
     return renamed | rest
-
-
-def diffusers_config(state: Mapping[str, np.ndarray], heads: int, position_scale: float) -> dict[str, Any]:
-    """What stands in `transformer/config.json` beside the weights `state` (official names)."""
-    width, channels, patch_size, _ = state["x_embedder.proj.weight"].shape
-    return {
-        "_class_name": "LumosTransformer2DModel",
-        "num_attention_heads": heads,
-        "attention_head_dim": width // heads,
-        "num_layers": sum(name.endswith(".attn.qkv.weight") for name in state),
-        "patch_size": patch_size,
-        "sample_size": math.isqrt(state["pos_embed"].shape[1]) * patch_size,
-        "in_channels": channels,
-        "out_channels": state["final_layer.linear.weight"].shape[0] // patch_size**2,
-        "caption_channels": state["y_embedder.y_embedding"].shape[1],
-        "interpolation_scale": position_scale,
-        "norm_type": "ada_norm_zero",
-        "norm_eps": 1e-6,
-        "activation_fn": "gelu-approximate",
-    }

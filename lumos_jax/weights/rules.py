@@ -161,8 +161,8 @@ def convert(
 ) -> tuple[dict[str, Any], ImportReport]:
     """State dict -> {path: array}, with a report.
 
-    Everything is judged by shapes first. Then the arrays of one path at a time are read, transformed, stacked and handed to
-    `place`, so that of values that read themselves when asked for (`files.Lazy`) only one path is ever held twice.
+    Everything is judged by shapes first. Then the arrays of one path at a time are read, transformed, stacked and placed, so
+    that of values that read themselves when asked for (`files.Lazy`) only one path is ever held twice.
 
     Args:
       state: name -> array (or what NumPy makes one of, with a shape), or name -> shape to check a table without data.
@@ -194,7 +194,7 @@ def convert(
         else:
             loaded[name] = rule.path
             try:
-                there = _TRANSFORMS[rule.transform](_view(shape)).shape
+                there = _TRANSFORMS[rule.transform](np.broadcast_to(np.int8(0), tuple(shape))).shape
             except ValueError:
                 problems.append(f"{name}: shape {shape} is not what rule {rule.transform!r} expects")
                 continue
@@ -206,13 +206,14 @@ def convert(
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        more = [f"... and {len(problems) - MOST_PROBLEMS} more"] if len(problems) > MOST_PROBLEMS else []
-        listed = "\n".join(f"  {problem}" for problem in problems[:MOST_PROBLEMS] + more)
+        if (more := len(problems) - MOST_PROBLEMS) > 0:
+            problems[MOST_PROBLEMS:] = [f"... and {more} more"]
+        listed = "\n".join(f"  {problem}" for problem in problems)
         raise ValueError(f"the weights of {origin} do not fit this network:\n{listed}")
     if has_data(state):
         params = {path: place(path, _read(parts[path], rules, state, shape)) for path, shape in target.items()}
     else:
-        params = {path: _view(shape) for path, shape in target.items()}
+        params = {path: np.broadcast_to(np.int8(0), tuple(shape)) for path, shape in target.items()}
     count, left = (sum(map(math.prod, some)) for some in (target.values(), (shapes[name] for name in dropped)))
     return params, ImportReport(loaded, dropped, count, left)
 
@@ -266,11 +267,6 @@ def _read(parts: _Parts, rules: Sequence[Rule], state: Mapping[str, Any], shape:
     return array
 
 
-def _view(shape: Sequence[int]) -> np.ndarray:
-    """Enough of an array to go through a transform by shape alone."""
-    return np.broadcast_to(np.int8(0), tuple(shape))
-
-
 def _nearest(name: str, names) -> str:
     near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.5)
     return f" (near: {', '.join(near)})" if near else ""
@@ -281,9 +277,7 @@ def export(params: Mapping[str, np.ndarray], rules: Sequence[Rule], patch_size: 
     state = {}
     for rule in rules:
         if rule.path in params:
-            layers = enumerate(params[rule.path]) if "{i}" in rule.name else [(None, params[rule.path])]
-            for i, array in layers:
-                state[rule.name.format(i=i)] = np.ascontiguousarray(
-                    _INVERSES[rule.transform](np.asarray(array), patch_size)
-                )
+            for i, array in enumerate(params[rule.path] if "{i}" in rule.name else [params[rule.path]]):
+                array = _INVERSES[rule.transform](np.asarray(array), patch_size)
+                state[rule.name.format(i=i)] = np.ascontiguousarray(array)
     return state

@@ -181,7 +181,7 @@ class _Archive:
 
 
 def load_tree(path: str | pathlib.Path) -> Any:
-    """Returns all a file holds: nested dicts, lists, numbers, strings, read-only arrays for tensors, `Ignored` for the rest.
+    """All a file holds: nested dicts, lists, numbers, strings, read-only arrays for tensors, `Ignored` for the rest.
 
     Raises:
       ValueError: the file asks for code, is no zip file of torch.save, or is damaged.
@@ -198,7 +198,7 @@ def load_tree(path: str | pathlib.Path) -> Any:
 
 
 def load(path: str | pathlib.Path, prefer: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Returns a file's state dict: name -> read-only array. Arguments and errors as for `load_tree` and `state_dict`."""
+    """A file's state dict: name -> read-only array. Arguments and errors as for `load_tree` and `state_dict`."""
     return state_dict(load_tree(path), path, prefer)
 
 

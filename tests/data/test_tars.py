@@ -101,6 +101,11 @@ def test_headers_are_read_once(shards, tmp_path, monkeypatch):
     for file in kept.iterdir():
         file.write_bytes(b"damaged")
     assert list(TarSource(str(shards), kept).names) == ["b", "deep/a", "n"]
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 5):  # whatever byte is damaged
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 9]) + whole[at + 1 :])
+        assert list(TarSource(str(shards), kept).names) == ["b", "deep/a", "n"]
+    file.write_bytes(whole)
     monkeypatch.setattr(tarfile, "open", None)  # and it is whole again
     TarSource(str(shards), kept)
 

@@ -25,7 +25,8 @@ def exact_denoiser(process):
         if process.is_flow:
             signal, sigma = 1 - share, share
         else:
-            nodes, log_signal = p.log_snr_table(process)
+            nodes = np.linspace(0.0, 1.0, process.steps + 1)[1:]
+            log_signal = 0.5 * np.log(schedule.alphas_cumprod(process.schedule, process.steps))
             log_a = jnp.interp(
                 share + 1 / process.steps, jnp.asarray(nodes, jnp.float32), jnp.asarray(log_signal, jnp.float32)
             )

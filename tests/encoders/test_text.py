@@ -241,9 +241,9 @@ def test_clip_beside_an_image_tower_and_without_prefix(goldens, tmp_path):
     [
         ("t5", {"model_type": "umt5"}, "model_type='umt5'; an encoder of T5 v1.1 or Flan-T5 has t5 or mt5"),
         ("t5", {"feed_forward_proj": "relu"}, "only gated-gelu"),
-        ("t5", {"d_ff": 65}, r"blocks/wo/kernel: \(2, 64, 32\) there, \(2, 65, 32\) here"),
+        ("t5", {"num_layers": 3}, r"blocks/wo/kernel: \(2, 64, 32\) there, \(3, 64, 32\) here"),
         ("clip_text", {"model_type": "bert"}, "model_type='bert'; a CLIP text encoder has"),
-        ("clip_text", {"model_type": "clip", "text_config": {}}, r"config\.json does not say hidden_size"),
+        ("clip_text", {"model_type": "clip", "text_config": {}}, r"config\.json does not say num_attention_heads"),
         ("clip_text", {"hidden_act": "relu"}, "supported are gelu, quick_gelu"),
     ],
 )

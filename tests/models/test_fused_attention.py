@@ -1,8 +1,10 @@
 """The kernel, step by step on a CPU, against the plain attention; what is compiled for a TPU is the same kernel."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lumos_jax.models import attention, fused_attention
 
@@ -39,3 +41,21 @@ def test_which_heads_it_takes():
     # Lanes and sublanes that stay empty, and logits that are too many.
     assert [fused_attention.fits(*head) for head in ((64, 72), (256, 12), (8192, 64))] == [False, False, False]
     assert [fused_attention._heads(16, n) for n in (256, 1024, 4096)] == [4, 2, 1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_runs_in_full_precision_ask_it_only_of_float32(dtype):
+    """As Mosaic, the compiler of TPU kernels, refuses it of bfloat16."""
+    qkv = jnp.zeros((1, 3, 2, 8, 128), dtype)
+    with jax.default_matmul_precision("highest"):
+        gradient = jax.make_jaxpr(jax.grad(lambda x: fused_attention.attend(x, True).astype(jnp.float32).sum()))(qkv)
+    used = {precision for matmul in matmuls(gradient.jaxpr) for precision in matmul.params["precision"]}
+    assert used == {jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT}
+
+
+def matmuls(jaxpr):
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from matmuls(getattr(inner, "jaxpr", inner))

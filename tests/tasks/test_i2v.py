@@ -13,7 +13,6 @@ from lumos_jax import tasks
 from lumos_jax.checkpoints import transfer
 from lumos_jax.config import io as config_io
 from lumos_jax.models import Condition, Network
-from lumos_jax.tasks import handoffs
 from lumos_jax.weights.rules import flatten, unflatten
 from tests.running import flags_of
 
@@ -62,7 +61,7 @@ def test_a_prior_handed_off_makes_every_frame_as_before(made, fresh):
     }
     fresh = flatten(fresh)
     shapes = [{path: a.shape for path, a in side.items()} for side in (fresh, theirs)]
-    rules = handoffs.rules(task.handoff(), *shapes, True)
+    rules = task.handoff().rules(*shapes, True)
     assert set(rules["reinitialise"]) == {path for path in fresh if path.startswith(("blocks/temporal/", "vector/"))}
     assert rules["drop"] == ()
     assert rules["widen"] == ("patch/kernel",)

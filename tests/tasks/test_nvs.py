@@ -80,9 +80,6 @@ def test_one_number_decides_what_drops():
     for rows in (feature & ~latent, feature & latent, latent & ~feature):
         assert abs(rows.mean() - 0.05) < 0.003
     assert not drop["vector"].any()
-    only = dataclasses.replace(task, dropout=(0.0, 0.3, 0.3)).dropout_masks(jax.random.key(3), 1000)
-    assert np.array_equal(only["tokens"], only["latent"])
-    assert 0.25 < only["tokens"].mean() < 0.35
 
 
 def test_what_drops_is_zero_and_the_camera_stays_until_guidance_takes_it(condition):
@@ -149,11 +146,14 @@ def test_the_hand_off_accounts_for_all_and_changes_nothing(prior, condition, tmp
 
 
 def test_a_prior_of_another_encoder_starts_its_first_layer_anew(prior):
-    rules = tasks.handoffs.rules(
-        made()[0].handoff(),
-        {path: leaf.shape for path, leaf in flatten(made()[2]).items()},
-        {path: leaf.shape for path, leaf in flatten(prior[2]).items()},
-        same_condition=False,
+    rules = (
+        made()[0]
+        .handoff()
+        .rules(
+            {path: leaf.shape for path, leaf in flatten(made()[2]).items()},
+            {path: leaf.shape for path, leaf in flatten(prior[2]).items()},
+            same_condition=False,
+        )
     )
     anew = {path.rpartition("/")[0] for path in rules["reinitialise"]}
     assert anew == {"camera", "camera/project", "vector/fc1", "vector/fc2", "tokens/fc1"}

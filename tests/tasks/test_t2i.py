@@ -15,7 +15,6 @@ from configs import i2i, t2i
 from lumos_jax import config, data, tasks
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
-from lumos_jax.tasks import handoffs
 from lumos_jax.train import rngs, startup
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.sharding import device_arrays
@@ -146,10 +145,10 @@ def test_between_runs_of_text_everything_is_copied_unless_the_encoder_is_another
     """A staged curriculum (256 -> 512 -> 1024 px) is `init_from` again; sizes start anew where a run had none."""
     square, sizes = make_shapes(), make_shapes(data=BUCKETS)
     handoff = made()[0].handoff()
-    assert handoffs.rules(handoff, square, square, True)["reinitialise"] == ()
-    other = handoffs.rules(handoff, square, square, False)
+    assert handoff.rules(square, square, True)["reinitialise"] == ()
+    other = handoff.rules(square, square, False)
     assert set(other["reinitialise"]) == {"tokens/fc1/kernel", "tokens/fc1/bias", "null/tokens"}
-    larger = handoffs.rules(handoff, sizes, square, True)
+    larger = handoff.rules(sizes, square, True)
     assert set(larger["reinitialise"]) == set(sizes) - set(square) != set()
     assert all(path.startswith("vector/") for path in larger["reinitialise"])
     assert larger["drop"] == larger["widen"] == ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -27,107 +26,96 @@ class TfdsSource(Source, HasCaptions, HasLabels):
     needs = "tfds.name"
 
     def __init__(self, name: str, split: str, data_dir: str, captioned: bool = False):
-        self.name, self.split, self.data_dir = name, split, os.path.expanduser(data_dir) or None
-        self._length = len(self._set.shards)
-        if not self._length:
-            raise ValueError(f"config.data.tfds.name={name!r}, split={split!r}: no records")
-        if captioned and self._set.texts == (None, None):
+        import tensorflow_datasets as tfds  # seconds to import, and only this source needs it
+
+        self.name, self.split, what = name, split, f"config.data.tfds.name={name!r}, split={split!r}"
+        info, self._shards = _open(tfds, name, split, os.path.expanduser(data_dir) or None, what)
+        self._full_name, self._features = info.full_name, info.features
+        features = info.features
+        if not len(self):
+            raise ValueError(f"{what}: no records")
+
+        def named(kind: type, usual: str) -> list[str]:
+            """The features of that kind, the one with the usual name first."""
+            return sorted((key for key in features if isinstance(features[key], kind)), key=usual.__ne__)
+
+        images = named(tfds.features.Image, "image")
+        if not images:
+            raise ValueError(f"{what}: this data set has no image; it has {', '.join(features)}")
+        self._image, self._label = images[0], next(iter(named(tfds.features.ClassLabel, "label")), None)
+        self._texts = tuple(next((n for n in names if n in features), None) for names in (_RAW, DETAILED_NAMES))
+        self._decoders = dict.fromkeys(images, tfds.decode.SkipDecoding())  # images stay encoded, masks among them too
+        if captioned and self._texts == (None, None):
             raise ValueError(
                 f"config.data.sample_type=captioned: {name} has no feature {', '.join(_RAW)} or detailed; "
-                f"it has {', '.join(sorted(self._set.features))}"
+                f"it has {', '.join(sorted(features))}"
             )
 
     @classmethod
     def open(cls, data: Data) -> TfdsSource:
         return cls(data.tfds.name, data.tfds.split, data.path, data.sample_type == "captioned")
 
-    @functools.cached_property
-    def _set(self) -> _OpenSet:
-        return _OpenSet(self.name, self.split, self.data_dir)
-
-    def __getstate__(self):  # a worker process opens the data set for itself
-        return {name: value for name, value in self.__dict__.items() if name != "_set"}
-
     def __len__(self) -> int:
-        return self._length
+        return len(self._shards)
+
+    def _record(self, index: int) -> Mapping[str, Any]:
+        return self._features.deserialize_example_np(self._shards[index], decoders=self._decoders)
 
     def read(self, index: int) -> bytes | np.ndarray:
-        return self._set.record(index)[self._set.image]
+        return self._record(index)[self._image]
 
     def captions(self, index: int) -> Captions:
         """Of a feature with several texts, the first."""
-        record = self._set.record(index)
-        return tuple("" if name is None else _first_text(record[name]) for name in self._set.texts)
+        record = self._record(index)
+        return tuple("" if name is None else _first_text(record[name]) for name in self._texts)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        features, label = self._set.features, self._set.label
-        if label is None:
-            raise ValueError(f"config.data.tfds.name={self.name!r} has no class label; it has {', '.join(features)}")
-        return tuple(features[label].names)
+        if self._label is None:
+            there = ", ".join(self._features)
+            raise ValueError(f"config.data.tfds.name={self.name!r} has no class label; it has {there}")
+        return tuple(self._features[self._label].names)
 
     def label(self, index: int) -> int:
-        return int(self._set.record(index)[self._set.label])
+        return int(self._record(index)[self._label])
 
     def describe(self, index: int) -> str:
         return f"{self.name}/{self.split}#{index}"
 
     def fingerprint(self) -> str:
-        return digest([self._set.full_name, self.split, self._length])
+        return digest([self._full_name, self.split, len(self)])
 
 
-class _OpenSet:
-    """A data set that is open: its `features`, `shards`, and which are the `image`, the `label` (or None) and the `texts`."""
-
-    def __init__(self, name: str, split: str, data_dir: str | None):
-        import tensorflow_datasets as tfds  # seconds to import, and only this source needs it
-
-        what = f"config.data.tfds.name={name!r}, split={split!r}"
-        where = data_dir or tfds.core.constants.DATA_DIR
-        # Not TFDS's own command line, which needs Apache Beam even where the data set does not.
-        prepare = (
-            f"""python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={where!r}, """
-            """file_format='array_record').download_and_prepare()\" (needs TensorFlow: pip install '.[tensorflow]')"""
-        )
-        try:
-            info = tfds.builder(name, data_dir=data_dir, file_format="array_record").info
-        except (tfds.core.DatasetNotFoundError, AssertionError, ImportError) as error:
-            raise ValueError(
-                f"{what}: TFDS has no such data set, nor is one prepared in {where} ({_first_line(error)})"
-            ) from error
-        except ValueError as error:  # it is there, in another file format
-            raise ValueError(
-                f"{what} in {where} cannot be read at random: {_first_line(error)}. Prepare it as ArrayRecord in another "
-                f"directory, and set config.data.path to that: {prepare.replace(where, 'DIRECTORY')}"
-            ) from error
-        if not info.splits:
-            download = f" (it downloads {info.download_size})" if info.download_size else ""
-            raise ValueError(f"{what} is not prepared in {where}. Prepare it once{download} with: {prepare}")
-        self.full_name, self.features = info.full_name, info.features
-
-        def named(kind: type, usual: str) -> list[str]:
-            """The features of that kind, the one with the usual name first."""
-            return sorted((key for key in self.features if isinstance(self.features[key], kind)), key=usual.__ne__)
-
-        images = named(tfds.features.Image, "image")
-        if not images:
-            raise ValueError(f"{what}: this data set has no image; it has {', '.join(self.features)}")
-        self.image, self.label = images[0], next(iter(named(tfds.features.ClassLabel, "label")), None)
-        self.texts = tuple(next((n for n in names if n in self.features), None) for names in (_RAW, DETAILED_NAMES))
-        self._decoders = dict.fromkeys(images, tfds.decode.SkipDecoding())  # images stay encoded, masks among them too
-        try:
-            pieces = info.splits[split].file_instructions
-        except (ValueError, KeyError, AssertionError, NotImplementedError, OSError) as error:
-            raise ValueError(
-                f"{what} cannot be read at random: {_first_line(error)} (splits: {', '.join(info.splits)}; a split can be "
-                "sliced, as train[:90%])"
-            ) from error
-        # Not TFDS's own reader, which keeps every shard open.
-        paths = [os.fspath(piece.filename) for piece in pieces]
-        self.shards = Shards(paths, [piece.take for piece in pieces], [piece.skip for piece in pieces])
-
-    def record(self, index: int) -> Mapping[str, Any]:
-        return self.features.deserialize_example_np(self.shards[index], decoders=self._decoders)
+def _open(tfds: Any, name: str, split: str, data_dir: str | None, what: str) -> tuple[Any, Shards]:
+    """A data set's info and records. Raises ValueError, as TfdsSource."""
+    where = data_dir or tfds.core.constants.DATA_DIR
+    # Not TFDS's own command line, which needs Apache Beam even where the data set does not.
+    prepare = (
+        f"""python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={where!r}, """
+        """file_format='array_record').download_and_prepare()\" (needs TensorFlow: pip install '.[tensorflow]')"""
+    )
+    try:
+        info = tfds.builder(name, data_dir=data_dir, file_format="array_record").info
+    except (tfds.core.DatasetNotFoundError, AssertionError, ImportError) as error:
+        reason = _first_line(error)
+        raise ValueError(f"{what}: TFDS has no such data set, nor is one prepared in {where} ({reason})") from error
+    except ValueError as error:  # it is there, in another file format
+        raise ValueError(
+            f"{what} in {where} cannot be read at random: {_first_line(error)}. Prepare it as ArrayRecord in another "
+            f"directory, and set config.data.path to that: {prepare.replace(where, 'DIRECTORY')}"
+        ) from error
+    if not info.splits:
+        download = f" (it downloads {info.download_size})" if info.download_size else ""
+        raise ValueError(f"{what} is not prepared in {where}. Prepare it once{download} with: {prepare}")
+    try:
+        pieces = info.splits[split].file_instructions
+    except (ValueError, KeyError, AssertionError, NotImplementedError, OSError) as error:
+        reason, splits = _first_line(error), ", ".join(info.splits)
+        hint = f"(splits: {splits}; a split can be sliced, as train[:90%])"
+        raise ValueError(f"{what} cannot be read at random: {reason} {hint}") from error
+    # Not TFDS's own reader, which keeps every shard open.
+    paths = [os.fspath(piece.filename) for piece in pieces]
+    return info, Shards(paths, [piece.take for piece in pieces], [piece.skip for piece in pieces])
 
 
 def _first_text(value: Any) -> str:

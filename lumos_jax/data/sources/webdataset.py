@@ -93,19 +93,19 @@ class TarSource(Source, HasCaptions):
         return tuple(text or "" for text in texts)
 
     def describe(self, index: int) -> str:
-        return f"{printable(self.paths[self._shard(index)])}#{printable(self.names[index])}"
+        return f"{printable(self._shard(index))}#{printable(self.names[index])}"
 
     def fingerprint(self) -> str:
         return shards_digest(self.paths, self._ends)
 
-    def _shard(self, index: int) -> int:
-        return bisect.bisect_right(self._ends, index)
+    def _shard(self, index: int) -> str:
+        return self.paths[bisect.bisect_right(self._ends, index)]
 
     def _bytes(self, index: int, column: int) -> bytes | None:
         offset, size = map(int, self._places[index, column])
         if size < 0:
             return None
-        with open_regular(self.paths[self._shard(index)]) as file:
+        with open_regular(self._shard(index)) as file:
             data = os.pread(file.fileno(), size, offset)
         if len(data) < size:
             raise CorruptRecord("the shard is shorter than it was")
