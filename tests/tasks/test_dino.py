@@ -189,7 +189,7 @@ def test_views_follow_the_key_and_not_the_batch():
     assert (kept[..., -1, 0] > kept[..., 0, 0]).all()  # left stays left
 
 
-def test_a_run_trains_an_encoder_that_others_can_name(tmp_path, capsys):
+def test_a_run_trains_an_encoder_that_others_can_name(one_device, tmp_path, capsys):
     made = settings(
         train__steps=6, checkpoint__every=3, task__mask_weight=1.0,
         task__pixel_weight=1.0,
