@@ -31,10 +31,8 @@ _LOADERS: Mapping[str, tuple[tuple[str, ...], Callable[[str, str], weights_of.Lo
 }
 NETWORKS: tuple[str, ...] = tuple(_LOADERS)
 _AHEAD = 2  # batches that the devices have before the host waits for a result
-# Rows a device.
-_IMAGES = {"cpu": 8}
-_CLIPS = {"cpu": 1}
-_OF_ACCELERATORS = {"image": 64, "clip": 8}
+_ROWS = {"cpu": {"image": 8, "clip": 1}}  # a device
+_ROWS_OF_ACCELERATORS = {"image": 64, "clip": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +128,7 @@ def clip_score(weights: str, rows: int = 0) -> Callable[[np.ndarray, Sequence[st
       rows: as for `open_network`.
 
     Raises:
-      ValueError: as `open_network`; by the returned function: as many captions as images are not there.
+      ValueError: as `open_network`; by the returned function: another number of captions than of images.
     """
     scorer = encoders.ClipScorer(weights)
     program = _Program(scorer.apply, scorer.params, "image", rows)
@@ -182,8 +180,7 @@ class _Program:
 
     def __init__(self, apply: Callable, params: Any, kind: str, rows: int, devices: Sequence[jax.Device] = ()):
         devices = list(devices) or jax.local_devices()
-        usual = {"image": _IMAGES, "clip": _CLIPS}[kind].get(devices[0].platform, _OF_ACCELERATORS[kind])
-        self.batch_size = (rows or usual) * len(devices)
+        self.batch_size = (rows or _ROWS.get(devices[0].platform, _ROWS_OF_ACCELERATORS)[kind]) * len(devices)
         mesh = Mesh(np.array(devices), ("rows",))
         self._rows = NamedSharding(mesh, PartitionSpec("rows"))
         self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))

