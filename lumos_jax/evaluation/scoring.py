@@ -62,7 +62,8 @@ def score_samples(
         features that are NaN; too few samples.
     """
     networks, scores, chosen = networks or metrics.Networks(), Scores(), metrics.find(names)
-    _check_needs(samples, chosen)
+    for name, metric in chosen.items():
+        check_needs(name, metric, samples.items, bool(samples.protocol.get("paired")))
     of_sets = {name: metric for name, metric in chosen.items() if isinstance(metric, metrics.SetMetric)}
     found = {metric.network: _find_reference(metric.network, name, given) for name, metric in of_sets.items()}
     for name, reference in found.items():
@@ -116,15 +117,15 @@ def make_reference(network: Any, batches: Iterable[np.ndarray], total: int, imag
     )  # fmt: skip
 
 
-def _check_needs(samples: Any, chosen: Mapping[str, metrics.Metric]) -> None:
-    for name, metric in chosen.items():
-        if isinstance(metric, metrics.SetMetric):
-            continue
-        lacking = [item.id for item in samples.items.items if metric.needs and metric.needs not in item.condition]
-        if lacking:
-            raise ValueError(f"{name} needs items with a {metric.needs}, and item {lacking[0]!r} has none")
-        if metric.truth and not samples.protocol.get("paired"):
-            raise ValueError(f"{name} compares samples with their true images, which these samples do not have")
+def check_needs(name: str, metric: metrics.Metric, items: ItemList, paired: bool) -> None:
+    """Raises ValueError if samples of these items cannot have a metric. paired: whether their true images are known."""
+    if isinstance(metric, metrics.SetMetric):
+        return
+    lacking = [item.id for item in items.items if metric.needs and metric.needs not in item.condition]
+    if lacking:
+        raise ValueError(f"{name} needs items with a {metric.needs}, and item {lacking[0]!r} has none")
+    if metric.truth and not paired:
+        raise ValueError(f"{name} compares samples with their true images, which these samples do not have")
 
 
 def _find_reference(network: str, metric: str, given: Sequence[str | Reference]) -> Reference:
