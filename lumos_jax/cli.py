@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA says on its own what concerns nobody
+
 import jax
 from absl import flags, logging
+from ml_collections import config_flags
 
 from lumos_jax import cluster
 from lumos_jax.config import migration
 from lumos_jax.train.stop import FAILED, STOPPED
+
+flags.disclaim_key_flags()  # --config is a flag of the program that calls config_flag
 
 USER_ERROR = 2
 # How errors of JAX's runtime begin, ValueErrors among them, as where another process is gone.
@@ -57,24 +63,38 @@ def _stop(error: BaseException | str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def run(main: Callable[[list[str]], int | None], text: str, *, required: Sequence[str] = ()) -> NoReturn:
-    """Parse the absl flags, call `main` with what is left, and exit with the code that it returns or raises.
+def config_flag() -> flags.FlagHolder:
+    """The flag --config of a program that takes a config file and changes of its fields."""
+    return config_flags.DEFINE_config_file(
+        "config", None, "A file in configs/, with :desk or :test for its small sizes."
+    )
+
+
+def run(
+    main: Callable[..., int | None], text: str, *, required: Sequence[str] = (), verbs: Sequence[str] = ()
+) -> NoReturn:
+    """Parse the absl flags, call `main`, and exit with the code that it returns or raises.
 
     Args:
-      main: takes positional arguments, the program's name first.
+      main: takes the verb, where there are any.
       text: for --help, which also lists the program's own flags.
       required: flags that must be given.
+      verbs: of which one must be given.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
         own = flags.FLAGS.module_help(sys.modules["__main__"]).strip()
         print(f"{text.strip()}\n\nflags (of jax.distributed: --coordinator, --processes, --process):\n{own}")
         sys.exit(0)
-    arguments = _parse(required)
+    words = _parse(required)[1:]
+    if verbs and (len(words) != 1 or words[0] not in verbs):
+        _stop(f"name what to do, {' or '.join(verbs)}, not {' '.join(words) or 'nothing'}", USER_ERROR)
+    if words and not verbs:
+        _stop(f"unexpected argument {words[0]!r}; fields are set as --config.group.field=value", USER_ERROR)
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     code = FAILED
     try:
-        code = main(arguments) or 0
+        code = main(*words) or 0
     except SystemExit as stop:
         code = stop.code or 0
     except KeyboardInterrupt:  # a second one, while the first is waiting for a step
@@ -130,12 +150,6 @@ def _describe(error: Exception) -> str:
         return f"unknown field {name} in {where}. {' '.join(lines[1:])}".strip("\"' ")
     place = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
     return f"--config: {place}{type(error).__name__}: {' '.join(lines)}"
-
-
-def refuse_arguments(arguments: Sequence[str]) -> None:
-    """Raise ValueError if there are positional arguments."""
-    if len(arguments) > 1:
-        raise ValueError(f"unexpected argument {arguments[1]!r}; fields are set as --config.group.field=value")
 
 
 class Parser(argparse.ArgumentParser):

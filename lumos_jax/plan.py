@@ -17,7 +17,6 @@ import time
 from concurrent import futures
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: programs are only compiled
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -28,9 +27,7 @@ from lumos_jax.planning import ahead, parse_target, report, search
 from lumos_jax.planning.chips import Target
 from lumos_jax.planning.figures import compile_sampler, estimate
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file in configs/, with :desk or :test for its small sizes."
-)
+_CONFIG = cli.config_flag()
 _TARGET = flags.DEFINE_multi_string("target", None, "CHIP:SHAPE, as v5e:16x16 or h100:8; may be given several times.")
 _FEATURES = flags.DEFINE_enum(
     "features", "both", ["online", "cached", "both"],
@@ -44,11 +41,10 @@ DOES_NOT_FIT = 3
 UNOPENED = "not opened by plan"  # in place of config.data.path, where the config leaves it to the command line
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     """Plan as the flags say. Returns DOES_NOT_FIT if something does not, and --search found nothing that does."""
     logging.set_verbosity(logging.ERROR)
     with cli.errors():
-        cli.refuse_arguments(arguments)
         given = _CONFIG.value
         given.data.path = given.data.path or UNOPENED
         settings = config_io.resolve(given)

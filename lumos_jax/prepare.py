@@ -8,22 +8,15 @@ Any field can be set on the command line, as --config.data.path=/data/photos; do
 
 from __future__ import annotations
 
-import os
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 from absl import flags
-from ml_collections import config_flags
 
 from lumos_jax import cli, cluster, fileio
 from lumos_jax.config import io as config_io
 from lumos_jax.data import TooManyCorruptRecords
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file in configs/, with :desk or :test for its small sizes."
-)
+_CONFIG = cli.config_flag()
 _OUT = flags.DEFINE_string(
     "out", None, "The directory to write, new or with a cache that was begun by the same command."
 )
@@ -35,13 +28,8 @@ _DTYPE = flags.DEFINE_string(
     "dtype", "float16", "How latents and features are stored: float16 | bfloat16 | float32 (twice the size)."
 )
 
-_COMMANDS = ("cache",)
-
 
 def _cache() -> None:
-    for name, flag in (("config", _CONFIG), ("out", _OUT)):
-        if flag.value is None:
-            raise ValueError(f"--{name} is needed, as in: prepare cache --config=configs/i2i.py:desk --out=DIR")
     settings = config_io.resolve(_CONFIG.value)
     out = fileio.local_directory("--out", _OUT.value)
     cluster.join()
@@ -54,14 +42,11 @@ def _cache() -> None:
     print(f"train on it with --config.data.source=cached --config.data.path={out}")
 
 
-def main(arguments: list[str]) -> None:
+def main(verb: str) -> None:
     """Prepare as the command line says."""
     try:
         with cli.errors(TooManyCorruptRecords):
-            if arguments[1:] != ["cache"]:
-                given = " ".join(arguments[1:]) or "nothing"
-                raise ValueError(f"name what to prepare, {' or '.join(_COMMANDS)}, not {given}")
-            _cache()
+            {"cache": _cache}[verb]()
     except SystemExit as stop:
         if stop.code == cli.STOPPED["SIGINT"]:
             print("the same command continues after the last whole shard", file=sys.stderr)
@@ -69,4 +54,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, required=("config", "out"), verbs=("cache",))

@@ -62,7 +62,7 @@ def run(monkeypatch, capsys):
 def test_wrong_flags_are_one_line_and_code_2(run, tmp_path, arguments, message):
     for name, text in BROKEN.items():
         (tmp_path / name).write_text(text)
-    code, lines = run(lambda _: pytest.fail("the flags are wrong"), *(a.format(broken=tmp_path) for a in arguments))
+    code, lines = run(lambda: pytest.fail("the flags are wrong"), *(a.format(broken=tmp_path) for a in arguments))
     assert (code, len(lines)) == (2, 1), lines
     assert lines[0].startswith("error: ")
     if message not in ("name", "absent", "none"):
@@ -74,7 +74,7 @@ def test_wrong_flags_are_one_line_and_code_2(run, tmp_path, arguments, message):
     [(ValueError("what"), 2), (OSError(5, "what"), 1), (LookupError("what"), 1), (KeyboardInterrupt(), 130)],
 )
 def test_errors_of_a_program_are_one_line(run, error, code):
-    def main(_):
+    def main():
         with cli.errors(LookupError):
             raise error
 
@@ -83,14 +83,14 @@ def test_errors_of_a_program_are_one_line(run, error, code):
 
 
 def test_faults_keep_their_traceback_and_codes_pass(run):
-    def fault(_):
+    def fault():
         raise ValueError("a fault of ours")  # not within cli.errors
 
     code, lines = run(fault, *GOOD)
     assert code == 1
     assert lines[0].startswith("Traceback")
-    assert run(lambda _: 3, *GOOD) == (3, [])
-    assert run(lambda _: None, *GOOD) == (0, [])
+    assert run(lambda: 3, *GOOD) == (3, [])
+    assert run(lambda: None, *GOOD) == (0, [])
 
 
 @pytest.mark.parametrize(

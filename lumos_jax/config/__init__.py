@@ -7,27 +7,7 @@ from lumos_jax.config.settings import Settings, Task
 from lumos_jax.config.training import Checkpoint, Eval, Finetune, Log, Mesh, Optimizer, Train
 
 __all__ = [
-    "TEXT_KINDS",
-    "Autoencoder",
-    "Captions",
-    "Checkpoint",
-    "Clips",
-    "Data",
-    "Diffusion",
-    "Encoder",
-    "Eval",
-    "Finetune",
-    "Log",
-    "Mesh",
-    "Model",
-    "Optimizer",
-    "Scenes",
-    "Settings",
-    "Task",
-    "Tfds",
-    "Train",
-    "custom_size",
-    "flatten_settings",
-    "replace",
-    "validate",
-]
+    "TEXT_KINDS", "Autoencoder", "Captions", "Checkpoint", "Clips", "Data", "Diffusion", "Encoder", "Eval", "Finetune",
+    "Log", "Mesh", "Model", "Optimizer", "Scenes", "Settings", "Task", "Tfds", "Train", "custom_size",
+    "flatten_settings", "replace", "validate",
+]  # fmt: skip

@@ -16,33 +16,19 @@ _TASK_GROUPS = {"video": "i2v", "dino": "dino", "nvs": "nvs"}
 
 # Old name -> new name.
 RENAMED = {
-    "data.record": "data.sample_type",
-    "data.records": "data.scenes.num_scenes",
-    "data.view_turn": "data.scenes.max_view_angle",
-    "data.name": "data.tfds.name",
-    "data.split": "data.tfds.split",
-    "data.detailed": "data.captions.detailed_caption_prob",
-    "data.clean_captions": "data.captions.clean",
-    "data.caption_noise": "data.captions.noise",
-    "data.buckets": "data.buckets.enabled",
-    "data.bucket_step": "data.buckets.step",
-    "data.bucket_ratios": "data.buckets.ratios",
-    "data.frames": "data.clips.frames",
-    "data.frame_stride": "data.clips.frame_stride",
-    "data.picture_share": "data.clips.image_step_fraction",
-    "data.classes": "data.num_classes",
-    "autoencoder.scale": "autoencoder.scaling_factor",
-    "model.unroll": "model.scan_unroll",
-    "task.first_guidance": "task.min_guidance_scale",
-    "task.sample_noise": "task.noise_aug_strength",
-    "task.sample_motion": "task.motion_bucket_id",
-    "task.sample_fps": "task.fps",
-    "task.local_side": "task.local_size",
-    "finetune.lora_layers": "finetune.lora_targets",
-    "eval.records": "eval.num_examples",
-    "eval.scored": "eval.num_scored",
-    "eval.bank": "eval.knn_bank_size",
-}
+    "data.record": "data.sample_type", "data.records": "data.scenes.num_scenes",
+    "data.view_turn": "data.scenes.max_view_angle", "data.name": "data.tfds.name", "data.split": "data.tfds.split",
+    "data.detailed": "data.captions.detailed_caption_prob", "data.clean_captions": "data.captions.clean",
+    "data.caption_noise": "data.captions.noise", "data.buckets": "data.buckets.enabled",
+    "data.bucket_step": "data.buckets.step", "data.bucket_ratios": "data.buckets.ratios",
+    "data.frames": "data.clips.frames", "data.frame_stride": "data.clips.frame_stride",
+    "data.picture_share": "data.clips.image_step_fraction", "data.classes": "data.num_classes",
+    "autoencoder.scale": "autoencoder.scaling_factor", "model.unroll": "model.scan_unroll",
+    "task.first_guidance": "task.min_guidance_scale", "task.sample_noise": "task.noise_aug_strength",
+    "task.sample_motion": "task.motion_bucket_id", "task.sample_fps": "task.fps", "task.local_side": "task.local_size",
+    "finetune.lora_layers": "finetune.lora_targets", "eval.records": "eval.num_examples",
+    "eval.scored": "eval.num_scored", "eval.bank": "eval.knn_bank_size",
+}  # fmt: skip
 
 # New name -> the old fields that are part of it now; see `_join`.
 _JOINED = {

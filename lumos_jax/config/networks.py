@@ -18,26 +18,20 @@ def custom_size(size: str) -> tuple[int, int, int] | None:
     return tuple(map(int, found.groups())) if found else None
 
 
-def size_of(*names: str) -> Rule:
-    """One of these names, or a size written out."""
+def size_of(*names: str, patched: bool = False) -> Rule:
+    """One of these names, or a size written out; `patched`: perhaps with the side of patches behind it."""
 
     def allows(size: str) -> bool:
+        name, _, patch = size.partition("/")
         width, depth, heads = custom_size(size) or (4, 1, 1)
-        known = size in names or custom_size(size) is not None
-        return known and min(width, depth, heads) >= 1 and width % heads == width % 4 == 0  # sin-cos positions
+        if name not in names and custom_size(size) is None:
+            return False
+        if name != size and not (patched and patch.isdecimal() and int(patch)):
+            return False
+        return min(width, depth, heads) >= 1 and width % heads == width % 4 == 0  # sin-cos positions
 
-    listed = ", ".join(names)
-    return Rule(allows, f"one of {listed}, or WIDTHxDEPTHxHEADS as 128x4x4, the width a multiple of heads and of 4")
-
-
-def _with_patch(size: Rule) -> Rule:
-    """A size with the side of patches behind it."""
-
-    def allows(value: str) -> bool:
-        before, slash, patch = value.partition("/")
-        return size.allows(before) and (not slash or (patch.isdecimal() and int(patch) > 0))
-
-    return Rule(allows, f"{size.text}; with patches of other than 16 pixels, as B/8")
+    text = f"one of {', '.join(names)}, or WIDTHxDEPTHxHEADS as 128x4x4, the width a multiple of heads and of 4"
+    return Rule(allows, f"{text}; with patches of other than 16 pixels, as B/8" if patched else text)
 
 
 _WEIGHTS = Rule(
@@ -78,7 +72,7 @@ class Encoder:
         str,
         't5, clip_text: directory, hub id, or "scenes", which comes with the package; empty: the files beside the weights',
     ] = ""
-    size: Annotated[str, _with_patch(size_of("Ti", "S", "B", "L")), "of random weights"] = "B"
+    size: Annotated[str, size_of("Ti", "S", "B", "L", patched=True), "of random weights"] = "B"
 
     @property
     def patch_size(self) -> int:

@@ -93,34 +93,37 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def curves(content: Mapping[str, Any], path: pathlib.Path) -> list[pathlib.Path]:
-    """Writes a PNG file for each score that directories have at two training steps or more, named after `path`; returns them.
+    """Writes a PNG file for each score that directories of one folder have at two training steps or more; returns them.
+
+    One line a folder: put the samples of a run's steps into one, as samples/desk/1000 and samples/desk/2000.
 
     Raises:
       ModuleNotFoundError: Matplotlib, of the extra `plots`, is not installed.
     """
-    points: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    lines: dict[str, dict[str, list[tuple[int, Mapping[str, Any]]]]] = {}  # score -> folder -> (step, entry)
     for run in content["runs"]:
-        for name, entry in run["scores"].items():
-            if run["samples"].get("step") is not None:
-                points.setdefault(name, []).append((run["samples"]["step"], entry))
-    points = {
-        name: sorted(found, key=lambda p: p[0]) for name, found in points.items() if len({s for s, _ in found}) > 1
-    }
-    if not points:
+        step, folder = run["samples"].get("step"), str(pathlib.Path(run["directory"]).parent)
+        for name, entry in run["scores"].items() if step is not None else ():
+            lines.setdefault(name, {}).setdefault(folder, []).append((step, entry))
+    several = {name: found for name, found in lines.items() if max(map(len, found.values())) > 1}
+    if not several:
         return []
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError("curves over steps need Matplotlib: pip install '.[plots]'")
     from matplotlib.figure import Figure
 
     written = []
-    for name, found in points.items():
+    for name, found in several.items():
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = figure.subplots()
-        steps, entries = zip(*found, strict=True)
-        middle = [entry["value"] if entry["corrected"] is None else entry["corrected"] for entry in entries]
-        axes.fill_between(steps, [e["low"] for e in entries], [e["high"] for e in entries], alpha=0.2)
-        axes.plot(steps, middle, marker="o")
+        for folder, points in found.items():
+            steps, entries = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+            middle = [entry["value"] if entry["corrected"] is None else entry["corrected"] for entry in entries]
+            axes.fill_between(steps, [e["low"] for e in entries], [e["high"] for e in entries], alpha=0.2)
+            axes.plot(steps, middle, marker="o", label=folder)
         axes.set(xlabel="step", ylabel=f"{name} ({entries[0]['better']} is better)")
+        if len(found) > 1:
+            axes.legend()
         written.append(path.with_name(f"{path.stem}_{name.replace('@', '_')}.png"))
         figure.savefig(written[-1], dpi=150)
     return written

@@ -9,7 +9,7 @@ from lumos_jax.evaluation import scene_prompts
 from lumos_jax.evaluation.lists import make_list
 from lumos_jax.scenes.reader import Found, find_solids
 from lumos_jax.scenes.render import render
-from lumos_jax.scenes.scene import Camera, make_scene
+from lumos_jax.scenes.scene import COLORS, Camera, make_scene
 
 LEFT, RIGHT = (0.0, -0.8), (0.0, 0.8)  # as a camera on the x axis sees them
 
@@ -79,12 +79,26 @@ def test_relations_need_a_clear_distance():
     assert scene_prompts.relations(Found("red", "box", (20, 21, 30, 31)), a) == {"right of", "below"}
 
 
-def test_prompts_of_the_list_have_what_is_judged(pictures):
-    items = make_list("scenes-geneval").items
-    assert len({item.extra["tag"] for item in items}) == 6
-    judged = scene_prompts.correct(
-        np.repeat(pictures["one"][None], len(items[::40]), 0), [i.extra for i in items[::40]]
-    )
-    assert set(judged) <= {0.0, 1.0}
+def fitting(prompt, seed):
+    """An image that shows what a prompt asks for."""
+    rng, solids = np.random.default_rng(seed), []
+    for wanted in prompt["include"]:
+        color = wanted.get("color") or rng.choice(list(COLORS))
+        solids += [(color, wanted["class"])] * wanted["count"]
+    places = {1: [(0.0, 0.0)], 2: [LEFT, RIGHT], 3: [(-0.5, -0.9), (0.5, 0.0), (-0.5, 0.9)],
+              4: [(-0.6, -0.7), (-0.6, 0.7), (0.6, -0.7), (0.6, 0.7)]}  # fmt: skip
+    return picture(*((*solid, place) for solid, place in zip(solids, places[len(solids)], strict=True)))
+
+
+def test_images_that_fit_their_prompts_are_correct():
+    items = make_list("scenes-geneval").items[::24]
+    images = np.stack([fitting(item.extra, number) for number, item in enumerate(items)])
+    prompts = [item.extra for item in items]
+    assert len({prompt["tag"] for prompt in prompts}) == 6
+    assert scene_prompts.correct(images, prompts).mean() > 0.85
+    assert scene_prompts.correct(images, prompts[50:] + prompts[:50]).mean() < 0.3
+
+
+def test_prompts_without_metadata(pictures):
     with pytest.raises(ValueError, match="GenEval's metadata"):
         scene_prompts.correct(pictures["one"][None], [{}])

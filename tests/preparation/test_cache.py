@@ -232,7 +232,7 @@ def test_mistakes_are_one_clear_line(prepare, tmp_path):
     settings = settings_of("identity")
     with pytest.raises(ValueError, match=r"holds other files, as notes\.txt: give an empty or a new directory"):
         write(settings, tmp_path)
-    assert "error: --out is needed" in finish(prepare("cache", "--config=configs/i2i.py:test"), code=2)
+    assert "error: missing --out" in finish(prepare("cache", "--config=configs/i2i.py:test"), code=2)
 
 
 @pytest.mark.parametrize(
