@@ -33,7 +33,7 @@ class Optimizer:
     state_dtype: Annotated[
         Dtype,
         "EMA, AdamW's two moments and Muon's momentum between steps; bfloat16 halves their memory, rounded stochastically",
-        "(lumos_jax/train/state_dtype.py)",
+        "(lumos_jax/train/state.py)",
     ] = "float32"
     ema_memory: Annotated[Literal["device", "host"], "host: EMA in host memory, copied every step"] = "device"
 
