@@ -75,7 +75,7 @@ def _sample(args: argparse.Namespace) -> None:
     flags.FLAGS(["evaluate", *given])
     cluster.join()
     devices = jax.local_devices()
-    size = args.batch * len(devices)  # a device has the same program, and rounds alike, however many there are
+    size = args.batch * len(devices)
     loaded = sampler.load(
         args.workdir, settings, args.checkpoint, args.weights, devices, seed=args.seed, batch_size=size
     )
