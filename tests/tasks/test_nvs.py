@@ -166,7 +166,7 @@ def test_a_prior_of_another_encoder_starts_its_first_layer_anew(prior):
         ({"data__crop": "random"}, "do not go with config.data.sample_type=views"),
         ({"data__source": "cached", "data__path": "x"}, "holds no pairs of views"),
         ({"task__condition_dropout": 0.2}, "drop at rates of their own"),
-        ({"optimizer__lr_multipliers": (("camera/*", 0.0),)}, "factors must be above 0"),
+        ({"optimizer__lr_multipliers": (("camera/*", 0.0),)}, "factors are above 0"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
