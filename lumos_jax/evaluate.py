@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from lumos_jax import cli, cluster, fileio
+from lumos_jax import cli, cluster, config, fileio
 from lumos_jax.checkpoints import CheckpointError, quiet_logs
 from lumos_jax.evaluation import export, job, lists, shards
 from lumos_jax.evaluation.commands import add_report, add_score, add_statistics
@@ -47,6 +47,13 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     add("--out", required=True, metavar="DIR", help="directory of the shards")
     add("--data", metavar="FOLDER", help="the files of the set")
     add("--num", type=int, metavar="N", help="the first N items; of scenes how many, 2048")
+    add("--frames", type=int, metavar="N", help="of a clip; default: as in training")
+    add(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="of clips: frames of a video from one to the next; default: training's middle",
+    )
     add("--shard-size", type=int, default=shards.SHARD_SIZE, metavar="N", help=f"default: {shards.SHARD_SIZE}")
     for name, kind in (("coordinator", str), ("processes", int), ("process", int)):
         add(f"--{name}", type=kind, help=flags.FLAGS[name].help)
@@ -57,7 +64,7 @@ def _sample(args: argparse.Namespace) -> None:
     for flag in ("batch", "shard_size"):
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')}={getattr(args, flag)} must be at least 1")
-    settings = sampler.with_flags(sampler.load_settings(args.workdir)[0], args)
+    settings = _with_clips(sampler.with_flags(sampler.load_settings(args.workdir)[0], args), args)
     out = fileio.local_directory("--out", args.out)
     held_out = args.set == "held-out"
     items = (
@@ -91,6 +98,17 @@ def _sample(args: argparse.Namespace) -> None:
     sharding.barrier("all samples", WAIT)
     if process == 0:
         print(f"{len(shards.Samples(out))} samples of {items.name} in {out}")
+
+
+def _with_clips(settings: config.Settings, args: argparse.Namespace) -> config.Settings:
+    """The run's settings with --frames and --stride. Raises ValueError if it makes no clips."""
+    changes = {} if args.frames is None else {"data.clips.frames": args.frames}
+    changes |= {} if args.stride is None else {"data.clips.frame_stride": (args.stride, args.stride)}
+    if changes and settings.data.sample_type != "clip":
+        raise ValueError(f"--frames={args.frames} --stride={args.stride} are for clips, and this run makes images")
+    settings = config.replace(settings, changes)
+    config.validate(settings)
+    return settings
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:

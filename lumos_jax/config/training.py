@@ -33,7 +33,7 @@ class Optimizer:
     state_dtype: Annotated[
         Dtype,
         "EMA, AdamW's two moments and Muon's momentum between steps; bfloat16 halves their memory, rounded stochastically",
-        "(lumos_jax/train/state_dtype.py)",
+        "(lumos_jax/train/state.py)",
     ] = "float32"
     ema_memory: Annotated[Literal["device", "host"], "host: EMA in host memory, copied every step"] = "device"
 
@@ -125,6 +125,12 @@ class Eval:
         Rule(lambda sheet: min(sheet) >= 1, "positive"),
         "of the sample sheet: held-out records, a row each, and samples of each",
     ] = (8, 2)
+    suite: Annotated[
+        tuple[str, ...],
+        'metrics of `lumos_jax.evaluate score` and their numbers of samples, as ("fd_vgg16@2k", "lpips@64"); see',
+        "docs/evaluation.md",
+    ] = ()
+    suite_every: Annotated[int, at_least(0), "steps between evaluations of `suite`, which is also the last step's"] = 0
     sampler: Annotated[
         Literal["ddpm", "ddim", "dpm++", "euler", "heun"],
         "euler and heun solve diffusion.schedule=flow, the others the rest",
@@ -135,3 +141,9 @@ class Eval:
         tuple[float, float], rising(0, 1), "share of the time (0 clean, 1 noise) with guidance"
     ] = (0.0, 1.0)
     guidance_rescale: Annotated[float, between(0, 1), "0: none; 0.7 is usual (Lin et al. 2023)"] = 0.0
+
+    def check(self) -> dict[str, bool]:
+        together = (
+            f"config.eval.suite={self.suite} and suite_every={self.suite_every} belong together: set both, or neither"
+        )
+        return {together: bool(self.suite) != bool(self.suite_every)}

@@ -62,7 +62,8 @@ def score_samples(
         features that are NaN; too few samples.
     """
     networks, scores, chosen = networks or metrics.Networks(), Scores(), metrics.find(names)
-    _check_needs(samples, chosen)
+    for name, metric in chosen.items():
+        check_needs(name, metric, samples.items, bool(samples.protocol.get("paired")))
     of_sets = {name: metric for name, metric in chosen.items() if isinstance(metric, metrics.SetMetric)}
     found = {metric.network: _find_reference(metric.network, name, given) for name, metric in of_sets.items()}
     for name, reference in found.items():
@@ -116,15 +117,15 @@ def make_reference(network: Any, batches: Iterable[np.ndarray], total: int, imag
     )  # fmt: skip
 
 
-def _check_needs(samples: Any, chosen: Mapping[str, metrics.Metric]) -> None:
-    for name, metric in chosen.items():
-        if isinstance(metric, metrics.SetMetric):
-            continue
-        lacking = [item.id for item in samples.items.items if metric.needs and metric.needs not in item.condition]
-        if lacking:
-            raise ValueError(f"{name} needs items with a {metric.needs}, and item {lacking[0]!r} has none")
-        if metric.truth and not samples.protocol.get("paired"):
-            raise ValueError(f"{name} compares samples with their true images, which these samples do not have")
+def check_needs(name: str, metric: metrics.Metric, items: ItemList, paired: bool) -> None:
+    """Raises ValueError if samples of these items cannot have a metric. paired: whether their true images are known."""
+    if isinstance(metric, metrics.SetMetric):
+        return
+    lacking = [item.id for item in items.items if metric.needs and metric.needs not in item.condition]
+    if lacking:
+        raise ValueError(f"{name} needs items with a {metric.needs}, and item {lacking[0]!r} has none")
+    if metric.truth and not paired:
+        raise ValueError(f"{name} compares samples with their true images, which these samples do not have")
 
 
 def _find_reference(network: str, metric: str, given: Sequence[str | Reference]) -> Reference:
@@ -152,7 +153,7 @@ def _features(samples: Any, network: Any, reference: Reference) -> np.ndarray:
             for field in own.keys() & reference.images.keys():
                 if own[field] != reference.images[field]:
                     raise ValueError(
-                        f"{reference.path} cannot be compared with: its {field} is {reference.images[field]}, and that of the "
+                        f"{reference.path} cannot be the reference: its {field} is {reference.images[field]}, and that of the "
                         f"samples is {own[field]}"
                     )
             ids.extend(names)
@@ -207,11 +208,11 @@ def save(scores: Scores, directory: str | pathlib.Path, about: Mapping[str, Any]
     about: of the samples, as `describe` gives it.
     """
     directory = pathlib.Path(directory)
-    kept, arrays = {}, {}
+    kept, arrays, warnings = {}, {}, list(scores.warnings)
     if (directory / FILE).exists():
         before = json.loads((directory / FILE).read_text())
         if before["samples"] == json.loads(json.dumps(about)):
-            kept = before["scores"]
+            kept, warnings = before["scores"], list(dict.fromkeys([*before["warnings"], *warnings]))
             with np.load(directory / ARRAYS) as file:
                 arrays = {name: file[name] for name in file.files}
     for name, estimate in scores.estimates.items():
@@ -220,7 +221,7 @@ def save(scores: Scores, directory: str | pathlib.Path, about: Mapping[str, Any]
         arrays |= {f"{name}/{field}": array for field, array in estimate.basis.items()}
     with fileio.replacing(directory / ARRAYS) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
-    fileio.save_json({"samples": about, "scores": kept, "warnings": scores.warnings}, directory / FILE)
+    fileio.save_json({"samples": about, "scores": kept, "warnings": warnings}, directory / FILE)
 
 
 def _categories(estimate: Estimate) -> dict[str, Any]:

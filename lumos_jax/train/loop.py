@@ -72,6 +72,9 @@ def train(run: Run) -> int:
                 if run.evaluator is not None and (last or step % settings.eval.every == 0):
                     _evaluate(run, telemetry, step, state, sheet=True)
                     alive()
+                if run.suite is not None and (last or step % settings.eval.suite_every == 0):
+                    _evaluate_suite(run, telemetry, step, state)
+                    alive()
                 if last or step % settings.checkpoint.every == 0:
                     _save(saver, telemetry, step)
                 if not last and stop.after(step):
@@ -110,6 +113,14 @@ def _evaluate(run: Run, telemetry: Telemetry, step: int, state: TrainState, shee
             telemetry.report.image(step, image)
             if jax.process_index() == 0:
                 media.save_png(image, run.workdir / "samples" / f"step_{step}.png")
+
+
+def _evaluate_suite(run: Run, telemetry: Telemetry, step: int, state: TrainState) -> None:
+    telemetry.settle()
+    with telemetry.ledger.part("evaluation"):
+        values, sentence = run.suite.measure(state)
+        telemetry.report.write(step, values)
+        telemetry.report.say(f"step {step}: {sentence}")
 
 
 def _save(saver: Saver, telemetry: Telemetry, step: int, wait: bool = False) -> None:

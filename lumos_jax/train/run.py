@@ -16,26 +16,22 @@ from lumos_jax.config import io as config_io
 from lumos_jax.train import cached_features, sharding, startup
 from lumos_jax.train.evaluator import Evaluator, make_evaluator
 from lumos_jax.train.experiment import Experiment, use_compilation_cache
+from lumos_jax.train.suite import Suite, make_suite
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything that exists before the first step.
-
-    Attributes:
-      fingerprints: of the data and the frozen networks; a resumed run must have the same.
-      restore_seconds: how long the checkpoint took to read.
-      evaluator: of the held-out records; None if config.eval.every is 0.
-    """
+    """Everything that exists before the first step."""
 
     experiment: Experiment
     workdir: pathlib.Path
     source: data.Source
     checkpoints: Checkpoints
     start: startup.Start
-    fingerprints: Mapping[str, str]
-    restore_seconds: float
-    evaluator: Evaluator | None
+    fingerprints: Mapping[str, str]  # of the data and the frozen networks; a resumed run must have the same
+    restore_seconds: float  # how long the checkpoint took to read
+    evaluator: Evaluator | None  # of the held-out records; None if config.eval.every is 0
+    suite: Suite | None  # of config.eval.suite; None if it is empty
 
     @property
     def settings(self) -> config.Settings:
@@ -73,7 +69,9 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
     start = startup.start(experiment, path, checkpoints, fingerprints)
     restore_seconds = time.time() - began if start.step else 0.0
     evaluator = make_evaluator(experiment, source)
-    run = Run(experiment, path, source, checkpoints, start, fingerprints, restore_seconds, evaluator)
+    run = Run(
+        experiment, path, source, checkpoints, start, fingerprints, restore_seconds, evaluator, make_suite(experiment)
+    )
     if jax.process_index() == 0:
         config_io.save(settings, path / "config.json")
         _introduce(run)

@@ -24,7 +24,7 @@ from lumos_jax.train import loop, startup
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.weights.rules import flatten
 from tests.fields import put
-from tests.running import flags_of
+from tests.running import flags_of, on_one_device
 
 
 def settings_with(of=nvs, **changes):
@@ -186,7 +186,8 @@ def run(prior, tmp_path_factory):
     settings = dataclasses.replace(settings, init_from=str(prior[0]))
 
     def go(workdir):
-        assert loop.train(loop.prepare(settings, str(workdir))) == 0
+        with on_one_device():
+            assert loop.train(loop.prepare(settings, str(workdir))) == 0
 
     workdir = tmp_path_factory.mktemp("nvs") / "run"
     go(workdir)
