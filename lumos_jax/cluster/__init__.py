@@ -25,15 +25,12 @@ _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 def join() -> None:
     """Join the other processes, if flags, a launcher or a TPU's metadata name any. Call it before any computation.
 
-    Raises:
-      ValueError: the flags contradict each other, or do not suffice.
-      ConnectionError: the processes did not find each other.
+    Raises ValueError for flags that contradict each other or do not suffice, ConnectionError if processes do not meet.
     """
     address, count, process = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
     slurm = "SLURM_STEP_NODELIST" in os.environ
-    known = (
-        slurm or "OMPI_MCA_orte_hnp_uri" in os.environ or any(map(os.path.exists, _TPU_DEVICES))
-    )  # to JAX's detection
+    # Whether JAX's own detection knows the launcher.
+    known = slurm or "OMPI_MCA_orte_hnp_uri" in os.environ or any(map(os.path.exists, _TPU_DEVICES))
     size = os.environ.get("SLURM_NTASKS" if slurm else "OMPI_COMM_WORLD_SIZE")
     if size is not None and not known:  # Open MPI 5
         count = int(size) if count is None else count
@@ -69,12 +66,10 @@ def join() -> None:
 
 
 def end(code: int) -> NoReturn:
-    """End this process without waiting for the others, as after an error.
-
-    Process 0 holds the coordination service, without which the others abort: those that fail likewise have time to say so.
-    """
+    """End this process without waiting for the others, as after an error."""
     sys.stdout.flush()
     sys.stderr.flush()
+    # Process 0 holds the coordination service, without which the others abort: those that fail likewise have time to say so.
     if jax.distributed.is_initialized() and jax.process_index() == 0:
         time.sleep(3.0)
     os._exit(code)

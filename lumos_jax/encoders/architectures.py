@@ -88,10 +88,7 @@ def _check(described: Mapping[str, Any], origin: str, types: Sequence[str], want
 
 def recognize_vit(state: State, described: Described, origin: str, heads: int = 0) -> Recognized:
     """The ViT that weights are for: names and shapes tell most, config.json (`described`) or `heads` the rest.
-
-    Raises:
-      ValueError: another architecture, or one that names and shapes do not tell; names `origin`.
-    """
+    Raises ValueError: another architecture, or one that names and shapes do not tell; names `origin`."""
     told: Mapping[str, Any] = {}
     if described is not None:
         told = {"model_type": described.get("model_type"), **described.get("vision_config", described)}

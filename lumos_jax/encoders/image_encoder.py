@@ -75,10 +75,7 @@ def make_encoder(
     encoder: config.Encoder, place: Placement | None = None, dtype: str = "float32"
 ) -> tuple[ImageEncoder, Any]:
     """The encoder that config.encoder names, and its parameters; `place` and `dtype` as for `frozen.load`.
-
-    Raises:
-      ValueError: an encoder of text; weights that cannot be found, read or fitted; sizes that do not divide.
-    """
+    Raises ValueError: an encoder of text; weights that cannot be found, read or fitted; sizes that do not divide."""
     if encoder.kind in config.TEXT_KINDS:
         raise ValueError(f"config.encoder.kind={encoder.kind} reads text, and this task conditions on images: set vit")
     options = {"random": lambda: vit_of(encoder), "dtype": dtype, "place": place}

@@ -35,7 +35,7 @@ class TextEncoder:
     """A text network with its choice of tokens.
 
     Attributes:
-      settings: config.encoder; its dtype is that of the parameters and of the computation.
+      settings: config.encoder.
       identity: where the weights are from and a hash of them.
       place: how its parameters are laid out over devices.
     """
@@ -70,10 +70,7 @@ def make_text_encoder(
     encoder: config.Encoder, place: Placement | None = None, dtype: str = "float32"
 ) -> tuple[TextEncoder, Any]:
     """The encoder that config.encoder names, and its parameters; `place` and `dtype` as for `frozen.load`.
-
-    Raises:
-      ValueError: weights that cannot be found, read or fitted; an output or a length that they do not have.
-    """
+    Raises ValueError: weights that cannot be found, read or fitted; an output or a length that they do not have."""
     if encoder.kind not in config.TEXT_KINDS:
         raise ValueError(f"config.encoder.kind={encoder.kind!r} reads no text: {' and '.join(config.TEXT_KINDS)} do")
     kind, random = frozen.KIND_OF[encoder.kind], functools.partial(_random_network, encoder)
@@ -98,10 +95,7 @@ def _random_network(encoder: config.Encoder) -> T5Encoder | ClipText:
 
 def make_tokenizer(encoder: config.Encoder, made: TextEncoder) -> Any:
     """The tokenizer that config.encoder names, checked against the network of the encoder `made`, which reads its ids.
-
-    Raises:
-      ValueError: there is none, or it has ids that the network does not know.
-    """
+    Raises ValueError: there is none, or it has ids that the network does not know."""
     if not encoder.tokenizer and encoder.weights.startswith("random:"):
         raise ValueError(f"config.encoder.tokenizer is empty, and {encoder.weights} has none beside it: set {SCENES!r} "
                          "or a directory")  # fmt: skip
@@ -121,10 +115,7 @@ def make_tokenizer(encoder: config.Encoder, made: TextEncoder) -> Any:
 
 def load_tokenizer(path: str, field: str) -> Any:
     """A transformers tokenizer. path: "scenes", a directory (or a weights file in one), or a hub id, of the setting `field`.
-
-    Raises:
-      ValueError: there is no tokenizer, it cannot be read, or it has no padding token.
-    """
+    Raises ValueError: there is no tokenizer, it cannot be read, or it has no padding token."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is as it should be
     import transformers  # seconds to import, and only text needs it
 

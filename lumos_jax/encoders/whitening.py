@@ -20,10 +20,7 @@ EPSILON = 0.01
 
 def fit(tokens: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     """{"mean": (D,), "kernel": (D, D)} float32 of batches of tokens (B, L, D), [CLS] and patches alike.
-
-    Raises:
-      ValueError: fewer than two tokens, or tokens that are all the same.
-    """
+    Raises ValueError: fewer than two tokens, or tokens that are all the same."""
     count, total, squares = 0, 0.0, 0.0
     for batch in tokens:
         flat = np.asarray(batch, np.float64).reshape(-1, batch.shape[-1])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lumos_jax import config, data
 from lumos_jax.data.sources.scenes import ScenesSource
-from lumos_jax.evaluation import features, metrics, report, scoring
+from lumos_jax.evaluation import features, metrics, official_results, report, scoring
 
 _BATCH = 500  # records: sums are formed of so many, whatever the hardware
 _OF_SAMPLES = ("samples", "truth")  # sources that are a directory of `evaluate sample`
@@ -156,7 +156,8 @@ def add_score(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("score", allow_abbrev=False, help="scores of samples, with intervals")
     add = parser.add_argument
     add("--samples", required=True, metavar="DIR", help="of `evaluate sample`, or a folder of PNG files")
-    add("--metrics", required=True, metavar="NAME,...", help=", ".join(metrics.METRICS))
+    add("--metrics", default="", metavar="NAME,...", help=", ".join(metrics.METRICS))
+    add("--geneval", metavar="FILE", help="results.jsonl of GenEval's own scorer about these samples, exported")
     add("--reference", action="append", default=[], metavar="FILE",
         help="statistics, one file a network: of `evaluate statistics`, or of ADM, EDM, EDM2, pytorch-fid")  # fmt: skip
     add("--out", metavar="DIR", help="where scores.json goes (default: to the samples)")
@@ -167,8 +168,13 @@ def add_score(commands: argparse._SubParsersAction) -> None:
 def score(args: argparse.Namespace) -> None:
     """Scores samples, writes scores.json and prints a table. Raises ValueError as `scoring.score_samples`."""
     samples = scoring.open_samples(args.samples)
-    names = list(dict.fromkeys(name.strip() for name in args.metrics.split(",")))
+    names = list(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip()))
+    if not (names or args.geneval):
+        raise ValueError("--metrics is missing: name what to score, as --metrics=psnr,ssim")
     scores = scoring.score_samples(samples, names, args.reference, _networks(args))
+    if args.geneval:
+        scores.estimates["geneval"] = official_results.geneval(args.geneval, samples.items.items)
+        scores.details["geneval"] = {"metric": "geneval", "better": "higher", "num": len(samples)}
     scoring.save(scores, args.out or args.samples, scoring.describe(samples))
     for warning in scores.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -57,7 +57,7 @@ class Reference:
     ddof: int = 1
     images: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     features: np.ndarray | None = None
-    path: str = ""
+    path: str = "the reference"
 
     def __post_init__(self):
         dim = len(np.atleast_1d(self.mean))
@@ -119,7 +119,7 @@ class Reference:
         for field in {**wanted, **found}:
             if found.get(field) != wanted.get(field):
                 raise ValueError(
-                    f"{self.path} cannot be compared with: its {field} is {found.get(field)!r}, and that of the samples' "
+                    f"{self.path} cannot be the reference: its {field} is {found.get(field)!r}, and that of the samples' "
                     f"features is {wanted.get(field)!r}; make it again with `lumos_jax.evaluate statistics`"
                 )
         return []

@@ -153,7 +153,7 @@ def _features(samples: Any, network: Any, reference: Reference) -> np.ndarray:
             for field in own.keys() & reference.images.keys():
                 if own[field] != reference.images[field]:
                     raise ValueError(
-                        f"{reference.path} cannot be compared with: its {field} is {reference.images[field]}, and that of the "
+                        f"{reference.path} cannot be the reference: its {field} is {reference.images[field]}, and that of the "
                         f"samples is {own[field]}"
                     )
             ids.extend(names)
@@ -208,11 +208,11 @@ def save(scores: Scores, directory: str | pathlib.Path, about: Mapping[str, Any]
     about: of the samples, as `describe` gives it.
     """
     directory = pathlib.Path(directory)
-    kept, arrays = {}, {}
+    kept, arrays, warnings = {}, {}, list(scores.warnings)
     if (directory / FILE).exists():
         before = json.loads((directory / FILE).read_text())
         if before["samples"] == json.loads(json.dumps(about)):
-            kept = before["scores"]
+            kept, warnings = before["scores"], list(dict.fromkeys([*before["warnings"], *warnings]))
             with np.load(directory / ARRAYS) as file:
                 arrays = {name: file[name] for name in file.files}
     for name, estimate in scores.estimates.items():
@@ -221,7 +221,7 @@ def save(scores: Scores, directory: str | pathlib.Path, about: Mapping[str, Any]
         arrays |= {f"{name}/{field}": array for field, array in estimate.basis.items()}
     with fileio.replacing(directory / ARRAYS) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
-    fileio.save_json({"samples": about, "scores": kept, "warnings": scores.warnings}, directory / FILE)
+    fileio.save_json({"samples": about, "scores": kept, "warnings": warnings}, directory / FILE)
 
 
 def _categories(estimate: Estimate) -> dict[str, Any]:

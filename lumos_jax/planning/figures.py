@@ -32,22 +32,15 @@ def times_of(program: Program | None, chip: Chip) -> Times | None:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Of a run on a target.
-
-    Attributes:
-      target, job: what was planned.
-      step, sampler: the two compiled programs; sampler None if it was not compiled.
-      model_flops, frozen_flops: of one step of the global batch; see `flops`.
-      hosts: how many the target has.
-    """
+    """Of a run on a target."""
 
     target: Target
     job: Job
     step: Compiled
-    sampler: Compiled | None
-    model_flops: float
+    sampler: Compiled | None  # None if it was not compiled
+    model_flops: float  # of one step of the global batch; see `flops`
     frozen_flops: float
-    hosts: int
+    hosts: int  # of the target
 
     @property
     def batch_size(self) -> int:
@@ -79,17 +72,7 @@ class Figures:
 
 
 def estimate(settings: config.Settings, target: Target, devices: Sequence[Any], *, cached: bool) -> Figures:
-    """The figures of one run on one target, without its sampler.
-
-    Args:
-      settings: of the run.
-      target: the machine.
-      devices: the target's, from `ahead.devices_of`.
-      cached: whether it trains on a cache of its frozen encoders' features.
-
-    Raises:
-      ValueError: settings that do not fit the devices, or records that cannot be cached.
-    """
+    """The figures of one run on one target, without its sampler. devices: from `ahead.devices_of`. Otherwise as `make_job`."""
     job = make_job(settings, devices, cached)
     hosts = len({device.process_index for device in devices})
     if job.held > target.chip.usable:  # the compiler need not be asked

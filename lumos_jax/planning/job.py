@@ -12,29 +12,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lumos_jax import config, data
 from lumos_jax.planning import flops
-from lumos_jax.train import evaluator, rngs, sharded_forward, sharding, state_dtype
+from lumos_jax.train import evaluator, rngs, sharded_forward, sharding
 from lumos_jax.train.experiment import Experiment
-from lumos_jax.train.state import TrainState
+from lumos_jax.train.state import HOST_MEMORY, TrainState, to_float32
 
 CACHE_DTYPE = jnp.float16  # what `lumos_jax.prepare cache` stores by default
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run on a target. See `make_job`.
+    """A run on a target. See `make_job`."""
 
-    Attributes:
-      experiment: abstract, on the target's devices.
-      batch: of the train step, shapes with shardings.
-      cached: whether batches hold cached features, so that no frozen encoder runs in the step.
-    """
-
-    experiment: Experiment
-    batch: Mapping[str, jax.ShapeDtypeStruct]
-    cached: bool
+    experiment: Experiment  # abstract, on the target's devices
+    batch: Mapping[str, jax.ShapeDtypeStruct]  # of the train step, with shardings
+    cached: bool  # whether batches hold cached features, so that no frozen encoder runs in the step
 
     @property
     def settings(self) -> config.Settings:
@@ -56,13 +51,14 @@ class Job:
         """The sampler of the evaluation's sheet, traced for the mesh; None for a task without samples."""
         if self.experiment.task.sampling is None:
             return None
-        count, layout = self.settings.eval.sheet[0], sharding.replicated(self.mesh)
+        (count, samples), layout = self.settings.eval.sheet, sharding.replicated(self.mesh)
         rows = {
             name: jax.ShapeDtypeStruct((count, *a.shape[1:]), a.dtype, sharding=layout)
             for name, a in self.batch.items()
             if name != "weight"
         }
-        return evaluator.sheet_sampler(self.experiment).lower(self.state.params, self.experiment.frozen, rows)
+        sampler = evaluator.make_sampler(self.experiment, "sheet", samples)
+        return sampler.lower(self.state.params, self.experiment.frozen, rows)
 
     def model_flops(self) -> tuple[float, float]:
         """FLOPs of one step of the global batch: of the trained network, forward and backward, and of the frozen networks."""
@@ -77,7 +73,7 @@ class Job:
 
         def losses(params, ema, example):
             params, gather = plan.for_apply(params, None)
-            return task.losses(params, state_dtype.to_float32(ema), example, jnp.float32(1), gather)
+            return task.losses(params, to_float32(ema), example, jnp.float32(1), gather)
 
         forward = flops.count(losses, params, ema, jax.eval_shape(example, frozen, batch))
         return 3 * forward, flops.count(example, frozen, batch)
@@ -105,7 +101,7 @@ def _bytes(tree: Any, on_host: bool) -> int:
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
-        if (leaf.sharding.memory_kind == state_dtype.MEMORY_KINDS["host"]) == on_host
+        if (leaf.sharding.memory_kind == HOST_MEMORY) == on_host
     )
 
 
@@ -114,15 +110,9 @@ def _without_shardings(tree: Any) -> Any:
 
 
 def make_job(settings: config.Settings, devices: Sequence[Any], cached: bool) -> Job:
-    """The run that the settings describe.
+    """The run that the settings describe, on devices that need not exist; `cached`: on features from a cache.
 
-    Args:
-      settings: of the run.
-      devices: of the target; they need not exist.
-      cached: whether it trains on a cache of its frozen encoders' features.
-
-    Raises:
-      ValueError: settings that do not fit the devices, or records that cannot be cached.
+    Raises ValueError for settings that do not fit the devices, or records that cannot be cached.
     """
     config.validate(settings)
     experiment = Experiment.build(settings, devices, abstract=True)
@@ -142,15 +132,11 @@ def make_job(settings: config.Settings, devices: Sequence[Any], cached: bool) ->
 
 def _record(settings: config.Settings) -> dict[str, jax.ShapeDtypeStruct]:
     """What the step takes of one record, as its source and the host's tokenizer make it."""
-    row = {
-        name: jax.ShapeDtypeStruct(shape, dtype)
-        for name, (dtype, shape) in data.describe_row(settings.data).items()
-        if not dtype.hasobject
-    }
+    arrays = {name: (shape, dtype) for name, (dtype, shape) in data.describe_row(settings.data).items()}
     if settings.data.sample_type == "captioned":
-        row["tokens"] = jax.ShapeDtypeStruct((settings.encoder.max_tokens,), jnp.int32)
-        row["token_mask"] = jax.ShapeDtypeStruct((settings.encoder.max_tokens,), jnp.bool_)
-    return row
+        length = (settings.encoder.max_tokens,)
+        arrays |= {"tokens": (length, np.dtype(np.int32)), "token_mask": (length, np.dtype(bool))}
+    return {name: jax.ShapeDtypeStruct(*array) for name, array in arrays.items() if not array[1].hasobject}
 
 
 def _cached_record(experiment: Experiment, row: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -31,40 +31,31 @@ _BRANCH = re.compile(r"(?:branch_computations=\{|true_computation=|false_computa
 
 
 class Collective(NamedTuple):
-    """One kind of collective in one run of a program: how often it runs, and bytes that a chip receives at least.
-
-    exposed: those of collectives that are not asynchronous, beside which nothing is computed.
-    """
+    """One kind of collective in one run of a program."""
 
     count: int
-    received: float
-    exposed: float
+    received: float  # bytes that a chip receives at least
+    exposed: float  # those of collectives that are not asynchronous, beside which nothing is computed
 
 
 class Kernel(NamedTuple):
-    """A kernel of ours, whose time the compiler does not estimate: how often it runs, and the FLOPs and memory traffic of one
-    run, as the kernel declares them."""
+    """A kernel of ours, whose time the compiler does not estimate."""
 
     count: int
-    flops: float
-    bytes: float
+    flops: float  # of one run, as the kernel declares them
+    bytes: float  # likewise, of memory traffic
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the text of a compiled program says.
+    """What the text of a compiled program says."""
 
-    Attributes:
-      cycles: the compiler's estimate for one run on one chip, without collectives and kernels; 0 if it has none.
-      collectives: by kind.
-      trips: how often each loop's body runs, by the body's name; None if the text does not say, which counts as once.
-      kernels: in the order of the text.
-    """
-
-    cycles: int
-    collectives: Mapping[str, Collective]
-    trips: Mapping[str, int | None]
-    kernels: Sequence[Kernel] = ()
+    cycles: int  # the compiler's estimate for one run on one chip, without collectives and kernels; 0 if it has none
+    collectives: Mapping[str, Collective]  # by kind
+    trips: Mapping[
+        str, int | None
+    ]  # of each loop's body, by its name; None if the text does not say, which counts as once
+    kernels: Sequence[Kernel] = ()  # in the order of the text
 
     @property
     def received(self) -> float:

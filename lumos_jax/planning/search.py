@@ -64,10 +64,7 @@ def search(
     First every policy on every split, with the config's batch: saving more is not always faster. Then, with the best of these,
     other batches, and bfloat16 where the config has float32. If none fits, the batch in two parts on every split.
 
-    Args:
-      settings: where the search starts.
-      target, devices, cached: as for `estimate`.
-      say: called with a line about each run that was compiled.
+    settings: where the search starts. say: called with a line about each run that was compiled.
     """
     found: list[Figures] = []
 
@@ -145,14 +142,8 @@ def winner(found: Sequence[Figures], settings: config.Settings) -> Figures | Non
 
 
 def write_config(path: str, base: str, overrides: Mapping[str, Any], best: Figures) -> None:
-    """Writes a config file: the one planned, with the changes of the command line and those of the search.
-
-    Args:
-      path: the file, which ends in .py.
-      base: the config that was planned, with its size, as configs/i2i.py or configs/i2i.py:desk.
-      overrides: what the command line changed, as "group.field" -> value.
-      best: whose settings are written.
-    """
+    """Writes the config file `path`: `base`, as configs/i2i.py:desk, with the changes of the command line, "group.field" ->
+    value, and those of the search."""
     file, _, size = base.partition(":")
     flat = config.flatten_settings(dataclasses.asdict(best.job.settings))
     values = dict(overrides) | {name: flat[name] for name in FIELDS}

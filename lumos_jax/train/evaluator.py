@@ -7,6 +7,7 @@ sentence for people, `sheet` one image (H, W, 3) uint8.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,13 +53,14 @@ def _read_batches(experiment: Experiment, source: data.Source, ids: Sequence[int
     return batches
 
 
-def sheet_sampler(experiment: Experiment) -> Any:
-    """The jitted (params, frozen, batch) -> eval.sheet[1] samples a row: uint8 (B, samples, [F,] H, W, 3)."""
+def make_sampler(experiment: Experiment, stream: str, count: int) -> Any:
+    """The jitted (params, frozen, batch[, index]) -> `count` samples a row, uint8 (B, count, [F,] H, W, 3), from noise of
+    (seed, stream, index)."""
     settings, sampling, gather = experiment.settings, experiment.task.sampling, experiment.gather
 
-    def generate(params, frozen, batch):
-        keys = tuple(rngs.key(settings.train.seed, f"sheet/{name}") for name in ("noise", "sampler"))
-        return sampling.generate_batch(params, frozen, batch, keys, settings.eval.sheet[1], settings.eval, gather)
+    def generate(params, frozen, batch, index=None):
+        keys = tuple(rngs.key(settings.train.seed, f"{stream}/{name}", index) for name in ("noise", "sampler"))
+        return sampling.generate_batch(params, frozen, batch, keys, count, settings.eval, gather)
 
     return jax.jit(generate, out_shardings=sharding.replicated(experiment.mesh))
 
@@ -68,19 +70,17 @@ class DenoisingEvaluator:
 
     def __init__(self, experiment: Experiment, source: data.Source):
         self.experiment, settings = experiment, experiment.settings
-        seed, gather = settings.train.seed, experiment.gather
         self.sampling = experiment.task.sampling
         ids = data.holdout_records(settings.data, source)
         self.batches = _read_batches(experiment, source, ids[: settings.eval.num_examples])
         replicated = sharding.replicated(experiment.mesh)
-        self.loss_step = evaluation.make_held_out_step(
-            experiment.task, lambda index: rngs.streams(seed, "eval", index), gather, replicated
-        )
+        streams = functools.partial(rngs.streams, settings.train.seed, "eval")
+        self.loss_step = evaluation.make_held_out_step(experiment.task, streams, experiment.gather, replicated)
         self.host = data.read_batch(settings.data, source, ids[: settings.eval.sheet[0]], experiment.task.host)
         self.shown = sharding.device_arrays(self.host)
         source_images = jax.jit(self.sampling.source_images, out_shardings=replicated)
         self.sources = np.asarray(source_images(experiment.frozen, self.shown))
-        self.generate = sheet_sampler(experiment)
+        self.generate = make_sampler(experiment, "sheet", settings.eval.sheet[1])
         self.scorer = Scorer(experiment, source) if settings.eval.num_scored else None
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
@@ -122,12 +122,7 @@ class Scorer:
         self.hosts = [_read(experiment, source, ids, batch) for batch in places]
         if not all(map(self._has_truth, self.hosts)):
             self.hosts = []
-
-        def generate(params, frozen, batch, index):
-            keys = tuple(rngs.key(settings.train.seed, f"scored/{name}", index) for name in ("noise", "sampler"))
-            return self.sampling.generate_batch(params, frozen, batch, keys, 1, settings.eval, experiment.gather)[:, 0]
-
-        self._generate = jax.jit(generate, out_shardings=sharding.replicated(experiment.mesh))
+        self._generate = make_sampler(experiment, "scored", 1)
 
     def __call__(self, params: Any) -> dict[str, float]:
         """Mean scores of these weights, by name; empty if the truth is not known."""
@@ -135,7 +130,7 @@ class Scorer:
         values: dict[str, list[float]] = {}
         for index, host in enumerate(self.hosts):
             batch = sharding.global_batch(experiment.mesh, sharding.device_arrays(host), size)
-            samples = np.asarray(self._generate(params, experiment.frozen, batch, index))
+            samples = np.asarray(self._generate(params, experiment.frozen, batch, index))[:, 0]
             for name, scores in self._scores(host, samples).items():
                 values.setdefault(name, []).extend(scores[host["weight"] > 0])
         return {f"score_{name}": float(np.mean(scores)) for name, scores in values.items() if scores}

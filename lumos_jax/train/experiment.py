@@ -13,33 +13,25 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from lumos_jax import config, fileio, tasks
-from lumos_jax.train import finetune, sharded_forward, sharding, state_dtype
+from lumos_jax.train import finetune, sharded_forward, sharding
 from lumos_jax.train.optimizer import make_optimizer
-from lumos_jax.train.state import TrainState, make_state, with_shardings
+from lumos_jax.train.state import TrainState, make_state, move_ema, to_float32, with_shardings
 from lumos_jax.train.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-    """A run on a mesh, without its data source and its directory. See `build`.
+    """A run on a mesh, without its data source and its directory. See `build`."""
 
-    Attributes:
-      settings: of the run, as the user gave them.
-      mesh: of the devices.
-      task: with the sharded forward pass: `task.network.apply` runs on the mesh, inside `jax.jit`.
-      frozen: parameters of the frozen networks, on the mesh; shapes with shardings if abstract.
-      plan: which parameters train; see finetune.Plan.
-      optimizer: optax's.
-    """
-
-    settings: config.Settings
+    settings: config.Settings  # as the user gave them
     mesh: jax.sharding.Mesh
-    task: tasks.Task
-    frozen: Any
-    plan: finetune.Plan
-    optimizer: Any
+    task: tasks.Task  # with the sharded forward pass: `task.network.apply` runs on the mesh, inside `jax.jit`
+    frozen: Any  # parameters of the frozen networks, on the mesh; shapes with shardings if abstract
+    plan: finetune.Plan  # which parameters train
+    optimizer: optax.GradientTransformation
 
     @classmethod
     def build(
@@ -92,7 +84,7 @@ class Experiment:
         return with_shardings(self.settings.optimizer, self.task.network, self.plan, self.mesh, shapes)
 
     def init_state(self, params: Any = None) -> TrainState:
-        """The first state on the mesh: from the seed, or from a hand-off's parameters of the network, with fresh adapters."""
+        """The first state on the mesh: from the seed, but for the network's `params` of a hand-off; see state.make_state."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         init = jax.jit(self._make_state, out_shardings=shardings)
         return init() if params is None else init(params)
@@ -109,8 +101,8 @@ class Experiment:
 
     def ema_weights(self, state: TrainState) -> Any:
         """The network's weights to evaluate and sample with: float32 EMA of what trains, the rest as it is, adapters merged."""
-        ema = state_dtype.to_float32(state_dtype.ema_to_device(self.settings.optimizer, state.ema))
-        return self.plan.ema_weights(state.params, ema)
+        ema = move_ema(self.settings.optimizer, state.ema, jax.memory.Space.Device)
+        return self.plan.ema_weights(state.params, to_float32(ema))
 
     def local_rows(self, batch_size: int) -> list[int]:
         """The rows of a global batch that this process's devices hold, ascending."""

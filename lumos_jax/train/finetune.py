@@ -31,17 +31,13 @@ LORA = "lora"  # the entry of the parameters that holds adapters
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which parameters train. See `make_plan`.
+    """Which parameters train. See `make_plan`."""
 
-    Attributes:
-      names: paths of the network's own parameters that train; None: all of them (null tables are carried along).
-      adapted: paths of the kernels with adapters; adapters always train.
-      rank: of the adapters.
-    """
-
-    names: frozenset[str] | None = None
-    adapted: tuple[str, ...] = ()
-    rank: int = 0
+    names: frozenset[str] | None = (
+        None  # paths of the network's own that train; None: all (null tables are carried along)
+    )
+    adapted: tuple[str, ...] = ()  # paths of the kernels with adapters; adapters always train
+    rank: int = 0  # of the adapters
 
     def split(self, params: Any) -> tuple[Any, Any]:
         """Splits parameters, or a tree like them, into (what trains, the rest); `join` undoes it."""
@@ -130,7 +126,7 @@ def matching(patterns: Iterable[str], paths: Iterable[str], field: str) -> list[
 
 
 def join(some: Mapping[str, Any], others: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Undoes `Plan.split`."""
+    """Undoes `Plan.split`; where both have a parameter, that of `others` counts."""
     return unflatten({**flatten(some), **flatten(others)}) if others else some
 
 

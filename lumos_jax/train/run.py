@@ -21,24 +21,17 @@ from lumos_jax.train.suite import Suite, make_suite
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything that exists before the first step.
-
-    Attributes:
-      fingerprints: of the data and the frozen networks; a resumed run must have the same.
-      restore_seconds: how long the checkpoint took to read.
-      evaluator: of the held-out records; None if config.eval.every is 0.
-      suite: of config.eval.suite; None if it is empty.
-    """
+    """Everything that exists before the first step."""
 
     experiment: Experiment
     workdir: pathlib.Path
     source: data.Source
     checkpoints: Checkpoints
     start: startup.Start
-    fingerprints: Mapping[str, str]
-    restore_seconds: float
-    evaluator: Evaluator | None
-    suite: Suite | None
+    fingerprints: Mapping[str, str]  # of the data and the frozen networks; a resumed run must have the same
+    restore_seconds: float  # how long the checkpoint took to read
+    evaluator: Evaluator | None  # of the held-out records; None if config.eval.every is 0
+    suite: Suite | None  # of config.eval.suite; None if it is empty
 
     @property
     def settings(self) -> config.Settings:

@@ -1,4 +1,4 @@
-"""Checkpoint writes that a single process retries; in several processes an error ends the run, which the launcher restarts."""
+"""Checkpoint writes that one process retries; of several processes an error ends the run, which the launcher restarts."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from lumos_jax.checkpoints.manager import DIRECTORY
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import same_content
 from lumos_jax.tasks import denoising, releases
-from lumos_jax.train import finetune, rngs, sharding
+from lumos_jax.train import finetune, sharding
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.state import TrainState
 from lumos_jax.weights.rules import flatten, shapes_of, unflatten
@@ -31,29 +31,20 @@ from lumos_jax.weights.rules import flatten, shapes_of, unflatten
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A run's first state.
+    """A run's first state."""
 
-    Attributes:
-      state, step: on the mesh, and how many steps it has taken.
-      memory: of the loop, from the checkpoint.
-      origin: a sentence about where the state is from.
-    """
-
-    state: TrainState
-    step: int
-    memory: dict[str, Any]
-    origin: str
+    state: TrainState  # on the mesh
+    step: int  # how many steps it has taken
+    memory: dict[str, Any]  # of the loop, from the checkpoint
+    origin: str  # a sentence about where the state is from
 
 
 def start(
     experiment: Experiment, workdir: pathlib.Path, checkpoints: Checkpoints, fingerprints: Mapping[str, str]
 ) -> Start:
-    """Takes the first of the list in the module's docstring that exists.
+    """Takes the first of the list in the module's docstring that exists. The account of a hand-off is saved in `workdir`.
 
-    Args:
-      experiment, checkpoints: of the run.
-      workdir: where the account of a hand-off is saved.
-      fingerprints: of the data and the frozen networks.
+    fingerprints: of the data and the frozen networks.
 
     Raises:
       ValueError: a setting or a fingerprint differs from the checkpoint's, or the hand-off does not fit.
@@ -172,10 +163,11 @@ def _hand_off(experiment: Experiment, workdir: pathlib.Path, encoder: str | None
     if null is not None:
         rules["adapt"]["time/fc2/bias"] = lambda bias: bias + null
     params, account = transfer(theirs, ours, **rules)
-    params = _init_missing(task.network, settings.train.seed, finetune.without_adapters(params))
+    flat = flatten(finetune.without_adapters(params))
+    loaded = unflatten({path: leaf for path, leaf in flat.items() if not isinstance(leaf, jax.ShapeDtypeStruct)})
     if jax.process_index() == 0:
         account.save(workdir / "handoff.json")
-    return Start(experiment.init_state(params), 0, {}, account.table())
+    return Start(experiment.init_state(loaded), 0, {}, account.table())
 
 
 def _open_prior(experiment: Experiment) -> tuple[Any, Callable[[], Any], config.Settings, str | None]:
@@ -206,18 +198,3 @@ def _open_prior(experiment: Experiment) -> tuple[Any, Callable[[], Any], config.
 
     shapes = finetune.without_adapters(checkpoints.shapes(step, "params"))
     return shapes, read, config_io.from_saved(meta["settings"]), meta["fingerprints"].get("encoder")
-
-
-def _init_missing(network, seed: int, params: Any) -> Any:
-    """Initializes the parameters that `transfer` left as shapes."""
-    flat = flatten(params)
-    anew = [path for path, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
-    if not anew:
-        return params
-
-    @jax.jit
-    def init():
-        fresh = flatten(network.init(rngs.key(seed, "init")))
-        return {path: fresh[path] for path in anew}
-
-    return unflatten(flat | init())

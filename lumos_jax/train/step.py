@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from lumos_jax import config
-from lumos_jax.train import finetune, rngs, sharding, state_dtype
-from lumos_jax.train.state import TrainState
+from lumos_jax.train import finetune, rngs, sharding
+from lumos_jax.train.state import TrainState, move_ema, to_float32, to_state_dtype
 
 
 def update_ema(ema: Any, params: Any, decay: float) -> Any:
@@ -47,8 +47,8 @@ def make_train_step(settings: config.Settings, task, plan: finetune.Plan, optimi
 
         # Gradients, optimizer and EMA see only the parameters that train.
         trained, rest = plan.split(state.params)
-        stored_ema = state_dtype.ema_to_device(settings.optimizer, state.ema)
-        ema = state_dtype.to_float32(stored_ema)
+        stored_ema = move_ema(settings.optimizer, state.ema, jax.memory.Space.Device)
+        ema = to_float32(stored_ema)
         total_weight = jnp.maximum(example.weight.sum(), 1.0)
         if parts == 1:
             grads, sums = differentiate(trained, rest, ema, example, total_weight)
@@ -61,17 +61,17 @@ def make_train_step(settings: config.Settings, task, plan: finetune.Plan, optimi
             shapes = jax.eval_shape(differentiate, trained, rest, ema, example, total_weight)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (grads, sums), _ = jax.lax.scan(accumulate, zeros, _split(example, parts))
-        updates, opt_state = optimizer.update(grads, state_dtype.to_float32(state.opt_state), trained)
+        updates, opt_state = optimizer.update(grads, to_float32(state.opt_state), trained)
         moved, metrics = task.post_update(optax.apply_updates(trained, updates), sums)
-        ema = state_dtype.to_state_dtype(update_ema(ema, moved, decay), stored_ema, seed, "ema", state.step)
-        opt_state = state_dtype.to_state_dtype(opt_state, state.opt_state, seed, "optimizer", state.step)
+        ema = to_state_dtype(update_ema(ema, moved, decay), stored_ema, seed, "ema", state.step)
+        opt_state = to_state_dtype(opt_state, state.opt_state, seed, "optimizer", state.step)
 
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
         new, old = (moved, ema, opt_state), (trained, stored_ema, state.opt_state)
         moved, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         metrics |= {"grad_norm": norm, "finite": finite.astype(jnp.float32)}
-        ema = state_dtype.ema_to_its_memory(settings.optimizer, ema)
+        ema = move_ema(settings.optimizer, ema, jax.memory.Space.Host)
         return TrainState(state.step + 1, finetune.join(moved, rest), ema, opt_state), metrics
 
     # The state keeps its layout; metrics are replicated, so that any process can read them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import os
 import signal
 import sys
@@ -53,14 +54,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def watchdog(minutes: float = 30.0) -> Iterator[Callable[[], None]]:
-    """Yields `alive`: without a call of it for `minutes` the stacks of all threads go to stderr, again and again.
-
-    The run goes on: whoever watches it decides.
-    """
-
-    def alive() -> None:
-        faulthandler.dump_traceback_later(60 * minutes, repeat=True, file=sys.__stderr__)
-
+    """Yields `alive`: without a call of it for `minutes` the stacks of all threads go to stderr, again and again. The run goes
+    on: whoever watches it decides."""
+    alive = functools.partial(faulthandler.dump_traceback_later, 60 * minutes, repeat=True, file=sys.__stderr__)
     alive()
     try:
         yield alive

@@ -21,13 +21,7 @@ from lumos_jax.train.run import Run
 
 
 class Telemetry:
-    """Of one run of the loop. Process 0 writes metrics and goodput; every process keeps the numbers.
-
-    Attributes:
-      report: writes metrics; `report.say` prints a line.
-      ledger: of time; `ledger.part(name)` books a part of the loop.
-      not_finite: steps in a row, up to now, that were not.
-    """
+    """Of one run of the loop. Process 0 writes metrics and goodput; every process keeps the numbers."""
 
     def __init__(self, run: Run):
         settings, memory, start = run.settings, run.start.memory, run.start.step
@@ -37,7 +31,7 @@ class Telemetry:
         self.ledger = goodput.Ledger(run.workdir, start, active=first)
         self.window = metrics.Window(memory.get("window"))
         self.corrupt = data.CorruptMeter(settings.data.max_corrupt_rate, memory.get("corrupt"))
-        self.not_finite = memory.get("bad_in_a_row", 0)
+        self.not_finite = memory.get("bad_in_a_row", 0)  # steps in a row, up to now
         self.learning_rate = make_schedule(settings.optimizer, settings.train.steps)
         self._compilations = 0  # programs that this process compiled or read from the compilation cache
         jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
@@ -67,8 +61,7 @@ class Telemetry:
     def after_step(self, step: int, values: Mapping[str, jax.Array]) -> None:
         """Takes the metrics of a step that was dispatched, and reads those of the step before it.
 
-        Raises:
-          FloatingPointError: config.train.nonfinite_limit steps in a row were not finite.
+        Raises FloatingPointError if config.train.nonfinite_limit steps in a row were not finite.
         """
         began, compilations = self._dispatched
         if self._compilations > compilations:

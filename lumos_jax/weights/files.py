@@ -31,10 +31,7 @@ _WANTED_RELEASE = ("*.pth", "*.safetensors", "transformer/*.safetensors", "trans
 
 def locate(weights: str, field: str, wanted: Sequence[str] = _WANTED) -> pathlib.Path:
     """The local path of `weights`, fetched from the hub if it is a hub id: its files that match one of `wanted`.
-
-    Raises:
-      ValueError: there is no such file, or the hub cannot be reached; says how to give a local path.
-    """
+    Raises ValueError: there is no such file, or the hub cannot be reached; says how to give a local path."""
     path = pathlib.Path(weights).expanduser()
     if path.exists():
         return path

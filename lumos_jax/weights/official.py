@@ -128,10 +128,7 @@ def from_pixart(
 
 def to_official(params: Mapping[str, Any], positions: np.ndarray, patch_size: int) -> dict[str, np.ndarray]:
     """A network's parameters under the official names, bit for bit, and its fixed positions (N, D) as `pos_embed`.
-
-    Raises:
-      ValueError: the network has parts that the official release has not.
-    """
+    Raises ValueError: the network has parts that the official release has not."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     if foreign := sorted(set(flat) - {rule.path for rule in RULES}):
         raise ValueError(f"the official Lumos network has no {', '.join(foreign)}; convert a network without them")
@@ -150,10 +147,7 @@ def _diffusers(state: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def to_diffusers(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Official names -> diffusers'; fused projections are split. Positions are left out: diffusers computes them.
-
-    Raises:
-      ValueError: a name that is not official.
-    """
+    Raises ValueError: a name that is not official."""
     renamed, table = {}, _diffusers(state)
     for name, value in state.items():
         if name not in table:

@@ -182,10 +182,7 @@ class _Archive:
 
 def load_tree(path: str | pathlib.Path) -> Any:
     """All a file holds: nested dicts, lists, numbers, strings, read-only arrays for tensors, `Ignored` for the rest.
-
-    Raises:
-      ValueError: the file asks for code, is no zip file of torch.save, or is damaged.
-    """
+    Raises ValueError: the file asks for code, is no zip file of torch.save, or is damaged."""
     path = pathlib.Path(path)
     try:
         return _Unpickler(_Archive(path)).load()
@@ -252,10 +249,7 @@ _WRITTEN = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BF
 
 def save(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
     """Writes nested dicts of float32, float16, bfloat16 or int64 arrays, for `torch.load(path, weights_only=True)`.
-
-    Raises:
-      ValueError: another dtype, or another kind of value.
-    """
+    Raises ValueError: another dtype, or another kind of value."""
     arrays: list[np.ndarray] = []
     pickled = b"\x80\x02" + _pickled(tree, arrays) + pickle.STOP
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:

@@ -134,6 +134,22 @@ def test_lost_time_is_booked_over_restarts(tmp_path):
     assert "37.5% of 40 s in steps; lost to startup 10.0 s, restore 5.0 s" in second.summary()
 
 
+def test_the_speed_counts_waiting_but_neither_evaluation_nor_saving(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    ledger = goodput.Ledger(tmp_path, 0, active=False)
+    for _ in range(2):  # the second window as the first
+        for part, seconds in (("data", 1.0), ("device", 2.0), ("evaluation", 50.0), ("save", 10.0)):
+            with ledger.part(part):
+                now[0] += seconds
+        now[0] += 1.0
+        assert ledger.speed(steps=2, batch_size=8) == {
+            "images_per_second": 4.0, "step_seconds": 2.0, "data_wait_fraction": 0.25, "device_wait_fraction": 0.5,
+            "host_fraction": 0.25,
+        }  # fmt: skip
+    assert (ledger.lost["data"], ledger.lost["evaluation"]) == (2.0, 100.0)
+
+
 ACCOUNT = {"began": 1, "until": 2, "lost": {}, "useful_at": {}}
 DAMAGED = (b"", b"{", b"\xff\xfe", b"[]", b"3", b'{"began": 1}')
 WRONG = ({"until": "x"}, {"until": float("nan")}, {"lost": []}, {"lost": {"what": 1}}, {"useful_at": {"x": 1}})

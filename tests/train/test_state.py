@@ -11,7 +11,7 @@ from configs import i2i
 from lumos_jax import config
 from lumos_jax.config import io as config_io
 from lumos_jax.planning.job import make_job
-from lumos_jax.train import state_dtype
+from lumos_jax.train import state as train_state
 from lumos_jax.train.optimizer import make_optimizer
 from lumos_jax.train.step import update_ema
 
@@ -21,7 +21,7 @@ LOW = {"state_dtype": "bfloat16"}
 def test_stochastic_rounding_is_right_on_average_and_exact_where_it_can_be():
     x = jnp.asarray([1.0, -3.0, 1.0 + 2**-10, -(1.0 + 3 * 2**-9), 1e-20, 3e38, jnp.inf, jnp.nan], jnp.float32)
     keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(0), n))(jnp.arange(4096))
-    drawn = np.asarray(jax.jit(jax.vmap(state_dtype.stochastic_round, (None, 0)))(x, keys).astype(jnp.float32))
+    drawn = np.asarray(jax.jit(jax.vmap(train_state.stochastic_round, (None, 0)))(x, keys).astype(jnp.float32))
     nearest = np.asarray(x.astype(jnp.bfloat16).astype(jnp.float32))
     np.testing.assert_array_equal(drawn[:, [0, 1, 6, 7]], np.broadcast_to(nearest[[0, 1, 6, 7]], (4096, 4)))
     for column in (2, 3, 4):  # two neighbours, their mean within four deviations
@@ -35,14 +35,14 @@ def test_a_slow_average_in_bfloat16_follows_the_one_in_float32():
     size, steps, decay = 4096, 4000, 0.9999
     start = {"w": jnp.linspace(0.5, 1.5, size), "null": jnp.linspace(0.5, 1.5, size)}
     target = {"w": start["w"] + 0.5, "null": start["null"]}
-    low = state_dtype.init_ema(config.Optimizer(state_dtype="bfloat16"), start, {"w": True, "null": False})
+    low = train_state.init_ema(config.Optimizer(state_dtype="bfloat16"), start, {"w": True, "null": False})
     assert (low["w"].dtype, low["null"].dtype) == (jnp.bfloat16, jnp.float32)
 
     def step(carry, number):
         kept, plain, exact = carry
-        moved = update_ema(state_dtype.to_float32(kept), target, decay)
-        kept = state_dtype.to_state_dtype(moved, kept, 0, "ema", number)
-        plain = update_ema(state_dtype.to_float32(plain), target, decay)["w"].astype(jnp.bfloat16)
+        moved = update_ema(train_state.to_float32(kept), target, decay)
+        kept = train_state.to_state_dtype(moved, kept, 0, "ema", number)
+        plain = update_ema(train_state.to_float32(plain), target, decay)["w"].astype(jnp.bfloat16)
         return (kept, {"w": plain, "null": start["null"]}, update_ema(exact, target, decay)), None
 
     first = (low, {"w": low["w"], "null": start["null"]}, start)
@@ -62,14 +62,14 @@ def test_moments_in_bfloat16_shrink_with_the_gradient():
     settings = config.Optimizer(learning_rate=1e-3, **LOW)
     params = {"w": jnp.ones(256)}
     optimizer = make_optimizer(settings, 10, {"w": True})
-    states = [state_dtype.cast_moments(s, optimizer.init(params)) for s in (settings, config.Optimizer())]
+    states = [train_state.cast_moments(s, optimizer.init(params)) for s in (settings, config.Optimizer())]
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(states[0]) if leaf.ndim} == {"bfloat16"}
 
     def step(states, number):
         grads = {"w": jnp.where(number < 500, 1.0, 0.1) * jnp.ones(256)}
-        both = [optimizer.update(grads, state_dtype.to_float32(state), params) for state in states]
+        both = [optimizer.update(grads, train_state.to_float32(state), params) for state in states]
         kept = [
-            state_dtype.to_state_dtype(new, old, 0, "x", number) for (_, new), old in zip(both, states, strict=True)
+            train_state.to_state_dtype(new, old, 0, "x", number) for (_, new), old in zip(both, states, strict=True)
         ]
         return kept, [updates["w"] for updates, _ in both]
 
