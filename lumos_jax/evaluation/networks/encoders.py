@@ -85,7 +85,7 @@ class ClipScorer:
 
     def __init__(self, weights: str):
         self._vit, image = _clip_vision("clip_score", weights)
-        settings = config.Encoder(kind="clip_text", weights=weights, output="pooled", dtype="float32", max_tokens=1)
+        settings = config.Encoder(kind="clip_text", weights=weights, output="pooled", max_tokens=1)
         with naming("clip_score"):
             self._text, text = make_text_encoder(settings)
             self._tokenizer = make_tokenizer(settings, self._text)
