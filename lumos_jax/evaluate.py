@@ -40,7 +40,7 @@ WAIT = 7 * 24 * 3600  # seconds for the slowest process
 
 def _add_sample(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("sample", allow_abbrev=False, help="make one sample an item of a numbered list")
-    sampler.add_flags(parser, batch=64)
+    sampler.add_flags(parser, batch=64, by=" by each device")
     add = parser.add_argument
     add("--set", required=True, metavar="SET",
         help=f"{', '.join(lists.SETS)}, held-out (the run's own records), a .jsonl list, or a folder of images")  # fmt: skip
@@ -75,7 +75,7 @@ def _sample(args: argparse.Namespace) -> None:
     flags.FLAGS(["evaluate", *given])
     cluster.join()
     devices = jax.local_devices()
-    size = -(-args.batch // len(devices)) * len(devices)
+    size = args.batch * len(devices)
     loaded = sampler.load(
         args.workdir, settings, args.checkpoint, args.weights, devices, seed=args.seed, batch_size=size
     )

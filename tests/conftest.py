@@ -124,6 +124,13 @@ def in_two(command):
 
 
 @pytest.fixture
+def one_device():
+    """Runs in this process use one device of the eight."""
+    with running.on_one_device():
+        yield
+
+
+@pytest.fixture
 def goldens():
     """The directory of reference numbers."""
     return pathlib.Path(__file__).parent / "goldens"

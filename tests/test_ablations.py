@@ -51,7 +51,7 @@ def test_the_guide_names_every_study():
         assert f"configs/ablations/{study}.py" in guide
 
 
-def test_a_study_trains(tmp_path):
+def test_a_study_trains(one_device, tmp_path):
     made = get("class_conditional", "test")
     made.train.steps = made.checkpoint.every = made.eval.every = made.log.every = 2
     made.optimizer.decay, made.eval.steps = "constant", 2

@@ -44,7 +44,7 @@ def evaluated(*arguments):
 
 
 def sampled(run, out, *arguments):
-    evaluated("sample", f"--workdir={run}", "--weights=params", f"--out={out}", *arguments)
+    evaluated("sample", f"--workdir={run}", "--weights=params", "--batch=8", f"--out={out}", *arguments)
     samples = shards.Samples(out)
     samples.verify()
     return samples

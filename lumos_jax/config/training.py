@@ -79,7 +79,7 @@ class Mesh:
     """Devices per mesh axis. Data parallelism has the rest."""
 
     fsdp: Annotated[
-        int, _SIZE, "data parallel, with parameters, gradients and optimizer state sharded as well; -1: all"
+        int, _SIZE, "data parallel, with parameters, gradients and optimizer state sharded as well; -1: all devices"
     ] = 1
     context: Annotated[int, at_least(1), "frames of clips sharded"] = 1
 
@@ -108,7 +108,12 @@ class Eval:
     """The held-out loss and the sample sheet, of `data.holdout` records with the EMA weights."""
 
     every: Annotated[int, at_least(0), "steps; 0: never"] = 0
-    num_examples: Annotated[int, at_least(1), "held-out records whose denoising loss is averaged"] = 512
+    num_examples: Annotated[
+        int,
+        at_least(1),
+        "held-out records whose denoising loss is averaged; of self-distillation: whose nearest neighbors among the rest of",
+        "data.holdout are looked up",
+    ] = 512
     num_scored: Annotated[
         int,
         at_least(0),

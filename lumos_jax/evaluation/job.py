@@ -58,18 +58,16 @@ def make_samples(
     """
     numbers = [number for shard in shards for number in writer.numbers(shard)]
     batches = list(padded_batches(numbers, batch_size))
-    waiting, pending = [np.empty(0, np.int32)] * 2, list(shards)
+    pending, rows = list(shards), []
     quiet = not (progress and sys.stderr.isatty())
     with tqdm(total=len(numbers), unit="sample", dynamic_ncols=True, disable=quiet) as bar:
         read_batches = read_ahead(read, [batch for batch, _ in batches])
         for (batch, count), (inputs, reference) in zip(batches, read_batches, strict=True):
-            new = (np.asarray(generate(inputs, batch)), reference)
-            waiting = [
-                a if b is None else b[:count] if not len(a) else np.concatenate([a, b[:count]])
-                for a, b in zip(waiting, new, strict=True)
-            ]
-            while pending and len(waiting[0]) >= (size := len(writer.numbers(pending[0]))):
-                pixels, references = (array[:size] for array in waiting)
-                writer.write(pending.pop(0), pixels, references if reference is not None else None)
-                waiting = [array[size:] for array in waiting]
+            pixels = np.asarray(generate(inputs, batch))
+            rows += [(pixels[i], None if reference is None else reference[i]) for i in range(count)]
+            while pending and len(rows) >= (size := len(writer.numbers(pending[0]))):
+                samples, references = zip(*rows[:size], strict=True)
+                truth = None if references[0] is None else np.stack(references)
+                writer.write(pending.pop(0), np.stack(samples), truth)
+                rows = rows[size:]
             bar.update(count)

@@ -35,7 +35,7 @@ class Item:
       condition: what a task conditions on, by name: caption, image (a path), label, azimuth and elevation (degrees; target is
         the true view's path), fps, motion; or a record that has it all: scene (a number), record (of the run's own data),
         video (a path, with frames, stride and the share of it where the clip begins).
-      reference: names the true or reference image.
+      reference: names the true or reference image, where it is a file by its path.
       group: the prompt or object that several items share; standard errors are clustered by it.
       extra: what a scorer needs besides.
     """
@@ -49,10 +49,14 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class ItemList:
-    """Items in their order, numbered from 0. Raises ValueError if there are none, or an id occurs twice."""
+    """Items in their order, numbered from 0. Raises ValueError if there are none, or an id occurs twice.
+
+    root: the folder that paths are relative to, which is no part of the list itself.
+    """
 
     name: str
     items: tuple[Item, ...]
+    root: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self):
         if not self.items:
@@ -89,7 +93,7 @@ def read_list(path: str | pathlib.Path) -> ItemList:
                 f"{path}, line {number}: an item is an object with id and any of condition, reference, group and extra"
             )
         items.append(Item(**{**record, "id": str(record["id"])}))
-    return ItemList(pathlib.Path(path).stem, tuple(items))
+    return ItemList(pathlib.Path(path).stem, tuple(items), str(pathlib.Path(path).parent))
 
 
 def make_list(name: str, data: str | None = None, num: int | None = None) -> ItemList:
@@ -108,12 +112,12 @@ def make_list(name: str, data: str | None = None, num: int | None = None) -> Ite
         chosen = SETS[name]
         if chosen.files and data is None:
             raise ValueError(f"--set={name} needs --data=FOLDER with {chosen.files}")
-        found = ItemList(name, tuple(chosen.items(Folder(name, data or "."), num)))
+        found = ItemList(name, tuple(chosen.items(Folder(name, data or ""), num)), data or "")
     elif path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
         if not files:
             raise ValueError(f"--set={name}: the folder holds no images ({', '.join(ENDINGS)})")
-        found = ItemList(path.name, tuple(_image_item(path, file) for file in files))
+        found = ItemList(path.name, tuple(_image_item(path, file) for file in files), str(path))
     elif path.is_file():
         found = read_list(path)
     else:
@@ -122,12 +126,15 @@ def make_list(name: str, data: str | None = None, num: int | None = None) -> Ite
         return found
     if not 1 <= num <= len(found):
         raise ValueError(f"--num={num}: the set {name} has {len(found)} items")
-    return ItemList(found.name, found.items[:num])
+    return dataclasses.replace(found, items=found.items[:num])
 
 
 def _image_item(folder: pathlib.Path, file: pathlib.Path) -> Item:
-    id = file.relative_to(folder).with_suffix("").as_posix()
-    return Item(id, {"image": str(file)}, str(file), extra={"bytes": file.stat().st_size})
+    name = file.relative_to(folder)
+    return Item(
+        name.with_suffix("").as_posix(), {"image": name.as_posix()}, name.as_posix(),
+        extra={"bytes": file.stat().st_size},
+    )  # fmt: skip
 
 
 def _json_lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
@@ -230,16 +237,16 @@ def _prompt_items(index: int, metadata: Mapping[str, Any], samples: int = 4) -> 
 
 def _coco30k(folder: Folder, _: int | None) -> Iterator[Item]:
     for row in folder.table("uid_caption.csv", "uid", "caption"):
-        yield _coco_item(folder, row["uid"].partition("_")[0], row["uid"], row["caption"])
+        yield _coco_item(row["uid"].partition("_")[0], row["uid"], row["caption"])
 
 
 def _coco30k_long(folder: Folder, _: int | None) -> Iterator[Item]:
     for row in folder.table("recap_coco.csv", "image_id", "caption", "recaption"):
-        yield _coco_item(folder, row["image_id"], row["image_id"], row["recaption"])
+        yield _coco_item(row["image_id"], row["image_id"], row["recaption"])
 
 
-def _coco_item(folder: Folder, image: str, id: str, caption: str) -> Item:
-    return Item(id, {"caption": caption}, str(folder / "val2014" / f"COCO_val2014_{int(image):012d}.jpg"))
+def _coco_item(image: str, id: str, caption: str) -> Item:
+    return Item(id, {"caption": caption}, f"val2014/COCO_val2014_{int(image):012d}.jpg")
 
 
 def _imagenet50k(_: Folder, __: int | None) -> Iterator[Item]:
@@ -267,7 +274,7 @@ def _gso(folder: Folder, _: int | None) -> Iterator[Item]:
         for elevation in (0, 30):
             for view in range(16):
                 name = f"renderings/{model.name}/elevation_{elevation}"
-                image, target = (str(folder / name / f"{number:03d}.png") for number in (0, view))
+                image, target = (f"{name}/{number:03d}.png" for number in (0, view))
                 condition = {"image": image, "azimuth": 22.5 * view, "elevation": 0.0, "target": target}
                 id = f"{model.name}/{elevation:02d}/{view:03d}"
                 yield Item(id, condition, target, group=model.name, extra={"elevation": elevation})
@@ -284,17 +291,18 @@ def _videos(folder: Folder, num: int | None) -> Iterator[Item]:
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in (".avi", ".mp4", ".mkv", ".webm"))
     rng = np.random.Generator(np.random.Philox(_SEED))
     for index in rng.permutation(len(files)):
+        if not wanted:
+            break
         share = float(rng.random())
         with av.open(str(files[index])) as container:
             stream = container.streams.video[0]
             total = stream.frames or math.floor(float((stream.duration or 0) * stream.time_base * stream.average_rate))
         room = total - ((FRAMES - 1) * STRIDE + 1)
-        if room >= 0 and wanted:
+        if room >= 0:
             wanted -= 1
-            name = files[index].relative_to(root).as_posix()
-            condition = {"video": str(files[index]), "share": share, "frames": FRAMES, "stride": STRIDE}
-            yield Item(pathlib.Path(name).with_suffix("").as_posix(), condition, name,
-                       extra={"start": int(share * (room + 1))})  # fmt: skip
+            name = files[index].relative_to(root)
+            condition = {"video": f"videos/{name.as_posix()}", "share": share, "frames": FRAMES, "stride": STRIDE}
+            yield Item(name.with_suffix("").as_posix(), condition, extra={"start": int(share * (room + 1))})
 
 
 class Set(NamedTuple):

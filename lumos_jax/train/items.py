@@ -7,6 +7,7 @@ and i, and not on the batch, the devices or the processes that it is made on.
 from __future__ import annotations
 
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +64,7 @@ class ItemReader:
 
     def __init__(self, experiment: Experiment, sampling: Sampling, items: ItemList):
         self.settings, self.task = experiment.settings.data, experiment.task
-        self.sampling, self.items = sampling, items.items
+        self.sampling, self.items, self.root = sampling, items.items, pathlib.Path(items.root).expanduser()
         names = set(items.items[0].condition)
         self.kind = next((kind for kind in ("scene", "record", "video") if kind in names), "")
         wanted = {self.kind} if self.kind else set(sampling.needs)
@@ -80,8 +81,7 @@ class ItemReader:
         elif self.kind == "record":
             self.source = data.make_source(self.settings)
         elif self.kind == "video":
-            first = items.items[0]
-            self.source = VideosSource(first.condition["video"].removesuffix(first.reference))
+            self.source = VideosSource(str(self.root))
             self.numbers = {name: number for number, name in enumerate(self.source.names)}
         self.paired = sampling.truth(self._read(items.items[:1])) is not None
 
@@ -118,7 +118,7 @@ class ItemReader:
         return host
 
     def _load(self, path: str) -> np.ndarray:
-        return data.load_image(path, self.settings.image_size)
+        return data.load_image(self.root / path, self.settings.image_size)
 
     def _clips(self, chosen: list[Item]) -> dict[str, np.ndarray]:
         size, frames, rates = self.settings.image_size, {}, {}
@@ -130,10 +130,10 @@ class ItemReader:
                 )
             try:
                 clip = self.source.clip(
-                    self.numbers[item.reference], where["frames"], where["stride"], where["share"], size
+                    self.numbers[where["video"]], where["frames"], where["stride"], where["share"], size
                 )
-            except (CorruptRecord, OSError) as error:
-                raise ValueError(f"{where['video']} cannot be read: {error}") from error
+            except (CorruptRecord, OSError, KeyError) as error:
+                raise ValueError(f"{self.root / where['video']} cannot be read: {error}") from error
             frames[item.id] = np.stack([decode_square(frame, size) for frame in clip.frames])
             rates[item.id] = clip.fps
         conditions = [{"image": item.id, "fps": rates[item.id]} for item in chosen]

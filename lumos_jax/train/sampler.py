@@ -133,15 +133,15 @@ class Sampler:
 _PROTOCOL = ("sampler", "steps", "guidance", "guidance_interval", "guidance_rescale")
 
 
-def add_flags(parser: argparse.ArgumentParser, batch: int) -> None:
-    """Adds the flags of any sampling: the run, its weights, and how they are sampled. batch: the default."""
+def add_flags(parser: argparse.ArgumentParser, batch: int, by: str = "") -> None:
+    """Adds the flags of any sampling: the run, its weights, and how they are sampled. batch: the default, generated `by`."""
     add = parser.add_argument
     add("--workdir", required=True, metavar="RUN", help="directory of the run")
     add("--sampler", choices=tuple(SAMPLERS), help="default: config.eval.sampler of the run")
     add("--steps", type=int, help="sampling steps; default: config.eval.steps")
     add("--guidance", type=float, metavar="SCALE", help="guidance scale, 1 for none; default: config.eval.guidance")
     add("--seed", type=int, default=0, help="of the starting noise; default: 0")
-    add("--batch", type=int, default=batch, metavar="SIZE", help=f"samples generated at a time; default: {batch}")
+    add("--batch", type=int, default=batch, metavar="SIZE", help=f"samples generated at a time{by}; default: {batch}")
     add("--checkpoint", type=int, metavar="STEP", help="default: the newest")
     add("--weights", choices=("ema", "params"), default="ema", help="EMA or raw parameters; default: ema")
     for group in ("encoder", "autoencoder"):

@@ -87,7 +87,7 @@ def test_public_sets_read_the_files_that_people_have(data):
     assert [(item.id, item.condition["caption"]) for item in coco] == [
         ("346904_mscoco_0", "A bus."), ("9_mscoco_2", "Food, plates"),
     ]  # fmt: skip
-    assert coco[0].reference.endswith("val2014/COCO_val2014_000000346904.jpg")
+    assert coco[0].reference == "val2014/COCO_val2014_000000346904.jpg"
     assert lists.make_list("coco30k-long", data).items[0].condition == {"caption": "Much food on plates"}
     geneval = lists.make_list("geneval", data).items
     assert [item.id for item in geneval] == [f"00000/{k:04d}" for k in range(4)]
@@ -97,7 +97,7 @@ def test_public_sets_read_the_files_that_people_have(data):
     gso = lists.make_list("gso", data).items
     assert len(gso) == 32
     assert gso[17].condition["azimuth"] == 22.5
-    assert gso[17].condition["target"].endswith("cup/elevation_30/001.png")
+    assert gso[17].condition["target"] == "renderings/cup/elevation_30/001.png"
     assert gso[17].extra == {"elevation": 30}
 
 

@@ -6,7 +6,6 @@ import pathlib
 import signal
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from lumos_jax.encoders import frozen
 from lumos_jax.preparation import cache
 from lumos_jax.scenes.scene import captions as scene_captions
 from lumos_jax.scenes.scene import make_scene
-from lumos_jax.train import loop, sharding
+from lumos_jax.train import loop
 from tests.fields import put
 from tests.running import finish, start
 
@@ -63,13 +62,6 @@ def losses(settings, workdir):
 
 def on_cache(settings, path):
     return dataclasses.replace(settings, data=dataclasses.replace(settings.data, source="cached", path=str(path)))
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-    """Of the eight: these runs are short."""
-    make = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda mesh, devices=None: make(mesh, jax.devices()[:1]))
 
 
 def without_evaluation(settings):

@@ -24,7 +24,7 @@ from lumos_jax.train import loop, startup
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.weights.rules import flatten
 from tests.fields import put
-from tests.running import flags_of
+from tests.running import flags_of, on_one_device
 
 
 def settings_with(of=nvs, **changes):
@@ -166,7 +166,7 @@ def test_a_prior_of_another_encoder_starts_its_first_layer_anew(prior):
         ({"data__crop": "random"}, "do not go with config.data.sample_type=views"),
         ({"data__source": "cached", "data__path": "x"}, "holds no pairs of views"),
         ({"task__condition_dropout": 0.2}, "drop at rates of their own"),
-        ({"optimizer__lr_multipliers": (("camera/*", 0.0),)}, "factors must be above 0"),
+        ({"optimizer__lr_multipliers": (("camera/*", 0.0),)}, "factors are above 0"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
@@ -186,7 +186,8 @@ def run(prior, tmp_path_factory):
     settings = dataclasses.replace(settings, init_from=str(prior[0]))
 
     def go(workdir):
-        assert loop.train(loop.prepare(settings, str(workdir))) == 0
+        with on_one_device():
+            assert loop.train(loop.prepare(settings, str(workdir))) == 0
 
     workdir = tmp_path_factory.mktemp("nvs") / "run"
     go(workdir)

@@ -31,7 +31,7 @@ def settings(study, **changes):
     return config_io.resolve(made)
 
 
-def test_a_run_without_a_condition_has_one_loss_and_samples_without_guidance(tmp_path, capsys):
+def test_a_run_without_a_condition_has_one_loss_and_samples_without_guidance(one_device, tmp_path, capsys):
     run = loop.prepare(settings(unconditional), str(tmp_path))
     assert "vector" not in run.start.state.params
     assert loop.train(run) == 0

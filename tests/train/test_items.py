@@ -87,18 +87,20 @@ def test_clips_begin_at_the_frames_of_the_list(tmp_path):
     for name, count in (("a", 60), ("b", 50), ("short", 45)):
         frames = np.broadcast_to(shades[:count, None, None, None], (count, 16, 16, 3))
         media.save_mp4(frames, tmp_path / "videos" / f"{name}.mp4", fps=24)
-    items = lists.make_list("ucf101", str(tmp_path)).items
+    made = lists.make_list("ucf101", str(tmp_path))
+    items = made.items
     assert sorted(item.id for item in items) == ["a", "b"]
     experiment = experiment_of(i2v, frames=16, frame_stride=(3, 3))
-    host, reference = reader_of(experiment, *items)(np.array([0, 1]))
+    host, reference = ItemReader(experiment, experiment.task.sampling, made)(np.array([0, 1]))
     for row, item in enumerate(items):
         assert 0 <= item.extra["start"] <= {"a": 14, "b": 4}[item.id]
         wanted = shades[item.extra["start"] :][:46:3].astype(int)
         assert np.abs(reference[row, :, 8, 8, 0].astype(int) - wanted).max() <= 3
     np.testing.assert_array_equal(reference, host["frames"])
     np.testing.assert_allclose(host["fps"], 8)
+    other = experiment_of(i2v)
     with pytest.raises(ValueError, match="this set is of 16 frames a clip, and this run's are of 4"):
-        reader_of(experiment_of(i2v), *items)
+        ItemReader(other, other.task.sampling, made)
 
 
 def test_corrupt_records_are_named(tmp_path):

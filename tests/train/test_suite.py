@@ -36,6 +36,7 @@ def test_a_run_is_scored_as_its_checkpoint(tmp_path):
         "--set=scenes",
         "--num=80",
         "--seed=5",
+        "--batch=2",
         f"--out={tmp_path / 'samples'}",
     ]
     assert evaluate.main(["sample", *arguments]) == 0
