@@ -83,7 +83,8 @@ def _sample(args: argparse.Namespace) -> None:
     protocol = loaded.protocol() | read.protocol() | {"shard_size": args.shard_size}
     process, processes = jax.process_index(), jax.process_count()
     if process == 0:
-        writer = shards.open_job(out, items, protocol)
+        shards.open_job(out, items, protocol)
+        fileio.lock(out / "lock")
     sharding.barrier("the directory of samples")
     writer = shards.open_job(out, items, protocol)
     missing = np.zeros(len(writer), bool)

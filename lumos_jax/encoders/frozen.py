@@ -123,6 +123,7 @@ def load(
     weights: str,
     *,
     random: Callable[[], Any] | None = None,
+    heads: int = 0,
     dtype: str = "",
     place: Placement | None = None,
 ) -> Loaded:
@@ -132,6 +133,7 @@ def load(
       kind: a key of KINDS.
       weights: directory, file or hub id; "scenes", the small ViT that comes with us; or random:<seed>.
       random: the network that random weights are for.
+      heads: for image encoders' files that do not say; 0 takes the usual number.
       dtype: the compute dtype; empty leaves parameters as they are.
       place: puts each array on devices as it is read; None keeps them on the host.
 
@@ -146,7 +148,7 @@ def load(
         network, seed = architectures.KNOWN.get(weights), 0
         known = isinstance(network, KINDS[kind][0]) and not pathlib.Path(weights).expanduser().exists()
         if not (place.shapes_only and known):
-            network, flat = read(kind, weights, place=placer)[1:3]
+            network, flat = read(kind, weights, heads=heads, place=placer)[1:3]
             return Loaded(network, rules.unflatten(flat), placer.identity(weights))
     init = functools.partial(jax.eval_shape, network.init) if place.shapes_only else jax.jit(network.init)
     flat = {path: placer(path, leaf) for path, leaf in rules.flatten(init(jax.random.key(seed))).items()}
@@ -189,10 +191,9 @@ def read(
     """Reads weights under anyone's names, or in our own form.
 
     Args:
-      kind: a key of KINDS.
+      kind, heads: as for `load`.
       source: directory, file or hub id, or "scenes"; with `shapes_only` a .json file of name -> shape will do.
       field: the setting that `source` is from, for messages; empty takes the kind's.
-      heads: for image encoders' files that do not say; 0 takes the usual number.
       place: (path, array) -> what is kept of it, called as each array is read.
       shapes_only: nothing large is read; the parameters are shapes.
 

@@ -71,8 +71,9 @@ def markdown(content: Mapping[str, Any]) -> str:
         lines += _table(["score", "difference", ""], rows)
     lines += ["", "## Samples", ""]
     for run in runs:
-        about = {key: value for key, value in run["samples"].items() if not isinstance(value, (dict, list))}
-        lines.append(f"- {run['directory']}: " + ", ".join(f"{key} {value}" for key, value in about.items()))
+        about = {key: value for key, value in run["samples"].items() if not isinstance(value, (dict, list, type(None)))}
+        short = {key: value[:12] if key.endswith("digest") else value for key, value in about.items()}
+        lines.append(f"- {run['directory']}: " + ", ".join(f"{key} {value}" for key, value in short.items()))
         lines += [f"  - warning: {warning}" for warning in run["warnings"]]
     return "\n".join(lines) + "\n"
 
