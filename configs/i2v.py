@@ -5,6 +5,8 @@ python -m lumos_jax.main --config=configs/i2v.py --config.init_from=RUN --config
     Neither Lumos's nor SVD's optimiser values for this are known; these are the prior's.
 configs/i2v.py:desk   8 frames of scenes at 32 px, from a prior of configs/i2i.py:desk: about ten minutes on 2 CPU cores
 configs/i2v.py:test   the same in seconds, from scratch
+
+Clips of scenes have 6 frames a second and motion ids around 20: sample with --fps=6 --motion=20.
 """
 
 import sys
