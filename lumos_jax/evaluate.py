@@ -20,8 +20,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-# LAPACK's eigenvalues gain little from threads, and wait for them where other processes have the cores.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+if __name__ == "__main__":  # before NumPy is imported
+    # LAPACK's eigenvalues gain little from threads, and wait for them where other processes have the cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import numpy as np

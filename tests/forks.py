@@ -81,15 +81,13 @@ _servers = []
 
 
 def start(args, env, cwd):
-    """A Fork for `python -m ...` in the repository, or None where a server cannot run it: there is one, of the first
-    environment that was asked for."""
+    """A Fork for `python -m ...` in the repository, of a server for its environment; None for other commands."""
     if list(args[:2]) != [sys.executable, "-m"] or pathlib.Path(cwd) != ROOT:
         return None
-    if not _servers:
-        _servers.append(Server(env))
-    (server,) = _servers
-    if _of_run(env) != _of_run(server.environment):
-        return None
+    server = next((server for server in _servers if _of_run(env) == _of_run(server.environment)), None)
+    if server is None:
+        server = Server(env)
+        _servers.append(server)
     return server.start(args[2], args[3:], env.get("XLA_FLAGS", ""))
 
 

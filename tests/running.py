@@ -23,7 +23,7 @@ TIMINGS = {"images_per_second", "step_seconds", "data_wait_fraction", "device_wa
 
 
 def start(command):
-    """The process of a command, as Popen takes it; `output()` is what it has printed so far where a fork could run it."""
+    """The process of a command, as Popen takes it: a forks.Fork for a program of ours."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return forks.start(**command) or subprocess.Popen(**command, **pipes)
 

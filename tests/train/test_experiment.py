@@ -72,7 +72,7 @@ def test_at_most_nine_calls_lead_from_main_to_the_network(fields, tmp_path, monk
     monkeypatch.setattr(main, "_WORKDIR", SimpleNamespace(value=str(tmp_path)))
     monkeypatch.setattr(main.cluster, "join", lambda: None)
     with pytest.raises(Reached) as reached:
-        main.main(["main"])
+        main.main()
     [frames] = reached.value.args
     assert frames[:3] == ["main", "train", "step"]
     accumulating = given.optimizer.accumulate > 1  # adds the body of the scan, of which only shapes were traced by now
