@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
-from lumos_jax import cli, config, data, encoders
+from lumos_jax import cli, config, data, encoders, fileio
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, quiet_logs
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import frozen, whitening
@@ -105,7 +105,7 @@ def _write(out: str, fill: Callable[[pathlib.Path], None]) -> None:
         fill(partial)
         partial.rename(folder)
     except OSError as error:
-        raise ValueError(f"--out={out} cannot be written: {error}") from error
+        raise fileio.failure(error, f"--out={out} cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

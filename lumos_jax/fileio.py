@@ -44,6 +44,13 @@ def permanent_reason(error: BaseException) -> str | None:
     return next((reason for reason in _QUOTED if reason in str(error)), None)
 
 
+def failure(error: OSError, text: str) -> Exception:
+    """The error to raise about a file that the user named: OSError where storage is full or fails for a moment, which a restart
+    may cure; else ValueError, as of a mistake."""
+    storage = error.errno in TRANSIENT or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return OSError(text) if storage else ValueError(text)
+
+
 def with_retries(call: Callable[[], T], retries: int = RETRIES - 1) -> T:
     """Return what `call` returns; a transient OSError is retried and raised after the last try."""
     for delay in delays(retries):

@@ -116,3 +116,14 @@ def test_a_lock_of_another_machine_is_waited_for(tmp_path, monkeypatch):
     fileio.lock(path)
     assert len(waited) == 3
     assert path.read_text().startswith(f"process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, OSError), (errno.EDQUOT, OSError), (errno.EIO, OSError), (errno.ESTALE, OSError), (errno.EMFILE, OSError),
+     (errno.EACCES, ValueError), (errno.EROFS, ValueError), (errno.ENOTDIR, ValueError), (errno.ENOENT, ValueError)],
+)  # fmt: skip
+def test_full_or_failing_storage_is_no_mistake_of_the_user(number, kind):
+    made = fileio.failure(OSError(number, os.strerror(number)), "--workdir=runs cannot be used")
+    assert type(made) is kind
+    assert str(made) == "--workdir=runs cannot be used"

@@ -106,7 +106,7 @@ def files_below(root: pathlib.Path) -> list[str]:
                         mode = _mode(entry)
                         (folders if stat.S_ISDIR(mode) else found if stat.S_ISREG(mode) else special).append(entry.path)
         except OSError as error:
-            raise ValueError(f"{error.filename} cannot be listed: {error.strerror}") from error
+            raise fileio.failure(error, f"{error.filename} cannot be listed: {error.strerror}") from error
         pending += sorted(folders, reverse=True)  # the first of them is visited next
     if special:
         example = printable(min(special))

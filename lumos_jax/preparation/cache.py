@@ -118,7 +118,7 @@ def _take_directory(directory: pathlib.Path, plan: Mapping[str, Any]) -> None:
         if there is None and not others and jax.process_index() == 0:
             fileio.save_json({"format": cached.FORMAT, **plan}, directory / cached.PLAN)
     except OSError as error:
-        raise ValueError(f"--out={directory} cannot be used: {error}") from error
+        raise fileio.failure(error, f"--out={directory} cannot be used: {error}") from error
     if there is None and others:
         raise ValueError(f"--out={directory} holds other files, as {others[0]}: give an empty or a new directory")
     if changed := there and differences(there, plan).replace("config.cache.", "--"):

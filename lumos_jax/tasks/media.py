@@ -62,7 +62,7 @@ def check_writable(path: str | os.PathLike, given: str) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise ValueError(f"{given} cannot be written: {error.strerror or error}: {path.parent}") from error
+        raise fileio.failure(error, f"{given} cannot be written: {error.strerror or error}: {path.parent}") from error
 
 
 def save_png(image: np.ndarray, path: str | os.PathLike) -> None:

@@ -63,7 +63,7 @@ def prepare(settings: config.Settings, workdir: str) -> Run:
         _lock(path)
         checkpoints = Checkpoints(path, settings.checkpoint)
     except OSError as error:
-        raise ValueError(f"--workdir={workdir} cannot be used: {error}") from error
+        raise fileio.failure(error, f"--workdir={workdir} cannot be used: {error}") from error
 
     began = time.time()
     start = startup.start(experiment, path, checkpoints, fingerprints)

@@ -21,6 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from lumos_jax import fileio
 from lumos_jax.weights import torch_files
 
 _SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -104,7 +105,7 @@ def read_file(path: pathlib.Path, shapes_only: bool = False, prefer: Sequence[st
     try:  # PyTorch's are views of the mapped file: shapes alone cost nothing
         state = readers[path.suffix](path) if path.suffix in readers else torch_files.load(path, prefer)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise fileio.failure(error, f"{path} cannot be read: {error}") from error
     return {name: tuple(value.shape) for name, value in state.items()} if shapes_only else state
 
 
@@ -113,7 +114,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise fileio.failure(error, f"{path} cannot be read: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged, or no JSON: {error}") from error
     if not isinstance(found, dict):

@@ -11,6 +11,7 @@ import re
 
 import numpy as np
 
+from lumos_jax import fileio
 from lumos_jax.data.base import CorruptRecord, HasViews, digest, printable, register
 from lumos_jax.data.cameras import check_matrix
 from lumos_jax.data.files import FilesSource, Names, directory, read_file, read_npy
@@ -37,7 +38,7 @@ class ObjaverseSource(FilesSource, HasViews):
                 folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
             listed = [(name, _views_in(self.root / name)) for name in folders]
         except OSError as error:
-            raise ValueError(f"{error.filename} cannot be listed: {error.strerror}") from error
+            raise fileio.failure(error, f"{error.filename} cannot be listed: {error.strerror}") from error
         listed = [(name, views) for name, views in listed if views[0] or views[1]]
         if not any(images & matrices for _, (images, matrices) in listed):
             there = _what_is_there(self.root, folders, listed)

@@ -176,7 +176,9 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
             # Python takes a damaged header, and the end of a truncated file, for the end of the archive.
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it ends without an end mark, or is damaged there")
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except OSError as error:
+        raise fileio.failure(error, f"{printable(path)} cannot be read: {error}") from error
+    except (tarfile.TarError, ValueError) as error:
         raise ValueError(
             f"{printable(path)} cannot be read as .tar: truncated, compressed, or something else ({error}). Fetch or write it "
             "again, uncompressed, or take it away"
