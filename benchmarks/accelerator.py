@@ -319,9 +319,7 @@ def resume(args: argparse.Namespace) -> bool:
     printed, right = Table("network", "ops", "the same six steps twice", "resumed after three", "ms a step"), True
     for flags in ("", DETERMINISTIC):
         environment = dict(os.environ, XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip())
-        command = [sys.executable, "-m", "benchmarks.accelerator", "--only=resume", "--child"]
-        command += [f"--remat={args.remat}", *(["--small"] if args.small else [])]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(child("resume", args), env=environment, capture_output=True, text=True, check=False)
         lines = [line.split("\t") for line in done.stdout.splitlines() if line.startswith("row\t")]
         if done.returncode or not lines:
             print(done.stdout, done.stderr[-4000:], sep="\n")
@@ -389,11 +387,11 @@ def torch_step(args: argparse.Namespace) -> bool:
     return True
 
 
-def in_process(section: str, args: argparse.Namespace) -> bool:
-    """A section in a process of its own, so that its memory is free afterwards."""
+def child(section: str, args: argparse.Namespace) -> list[str]:
+    """The command of a section in a process of its own, so that its memory is free afterwards."""
     command = [sys.executable, "-m", "benchmarks.accelerator", f"--only={section}", "--child", f"--remat={args.remat}"]
     command += [f"--sizes={','.join(args.sizes)}", f"--steps={args.steps}", f"--batch={args.batch}"]
-    return subprocess.run([*command, *(["--small"] if args.small else [])], check=False).returncode == 0
+    return [*command, *(["--small"] if args.small else [])]
 
 
 RUNS = {
@@ -430,7 +428,9 @@ def main() -> int:
     for section in chosen:
         print(f"## {section}\n", flush=True)
         begun = time.perf_counter()
-        right = resume(args) if section == "resume" else in_process(section, args)
+        right = (
+            resume(args) if section == "resume" else subprocess.run(child(section, args), check=False).returncode == 0
+        )
         print(f"\n{section}: {'done' if right else 'WRONG'}, {time.perf_counter() - begun:.0f} s\n", flush=True)
         wrong += [] if right else [section]
     return 1 if wrong else 0

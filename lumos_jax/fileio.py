@@ -15,6 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+from PIL import Image
+
 T = TypeVar("T")
 
 RETRIES = 4
@@ -28,7 +31,8 @@ TRANSIENT = frozenset(
     )
     if hasattr(errno, name)
 )  # fmt: skip
-_PERMANENT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_PERMANENT = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM}
 _QUOTED = tuple(os.strerror(number) for number in _PERMANENT)  # in errors of libraries, which have no errno
 
 
@@ -47,8 +51,7 @@ def permanent_reason(error: BaseException) -> str | None:
 def failure(error: OSError, text: str) -> Exception:
     """The error to raise about a file that the user named: OSError where storage is full or fails for a moment, which a restart
     may cure; else ValueError, as of a mistake."""
-    storage = error.errno in TRANSIENT or error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return OSError(text) if storage else ValueError(text)
+    return OSError(text) if error.errno in TRANSIENT | _FULL else ValueError(text)
 
 
 def with_retries(call: Callable[[], T], retries: int = RETRIES - 1) -> T:
@@ -85,6 +88,12 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
 def save_json(tree: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Write an object as JSON, as `replacing` does."""
     write_whole(path, json.dumps(tree, indent=2) + "\n")
+
+
+def save_png(image: np.ndarray, path: str | os.PathLike) -> None:
+    """Write an image (H, W, 3) uint8."""
+    with replacing(path) as partial:
+        Image.fromarray(image).save(partial, format="PNG")
 
 
 def cache_directory(name: str) -> pathlib.Path | None:

@@ -1,6 +1,7 @@
 """Trains for a few steps on some of the fake devices, on the path that production runs: Experiment, iterator, train step."""
 
 import jax
+import jax.extend
 import numpy as np
 
 from configs import i2i
@@ -16,6 +17,15 @@ def settings_with(of=i2i, **groups):
         settings = config.replace(settings, {f"{group}.{name}": value for name, value in fields.items()})
     config.validate(settings)
     return settings
+
+
+def matmuls(jaxpr):
+    """The equations of matmuls and convolutions, those of inner programs and kernels included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from matmuls(getattr(inner, "jaxpr", inner))
 
 
 def build(settings, devices):

@@ -46,6 +46,7 @@ def _networks(args: argparse.Namespace) -> metrics.Networks:
 
 
 def add_statistics(commands: argparse._SubParsersAction) -> None:
+    """Adds the command `statistics` and its flags."""
     parser = commands.add_parser("statistics", allow_abbrev=False, help="statistics of a reference set")
     add = parser.add_argument
     add("--source", required=True, choices=(*_OF_SAMPLES, *sorted(data.SOURCES)),
@@ -153,6 +154,7 @@ def _codec(source: data.Source, kind: str) -> str:
 
 
 def add_score(commands: argparse._SubParsersAction) -> None:
+    """Adds the command `score` and its flags."""
     parser = commands.add_parser("score", allow_abbrev=False, help="scores of samples, with intervals")
     add = parser.add_argument
     add("--samples", required=True, metavar="DIR", help="of `evaluate sample`, or a folder of PNG files")
@@ -186,6 +188,7 @@ def score(args: argparse.Namespace) -> None:
 
 
 def add_report(commands: argparse._SubParsersAction) -> None:
+    """Adds the command `report` and its flags."""
     parser = commands.add_parser("report", allow_abbrev=False, help="tables, differences and curves of scored samples")
     add = parser.add_argument
     add("directories", nargs="+", metavar="DIR", help="with a scores.json; the first is what others are compared with")

@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
 
 from lumos_jax import fileio
 from lumos_jax.evaluation.lists import Item
@@ -44,11 +43,6 @@ def _groups(samples: Samples, count: int, what: str) -> Iterator[tuple[Item, np.
         )
 
 
-def _png(image: np.ndarray, path: pathlib.Path) -> None:
-    with fileio.replacing(path) as partial:
-        Image.fromarray(image).save(partial, format="PNG")
-
-
 def adm_npz(samples: Samples, out: pathlib.Path) -> None:
     """Shard after shard, so that the memory of one suffices."""
     if out.suffix != ".npz":
@@ -70,10 +64,10 @@ def adm_npz(samples: Samples, out: pathlib.Path) -> None:
 def png(samples: Samples, out: pathlib.Path) -> None:
     for item, pixels in _each(samples):
         if pixels.ndim == 3:
-            _png(pixels, out / f"{item.id}.png")
+            fileio.save_png(pixels, out / f"{item.id}.png")
             continue
         for number, frame in enumerate(pixels):
-            _png(frame, out / item.id / f"{number:04d}.png")
+            fileio.save_png(frame, out / item.id / f"{number:04d}.png")
 
 
 def geneval(samples: Samples, out: pathlib.Path) -> None:
@@ -82,13 +76,13 @@ def geneval(samples: Samples, out: pathlib.Path) -> None:
             raise ValueError("these samples are not of GenEval's prompts: evaluate sample --set=geneval")
         fileio.write_whole(out / item.group / "metadata.jsonl", json.dumps(item.extra))
         for number, image in enumerate(images):
-            _png(image, out / item.group / "samples" / f"{number:04d}.png")
+            fileio.save_png(image, out / item.group / "samples" / f"{number:04d}.png")
 
 
 def dpg(samples: Samples, out: pathlib.Path) -> None:
     for item, images in _groups(samples, 4, "DPG-Bench"):
         rows = [np.concatenate(list(images[first : first + 2]), axis=1) for first in (0, 2)]
-        _png(np.concatenate(rows), out / f"{item.group}.png")
+        fileio.save_png(np.concatenate(rows), out / f"{item.group}.png")
 
 
 FORMATS = {"adm-npz": adm_npz, "png": png, "geneval": geneval, "dpg": dpg}

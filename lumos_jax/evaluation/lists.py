@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -71,7 +72,7 @@ class ItemList:
     def lines(self) -> list[str]:
         return [json.dumps(dataclasses.asdict(item)) for item in self.items]
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the lines: of every id, condition and reference, and of their order."""
         return hashlib.sha256("\n".join(self.lines()).encode()).hexdigest()

@@ -65,12 +65,6 @@ def check_writable(path: str | os.PathLike, given: str) -> None:
         raise fileio.failure(error, f"{given} cannot be written: {error.strerror or error}: {path.parent}") from error
 
 
-def save_png(image: np.ndarray, path: str | os.PathLike) -> None:
-    """Writes (H, W, 3) uint8."""
-    with fileio.replacing(path) as partial:
-        Image.fromarray(image).save(partial, format="PNG")
-
-
 def clip_files(out: str) -> list[str]:
     """The GIF and MP4 named as `out` but for its ending; without PyAV the GIF alone, and ValueError for an `out` in .mp4."""
     root, ending = os.path.splitext(out)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config, encoders
+from lumos_jax import config, encoders, fileio
 from lumos_jax.models import Condition
 from lumos_jax.tasks import denoising, media
 from lumos_jax.tasks.base import Batch, Handoff
@@ -106,7 +106,7 @@ class OrbitSampling(ImageSampling):
         views = samples.reshape(images, -1, *samples.shape[1:]).swapaxes(1, 2)  # (images, samples, azimuths, H, W, 3)
         rows = views.reshape(-1, *views.shape[2:])
         first = np.repeat(sources[:: views.shape[2]], views.shape[1], axis=0)
-        media.save_png(media.image_grid(np.concatenate([first[:, None], rows], axis=1)), out)
+        fileio.save_png(media.image_grid(np.concatenate([first[:, None], rows], axis=1)), out)
         frames = np.stack([media.image_grid(view) for view in views.transpose(2, 0, 1, 3, 4, 5)])
         return [out, *media.save_clip(frames, out)]
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config, diffusion
+from lumos_jax import config, diffusion, fileio
 from lumos_jax.models import Condition
 from lumos_jax.tasks import media
 
@@ -144,7 +144,7 @@ class Sampling:
 
     def save(self, host: Host, sources: np.ndarray, samples: np.ndarray, out: str) -> list[str]:
         """Writes `files(out)` and returns their names."""
-        media.save_png(self.sheet(host, sources, samples), out)
+        fileio.save_png(self.sheet(host, sources, samples), out)
         return [out]
 
 
@@ -198,7 +198,7 @@ class FeatureSampling(ImageSampling):
         noise = jnp.repeat(sampler.noise((1, *self.latent_shape)), args.interpolate, axis=0)
         samples = sampler.generate(condition, noise, lower_last=True)
         ends = host["image"]
-        media.save_png(media.image_grid(np.concatenate([ends[:1], samples, ends[1:]])[None]), args.out)
+        fileio.save_png(media.image_grid(np.concatenate([ends[:1], samples, ends[1:]])[None]), args.out)
         return [args.out]
 
 

@@ -13,7 +13,6 @@ import jax
 
 from lumos_jax import data, fileio
 from lumos_jax.checkpoints import CheckpointError
-from lumos_jax.tasks import media
 from lumos_jax.train import metrics, sharding
 from lumos_jax.train.run import Run, prepare
 from lumos_jax.train.saving import Saver
@@ -112,7 +111,7 @@ def _evaluate(run: Run, telemetry: Telemetry, step: int, state: TrainState, shee
             image = run.evaluator.sheet(state)
             telemetry.report.image(step, image)
             if jax.process_index() == 0:
-                media.save_png(image, run.workdir / "samples" / f"step_{step}.png")
+                fileio.save_png(image, run.workdir / "samples" / f"step_{step}.png")
 
 
 def _evaluate_suite(run: Run, telemetry: Telemetry, step: int, state: TrainState) -> None:

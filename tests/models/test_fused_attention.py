@@ -1,12 +1,12 @@
 """The kernel, step by step on a CPU, against the plain attention; what is compiled for a TPU is the same kernel."""
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lumos_jax.models import attention, fused_attention
+from tests.stepping import matmuls
 
 
 def test_it_attends_as_the_plain_one_forward_and_backward(monkeypatch):
@@ -51,11 +51,3 @@ def test_runs_in_full_precision_ask_it_only_of_float32(dtype):
         gradient = jax.make_jaxpr(jax.grad(lambda x: fused_attention.attend(x, True).astype(jnp.float32).sum()))(qkv)
     used = {precision for matmul in matmuls(gradient.jaxpr) for precision in matmul.params["precision"]}
     assert used == {jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT}
-
-
-def matmuls(jaxpr):
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            yield equation
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from matmuls(getattr(inner, "jaxpr", inner))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lumos_jax import fileio
 from lumos_jax.tasks import media, sampling
 
 
@@ -44,7 +45,7 @@ def test_a_grid_places_rows_and_columns_and_enlarges_small_images(tmp_path):
     assert tuple(sheet[-4, -4]) == (10, 200, 30)
     assert tuple(sheet[4, 4]) == (0, 0, 0)
     assert tuple(sheet[0, 0]) == (255, 255, 255)
-    media.save_png(sheet, tmp_path / "deep" / "sheet.png")
+    fileio.save_png(sheet, tmp_path / "deep" / "sheet.png")
     with Image.open(tmp_path / "deep" / "sheet.png") as image:
         assert np.array_equal(np.asarray(image), sheet)
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["sheet.png"]

@@ -4,7 +4,6 @@ import traceback
 from types import SimpleNamespace
 
 import jax
-import jax.extend
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ from configs import i2i
 from lumos_jax import main
 from lumos_jax.models import Network
 from lumos_jax.train.experiment import Experiment
-from tests.stepping import build, settings_with
+from tests.stepping import build, matmuls, settings_with
 
 
 def test_an_abstract_experiment_has_the_shapes_and_shardings_of_a_real_one():
@@ -39,17 +38,9 @@ def test_matmuls_of_float32_arrays_are_not_rounded_on_accelerators(dtype):
     experiment = Experiment.build(settings_with(model={"dtype": dtype}), jax.devices()[:1])
     batch = {"image": np.zeros((16, 16, 16, 3), np.uint8), "weight": np.ones(16, np.float32)}
     traced = experiment.train_step.trace(experiment.abstract_state, experiment.frozen, batch)
-    matmuls = [e for e in equations(traced.jaxpr.jaxpr) if e.primitive.name in ("dot_general", "conv_general_dilated")]
-    float32 = [e for e in matmuls if e.invars[0].aval.dtype == e.invars[1].aval.dtype == np.float32]
+    float32 = [e for e in matmuls(traced.jaxpr.jaxpr) if e.invars[0].aval.dtype == e.invars[1].aval.dtype == np.float32]
     assert float32
     assert all(e.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2 for e in float32)
-
-
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from equations(getattr(inner, "jaxpr", inner))
 
 
 class Reached(BaseException):

@@ -27,6 +27,7 @@ CAPTION_PREFIX = "A photo depicts "
 
 
 def load_dinov2(weights: str, protocol: str) -> Loaded:
+    """uint8 (B, H, W, 3) -> [CLS] (B, 1024 of ViT-L/14). Raises ValueError for weights that are no DINOv2's."""
     vit, params, _ = encoder("dinov2", "image-encoder", weights)
     if not vit.layer_scale or vit.input_norm:
         raise ValueError(f"{FLAG}=dinov2={weights} is no DINOv2: its blocks have no layer scale")
@@ -35,6 +36,7 @@ def load_dinov2(weights: str, protocol: str) -> Loaded:
 
 
 def load_scene_vit(weights: str, protocol: str) -> Loaded:
+    """uint8 (B, H, W, 3) -> [CLS] (B, 128). weights: empty takes those that come with the package."""
     vit, params, _ = encoder("scene_vit", "image-encoder", weights or "scenes")
     side = vit.trained_side
     return _cls(
@@ -51,6 +53,8 @@ def _cls(vit: Vit, params: Any, side: int, described: dict[str, Any]) -> Loaded:
 
 
 def load_clip(weights: str, protocol: str) -> Loaded:
+    """uint8 (B, H, W, 3) -> projected features (B, 768 of ViT-L/14) of unit length. Raises ValueError for weights without the
+    projection."""
     vit, params = _clip_vision("clip", weights)
 
     def apply(params, pixels):
