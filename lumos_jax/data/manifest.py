@@ -3,8 +3,8 @@
     DIR/manifest.json    everything below; written last, so that a set with a manifest is complete
     DIR/data/            layout arrayrecord: compacted shards of encoded images or tf.train.Examples
     DIR/index/           layout index: where each record lies in the original shards, arrays of (records,) as .npy:
-                         offsets uint64 (a byte in a .tar, the record's number in an ArrayRecord shard), lengths uint32 (bytes),
-                         and with captions caption_offsets uint64, caption_lengths uint32, caption_kinds uint8 (see CAPTION_KINDS)
+                         offsets uint64 (a byte in a .tar, the number of the record in an ArrayRecord), lengths uint32 (bytes),
+                         and with captions caption_offsets uint64, caption_lengths uint32, caption_kinds uint8 (CAPTION_KINDS)
     DIR/sizes.npy        uint16 (records, 2): height and width of each image, upright; 0 where unknown
     DIR/tombstones.npy   uint64 (count,): numbers of the records that were taken out later, ascending; absent: none
 

@@ -13,9 +13,11 @@ def example(**fields):
     return Manifest(**{
         "plan": "abc", "layout": "index", "records": 5, "captions": True,
         "inputs": (Input("/in/00000.tar", 100, "1", "web", "aa"), Input("s3://bucket/00001.tar", 90, '"e"', "web")),
-        "shards": (Shard("/in/00000.tar", "tar", 3, 100, "aa", (0,)), Shard("s3://bucket/00001.tar", "tar", 2, 90, None, (1,))),
+        "shards": (Shard("/in/00000.tar", "tar", 3, 100, "aa", (0,)),
+                   Shard("s3://bucket/00001.tar", "tar", 2, 90, None, (1,))),
         "settings": {"criteria": {"short_side": 256}}, "sources": {"web": SourceCounts(9, 5, {"blur": 4})},
-        "evaluation_sets": (EvaluationSet("/eval", "bb", 7),), "failed_inputs": ({"path": "/in/2.tar", "problem": "truncated"},),
+        "evaluation_sets": (EvaluationSet("/eval", "bb", 7),),
+        "failed_inputs": ({"path": "/in/2.tar", "problem": "truncated"},),
     } | fields)  # fmt: skip
 
 
@@ -39,7 +41,7 @@ def test_the_digest_is_of_all_but_the_tombstones():
 
 
 def test_what_is_no_manifest_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="has no manifest.json.*has not finished"):
+    with pytest.raises(ValueError, match=r"has no manifest\.json.*has not finished"):
         manifests.read_manifest(str(tmp_path))
     path = tmp_path / "manifest.json"
     manifests.write_manifest(str(tmp_path), example())
