@@ -26,7 +26,7 @@ class Source:
         Kind,
         "img2dataset: .tar + .parquet; tars: plain WebDataset shards; sa1b: sa_*.tar; journeydb: .tgz + .jsonl; imagenet:",
         "class .tar files, the .tar of those, or class folders; tfds: prepared ArrayRecord or TFRecord files; arrayrecord;",
-        "folder: image files; parquet: a column of struct<bytes, path> (Hugging Face); scenes: rendered here, to try the commands",
+        "folder: image files; parquet: a column of struct<bytes, path> (Hugging Face); scenes: rendered here, to try it",
     ] = "scenes"
     path: Annotated[str, "directory, file or glob, local or an fsspec URL; searched recursively"] = ""
     name: Annotated[str, "in reports; default: the kind"] = ""
