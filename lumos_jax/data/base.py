@@ -57,6 +57,10 @@ class Source(abc.ABC):
     def read(self, index: int) -> bytes | np.ndarray:
         """An encoded image, or its pixels (H, W, 3) uint8. Raises OSError or CorruptRecord if it cannot be read."""
 
+    def read_many(self, indices: Sequence[int]) -> list[bytes | np.ndarray | Exception]:
+        """`read` of each; what it raises stands in its place. Sources on remote storage have many reads in flight."""
+        return [_read_or_error(self, index) for index in indices]
+
     @abc.abstractmethod
     def describe(self, index: int) -> str:
         """A name for messages: the file, or the shard and the place in it. Always printable."""
@@ -77,6 +81,15 @@ class Source(abc.ABC):
     def parts(self) -> Sequence[Part]:
         """The sources of a mixture; of any other source, itself."""
         return (Part(0, self, 1.0),)
+
+
+def _read_or_error(source: Source, index: int) -> bytes | np.ndarray | Exception:
+    try:
+        return source.read(index)
+    except (MemoryError, ImportError):  # of the machine and of its installation
+        raise
+    except Exception as error:  # noqa: BLE001
+        return error
 
 
 class HasCaptions(abc.ABC):
