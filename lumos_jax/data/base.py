@@ -26,6 +26,10 @@ class CorruptRecord(Exception):
     """A record is damaged; the message says why. It is counted and named, and has weight 0."""
 
 
+class TombstonedRecord(CorruptRecord):
+    """A record was taken out of a prepared data set. It keeps its number, has weight 0, and is no fault."""
+
+
 class Part(NamedTuple):
     """A source of a mixture: the number of its first record in the mixture, and its weight."""
 
@@ -68,6 +72,11 @@ class Source(abc.ABC):
     def open_image(self, index: int) -> BinaryIO:
         """An encoded image as a file, of which the beginning will be read. Raises as `read`."""
         return io.BytesIO(self.read(index))
+
+    def ahead(self, images: Sequence[int], captions: Sequence[int] = ()) -> Source:
+        """This source with the images and captions of some records in memory, fetched all at once; `read` and `captions` give
+        them then, or raise what went wrong. Sources whose reads do not wait, as of local files, return themselves."""
+        return self
 
     def sizes(self, records: np.ndarray) -> np.ndarray | None:
         """(height, width) of the images of records (N,): int (N, 2), if they are known without reading them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,6 +50,15 @@ class MixtureSource(base.Source, base.HasCaptions, base.HasLabels, base.HasClips
     def locate(self, index: int) -> tuple[int, int]:
         """Record number -> (which source, its record)."""
         return base.locate(self._ends, index)
+
+    def ahead(self, images: Sequence[int], captions: Sequence[int] = ()) -> base.Source:
+        wanted: list[tuple[list[int], list[int]]] = [([], []) for _ in self.sources]
+        for kind, records in enumerate((images, captions)):
+            for which, inner in map(self.locate, records):
+                wanted[which][kind].append(inner)
+        fetched = [source.ahead(*own) if any(own) else source for source, own in zip(self.sources, wanted, strict=True)]
+        same = all(map(operator.is_, fetched, self.sources))
+        return self if same else MixtureSource(fetched, self.weights)
 
     @property
     def classes(self) -> Sequence[str]:
