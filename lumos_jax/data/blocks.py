@@ -5,8 +5,8 @@
         row r of batch t of a window takes number r T + t of it, numbers being shuffled within cells of max(block, T)
 
 A window thus holds the records of its blocks, each once; a batch has records of all its blocks, or R different ones;
-consecutive rows share blocks, so that hosts, which read consecutive rows of each batch, read different blocks. The order depends
-on the seed and on R, never on hosts, devices or workers.
+consecutive rows share blocks, so that hosts, which read consecutive rows of each batch, read different blocks. The order
+depends on the seed and on R, never on hosts, devices or workers.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import collections
 import threading
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import Any
 
-from lumos_jax.data.base import Captions, HasCaptions, Source
+from lumos_jax.data.base import Fetched, Source
 
 _SHUFFLES = 16  # different shuffles of cells in an epoch: each is a table
 Permuted = Callable[[int, int, int], int]  # position, count, seed -> place; see `order.permuted`
@@ -72,7 +71,7 @@ def _of_blocks(number: int, count: int, block: int, seed: int, permuted: Permute
 
 
 class BlockReader:
-    """Reads whole blocks ahead and keeps those of the last batches, once for all threads of a process.
+    """Fetches whole blocks of a remote source and keeps those of the last batches, once for all threads of a process.
 
     parts: for each source of a mixture, its first record and its blocks.
     """
@@ -80,15 +79,13 @@ class BlockReader:
     def __init__(self, parts: Sequence[tuple[int, Blocks]]):
         self._parts, self._firsts = parts, [first for first, _ in parts]
         self._lock, self._most = threading.Lock(), 0
-        self._blocks: collections.OrderedDict[range, futures.Future[Source]] = collections.OrderedDict()
+        self._blocks: collections.OrderedDict[range, futures.Future[Fetched]] = collections.OrderedDict()
 
     def __reduce__(self) -> tuple:
         return BlockReader, (self._parts,)
 
-    def ahead(self, source: Source, images: Sequence[int], captions: Sequence[int]) -> Source:
-        """As `source.ahead`, of the blocks that hold these images; their captions come with them."""
-        if source.ahead([], []) is source:  # its reads do not wait
-            return source
+    def fetch(self, source: Source, images: Sequence[int], captions: Sequence[int]) -> Fetched:
+        """As `source.fetch`, by the blocks that hold these images, with the captions of the same blocks."""
         own = {record: self._block_of(record) for record in images}
         wanted, missing = dict.fromkeys(own.values()), {}
         with self._lock:
@@ -96,56 +93,35 @@ class BlockReader:
                 if block not in self._blocks:
                     self._blocks[block] = missing[block] = futures.Future()
                 self._blocks.move_to_end(block)
-            waiting = {block: self._blocks[block] for block in wanted}
-            self._most = max(
-                self._most, 2 * len(wanted) + 2
-            )  # the next window is begun before the last one is done with
+            held = {block: self._blocks[block] for block in wanted}
+            self._most = max(self._most, 2 * len(wanted) + 2)  # the next window begins while threads read the last one
             while len(self._blocks) > self._most:
                 self._blocks.popitem(last=False)
         if missing:
             self._fill(source, missing, bool(captions))
+        found = Fetched({record: held[block].result().images[record] for record, block in own.items()}, {})
+        for record in captions:
+            if record in own:
+                found.captions[record] = held[own[record]].result().captions[record]
         others = [record for record in captions if record not in own]
-        return _Held(source.ahead([], others) if others else source, {r: waiting[b].result() for r, b in own.items()})
+        found.captions.update(source.fetch([], others).captions if others else {})
+        return found
 
-    def _fill(self, source: Source, missing: dict[range, futures.Future[Source]], captioned: bool) -> None:
+    def _fill(self, source: Source, missing: dict[range, futures.Future[Fetched]], captioned: bool) -> None:
         try:
             records = [record for block in missing for record in block]
-            found = source.ahead(records, records if captioned else [])
-            for future in missing.values():
-                future.set_result(found)
+            found = source.fetch(records, records if captioned else [])
+            for block, future in missing.items():
+                future.set_result(Fetched(*({r: of[r] for r in block if r in of} for of in found)))
         except BaseException as error:
             with self._lock:
                 for block, future in missing.items():
-                    future.set_exception(error)
                     self._blocks.pop(block, None)
+                    if not future.done():
+                        future.set_exception(error)
             raise
 
     def _block_of(self, record: int) -> range:
         first, blocks = self._parts[bisect.bisect_right(self._firsts, record) - 1]
         within = blocks.block_of(record - first)
         return range(first + within.start, first + within.stop)
-
-
-class _Held(Source, HasCaptions):
-    """`source`, but for records that others have in memory."""
-
-    def __init__(self, source: Source, held: dict[int, Source]):
-        self._source, self._held = source, held
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def read(self, index: int) -> bytes:
-        return self._held.get(index, self._source).read(index)
-
-    def captions(self, index: int) -> Captions:
-        return self._held.get(index, self._source).captions(index)
-
-    def describe(self, index: int) -> str:
-        return self._source.describe(index)
-
-    def fingerprint(self) -> str:
-        return self._source.fingerprint()

@@ -11,14 +11,14 @@ import abc
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from lumos_jax import fileio
 from lumos_jax.data import workers
-from lumos_jax.data.base import SOURCES, CorruptRecord, Data, Source, TombstonedRecord
+from lumos_jax.data.base import SOURCES, Captions, CorruptRecord, Data, Fetched, Source, TombstonedRecord
 from lumos_jax.data.blocks import BlockReader
 from lumos_jax.data.files import system_error
 
@@ -93,9 +93,11 @@ class Loader(abc.ABC):
 
     def load_batch(self, element: Sequence[tuple[int, int]]) -> HostBatch:
         """Raises OSError if storage or the machine fails, MemoryError, and ImportError for a library that is missing."""
-        batch, loader = _new_batch(element, self.row_of(element)), copy.copy(self)
-        wanted = self.records_of(element)
-        vars(loader)["source"] = self.blocks.ahead(self.source, *wanted) if self.blocks else self.source.ahead(*wanted)
+        batch, loader = _new_batch(element, self.row_of(element)), self
+        if self.source.remote:
+            loader, wanted = copy.copy(self), self.records_of(element)
+            fetched = self.blocks.fetch(self.source, *wanted) if self.blocks else self.source.fetch(*wanted)
+            vars(loader)["source"] = _Ahead(self.source, fetched)
         for row, (position, record) in enumerate(element):
             try:
                 loaded = dict(fileio.with_retries(functools.partial(loader.load, position, record)))
@@ -114,6 +116,39 @@ class Loader(abc.ABC):
                     raise OSError(failure.errno, f"{where} cannot be read: {failure.strerror}") from error
                 reject(batch, row, where, error)
         return batch
+
+
+class _Ahead(Source):
+    """A source of which some records are in memory. An error is raised once, and the record then read anew."""
+
+    def __init__(self, source: Source, fetched: Fetched):
+        self._source, self._fetched = source, fetched
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, index: int) -> bytes | np.ndarray:
+        return _take(self._fetched.images, index, self._source.read)
+
+    def captions(self, index: int) -> Captions:
+        return _take(self._fetched.captions, index, self._source.captions)
+
+    def describe(self, index: int) -> str:
+        return self._source.describe(index)
+
+    def fingerprint(self) -> str:
+        return self._source.fingerprint()
+
+
+def _take(fetched: dict[int, Any], index: int, read: Callable[[int], Any]) -> Any:
+    if index not in fetched:
+        return read(index)
+    if isinstance(fetched[index], Exception):
+        raise fetched.pop(index)
+    return fetched[index]
 
 
 def record_rng(seed: int, position: int) -> np.random.Generator:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,14 +50,17 @@ class MixtureSource(base.Source, base.HasCaptions, base.HasLabels, base.HasClips
         """Record number -> (which source, its record)."""
         return base.locate(self._ends, index)
 
-    def ahead(self, images: Sequence[int], captions: Sequence[int] = ()) -> base.Source:
-        wanted: list[tuple[list[int], list[int]]] = [([], []) for _ in self.sources]
-        for kind, records in enumerate((images, captions)):
-            for which, inner in map(self.locate, records):
-                wanted[which][kind].append(inner)
-        fetched = [source.ahead(*own) if any(own) else source for source, own in zip(self.sources, wanted, strict=True)]
-        same = all(map(operator.is_, fetched, self.sources))
-        return self if same else MixtureSource(fetched, self.weights)
+    @property
+    def remote(self) -> bool:
+        return any(source.remote for source in self.sources)
+
+    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> base.Fetched:
+        found = base.Fetched({}, {})
+        for first, source, _ in self.parts:
+            own = [[r - first for r in records if first <= r < first + len(source)] for records in (images, captions)]
+            for every, part in zip(found, source.fetch(*own), strict=True):
+                every.update((first + record, value) for record, value in part.items())
+        return found
 
     @property
     def classes(self) -> Sequence[str]:
