@@ -1,11 +1,11 @@
-"""Kills a preparation again and again, with other engines and numbers of workers, and compares its files with one left alone.
+"""Kills a preparation again and again, under other engines and numbers of workers, and compares its files with one left alone.
 
     python -m benchmarks.prepare_corpus --out=CORPUS --images=3000 --file-images=50
     python -m benchmarks.prepare_kill --corpus=CORPUS --out=DIR [--kills=20] [--seed=0]
 
 DIR/whole is prepared by one worker without an interruption. DIR/killed is begun by one of HOW at a time; all its processes are
-killed (SIGKILL) at a random moment, and the next continues. At last it is left to end. Then each of HOW alone makes a DIR/<name>.
-Prints the files with another sha256 than in DIR/whole, where times in JSON files do not count. Ends with code 1 if there are any.
+killed (SIGKILL) at a random moment, and the next continues. At last it is left to end. Each of HOW also makes a DIR/<name> alone.
+Prints the files with another sha256 than in DIR/whole (times in JSON files do not count). Ends with code 1 if there are any.
 """
 
 from __future__ import annotations

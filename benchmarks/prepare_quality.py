@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 
 STAGES = ("plan", "scan", "select", "write", "verify")
-REASONS = {"broken": {"undecodable", "max_pixels"}, "evaluation": {"contaminated"}}
+REASONS = {"broken": {"undecodable", "max_pixels"}, "evaluation": {"evaluation"}}
 PLANTED = {"small": "short_side", "long": "ratio"}  # how -> reason
 
 

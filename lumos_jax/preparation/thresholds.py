@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from lumos_jax.preparation import criteria as rules
+from lumos_jax.preparation import screening
 from lumos_jax.preparation.page import Histogram
 from lumos_jax.preparation.settings import Criteria
 
 _BINS = 46
+_RESCAN = "Thresholds looser than those of the scan need another scan; their counts are upper bounds."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Shown:
     """How a criterion is shown.
 
     Attributes:
-      field: of Criteria; value: of the columns of `values`.
+      field: of Criteria; value: the argument of `values`, and the reason.
       off: the threshold that rejects nothing.
       steps: other thresholds, as differences, or as factors where the axis is logarithmic.
     """
@@ -46,51 +49,77 @@ SHOWN = (
     Shown("min_entropy", "entropy", "entropy of luma, bits", False, 0.0, (-1, -0.5, 0.5, 1)),
     Shown("max_border", "border", "share of the area in borders", True, 1.0, (-0.2, -0.1, 0.1, 0.2)),
     Shown("min_words", "words", "words of the caption", False, 0, (0.5, 2), True),
-    Shown("max_repetition", "repetition", "share of repeated words", True, 1.0, (-0.2, -0.1, 0.1, 0.2)),
 )
 _QUANTILES = (0.01, 0.05, 0.1)  # what a criterion that is off would reject at the thresholds shown
 
 
 def histograms(
-    values: Mapping[str, np.ndarray], decoded: np.ndarray, chosen: Criteria, scanned: Criteria, scale: float
+    table: Any, reasons: Sequence[str], chosen: Criteria, scanned: Criteria, scale: float
 ) -> list[Histogram]:
     """One histogram for each criterion with values.
 
     Args:
-      values: `Shown.value` -> (N,) float, NaN where unknown.
-      decoded: (N,) bool, whether the image was decoded, without which only scores are known.
+      table: rows of scan files.
+      reasons: of the selection, by code.
       chosen: the criteria; scanned: those of the scan, which decided what was decoded.
-      scale: records for each of the N.
+      scale: records for each row.
     """
-    shown = [one for one in SHOWN if np.isfinite(values[one.value]).any()]
-    passes = {one.field: _passes(values[one.value], getattr(chosen, one.field), one.upper) for one in shown}
-    score_fields = {field for field, _ in rules.SCORE_LIMITS.values()}
     made = []
-    for one in shown:
-        known = values[one.value][np.isfinite(values[one.value])]
-        others = np.ones(len(decoded), bool)
-        for field, satisfied in passes.items():
-            if field != one.field:
-                others &= satisfied
-        # What a looser threshold on a score would let in was not decoded; it counts as if it satisfied the rest.
-        candidates = others if one.field in score_fields else others & decoded
+    for one in SHOWN:
+        column = values(table, one.value)
+        known = column[np.isfinite(column)]
+        if not len(known):
+            continue
         limit = getattr(chosen, one.field)
         off = limit == one.off
-        moves = [(t, int(scale * (candidates & _passes(values[one.value], t, one.upper)).sum()))
-                 for t in _thresholds(one, limit, off, known)]  # fmt: skip
-        remark = ""
-        if one.field in score_fields and any(_looser(t, getattr(scanned, one.field), one.upper) for t, _ in moves):
-            remark = "Thresholds looser than those of the scan need another scan; their counts are upper bounds."
+        tried = _thresholds(one, limit, off, known)
+        moves = [(t, int(scale * _satisfying(table, reasons, chosen, one, t))) for t in tried]
+        looser = one.value in rules.SCORE_LIMITS and any(
+            _looser(t, getattr(scanned, one.field), one.upper) for t in tried
+        )
         edges, counts = _bins(one, known, None if off else limit)
-        unknown = int(scale * (decoded & ~np.isfinite(values[one.value])).sum())
-        made.append(Histogram(one.label, one.field, None if off else float(limit), one.upper, edges, counts * scale,
-                              one.logarithmic, unknown, moves, remark))  # fmt: skip
+        made.append(Histogram(
+            label=one.label, field=one.field, limit=None if off else float(limit), upper=one.upper, edges=edges,
+            counts=counts * scale, logarithmic=one.logarithmic, unknown=int(scale * (len(column) - len(known)))
+            if one.value in rules.SCORE_LIMITS else 0, moves=moves, remark=_RESCAN if looser else "",
+        ))  # fmt: skip
     return made
 
 
-def _passes(values: np.ndarray, limit: float, upper: bool) -> np.ndarray:
-    """Whether each value satisfies the limit; unknown ones do."""
-    return ~(values > limit) if upper else ~(values < limit)
+def values(table: Any, name: str) -> np.ndarray:
+    """(N,) float64, what a criterion compares; NaN where it is unknown or was not measured."""
+    import pyarrow.compute
+
+    if name == "words":
+        count = pyarrow.compute.count_substring_regex(table["caption"], r"\S+").to_numpy().astype(np.float64)
+        return np.where(count > 0, count, np.nan)
+    if name in table.column_names:
+        column = table[name].to_numpy().astype(np.float64)
+        return column if name in rules.SCORE_LIMITS or name == "bytes" else np.where(_decoded(table), column, np.nan)
+    height, width = (table[side].to_numpy().astype(np.float64) for side in ("height", "width"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        column = {
+            "short_side": np.minimum(height, width),
+            "ratio": np.maximum(height, width) / np.minimum(height, width),
+            "pixels": height * width,
+        }[name]
+    return np.where(_decoded(table), column, np.nan)
+
+
+def _decoded(table: Any) -> np.ndarray:
+    return table["height"].to_numpy() > 0
+
+
+def _satisfying(table: Any, reasons: Sequence[str], chosen: Criteria, one: Shown, limit: float) -> int:
+    """Rows that satisfy all criteria with another limit of one. Where that is a score's, looser than in the scan, what it lets
+    in was not decoded and counts as if it satisfied the rest."""
+    moved = dataclasses.replace(chosen, **{one.field: limit})
+    count = int((screening.codes(table, moved, reasons) == 0).sum())
+    if one.value in rules.SCORE_LIMITS:
+        scores = table[one.value].to_numpy()
+        rejected = table["reason"].to_numpy(zero_copy_only=False) == one.value
+        count += int((rejected & ~(scores > limit if one.upper else scores < limit)).sum())
+    return count
 
 
 def _looser(limit: float, than: float, upper: bool) -> bool:
@@ -106,18 +135,16 @@ def _thresholds(one: Shown, limit: float, off: bool, known: np.ndarray) -> list[
         others = [_rounded(limit * step) for step in one.steps]
     else:
         others = [round(limit + step, 6) for step in one.steps]
-    whole = isinstance(limit, int)
-    kept = (
-        {int(value) if whole else value for value in others if not _looser(value, one.off, one.upper)}
-        if one.off is not None
-        else set(others)
-    )
-    return sorted(kept | {limit})
+    if isinstance(limit, int):
+        others = [int(value) for value in others]
+    if one.off is not None:
+        others = [value for value in others if not _looser(value, one.off, one.upper)]
+    return sorted({*others, limit})
 
 
 def _rounded(value: float) -> float:
-    """To two digits."""
-    return float(f"{value:.2g}")
+    """To three digits."""
+    return float(f"{value:.3g}")
 
 
 def _bins(one: Shown, known: np.ndarray, limit: float | None) -> tuple[np.ndarray, np.ndarray]:
