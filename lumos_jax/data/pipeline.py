@@ -18,6 +18,7 @@ from multiprocessing import resource_tracker
 import numpy as np
 from absl import flags
 
+from lumos_jax import fileio
 from lumos_jax.data import aspect, blocks, order, workers
 from lumos_jax.data.base import CorruptRecord, Data, Source
 from lumos_jax.data.decode import decode_square, ignore_pillow_warnings
@@ -159,11 +160,12 @@ def read_batch(data: Data, source: Source, records: Sequence[int], finish: Finis
 
 
 def load_image(path: str | os.PathLike, size: int) -> np.ndarray:
-    """One file -> (size, size, 3) uint8: shorter side resized, center crop. Raises ValueError: it cannot be read or decoded."""
+    """One file -> (size, size, 3) uint8: shorter side resized, center crop. Raises ValueError: it cannot be read or decoded;
+    OSError: storage fails."""
     ignore_pillow_warnings()
     try:
         return decode_square(read_file(path), size)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise fileio.failure(error, f"{path} cannot be read: {error.strerror or error}") from error
     except CorruptRecord as error:
         raise ValueError(f"{path} is not a readable image: {error}") from error
