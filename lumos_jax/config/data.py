@@ -67,7 +67,8 @@ class Data:
         str,
         "folder: directory; videos: directory, or WebVid's or OpenVid's csv; objaverse: directory of rendered objects,",
         "<object>/000.png + 000.npy ...; arrayrecord, webdataset (.tar): directory, file or glob; tfds: data_dir (empty: its",
-        "default); cached: what `python -m lumos_jax.prepare cache` wrote, latents and features in place of images",
+        "default); prepared: directory or URL, what `python -m lumos_jax.prepare write` wrote; cached: what",
+        "`python -m lumos_jax.prepare cache` wrote, latents and features in place of images",
     ] = ""
     sample_type: Annotated[
         SampleType,

@@ -72,7 +72,7 @@ class Source(abc.ABC):
 
     def read_many(self, indices: Sequence[int]) -> list[bytes | np.ndarray | Exception]:
         """`read` of each; what it raises stands in its place. Sources on remote storage have many reads in flight."""
-        return [_value_or_error(self.read, index) for index in indices]
+        return [value_or_error(self.read, index) for index in indices]
 
     @abc.abstractmethod
     def describe(self, index: int) -> str:
@@ -89,7 +89,7 @@ class Source(abc.ABC):
     def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
         """The images of some records and the captions of others, as `read` and `captions` give them, with many reads in
         flight. Batches of remote sources are fetched so, and decoded then."""
-        texts = {index: _value_or_error(self.captions, index) for index in captions}
+        texts = {index: value_or_error(self.captions, index) for index in captions}
         return Fetched(dict(zip(images, self.read_many(images), strict=True)), texts)
 
     def sizes(self, records: np.ndarray) -> np.ndarray | None:
@@ -102,10 +102,11 @@ class Source(abc.ABC):
         return (Part(0, self, 1.0),)
 
 
-def _value_or_error(read: Callable[[int], Any], index: int) -> Any:
+def value_or_error(read: Callable[[int], Any], index: int) -> Any:
+    """What `read` gives, or the exception that it raises, but for those of the machine and of its installation."""
     try:
         return read(index)
-    except (MemoryError, ImportError):  # of the machine and of its installation
+    except (MemoryError, ImportError):
         raise
     except Exception as error:  # noqa: BLE001
         return error

@@ -37,21 +37,30 @@ class ArrayRecordSource(Source, HasCaptions):
         return len(self._shards)
 
     def read(self, index: int) -> bytes:
-        record = self._shards[index]
-        return record if is_image(record) else image_of_example(record) or record
+        return image_of(self._shards[index])
 
     def captions(self, index: int) -> Captions:
-        features = byte_features(self._shards[index])
-        found = [next((features[n] for n in names if n in features), None) for names in (RAW_NAMES, DETAILED_NAMES)]
-        if found == [None, None]:
-            raise CorruptRecord("no caption: it is no tf.train.Example with a feature caption, text or txt")
-        return tuple(decode_text(text or b"") for text in found)
+        return captions_of(self._shards[index])
 
     def describe(self, index: int) -> str:
         return self._shards.describe(index)
 
     def fingerprint(self) -> str:
         return shards_digest(self._shards.paths, self._shards.ends)
+
+
+def image_of(record: bytes) -> bytes:
+    """The encoded image that a record is, or holds as a tf.train.Example; what is neither is given as it is."""
+    return record if is_image(record) else image_of_example(record) or record
+
+
+def captions_of(record: bytes) -> Captions:
+    """The captions in a tf.train.Example. Raises CorruptRecord: there are none."""
+    features = byte_features(record)
+    found = [next((features[n] for n in names if n in features), None) for names in (RAW_NAMES, DETAILED_NAMES)]
+    if found == [None, None]:
+        raise CorruptRecord("no caption: it is no tf.train.Example with a feature caption, text or txt")
+    return tuple(decode_text(text or b"") for text in found)
 
 
 def _contents(data: bytes, number: int) -> list[bytes]:

@@ -17,7 +17,6 @@ import os
 import pathlib
 import tarfile
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -25,7 +24,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from lumos_jax import fileio
 from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, Source, digest, printable, register
-from lumos_jax.data.captions import DETAILED_NAMES, RAW_NAMES, decode_text, one_line
+from lumos_jax.data.captions import captions_of_json, decode_text
 from lumos_jax.data.files import IMAGE_ENDINGS, Names, find_shards, made_once, open_regular, shards_digest
 
 _IMAGE, _RAW, _DETAILED, _JSON = range(4)  # columns of an index
@@ -82,11 +81,7 @@ class TarSource(Source, HasCaptions):
         files = (self._bytes(index, _RAW), self._bytes(index, _DETAILED))
         texts = [None if file is None else decode_text(file) for file in files]
         if None in texts and (file := self._bytes(index, _JSON)) is not None:
-            try:
-                fields = json.loads(file)
-            except ValueError as error:
-                raise CorruptRecord(f"its .json is none: {error}") from error
-            told = [_field(fields, names) for names in (RAW_NAMES, DETAILED_NAMES)]
+            told = captions_of_json(file)
             texts = [other if text is None else text for text, other in zip(texts, told, strict=True)]
         if texts == [None, None]:
             raise CorruptRecord("no caption: there is no .txt of its name, and no .json with a field caption")
@@ -110,11 +105,6 @@ class TarSource(Source, HasCaptions):
         if len(data) < size:
             raise CorruptRecord("the shard is shorter than it was")
         return data
-
-
-def _field(fields: Any, names: tuple[str, ...]) -> str | None:
-    found = (fields[name] for name in names if isinstance(fields, dict) and isinstance(fields.get(name), str))
-    return next(map(one_line, found), None)
 
 
 def _index_of(path: str, kept: pathlib.Path | None) -> dict[str, np.ndarray]:
