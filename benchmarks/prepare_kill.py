@@ -4,7 +4,7 @@
     python -m benchmarks.prepare_kill --corpus=CORPUS --out=DIR [--kills=20] [--seed=0]
 
 DIR/whole is prepared by one worker without an interruption. DIR/killed is begun by one of HOW at a time; all its processes are
-killed (SIGKILL) at a random moment, and the next continues. At last it is left to end. Each of HOW also makes a DIR/<name> alone.
+killed (SIGKILL) at a random moment, and the next continues. Then it is left to end, and each of HOW makes one alone.
 Prints the files with another sha256 than in DIR/whole (times in JSON files do not count). Ends with code 1 if there are any.
 """
 

@@ -59,7 +59,7 @@ def config(corpus: pathlib.Path, distance: int, task_bytes: int = 16 << 20, shar
 
 def outcomes(out: pathlib.Path) -> dict[str, list[str]]:
     """sha256 -> the outcome of each row with that content, "" for kept."""
-    selection = out / "select" / json.loads((out / "select/current.json").read_text())["selection"]
+    selection = out / "select" / json.loads((out / "select/current.json").read_text())["digest"]
     names = json.loads((selection / "selection.json").read_text())["reasons"]
     found = collections.defaultdict(list)
     for path in sorted(glob.glob(f"{out}/scan/*.parquet")):

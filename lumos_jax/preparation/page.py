@@ -51,7 +51,7 @@ class Histogram:
     """The values of one criterion.
 
     Attributes:
-      field: of the settings' criteria. limit: its value, None if it rejects nothing. upper: whether it is a maximum.
+      field: of the settings' criteria. limit: its value. off: whether that rejects nothing. upper: whether it is a maximum.
       edges, counts: (B + 1,), (B,); logarithmic: of the horizontal axis.
       unknown: records without a value, which satisfy the criterion.
       moves: (limit, records that would satisfy all criteria).
@@ -60,7 +60,8 @@ class Histogram:
 
     label: str
     field: str
-    limit: float | None
+    limit: float
+    off: bool
     upper: bool
     edges: np.ndarray
     counts: np.ndarray
@@ -93,7 +94,7 @@ def render(page: Page) -> str:
         ("Sources", _sources(page.sources)),
         ("Criteria", _criteria(page)),
         ("Rejected and kept", "".join(map(_sheet, page.sheets))),
-        ("Duplicates", "".join(map(_group, page.groups)) or "<p>None was found.</p>"),
+        ("Duplicates", _groups(page.groups)),
         ("Files that failed", _problems(page.problems)),
         ("Time", _table(page.timings)),
         ("Forecast", _table(page.forecast) if page.forecast else ""),
@@ -175,29 +176,31 @@ def _criteria(page: Page) -> str:
         return ""
     figures = "".join(
         f"<figure><figcaption><b>{_text(one.label)}</b> <code>criteria.{_text(one.field)}</code> "
-        f"{'off' if one.limit is None else ('at most ' if one.upper else 'at least ') + number(one.limit)}"
+        f"{'off' if one.off else ('at most ' if one.upper else 'at least ') + number(one.limit)}"
         f"</figcaption>{_histogram(one)}{_moves(one)}</figure>"
         for one in page.histograms
     )
     return (
-        f"<p>{_text(page.basis)} The line is the threshold. Below each histogram: how many records satisfy all "
-        "criteria, before duplicates, if the threshold is moved. Change it in the config and run <code>select</code> and "
-        f'<code>report</code> again: no image is decoded.</p><div class="figures">{figures}</div>'
+        f"<p>{_text(page.basis)} The line is the threshold; heights are square roots of counts, so that few records show, too. "
+        "Below each histogram: how many records satisfy all criteria, before duplicates, if the threshold is moved. Change it "
+        "in the config and run <code>select</code> and <code>report</code> again: no image is decoded.</p>"
+        f'<div class="figures">{figures}</div>'
     )
 
 
 def _place(one: Histogram, value: float) -> float:
     """Where a value lies on the horizontal axis."""
-    low, high, scale = one.edges[0], one.edges[-1], math.log if one.logarithmic else float
-    part = (scale(max(value, 1e-9)) - scale(low)) / (scale(high) - scale(low)) if high > low else 0.5
-    return min(max(part, 0.0), 1.0) * _WIDTH
+    low, high = one.edges[0], one.edges[-1]
+    if one.logarithmic:
+        low, high, value = (math.log(max(one, 1e-9)) for one in (low, high, value))
+    return min(max((value - low) / (high - low), 0.0), 1.0) * _WIDTH
 
 
 def _histogram(one: Histogram) -> str:
     top, parts = max(float(one.counts.max(initial=0)), 1.0), []
     for count, left, right in zip(one.counts, one.edges[:-1], one.edges[1:], strict=True):
         middle = math.sqrt(left * right) if one.logarithmic else (left + right) / 2
-        out = one.limit is not None and (middle > one.limit if one.upper else middle < one.limit)
+        out = not one.off and (middle > one.limit if one.upper else middle < one.limit)
         # A root shows bins of a few records beside those of thousands.
         height = _HEIGHT * math.sqrt(count / top)
         x, end = _place(one, left), _place(one, right)
@@ -210,7 +213,7 @@ def _histogram(one: Histogram) -> str:
         x = _place(one, tick)
         anchor = "start" if x < 20 else "end" if x > _WIDTH - 20 else "middle"
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT + _FOOT - 4}" text-anchor="{anchor}">{number(tick)}</text>')
-    if one.limit is not None:
+    if not one.off:
         x = _place(one, one.limit)
         parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="-4" y2="{_HEIGHT + 2}"/>')
     base = f'<line class="base" x1="0" x2="{_WIDTH}" y1="{_HEIGHT}" y2="{_HEIGHT}"/>'
@@ -236,14 +239,13 @@ def _ticks(one: Histogram) -> list[float]:
 def _moves(one: Histogram) -> str:
     if not one.moves:
         return ""
-    now = next((count for limit, count in one.moves if limit == one.limit), None)
-    now = max(count for _, count in one.moves) if now is None else now
-    cells = []
+    now, cells = dict(one.moves)[one.limit], []
     for limit, count in one.moves:
-        current = limit == one.limit or (one.limit is None and count == now)
+        current = limit == one.limit
         change = "now" if current else f"{count - now:+,}"
+        shown = "off" if current and one.off else number(limit)
         kind = ' class="now"' if current else ""
-        cells.append(f"<td{kind}><b>{number(limit)}</b>{count:,}<small>{change}</small></td>")
+        cells.append(f"<td{kind}><b>{shown}</b>{count:,}<small>{change}</small></td>")
     unknown = f"{one.unknown:,} have no value and pass. " if one.unknown else ""
     remark = f'<p class="remark">{unknown}{_text(one.remark)}</p>' if unknown or one.remark else ""
     return f'<table class="moves"><tr>{"".join(cells)}</tr></table>{remark}'
@@ -251,11 +253,9 @@ def _moves(one: Histogram) -> str:
 
 def _picture(one: Picture, kind: str = "") -> str:
     title = _text(one.title)
-    shown = (
-        f'<img src="{_text(one.path)}" alt="{title}" loading="lazy">'
-        if one.path
-        else '<div class="none">cannot be shown</div>'
-    )
+    shown = f'<img src="{_text(one.path)}" alt="{title}" loading="lazy">'
+    if not one.path:
+        shown = f'<div class="none">{_text(one.title.splitlines()[0])}</div>'
     return f'<div class="picture {kind}" title="{title}">{shown}<small>{_text(one.note)}</small></div>'
 
 
@@ -266,6 +266,13 @@ def _sheet(one: Sheet) -> str:
     return (
         f'<h3 class="{kind}">{_text(one.name)} <small>{one.count:,}{some}</small></h3><div class="sheet">{shown}</div>'
     )
+
+
+def _groups(groups: Sequence[Group]) -> str:
+    if not groups:
+        return "<p>None was found.</p>"
+    shown = "".join(map(_group, groups))
+    return f'<p>Left, what was kept; beside it, what was dropped for it.</p><div class="groups">{shown}</div>'
 
 
 def _group(one: Group) -> str:

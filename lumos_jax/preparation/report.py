@@ -7,7 +7,6 @@ report takes minutes at any size. Which records are shown is decided by a hash o
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -16,13 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from lumos_jax.config import fields
 from lumos_jax.data import storage
-from lumos_jax.data.manifest import MANIFEST, read_manifest
-from lumos_jax.preparation import page, plan, readers, screening, selection, settings, thresholds
+from lumos_jax.preparation import forecast, page, plan, rows, scan, screening, selection, settings, thresholds
 from lumos_jax.preparation.page import Group, Picture, Sheet
+from lumos_jax.preparation.readers import READERS, DamagedInput
 
 _ROWS = 1_000_000  # of the scan, that are read
-_SHOWN, _GROUPS, _MEMBERS = 24, 12, 7  # pictures of a sheet, groups of each kind of duplicates, members of a group
+_SHOWN, _GROUPS, _MEMBERS = 30, 12, 6  # pictures of a sheet, groups of each kind of duplicates, members of a group
 _SIDE = 192  # pixels, of a thumbnail
 _SEED = 0
 _DUPLICATES = (screening.EXACT, screening.NEAR, screening.SEMANTIC)
@@ -41,31 +41,31 @@ def write(out: str, wanted: settings.Prepare, say: Callable[[str], None]) -> str
       ValueError: nothing is selected yet. OSError: storage.
     """
     made, chosen = plan.read(out), selection.read(out)
-    criteria = settings.from_dict(dict(plan_settings(made)) | dict(chosen.settings)).criteria
-    rows = _Rows.sample(out, made, chosen)
-    say(f"report      {len(rows.table):,} of {chosen.rows:,} records are looked at")
+    criteria = fields.build(settings.Criteria, chosen.settings["criteria"])
+    sample = _Rows.sample(out, made, chosen)
+    say(f"report      {len(sample.table):,} of {chosen.rows:,} records are looked at")
     album = _Album(out, made)
-    sheets = _sheets(rows, chosen, album)
+    sheets = _sheets(sample, chosen, album)
     groups = _groups(out, chosen, album)
     album.write(say)
-    scale = chosen.rows / max(len(rows.table), 1)
+    scale = chosen.rows / max(len(sample.table), 1)
     few = (
         ""
         if scale == 1
-        else f"Of {len(rows.table):,} records of {len(rows.tasks)} scan files drawn at random, scaled to all."
+        else f"Of {len(sample.table):,} records of {len(sample.tasks)} scan files drawn at random, scaled to all."
     )
-    reports = _scan_reports(out, made)
+    done = scan.finish(out)
     content = page.Page(
         title=f"Preparation of {out}",
-        facts=_facts(out, chosen, reports),
+        facts=_facts(out, chosen),
         sources={name: {page.KEPT: one.kept, **one.reasons} for name, one in chosen.sources.items()},
-        histograms=thresholds.histograms(rows.table, chosen.reasons, criteria, made.settings.criteria, scale),
+        histograms=thresholds.histograms(sample.table, chosen.reasons, criteria, made.settings.criteria, scale),
         basis=few,
         sheets=sheets,
         groups=groups,
-        problems=_problems(made, reports),
-        timings=_timings(reports),
-        forecast=(),
+        problems=_problems(done),
+        timings=_timings(made, done),
+        forecast=_forecast(made, done, selection.inputs(out, chosen.digest), wanted),
         settings=json.dumps(settings.to_dict(wanted), indent=2),
     )
     path = storage.join(out, "report", "index.html")
@@ -110,7 +110,7 @@ def read_scan(out: str, task: int, columns: Sequence[str] | None = None) -> Any:
         return pyarrow.parquet.read_table(file, columns=columns)
 
 
-def _sheets(rows: _Rows, chosen: selection.Selection, album: _Album) -> list[Sheet]:
+def _sheets(sample: _Rows, chosen: selection.Selection, album: _Album) -> list[Sheet]:
     """What was kept, then each reason, the most frequent first. Duplicates are shown as groups."""
     counts: dict[str, int] = {page.KEPT: chosen.kept}
     for source in chosen.sources.values():
@@ -118,15 +118,15 @@ def _sheets(rows: _Rows, chosen: selection.Selection, album: _Album) -> list[She
             counts[reason] = counts.get(reason, 0) + count
     names = sorted(counts, key=lambda name: (name != page.KEPT, -counts[name]))
     # The content decides, so that the same records are shown whatever task they are in.
-    places = np.array([int.from_bytes(digest[:8], "big") for digest in rows.table["sha256"].to_pylist()], np.uint64)
+    places = np.array([int.from_bytes(digest[:8], "big") for digest in sample.table["sha256"].to_pylist()], np.uint64)
     sheets = []
     for name in names:
         code = 0 if name == page.KEPT else chosen.reasons.index(name)
-        found = np.flatnonzero(rows.codes == code)
+        found = np.flatnonzero(sample.codes == code)
         if name in _DUPLICATES or not len(found):
             continue
         shown = found[np.argsort(places[found], kind="stable")[:_SHOWN]]
-        entries = rows.table.take(shown)
+        entries = sample.table.take(shown)
         measured = thresholds.values(entries, name) if name in thresholds.NAMES else None
         pictures = []
         for i, entry in enumerate(entries.to_pylist()):
@@ -197,7 +197,7 @@ class _Album:
     def picture(self, entry: dict[str, Any], note: str) -> Picture:
         source = self._plan.inputs[entry["input"]]
         name = f"images/{entry['sha256'][:8].hex()}.jpg"
-        if entry["reason"] != "undecodable" and entry["bytes"]:
+        if entry["reason"] not in (rows.UNDECODABLE, rows.CRASH):
             self._wanted.setdefault(entry["input"], {})[name] = entry
         else:
             name = ""
@@ -214,11 +214,15 @@ class _Album:
         """Write the thumbnails. Those of inputs that have gone are left out: the page shows no image in their place."""
         lost = 0
         for number, wanted in sorted(self._wanted.items()):
-            source, names = self._plan.inputs[number], {entry["row"]: name for name, entry in wanted.items()}
-            for row, content in readers.images(source, sorted(names)):
-                lost += not self._save(names[row], content)
+            given, entries = self._plan.inputs[number], sorted(wanted.items(), key=lambda item: item[1]["row"])
+            places = [(entry["row"], entry["offset"], entry["bytes"]) for _, entry in entries]
+            try:
+                for (name, _), content in zip(entries, READERS[given.kind].images(given, places), strict=True):
+                    lost += not self._save(name, content)
+            except (DamagedInput, OSError) as error:
+                say(f"{given.path} is not shown: {error}")
         if lost:
-            say(f"{lost} images of the page could not be read")
+            say(f"{lost} images of the page could not be decoded")
 
     def _save(self, name: str, content: bytes) -> bool:
         try:
@@ -234,7 +238,7 @@ class _Album:
         return True
 
 
-def _facts(out: str, chosen: selection.Selection, reports: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def _facts(out: str, chosen: selection.Selection) -> list[tuple[str, str]]:
     counts: dict[str, int] = {}
     for source in chosen.sources.values():
         for reason, count in source.reasons.items():
@@ -247,7 +251,7 @@ def _facts(out: str, chosen: selection.Selection, reports: Sequence[dict[str, An
         ("of images kept", _bytes(size)),
         ("duplicates", f"{sum(counts.get(reason, 0) for reason in _DUPLICATES):,}"),
         ("in evaluation sets", f"{counts.get(screening.CONTAMINATED, 0):,}"),
-        ("cannot be decoded", f"{counts.get('undecodable', 0):,}"),
+        ("cannot be decoded", f"{counts.get(rows.UNDECODABLE, 0):,}"),
     ]
 
 
@@ -257,3 +261,59 @@ def _bytes(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     raise AssertionError
+
+
+def _problems(done: Sequence[scan.Done]) -> list[tuple[str, str, str]]:
+    return [(one["path"], "not used", one["problem"]) for summary in done for one in summary.failed]
+
+
+def _timings(made: plan.Plan, done: Sequence[scan.Done]) -> list[list[str]]:
+    """What the scan took, by source."""
+    table = [["scan of", "tasks", "images", "bytes", "core-hours", "images a second and core"]]
+    for label in (*made.totals, "all"):
+        own = [done[task] for task, inputs in enumerate(made.tasks) if label in (made.inputs[inputs[0]].source, "all")]
+        seconds, read = sum(one.seconds for one in own), sum(one.read for one in own)
+        size = sum(one.bytes for one in own)
+        table.append(
+            [
+                label,
+                f"{len(own):,}",
+                f"{read:,}",
+                _bytes(size),
+                f"{seconds / 3600:,.3g}",
+                f"{read / max(seconds, 1e-3):,.0f}",
+            ]
+        )
+    return table
+
+
+def _forecast(
+    made: plan.Plan, done: Sequence[scan.Done], kept: np.ndarray, wanted: settings.Prepare
+) -> list[list[str]]:
+    """The table of a sample's forecast; empty where everything was prepared."""
+    if made.settings.sample == made.settings.sample_inputs == 1:
+        return []
+    table = [
+        [
+            "source",
+            "input files",
+            "to read",
+            "candidates",
+            "kept",
+            "images kept",
+            "core-hours of the scan",
+            "scan",
+            "storage a month",
+        ]
+    ]
+    for one in forecast.make(made, done, kept):
+        scanning, storing = one.dollars(wanted.prices)
+        numbers = [
+            f"{one.files:,.0f}",
+            _bytes(one.read_bytes),
+            f"{one.candidates:,.0f}",
+            f"{one.kept:,.0f}",
+            _bytes(one.kept_bytes),
+        ]
+        table.append([one.source, *numbers, f"{one.core_hours:,.3g}", f"${scanning:,.2f}", f"${storing:,.2f}"])
+    return table

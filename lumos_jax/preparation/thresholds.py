@@ -50,6 +50,7 @@ SHOWN = (
     Shown("max_border", "border", "share of the area in borders", True, 1.0, (-0.2, -0.1, 0.1, 0.2)),
     Shown("min_words", "words", "words of the caption", False, 0, (0.5, 2), True),
 )
+NAMES = frozenset(one.value for one in SHOWN)
 _QUANTILES = (0.01, 0.05, 0.1)  # what a criterion that is off would reject at the thresholds shown
 
 
@@ -79,7 +80,7 @@ def histograms(
         )
         edges, counts = _bins(one, known, None if off else limit)
         made.append(Histogram(
-            label=one.label, field=one.field, limit=None if off else float(limit), upper=one.upper, edges=edges,
+            label=one.label, field=one.field, limit=limit, off=off, upper=one.upper, edges=edges,
             counts=counts * scale, logarithmic=one.logarithmic, unknown=int(scale * (len(column) - len(known)))
             if one.value in rules.SCORE_LIMITS else 0, moves=moves, remark=_RESCAN if looser else "",
         ))  # fmt: skip
