@@ -67,7 +67,8 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """A hash of what decides content and order: names, sizes, counts."""
+        """A hash of what decides content and order: names, sizes, counts; behind a dash, if there is one, that of a sample of
+        the content, which runs of older versions did not record (`same_fingerprint`)."""
 
     def open_image(self, index: int) -> BinaryIO:
         """An encoded image as a file, of which the beginning will be read. Raises as `read`."""
@@ -182,6 +183,20 @@ def digest(parts: Iterable[Any]) -> str:
     for part in parts:
         state.update(f"{part}\n".encode(errors="surrogateescape"))
     return state.hexdigest()
+
+
+def same_fingerprint(before: str, now: str) -> bool:
+    """Whether two fingerprints are of the same data; one without a hash of content says nothing of it."""
+    (names, _, content), (other_names, _, other_content) = before.partition("-"), now.partition("-")
+    return names == other_names and (content == other_content or "" in (content, other_content))
+
+
+def joint_fingerprint(fingerprints: Iterable[str], weights: Iterable[float]) -> str:
+    """Of several sources and their weights."""
+    parts, weights = [fingerprint.partition("-") for fingerprint in fingerprints], list(weights)
+    names = digest(zip((names for names, _, _ in parts), weights, strict=True))
+    contents = [content for _, _, content in parts]
+    return f"{names}-{digest(contents)}" if any(contents) else names
 
 
 def printable(name: str) -> str:
