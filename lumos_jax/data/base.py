@@ -26,6 +26,10 @@ class CorruptRecord(Exception):
     """A record is damaged; the message says why. It is counted and named, and has weight 0."""
 
 
+class TombstonedRecord(CorruptRecord):
+    """A record was taken out of a prepared data set. It keeps its number, has weight 0, and is no fault."""
+
+
 class Part(NamedTuple):
     """A source of a mixture: the number of its first record in the mixture, and its weight."""
 
@@ -34,16 +38,25 @@ class Part(NamedTuple):
     weight: float
 
 
+class Fetched(NamedTuple):
+    """Record number -> encoded image or pixels, and -> captions; an exception stands in the place of what cannot be read."""
+
+    images: dict[int, bytes | np.ndarray | Exception]
+    captions: dict[int, Captions | Exception]
+
+
 class Source(abc.ABC):
     """Random access to `len(source)` records; picklable, since worker processes open files of their own.
 
     needs: the field of config.data without which the source cannot be opened.
     in_mixture: whether it may be a part of a mixture.
+    remote: whether reads wait for a network; then the loader takes whole batches by `fetch`.
     """
 
     registry: ClassVar[dict[str, type]] = SOURCES
     needs: ClassVar[str] = ""
     in_mixture: ClassVar[bool] = True
+    remote: bool = False
 
     @classmethod
     def open(cls, data: Data) -> Source:
@@ -56,10 +69,6 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def read(self, index: int) -> bytes | np.ndarray:
         """An encoded image, or its pixels (H, W, 3) uint8. Raises OSError or CorruptRecord if it cannot be read."""
-
-    def read_many(self, indices: Sequence[int]) -> list[bytes | np.ndarray | Exception]:
-        """`read` of each; what it raises stands in its place. Sources on remote storage have many reads in flight."""
-        return [_read_or_error(self, index) for index in indices]
 
     @abc.abstractmethod
     def describe(self, index: int) -> str:
@@ -74,6 +83,12 @@ class Source(abc.ABC):
         """An encoded image as a file, of which the beginning will be read. Raises as `read`."""
         return io.BytesIO(self.read(index))
 
+    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
+        """The images of some records and the captions of others, as `read` and `captions` give them, with many reads in
+        flight. Batches of remote sources are fetched so, and decoded then."""
+        found = {index: value_or_error(self.read, index) for index in images}
+        return Fetched(found, {index: value_or_error(self.captions, index) for index in captions})
+
     def sizes(self, records: np.ndarray) -> np.ndarray | None:
         """(height, width) of the images of records (N,): int (N, 2), if they are known without reading them."""
         return None
@@ -84,10 +99,11 @@ class Source(abc.ABC):
         return (Part(0, self, 1.0),)
 
 
-def _read_or_error(source: Source, index: int) -> bytes | np.ndarray | Exception:
+def value_or_error(read: Callable[[int], Any], index: int) -> Any:
+    """What `read` gives, or the exception that it raises, but for those of the machine and of its installation."""
     try:
-        return source.read(index)
-    except (MemoryError, ImportError):  # of the machine and of its installation
+        return read(index)
+    except (MemoryError, ImportError):
         raise
     except Exception as error:  # noqa: BLE001
         return error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 import math
+import mmap
 import os
 import pathlib
 import re
@@ -11,7 +13,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from absl import logging
@@ -145,7 +147,7 @@ def file_size(path: str | os.PathLike) -> int:
         return -1
 
 
-def read_npy(data: bytes) -> np.ndarray:
+def read_npy(data: bytes | mmap.mmap) -> np.ndarray:
     """The array of numbers in a .npy file; a view of `data`.
 
     NumPy's own reader compiles the header as Python, and the compiler of CPython 3.11 may fail when several threads use it.
@@ -164,6 +166,28 @@ def read_npy(data: bytes) -> np.ndarray:
     dims = [int(dim) for dim in shape[1].split(",") if dim.strip()]
     array = np.frombuffer(data, np.dtype(dtype[1]), math.prod(dims), end)
     return array.reshape(dims, order="F" if order[1] == "True" else "C")
+
+
+class MappedArray:
+    """The array of numbers in a .npy file, mapped into memory: processes share it, and pickling passes its path."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+
+    def __reduce__(self) -> tuple:
+        return MappedArray, (self.path,)
+
+    @functools.cached_property
+    def array(self) -> np.ndarray:
+        """Raises OSError; ValueError: it is no such file, or truncated."""
+        with open(self.path, "rb") as file:
+            return read_npy(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.array[index]
 
 
 def made_once(file: pathlib.Path | None, names: Sequence[str], make: Callable[[], Arrays]) -> Arrays:

@@ -111,7 +111,7 @@ class Shards:
             if path in _indices:
                 _indices.move_to_end(path)
                 return _indices[path]
-        found = remote_index(path, self._sizes[shard] if self._sizes else storage.stat(path).size)
+        found = remote_index(path, (self._sizes and self._sizes[shard]) or storage.stat(path).size)
         with _lock:
             _indices[path] = found
             if len(_indices) > _INDICES:

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from google.protobuf import empty_pb2, message, unknown_fields
 
 from lumos_jax import fileio
-from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, Source, register
+from lumos_jax.data import storage
+from lumos_jax.data.base import Captions, CorruptRecord, Data, Fetched, HasCaptions, Source, register
 from lumos_jax.data.captions import DETAILED_NAMES, RAW_NAMES, decode_text
 from lumos_jax.data.files import is_image
 from lumos_jax.data.listing import counted, find_shards, shards_digest
@@ -41,6 +42,7 @@ class ArrayRecordSource(Source, HasCaptions):
         paths, _, _ = zip(*self._entries, strict=True)
         counts, self._samples = counted(self._entries, "ArrayRecord", _count, max_failed, kept)
         self._shards = Shards(paths, counts, sizes=[entry.size for entry in self._entries])
+        self.remote = storage.is_remote(paths[0])
         if not len(self):
             raise ValueError(f"config.data.path={path!r}: the {len(paths)} ArrayRecord shards there hold no records")
 
@@ -48,27 +50,19 @@ class ArrayRecordSource(Source, HasCaptions):
     def open(cls, data: Data) -> ArrayRecordSource:
         return cls(data.path, data.max_failed_shards, fileio.cache_directory("shards"))
 
-    def ahead(self, images: Sequence[int], captions: Sequence[int] = ()) -> Source:
-        shards = self._shards.ahead({*images, *captions})
-        if shards is self._shards:
-            return self
+    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
         found = copy.copy(self)
-        found._shards = shards
-        return found
+        found._shards = self._shards.ahead({*images, *captions})
+        return Source.fetch(found, images, captions)
 
     def __len__(self) -> int:
         return len(self._shards)
 
     def read(self, index: int) -> bytes:
-        record = self._shards[index]
-        return record if is_image(record) else image_of_example(record) or record
+        return image_of(self._shards[index])
 
     def captions(self, index: int) -> Captions:
-        features = byte_features(self._shards[index])
-        found = [next((features[n] for n in names if n in features), None) for names in (RAW_NAMES, DETAILED_NAMES)]
-        if found == [None, None]:
-            raise CorruptRecord("no caption: it is no tf.train.Example with a feature caption, text or txt")
-        return tuple(decode_text(text or b"") for text in found)
+        return captions_of(self._shards[index])
 
     def describe(self, index: int) -> str:
         return self._shards.describe(index)
@@ -79,6 +73,20 @@ class ArrayRecordSource(Source, HasCaptions):
 
 def _count(entry: Entry) -> int:
     return count_records(entry.path, entry.size)
+
+
+def image_of(record: bytes) -> bytes:
+    """The encoded image that a record is, or holds as a tf.train.Example; what is neither is given as it is."""
+    return record if is_image(record) else image_of_example(record) or record
+
+
+def captions_of(record: bytes) -> Captions:
+    """The captions in a tf.train.Example. Raises CorruptRecord: there are none."""
+    features = byte_features(record)
+    found = [next((features[n] for n in names if n in features), None) for names in (RAW_NAMES, DETAILED_NAMES)]
+    if found == [None, None]:
+        raise CorruptRecord("no caption: it is no tf.train.Example with a feature caption, text or txt")
+    return tuple(decode_text(text or b"") for text in found)
 
 
 def _contents(data: bytes, number: int) -> list[bytes]:

@@ -13,18 +13,16 @@ import collections
 import contextlib
 import copy
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from absl import logging
 from tqdm.contrib.concurrent import thread_map
 
 from lumos_jax import fileio
 from lumos_jax.data import storage, tar_index
-from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, Source, locate, printable, register
-from lumos_jax.data.captions import DETAILED_NAMES, RAW_NAMES, decode_text, one_line
+from lumos_jax.data.base import Captions, CorruptRecord, Data, Fetched, HasCaptions, Source, locate, printable, register
+from lumos_jax.data.captions import captions_of_json, decode_text
 from lumos_jax.data.listing import PROGRESS_FROM, check_failed, find_shards, shards_digest
 from lumos_jax.data.tar_index import DETAILED, IMAGE, JSON, RAW, Table
 
@@ -72,6 +70,7 @@ class TarSource(Source, HasCaptions):
         for reason, number in sorted(left_out.items()):
             logging.warning("%s: %d %s", path, number, reason)
         self._ends = list(itertools.accumulate(counts))
+        self.remote = storage.is_remote(self._entries[0].path)
         if not len(self):
             raise ValueError(f"config.data.path={path!r}: the {len(found)} .tar shards there hold no images")
         self._fetched: Mapping[_Place, bytes | OSError] = {}
@@ -90,24 +89,18 @@ class TarSource(Source, HasCaptions):
         files = (self._bytes(index, RAW), self._bytes(index, DETAILED))
         texts = [None if file is None else decode_text(file) for file in files]
         if None in texts and (file := self._bytes(index, JSON)) is not None:
-            try:
-                fields = json.loads(file)
-            except ValueError as error:
-                raise CorruptRecord(f"its .json is none: {error}") from error
-            told = [_field(fields, names) for names in (RAW_NAMES, DETAILED_NAMES)]
+            told = captions_of_json(file)
             texts = [other if text is None else text for text, other in zip(texts, told, strict=True)]
         if texts == [None, None]:
             raise CorruptRecord("no caption: there is no .txt of its name, and no .json with a field caption")
         return tuple(text or "" for text in texts)
 
-    def ahead(self, images: Sequence[int], captions: Sequence[int] = ()) -> Source:
-        if not storage.is_remote(self._entries[0].path):
-            return self
+    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
         wanted = [self._place(index, IMAGE) for index in images]
         wanted += itertools.chain.from_iterable(map(self._caption_places, captions))
         found = copy.copy(self)
         found._fetched = dict(zip(wanted, storage.read_many(wanted), strict=True))
-        return found
+        return Source.fetch(found, images, captions)
 
     def describe(self, index: int) -> str:
         path, offset, _ = self._place(index, IMAGE)
@@ -144,8 +137,3 @@ class TarSource(Source, HasCaptions):
         if len(data) < place[2]:
             raise CorruptRecord("the shard is shorter than it was")
         return data
-
-
-def _field(fields: Any, names: tuple[str, ...]) -> str | None:
-    found = (fields[name] for name in names if isinstance(fields, dict) and isinstance(fields.get(name), str))
-    return next(map(one_line, found), None)
