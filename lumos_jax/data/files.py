@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import glob
 import math
 import mmap
 import os
@@ -21,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from lumos_jax import fileio
-from lumos_jax.data.base import CorruptRecord, Source, digest, printable
+from lumos_jax.data.base import CorruptRecord, Source, printable
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 # What says nothing about a record: storage or the machine has failed, and other records would fail alike.
@@ -123,31 +122,6 @@ def _mode(entry: os.DirEntry) -> int:
         return stat.S_IFDIR if entry.is_dir() else stat.S_IFREG if entry.is_file() else entry.stat().st_mode
     except OSError:  # a link to nowhere or a loop of links: a file that cannot be read
         return stat.S_IFREG
-
-
-def find_shards(path: str, kind: str, *patterns: str) -> list[str]:
-    """Sorted paths of the shards in a directory, of those that a glob finds, or of one file.
-
-    What is no file (a folder of a shard's name, a named pipe) is left out, and its number logged.
-    Raises ValueError: none there.
-    """
-    given = pathlib.Path(path).expanduser().absolute()
-    if given.is_dir():
-        found = [str(p) for pattern in patterns for p in given.glob(pattern) if not p.name.startswith(".")]
-    else:  # the name of a file may hold what a glob reads as a pattern
-        found = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
-    others = [p for p in found if os.path.exists(p) and not os.path.isfile(p)]
-    if others:
-        logging.warning("%s: %d are no files and are left out, as %s", given, len(others), printable(min(others)))
-    if not set(found) - set(others):
-        searched = f"a directory is searched for {' and '.join(patterns)}; a file or a glob may have any name"
-        raise ValueError(f"config.data.path={path!r}: no {kind} shards there ({searched})")
-    return sorted(set(found) - set(others))
-
-
-def shards_digest(paths: Sequence[str], ends: Sequence[int]) -> str:
-    """A hash of shards by their names, sizes and numbers of records."""
-    return digest((os.path.basename(p), os.path.getsize(p), end) for p, end in zip(paths, ends, strict=True))
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
