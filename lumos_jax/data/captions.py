@@ -123,6 +123,17 @@ def one_line(text: str) -> str:
     return " ".join(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())
 
 
+def captions_of_json(data: bytes) -> tuple[str | None, str | None]:
+    """The raw and the detailed caption in a JSON object, None where there is none. Raises CorruptRecord: it is no JSON."""
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CorruptRecord(f"its .json is none: {error}") from error
+    fields = fields if isinstance(fields, dict) else {}
+    texts = ([fields[n] for n in names if isinstance(fields.get(n), str)] for names in (RAW_NAMES, DETAILED_NAMES))
+    return tuple(one_line(found[0]) if found else None for found in texts)
+
+
 def read_jsonl(path: pathlib.Path) -> dict[str, Captions]:
     """Lines {"file": relative name, "caption": ..., "detailed": ...}, "detailed" where there is one -> name -> captions.
     Raises ValueError: a line is something else; says which."""
