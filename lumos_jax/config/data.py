@@ -105,6 +105,11 @@ class Data:
     max_corrupt_rate: Annotated[
         float, between(0, 1), "share of undecodable records, over the run so far, above which it stops"
     ] = 0.01
+    max_failed_shards: Annotated[
+        float,
+        between(0, 1),
+        "arrayrecord, webdataset: share of shards that may be unreadable; they are left out and named",
+    ] = 0.001
     scenes: Scenes = Scenes()
     tfds: Tfds = Tfds()
     captions: Captions = Captions()

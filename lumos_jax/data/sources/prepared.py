@@ -136,7 +136,7 @@ class _Compacted:
     """Shards that hold the records of the data set and no others."""
 
     def __init__(self, paths: Sequence[str], shards: Sequence[manifests.Shard]):
-        self._shards = Shards(paths, [shard.records for shard in shards])
+        self._shards = Shards(paths, [shard.records for shard in shards], sizes=[shard.bytes for shard in shards])
 
     def image(self, index: int) -> bytes:
         return image_of(self._shards[index])
@@ -146,7 +146,9 @@ class _Compacted:
 
     def ahead(self, images: Collection[int], captions: Collection[int]) -> _Compacted:
         """This with records in memory that were fetched at the same time."""
-        return self
+        found = copy.copy(self)
+        found._shards = self._shards.ahead({*images, *captions})
+        return found
 
     def describe(self, index: int) -> str:
         return self._shards.describe(index)
@@ -159,7 +161,7 @@ class _Indexed:
         self._paths, self._index = list(paths), index
         self._ends = np.cumsum([shard.records for shard in shards]).tolist()
         self._is_tar = [shard.kind == "tar" for shard in shards]
-        self._numbered = Shards(paths, [_NUMBERS] * len(paths))
+        self._numbered = Shards(paths, [_NUMBERS] * len(paths), sizes=[shard.bytes for shard in shards])
         self._held: dict[tuple[str, int, int], bytes | OSError] = {}
 
     def image(self, index: int) -> bytes:
@@ -189,6 +191,7 @@ class _Indexed:
                 elif not prefix or self._index["caption_kinds"][index]:
                     of_tar.append(self._range(index, prefix))
         found = copy.copy(self)
+        found._numbered = self._numbered.ahead(numbers)
         found._held = dict(zip(of_tar, storage.read_many(of_tar), strict=True))
         return found
 
