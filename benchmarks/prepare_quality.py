@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import glob
 import json
 import pathlib
@@ -69,48 +70,60 @@ def outcomes(out: pathlib.Path) -> dict[str, list[str]]:
     return found
 
 
-def compare(truth: list[dict], found: dict[str, list[str]]) -> list[str]:
-    """Lines of a report."""
-    total, wrong = collections.Counter(), collections.Counter()
-    reasons = collections.defaultdict(collections.Counter)
+@dataclasses.dataclass(frozen=True)
+class Quality:
+            lines.append(f"{key[0]:12}{key[1]:14}{self.total[key]:8,}{self.wrong[key]:6} wrong {right:8.3f} % right  {given}")
+
+    total: collections.Counter
+    wrong: collections.Counter
+    reasons: dict[tuple[str, str], collections.Counter]
+    unseen: int
+
+    def share_wrong(self, *roles: str) -> float:
+        keys = [key for key in self.total if key[0] in roles]
+        return sum(self.wrong[key] for key in keys) / max(sum(self.total[key] for key in keys), 1)
+
+    def lines(self) -> list[str]:
+        lines = [f"{self.unseen} images are not in the scan"]
+        for key in sorted(self.total):
+            given = ", ".join(f"{name or 'kept'} {count}" for name, count in self.reasons[key].most_common())
+            right = 100 * (1 - self.wrong[key] / self.total[key])
+            lines.append(
+                f"{key[0]:12}{key[1]:14}{self.total[key]:8,}{self.wrong[key]:6} wrong  {right:7.3f} % right  {given}"
+            )
+        found, lost = 100 * (1 - self.share_wrong("exact", "near")), 100 * self.share_wrong("distinct")
+        return [*lines, f"planted duplicates found: {found:.3f} %; distinct images lost: {lost:.4f} %"]
+
+
+def compare(truth: list[dict], found: dict[str, list[str]]) -> Quality:
+    total, wrong, reasons = collections.Counter(), collections.Counter(), collections.defaultdict(collections.Counter)
     groups = collections.defaultdict(list)
-    unseen = [row for row in truth if row["sha256"] not in found]
     for row in truth:
-        if row["role"] in ("distinct", "exact", "near"):
+        role, how, seen = row["role"], row["how"], found.get(row["sha256"], [])
+        if role in ("distinct", "exact", "near"):
             groups[row["base"]].append(row)
+            continue
+        right = {"negative": {""}, **REASONS}.get(role, {PLANTED.get(how, how)})
+        total[role, how] += 1
+        wrong[role, how] += not set(seen) <= right
+        reasons[role, how].update(set(seen))
     for rows in groups.values():
-        kept = {row["sha256"]: sum(not reason for reason in found[row["sha256"]]) for row in rows}
+        kept = {row["sha256"]: found.get(row["sha256"], []).count("") for row in rows}
         original = next(row for row in rows if row["role"] == "distinct")["sha256"]
         spare = original if kept[original] else next((digest for digest, count in kept.items() if count), None)
         total["distinct", ""] += 1
         if spare is None:  # the image is lost: what was it taken for?
             wrong["distinct", ""] += 1
-            reasons["distinct", ""].update(set(found[original]))
+            reasons["distinct", ""].update(set(found.get(original, [])))
         for row in rows:
             if row["role"] != "distinct":
-                key = row["role"], row["how"]
-                total[key] += 1
-                wrong[key] += kept[row["sha256"]] > (row["sha256"] == spare)
-    for row in truth:
-        role, how, seen = row["role"], row["how"], found[row["sha256"]]
-        if role in ("negative", "evaluation", "broken", "scores", "shape"):
-            right = {"negative": {""}, **REASONS}.get(role, {PLANTED.get(how, how)})
-            total[role, how] += 1
-            wrong[role, how] += not set(seen) <= right
-            reasons[role, how].update(set(seen))
-    lines = [f"{len(truth):,} images, {len(unseen)} of them not in the scan"]
-    for key in sorted(total):
-        given = ", ".join(f"{name or 'kept'} {count}" for name, count in reasons[key].most_common())
-        share = 100 * (1 - wrong[key] / total[key])
-        lines.append(f"{key[0]:12}{key[1]:14}{total[key]:8,}{wrong[key]:6} wrong  {share:7.3f} % right  {given}")
-    planted = sum(total[key] for key in total if key[0] in ("exact", "near"))
-    missed = sum(wrong[key] for key in total if key[0] in ("exact", "near"))
-    lost = wrong["distinct", ""] / total["distinct", ""]
-    lines.append(
-        f"planted duplicates found: {100 * (1 - missed / planted):.3f} % of {planted:,}; "
-        f"distinct images lost: {100 * lost:.4f} %"
-    )
-    return lines
+                total[row["role"], row["how"]] += 1
+                wrong[row["role"], row["how"]] += kept[row["sha256"]] > (row["sha256"] == spare)
+    return Quality(total, wrong, reasons, sum(row["sha256"] not in found for row in truth))
+
+
+def measure(corpus: pathlib.Path, out: pathlib.Path) -> Quality:
+    return compare(parquet.read_table(corpus / "truth.parquet").to_pylist(), outcomes(out))
 
 
 def main() -> None:
@@ -128,7 +141,7 @@ def main() -> None:
             command = [sys.executable, "-m", "lumos_jax.prepare", stage, f"--config={file}", f"--out={args.out}"]
             subprocess.run([*command, f"--workers={args.workers}"], check=True)
             print(f"{stage}: {time.time() - begun:.0f} s", flush=True)
-    print("\n".join(compare(parquet.read_table(args.corpus / "truth.parquet").to_pylist(), outcomes(args.out))))
+    print("\n".join(measure(args.corpus, args.out).lines()))
 
 
 if __name__ == "__main__":
