@@ -72,7 +72,7 @@ def outcomes(out: pathlib.Path) -> dict[str, list[str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-            lines.append(f"{key[0]:12}{key[1]:14}{self.total[key]:8,}{self.wrong[key]:6} wrong {right:8.3f} % right  {given}")
+    """By (role, how): images, those whose outcome is wrong, and the reasons given. unseen: images that are not in the scan."""
 
     total: collections.Counter
     wrong: collections.Counter
@@ -89,7 +89,7 @@ class Quality:
             given = ", ".join(f"{name or 'kept'} {count}" for name, count in self.reasons[key].most_common())
             right = 100 * (1 - self.wrong[key] / self.total[key])
             lines.append(
-                f"{key[0]:12}{key[1]:14}{self.total[key]:8,}{self.wrong[key]:6} wrong  {right:7.3f} % right  {given}"
+                f"{key[0]:12}{key[1]:14}{self.total[key]:8,}{self.wrong[key]:6} wrong {right:8.3f} % right  {given}"
             )
         found, lost = 100 * (1 - self.share_wrong("exact", "near")), 100 * self.share_wrong("distinct")
         return [*lines, f"planted duplicates found: {found:.3f} %; distinct images lost: {lost:.4f} %"]
