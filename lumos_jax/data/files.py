@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import math
@@ -12,7 +13,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -213,3 +214,65 @@ def made_once(file: pathlib.Path | None, names: Sequence[str], make: Callable[[]
     except OSError as error:
         logging.warning("the cache %s cannot be written to (%s): files are indexed at each start", file.parent, error)
     return arrays
+
+
+class _Unwritable(Exception):
+    """The cache, not what is made, has failed."""
+
+
+def mapped_once(
+    file: pathlib.Path | None, shape: tuple[int, ...], dtype: np.dtype, make: Callable[[], Iterable[np.ndarray]]
+) -> np.ndarray | MappedArray:
+    """The array whose rows `make` gives piece by piece, kept in a .npy file (None: in memory); a damaged one is made again."""
+    if file is not None:
+        try:
+            if not (file.exists() and _holds(file, shape, dtype)):
+                _write_npy(file, shape, dtype, make)
+            return MappedArray(file)
+        except _Unwritable as error:
+            logging.warning("the cache %s cannot be written to (%s): it is made at each start", file.parent, error)
+    return np.concatenate([np.zeros((0, *shape[1:]), dtype), *make()])
+
+
+def _holds(file: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    try:
+        found = MappedArray(file).array
+        if (found.shape, found.dtype) == (shape, dtype):
+            return True
+        problem = f"{found.shape} {found.dtype}"
+    except (OSError, ValueError) as error:
+        problem = error
+    logging.warning("%s cannot be read (%s): it is made again", file, problem)
+    return False
+
+
+def _write_npy(
+    file: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype, make: Callable[[], Iterable[np.ndarray]]
+) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")  # other processes may do the same at this moment
+
+    @contextlib.contextmanager
+    def writing() -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _Unwritable(str(error)) from error
+
+    try:
+        with writing():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            out = open(partial, "wb")  # noqa: SIM115
+        with out:
+            about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            with writing():
+                np.lib.format.write_array_header_1_0(out, about)
+            for piece in make():
+                with writing():
+                    out.write(np.ascontiguousarray(piece, dtype).data)
+            with writing():
+                out.flush()
+                os.fsync(out.fileno())
+        with writing():
+            partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
