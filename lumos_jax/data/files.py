@@ -83,7 +83,8 @@ def directory(path: str) -> pathlib.Path:
     """The directory that config.data.path names. Raises ValueError: it is none."""
     found = pathlib.Path(path).expanduser().absolute()
     if not found.is_dir():
-        raise ValueError(f"config.data.path={path!r} is not a directory")
+        hint = ", and URLs are not read here: mount the bucket and give its path" if "://" in path else ""
+        raise ValueError(f"config.data.path={path!r} is not a directory{hint}")
     return found
 
 
