@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 
 STAGES = ("plan", "scan", "select", "write", "verify")
-REASONS = {"broken": {"undecodable", "max_pixels"}, "evaluation": {"evaluation"}}
+REASONS = {"broken": {"undecodable"}, "evaluation": {"evaluation", "short_side"}}  # a cropped one may be too small
 PLANTED = {"small": "short_side", "long": "ratio"}  # how -> reason
 
 
@@ -51,7 +51,7 @@ def config(corpus: pathlib.Path, distance: int, task_bytes: int = 16 << 20, shar
         f"    config.sources = {tuple(sources)!r}\n"
         f"    config.duplicates.phash_distance = {distance}\n"
         f"    config.decontamination.sets = ({f'{at}/evaluation'!r},)\n"
-        "    config.decontamination.phash_distance = 4\n"
+        "    config.decontamination.phash_distance = 6\n"
         f"    config.task_bytes = {task_bytes}\n    config.write.shard_bytes = {shard_bytes}\n"
         "    config.write.group_inputs = 16\n"
         "    return config\n"

@@ -21,7 +21,7 @@ class Forecast:
     Attributes:
       files, read_bytes: input files.
       candidates: images in them; kept, kept_bytes: records that are kept. Duplicates that a sample cannot see are among those.
-      core_hours: of the scan, at most: a sample by hash reads all images and decodes some.
+      core_hours: of the scan. A sample by hash reads all images and measures some, which is taken into account.
     """
 
     source: str
@@ -60,7 +60,7 @@ def make(made: Plan, done: Sequence[Done], kept: np.ndarray) -> list[Forecast]:
                 candidates=scale * sum(done[task].read for task in tasks),
                 kept=scale / share * records,
                 kept_bytes=scale / share * size_kept,
-                core_hours=scale / share * sum(done[task].seconds for task in tasks) / _HOUR,
+                core_hours=scale * sum(_seconds(done[task], share) for task in tasks) / _HOUR,
             )
         )
     sums = {
@@ -69,3 +69,7 @@ def make(made: Plan, done: Sequence[Done], kept: np.ndarray) -> list[Forecast]:
         if field.name != "source"
     }
     return [*forecasts, Forecast("all", **sums)]
+
+
+def _seconds(one: Done, share: float) -> float:
+    return one.seconds + (1 / share - 1) * one.decode_seconds
