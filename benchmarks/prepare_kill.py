@@ -11,6 +11,7 @@ Prints the files with another sha256 than in DIR/whole (times in JSON files do n
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -24,42 +25,52 @@ import time
 
 from benchmarks import prepare_quality
 
-# One command, or several that run at a time.
-HOW = {
-    "beam": [["--workers=1"]],
-    "beam, 3 workers": [["--workers=3"]],
-    "dask, 2 workers": [["--runner=DaskRunner", "--workers=2"]],
-    "2 processes": [["--processes=2", "--process=0"], ["--processes=2", "--process=1"]],
-    "3 processes": [["--processes=3", f"--process={i}"] for i in range(3)],
+HOW = {  # flags of one command, or the number of processes that share the tasks of each verb
+    "1 worker": [],
+    "Beam, 2 workers": ["--workers=2"],
+    "Beam, 3 workers": ["--workers=3"],
+    "Dask, 2 workers": ["--runner=DaskRunner", "--workers=2"],
+    "2 processes": 2,
+    "3 processes": 3,
 }
-TIMES = {"seconds"}  # keys of JSON files that are left out
+TIMES = {"seconds", "decode_seconds"}  # keys of JSON files that are left out
 
 
-def start(config: pathlib.Path, out: pathlib.Path, how: str) -> list[subprocess.Popen]:
-    command = [sys.executable, "-m", "lumos_jax.prepare", "all", f"--config={config}", f"--out={out}"]
+def command(config: pathlib.Path, out: pathlib.Path, how: str) -> str:
+    """A line for the shell."""
+    program, flags = f"{sys.executable} -m lumos_jax.prepare", f"--config={config} --out={out}"
+    if not isinstance(HOW[how], int):
+        return " ".join([program, "all", flags, *HOW[how]])
+    steps = []
+    for verb in ("plan", "scan", "select", "write", "verify", "report"):
+        line, count = f"{program} {verb} {flags}", HOW[how]
+        if verb in ("scan", "write"):
+            parts = [f"{line} --processes={count} --process={i} & p{i}=$!" for i in range(count)]
+            waits = " && ".join(f"wait $p{i}" for i in range(count))
+            line = f"{{ {'; '.join(parts)}; {waits}; }}"
+        steps.append(line)
+    return " && ".join(steps)
+
+
+def start(config: pathlib.Path, out: pathlib.Path, how: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parent.parent)}
-    with open(out.with_suffix(".log"), "ab") as log:
-        return [
-            subprocess.Popen([*command, *flags], env=environment, stdout=log, stderr=log, start_new_session=True)
-            for flags in HOW[how]
-        ]
+    with open(f"{out}.log", "ab") as log:
+        return subprocess.Popen(
+            ["bash", "-c", command(config, out, how)], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
 
 
-def finish(processes: list[subprocess.Popen], out: pathlib.Path) -> None:
-    if any([process.wait() for process in processes]):
-        sys.exit("\n".join(out.with_suffix(".log").read_text().splitlines()[-20:]))
+def finish(process: subprocess.Popen, out: pathlib.Path) -> None:
+    if process.wait():
+        sys.exit("\n".join(pathlib.Path(f"{out}.log").read_text().splitlines()[-20:]))
 
 
-def kill(processes: list[subprocess.Popen]) -> bool:
-    """Kills all processes and what they started. Returns whether any was still running."""
-    running = any(process.poll() is None for process in processes)
-    for process in processes:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    for process in processes:
-        process.wait()
+def kill(process: subprocess.Popen) -> bool:
+    """Kills a command and what it started. Returns whether it was still running."""
+    running = process.poll() is None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     return running
 
 
@@ -70,9 +81,11 @@ def without_times(tree):
 
 
 def digests(out: pathlib.Path) -> dict[str, str]:
-    """Every file but the report's -> sha256."""
+    """Every output but the report -> sha256. Temporary files of killed processes have names of their own and are no outputs."""
     found = {}
-    for path in sorted(path for path in out.rglob("*") if path.is_file() and "report" not in path.parts):
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        if {"report", "attempts", "scratch"} & set(path.parts) or "partial" in path.name:
+            continue
         content = path.read_bytes()
         if path.suffix == ".json":
             content = json.dumps(without_times(json.loads(content)), sort_keys=True).encode()
@@ -89,6 +102,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--wait", type=float, nargs=2, default=(3.0, 20.0), help="seconds before a kill, from and to")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng, different = random.Random(args.seed), 0
@@ -96,14 +110,14 @@ def main() -> None:
     config = args.out / "config.py"
     config.write_text(prepare_quality.config(args.corpus, 4, task_bytes=1 << 20, shard_bytes=4 << 20))
     begun = time.time()
-    finish(start(config, args.out / "whole", "beam"), args.out / "whole")
+    finish(start(config, args.out / "whole", "1 worker"), args.out / "whole")
     seconds, whole = time.time() - begun, digests(args.out / "whole")
     print(f"{len(whole)} files in {seconds:.0f} s", flush=True)
     for _ in range(args.kills):
         how = rng.choice(list(HOW))
-        processes, wait = start(config, args.out / "killed", how), rng.uniform(0.1, 0.5) * seconds
+        process, wait = start(config, args.out / "killed", how), rng.uniform(*args.wait)
         time.sleep(wait)
-        running = kill(processes)
+        running = kill(process)
         made = digests_made(args.out / "killed", whole)
         print(
             f"{how}: killed after {wait:.1f} s, {made} of {len(whole)} files" if running else f"{how}: done", flush=True
