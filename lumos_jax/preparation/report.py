@@ -247,11 +247,11 @@ def _facts(out: str, chosen: selection.Selection) -> list[tuple[str, str]]:
     return [
         ("candidates", f"{chosen.rows:,}"),
         ("kept", f"{chosen.kept:,}"),
-        ("of the candidates", page.share(chosen.kept, chosen.rows)),
-        ("of images kept", _bytes(size)),
+        ("share kept", page.share(chosen.kept, chosen.rows)),
+        ("images kept", _bytes(size)),
         ("duplicates", f"{sum(counts.get(reason, 0) for reason in _DUPLICATES):,}"),
-        ("in evaluation sets", f"{counts.get(screening.CONTAMINATED, 0):,}"),
-        ("cannot be decoded", f"{counts.get(rows.UNDECODABLE, 0):,}"),
+        ("evaluation images", f"{counts.get(screening.CONTAMINATED, 0):,}"),
+        ("undecodable", f"{counts.get(rows.UNDECODABLE, 0):,}"),
     ]
 
 

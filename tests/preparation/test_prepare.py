@@ -73,7 +73,7 @@ def test_the_report_shows_what_was_kept_and_why_not(prepared):
 def test_a_run_trains_on_it(prepared, tmp_path):
     tree = i2i.get_config("test").to_dict()
     tree["data"] |= {"source": "prepared", "path": str(prepared), "holdout": 8}
-    tree["train"]["steps"] = 2
+    tree["train"]["steps"], tree["optimizer"]["warmup_steps"] = 2, 0
     tree["eval"]["every"] = 0
     with on_one_device():
         assert loop.train(loop.prepare(config_io.from_dict(tree), str(tmp_path))) == 0
