@@ -110,7 +110,10 @@ def official(network: str, weights: str, table: Sequence[rules.Rule], shapes: Ma
 def given(network: str, weights: str) -> str:
     """`weights`, or a ValueError that names the official file where it is empty."""
     if not weights:
-        raise ValueError(f"network {network} needs weights: give {FLAG}={network}=PATH of {OFFICIAL[network]}")
+        raise ValueError(
+            f"network {network} needs weights: give {FLAG}={network}=PATH (in training config.eval.network_weights) of "
+            f"{OFFICIAL[network]}"
+        )
     return weights
 
 
