@@ -136,9 +136,7 @@ def _turned(image: Image.Image, orientation: int) -> np.ndarray:
     return pixels.swapaxes(0, 1) if swap else pixels
 
 
-def _open(
-    data: bytes | np.ndarray, side: int, colors: str = "RGB"
-) -> tuple[Image.Image, int, tuple[int, int], str]:
+def _open(data: bytes | np.ndarray, side: int, colors: str = "RGB") -> tuple[Image.Image, int, tuple[int, int], str]:
     """An image as stored, a JPEG reduced to sides of at least `side`; its orientation; its upright (height, width) in full; its
     format. colors: RGB, or GRAY for the luma of JPEGs; all others are RGB."""
     if isinstance(data, np.ndarray):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import time
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 from lumos_jax import fileio
 from lumos_jax.data.decode import UndecodableImage
@@ -15,10 +16,16 @@ from lumos_jax.preparation.readers import READERS, Candidate, Input
 from lumos_jax.preparation.settings import Criteria, Prepare
 
 
-def scan_input(
-    settings: Prepare, given: Input, skip: Collection[int] = (), part: range | None = None
-) -> tuple[list[dict[str, Any]], int]:
-    """(rows of an input, number of candidates).
+class Scanned(NamedTuple):
+    """An input's rows, its number of candidates, and the seconds in which they were measured."""
+
+    rows: list[dict[str, Any]]
+    read: int
+    seconds: float
+
+
+def scan_input(settings: Prepare, given: Input, skip: Collection[int] = (), part: range | None = None) -> Scanned:
+    """Reads an input from its beginning to its end.
 
     skip: rows of images that kill their worker. part: only these rows are measured.
     Raises DamagedInput, OSError; ValueError: the input changed since it was planned.
@@ -26,19 +33,22 @@ def scan_input(
     return fileio.with_retries(functools.partial(_scan_once, settings, given, skip, part))
 
 
-def _scan_once(settings: Prepare, given: Input, skip: Collection[int], part: range | None):
+def _scan_once(settings: Prepare, given: Input, skip: Collection[int], part: range | None) -> Scanned:
     reader = READERS[given.kind]
     if reader.etag(given) != given.etag:
         raise ValueError(f"input {given.path} changed since it was planned: plan again, with another --out")
-    found, read = [], 0
+    found, read, seconds = [], 0, 0.0
     for candidate in reader.read(given):
         read += 1
         if part is None or candidate.row in part:
+            began = time.perf_counter()
             row = measure(candidate, settings.criteria, settings.sample, candidate.row in skip)
+            seconds += time.perf_counter() - began
             if row is not None:
                 found.append((candidate, row))
         candidate.data = None
-    return [_with_fields(candidate, row, given, settings.criteria) for candidate, row in found], read
+    complete = [_with_fields(candidate, row, given, settings.criteria) for candidate, row in found]
+    return Scanned(complete, read, seconds)
 
 
 def measure(candidate: Candidate, criteria: Criteria, sample: float, crashes: bool) -> dict[str, Any] | None:

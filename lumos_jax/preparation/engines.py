@@ -1,7 +1,7 @@
 """Runs numbered tasks: in this process, as one of several processes, or by Apache Beam on any of its runners.
 
-A task is a function of (out, number) that a worker imports; only numbers pass through the engine (Create | Reshuffle | Map), since
-Dataflow's job file may have 10 MB. A task that is done is skipped, so that the same command continues after any failure.
+A task is a function of (out, number) that a worker imports; only numbers pass through the engine (Create | Reshuffle | Map),
+since Dataflow's job file may have 10 MB. A task that is done is skipped, so that the same command continues after any failure.
 
     --workers=N                       N processes on this machine, without Beam; those that are killed are replaced
     --processes=N --process=I         tasks I, I + N, ... here, without Beam: Slurm arrays, indexed Jobs
@@ -116,7 +116,11 @@ def _flags(how: How) -> Iterator[list[str]]:
 
         dask.config.set({"distributed.scheduler.allowed-failures": _DASK_RETRIES})
         with LocalCluster(
-            n_workers=how.workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.ERROR
+            n_workers=how.workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            silence_logs=logging.ERROR,
         ) as cluster:
             yield [*given, f"--dask_client_address={cluster.scheduler_address}"]
             with contextlib.suppress(ValueError):  # there is none where the pipeline did not begin

@@ -1,9 +1,9 @@
 """What a scan measures of an image: that it decodes, its format and size, a perceptual hash, sharpness, entropy and borders.
 
 The hash is that of the library imagehash (phash, hash_size 8, highfreq_factor 4): luma resized to 32 x 32 (Lanczos), discrete
-cosine transform, its 8 x 8 lowest frequencies, each compared with their median. The image is first reduced by a whole factor, a JPEG
-while decoding, to a short side of 128 to 255 pixels, which changes a few bits at most (tests/preparation/test_images.py) and
-saves the time of resizing in full; sharpness, entropy and borders are measured there too, and do not depend on resolution.
+cosine transform, its 8 x 8 lowest frequencies, each compared with their median. The image is first reduced by a whole factor, a
+JPEG while decoding, to a short side of 128 to 255 pixels, which changes a few bits at most (tests/preparation/test_images.py)
+and saves the time of resizing in full; sharpness, entropy and borders are measured there too, and do not depend on resolution.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _FLAT = 10  # gray levels that a row or column of a border may span: JPEG's nois
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """height, width: upright. phash: 64 bits, the most significant one is hash[0, 0]. phash_valid: False where most of the
-    frequencies have no amplitude, as in solid colors and in images of two flat halves. blur: variance of the Laplacian. entropy:
-    bits of the histogram. border: share of the area in borders of one shade."""
+    frequencies have no amplitude, as in solid colors and in images of two flat halves. blur: variance of the Laplacian.
+    entropy: bits of the histogram. border: share of the area in borders of one shade."""
 
     format: str
     height: int

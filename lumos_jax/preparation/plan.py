@@ -104,6 +104,9 @@ def _read(path: str, etag: str) -> Plan:  # etag: a key of the cache
 
 def frozen_changes(old: Prepare, new: Prepare) -> dict[str, tuple[Any, Any]]:
     """Settings that were changed and may not be, with both values: a scan depends on them."""
+    labels = [tuple(source.label for source in settings.sources) for settings in (old, new)]
+    if labels[0] != labels[1]:
+        return {"sources": tuple(labels)}
     before, after = _frozen(old), _frozen(new)
     changed = {n: (before.get(n), after.get(n)) for n in before | after if before.get(n) != after.get(n)}
     loose = criteria.loosened(old.criteria, new.criteria)

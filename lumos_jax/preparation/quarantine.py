@@ -1,4 +1,4 @@
-"""Finds the images that kill the process which decodes them: an input is scanned in processes of its own, over halves of halves.
+"""Finds images that kill the process which decodes them: an input is scanned in processes of its own, over halves of halves.
 
 python -m lumos_jax.preparation.quarantine OUT INPUT FIRST LAST   measures the rows from FIRST to LAST - 1 of an input
 """
@@ -44,4 +44,4 @@ def _child(out: str, number: int, first: int, last: int) -> tuple[int, int]:
 
 if __name__ == "__main__":
     made, part = plan.read(sys.argv[1]), range(*map(int, sys.argv[3:5]))
-    print(candidates.scan_input(made.settings, made.inputs[int(sys.argv[2])], part=part)[1])
+    print(candidates.scan_input(made.settings, made.inputs[int(sys.argv[2])], part=part).read)

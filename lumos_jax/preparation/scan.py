@@ -1,7 +1,7 @@
 """Scan: every candidate is read, decoded and measured once. One task reads some input files and writes one file of rows.
 
     DIR/scan/000012.parquet   the rows (preparation/rows.py)
-    DIR/scan/000012.json      number and digest of the rows, counts by reason, inputs that failed; written last: the task is done
+    DIR/scan/000012.json      number and digest of the rows, counts by reason, inputs that failed; written last, when done
     DIR/scan/attempts/        a file for each attempt that is under way; those of killed workers stay
 
 The rows are a function of the plan alone: neither the engine nor the number of workers nor retries change a byte. Scores are
@@ -20,6 +20,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from lumos_jax import fileio
 from lumos_jax.data import storage
@@ -34,7 +35,8 @@ KILLS = 3  # of a task's workers, after which its images are tried apart
 @dataclasses.dataclass(frozen=True)
 class Done:
     """What DIR/scan/<task>.json says. read: candidates; with `sample`, more than rows. reasons: rows by reason, "" for decoded
-    ones. failed: inputs that cannot be read, "path" and "problem"."""
+    ones. failed: inputs that cannot be read, "path" and "problem". seconds: of the task; decode_seconds: those of them in
+    which images were measured, which a sample has less of."""
 
     rows: int
     read: int
@@ -43,6 +45,7 @@ class Done:
     bytes: int
     failed: Sequence[Mapping[str, str]]
     seconds: float
+    decode_seconds: float
 
 
 def tasks(made: plan.Plan) -> range:
@@ -77,19 +80,20 @@ def run_task(out: str, number: int) -> None:
     ignore_pillow_warnings()
     made, began = plan.read(out), time.monotonic()
     with _attempt(out, number) as killed:
-        found, read, failed = [], 0, []
+        found, read, failed, decoding = [], 0, [], 0.0
         for given in (made.inputs[i] for i in made.tasks[number]):
             try:
                 crashing = quarantine.crashing(out, given.number) if killed >= KILLS else ()
-                found_here, read_here = candidates.scan_input(made.settings, given, crashing)
+                scanned = candidates.scan_input(made.settings, given, crashing)
             except (DamagedInput, OSError) as error:
                 if isinstance(error, OSError) and not _is_damage(error):
                     raise
                 failed.append({"path": given.path, "problem": str(error)})
                 continue
-            read += read_here
-            found += found_here
-        _write(out, number, found, read, failed, began)
+            found += scanned.rows
+            read += scanned.read
+            decoding += scanned.seconds
+        _write(out, number, found, {"read": read, "failed": failed, "decode_seconds": round(decoding, 3)}, began)
 
 
 def _is_damage(error: OSError) -> bool:
@@ -97,7 +101,7 @@ def _is_damage(error: OSError) -> bool:
     return error.errno is None or fileio.failure(error, "").__class__ is ValueError
 
 
-def _write(out: str, number: int, found: list, read: int, failed: list, began: float) -> None:
+def _write(out: str, number: int, found: list[dict[str, Any]], more: dict[str, Any], began: float) -> None:
     from pyarrow import parquet
 
     buffer = io.BytesIO()
@@ -107,7 +111,8 @@ def _write(out: str, number: int, found: list, read: int, failed: list, began: f
     reasons = collections.Counter(row["reason"] for row in found)
     size = sum(row["bytes"] for row in found)
     digest, seconds = hashlib.sha256(data).hexdigest(), round(time.monotonic() - began, 3)
-    summary = Done(len(found), read, digest, dict(sorted(reasons.items())), size, failed, seconds)
+    counts = {"reasons": dict(sorted(reasons.items())), "bytes": size}
+    summary = Done(rows=len(found), sha256=digest, seconds=seconds, **counts, **more)
     storage.write_whole(_summary(out, number), (json.dumps(dataclasses.asdict(summary), indent=1) + "\n").encode())
 
 
@@ -141,7 +146,9 @@ def finish(out: str) -> list[Done]:
     made = plan.read(out)
     found = [done(out, number) for number in tasks(made)]
     if missing := [number for number, one in enumerate(found) if one is None]:
-        raise ValueError(f"{len(missing)} of {len(found)} tasks of the scan are not done, as {missing[0]}: run scan again")
+        raise ValueError(
+            f"{len(missing)} of {len(found)} tasks of the scan are not done, as {missing[0]}: run scan again"
+        )
     failed = [one for summary in found for one in summary.failed]
     if len(failed) > made.settings.max_failed_shards * len(made.inputs):
         raise ValueError(
@@ -150,3 +157,14 @@ def finish(out: str) -> list[Done]:
             "Fetch them again and plan with another --out, or raise max_failed_shards"
         )
     return found
+
+
+def describe(found: Sequence[Done]) -> Iterator[str]:
+    """Lines about a whole scan."""
+    reasons = sum((collections.Counter(one.reasons) for one in found), collections.Counter())
+    total, hours = sum(reasons.values()), sum(one.seconds for one in found) / 3600
+    yield f"scanned {total:,} of {sum(one.read for one in found):,} images in {hours:,.2f} core-hours"
+    for reason, count in reasons.most_common():
+        yield f"  {count:>12,}  {count / total:7.2%}  {reason or 'decoded'}"
+    for one in (failed for summary in found for failed in summary.failed):
+        yield f"  cannot be read: {one['path']}: {one['problem']}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import os
@@ -22,8 +21,9 @@ _CAPTIONS = "captions.jsonl"
 
 @base.register("folder")
 class FolderReader(base.Reader):
-    """Files with an image's ending; an input is a slice of the sorted files of one directory. Captions as in data/sources/folder.py:
-    captions.jsonl in the source's directory, or a.txt and a.detailed.txt beside a.jpg. Keys are directory/name."""
+    """Files with an image's ending; an input is a slice of the sorted files of one directory. Captions as in
+    data/sources/folder.py: captions.jsonl in the source's directory, or a.txt and a.detailed.txt beside a.jpg. Keys are
+    directory/name."""
 
     patterns = ("**/*",)
 

@@ -6,6 +6,7 @@ each other; what comes later is added to the record all the same. The rules for 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import os
@@ -173,7 +174,7 @@ class TarReader(base.Reader):
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DamagedInput(f"damaged or truncated ({error})") from error
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str) -> contextlib.AbstractContextManager[BinaryIO]:
         return base.open_sequential(path)
 
     def known(self, given: Input) -> dict[str, dict]:
@@ -255,8 +256,8 @@ class ClassTarReader(TarReader):
 
 @base.register("journeydb")
 class JourneyReader(TarReader):
-    """imgs/000.tgz, and the lines of .jsonl files that belong to it: img_path, prompt (the raw caption), and the caption of Task2
-    (the detailed one). The .jsonl is read once for each archive, of which there are some 200."""
+    """imgs/000.tgz, and the lines of .jsonl files that belong to it: img_path, prompt (the raw caption), and the caption of
+    Task2 (the detailed one). The .jsonl is read once for each archive, of which there are some 200."""
 
     patterns, texts = ("**/*.tgz",), False
 
@@ -264,8 +265,10 @@ class JourneyReader(TarReader):
         metadata = source.metadata or source.path
         return [dataclasses.replace(given, metadata=metadata) for given in super().list(source, task_bytes)]
 
-    def open(self, path: str) -> BinaryIO:
-        return gzip.GzipFile(fileobj=base.open_sequential(path))
+    @contextlib.contextmanager
+    def open(self, path: str) -> Iterator[BinaryIO]:
+        with base.open_sequential(path) as file, gzip.GzipFile(fileobj=file) as unpacked:
+            yield unpacked
 
     def known(self, given: Input) -> dict[str, dict]:
         archive = os.path.basename(given.path).removesuffix(".tgz")
