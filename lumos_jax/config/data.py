@@ -67,7 +67,8 @@ class Data:
         str,
         "folder: directory; videos: directory, or WebVid's or OpenVid's csv; objaverse: directory of rendered objects,",
         "<object>/000.png + 000.npy ...; arrayrecord, webdataset (.tar): directory, file or glob; tfds: data_dir (empty: its",
-        "default); cached: what `python -m lumos_jax.prepare cache` wrote, latents and features in place of images",
+        "default); prepared: directory or URL, what `python -m lumos_jax.prepare write` wrote; cached: what",
+        "`python -m lumos_jax.prepare cache` wrote, latents and features in place of images",
     ] = ""
     sample_type: Annotated[
         SampleType,
@@ -104,6 +105,11 @@ class Data:
     max_corrupt_rate: Annotated[
         float, between(0, 1), "share of undecodable records, over the run so far, above which it stops"
     ] = 0.01
+    max_failed_shards: Annotated[
+        float,
+        between(0, 1),
+        "arrayrecord, webdataset: share of shards that may be unreadable; they are left out and named",
+    ] = 0.001
     scenes: Scenes = Scenes()
     tfds: Tfds = Tfds()
     captions: Captions = Captions()

@@ -74,7 +74,7 @@ def load(path) -> config.Settings:
 _FREE_GROUPS = ("mesh", "checkpoint", "log", "eval")
 _FREE_FIELDS = frozenset(
     {
-        "data.path", "data.workers", "data.max_corrupt_rate", "init_from", "optimizer.ema_memory",
+        "data.path", "data.workers", "data.max_corrupt_rate", "data.max_failed_shards", "init_from", "optimizer.ema_memory",
         "encoder.weights", "autoencoder.weights", "train.profile_at",
     }
 )  # fmt: skip

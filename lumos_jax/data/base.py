@@ -70,17 +70,14 @@ class Source(abc.ABC):
     def read(self, index: int) -> bytes | np.ndarray:
         """An encoded image, or its pixels (H, W, 3) uint8. Raises OSError or CorruptRecord if it cannot be read."""
 
-    def read_many(self, indices: Sequence[int]) -> list[bytes | np.ndarray | Exception]:
-        """`read` of each; what it raises stands in its place. Sources on remote storage have many reads in flight."""
-        return [_value_or_error(self.read, index) for index in indices]
-
     @abc.abstractmethod
     def describe(self, index: int) -> str:
         """A name for messages: the file, or the shard and the place in it. Always printable."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """A hash of what decides content and order: names, sizes, counts."""
+        """A hash of what decides content and order: names, sizes, counts; behind a dash, if there is one, that of a sample of
+        the content, which runs of older versions did not record (`same_fingerprint`)."""
 
     def open_image(self, index: int) -> BinaryIO:
         """An encoded image as a file, of which the beginning will be read. Raises as `read`."""
@@ -89,8 +86,8 @@ class Source(abc.ABC):
     def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
         """The images of some records and the captions of others, as `read` and `captions` give them, with many reads in
         flight. Batches of remote sources are fetched so, and decoded then."""
-        texts = {index: _value_or_error(self.captions, index) for index in captions}
-        return Fetched(dict(zip(images, self.read_many(images), strict=True)), texts)
+        found = {index: value_or_error(self.read, index) for index in images}
+        return Fetched(found, {index: value_or_error(self.captions, index) for index in captions})
 
     def sizes(self, records: np.ndarray) -> np.ndarray | None:
         """(height, width) of the images of records (N,): int (N, 2), if they are known without reading them."""
@@ -102,10 +99,11 @@ class Source(abc.ABC):
         return (Part(0, self, 1.0),)
 
 
-def _value_or_error(read: Callable[[int], Any], index: int) -> Any:
+def value_or_error(read: Callable[[int], Any], index: int) -> Any:
+    """What `read` gives, or the exception that it raises, but for those of the machine and of its installation."""
     try:
         return read(index)
-    except (MemoryError, ImportError):  # of the machine and of its installation
+    except (MemoryError, ImportError):
         raise
     except Exception as error:  # noqa: BLE001
         return error
@@ -201,6 +199,20 @@ def digest(parts: Iterable[Any]) -> str:
     for part in parts:
         state.update(f"{part}\n".encode(errors="surrogateescape"))
     return state.hexdigest()
+
+
+def same_fingerprint(before: str, now: str) -> bool:
+    """Whether two fingerprints are of the same data; one without a hash of content says nothing of it."""
+    (names, _, content), (other_names, _, other_content) = before.partition("-"), now.partition("-")
+    return names == other_names and (content == other_content or "" in (content, other_content))
+
+
+def joint_fingerprint(fingerprints: Iterable[str], weights: Iterable[float]) -> str:
+    """Of several sources and their weights."""
+    parts, weights = [fingerprint.partition("-") for fingerprint in fingerprints], list(weights)
+    names = digest(zip((names for names, _, _ in parts), weights, strict=True))
+    contents = [content for _, _, content in parts]
+    return f"{names}-{digest(contents)}" if any(contents) else names
 
 
 def printable(name: str) -> str:

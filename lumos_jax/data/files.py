@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import glob
+import functools
 import math
+import mmap
 import os
 import pathlib
 import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 from absl import logging
 
 from lumos_jax import fileio
-from lumos_jax.data.base import CorruptRecord, Source, digest, printable
+from lumos_jax.data.base import CorruptRecord, Source, printable
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 # What says nothing about a record: storage or the machine has failed, and other records would fail alike.
@@ -81,7 +83,8 @@ def directory(path: str) -> pathlib.Path:
     """The directory that config.data.path names. Raises ValueError: it is none."""
     found = pathlib.Path(path).expanduser().absolute()
     if not found.is_dir():
-        raise ValueError(f"config.data.path={path!r} is not a directory")
+        hint = ", and URLs are not read here: mount the bucket and give its path" if "://" in path else ""
+        raise ValueError(f"config.data.path={path!r} is not a directory{hint}")
     return found
 
 
@@ -122,31 +125,6 @@ def _mode(entry: os.DirEntry) -> int:
         return stat.S_IFREG
 
 
-def find_shards(path: str, kind: str, *patterns: str) -> list[str]:
-    """Sorted paths of the shards in a directory, of those that a glob finds, or of one file.
-
-    What is no file (a folder of a shard's name, a named pipe) is left out, and its number logged.
-    Raises ValueError: none there.
-    """
-    given = pathlib.Path(path).expanduser().absolute()
-    if given.is_dir():
-        found = [str(p) for pattern in patterns for p in given.glob(pattern) if not p.name.startswith(".")]
-    else:  # the name of a file may hold what a glob reads as a pattern
-        found = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
-    others = [p for p in found if os.path.exists(p) and not os.path.isfile(p)]
-    if others:
-        logging.warning("%s: %d are no files and are left out, as %s", given, len(others), printable(min(others)))
-    if not set(found) - set(others):
-        searched = f"a directory is searched for {' and '.join(patterns)}; a file or a glob may have any name"
-        raise ValueError(f"config.data.path={path!r}: no {kind} shards there ({searched})")
-    return sorted(set(found) - set(others))
-
-
-def shards_digest(paths: Sequence[str], ends: Sequence[int]) -> str:
-    """A hash of shards by their names, sizes and numbers of records."""
-    return digest((os.path.basename(p), os.path.getsize(p), end) for p, end in zip(paths, ends, strict=True))
-
-
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Opens a file for reading; a named pipe or device is refused at once instead of waited for.
     Raises OSError: it is no regular file, or cannot be opened."""
@@ -171,7 +149,7 @@ def file_size(path: str | os.PathLike) -> int:
         return -1
 
 
-def read_npy(data: bytes) -> np.ndarray:
+def read_npy(data: bytes | mmap.mmap) -> np.ndarray:
     """The array of numbers in a .npy file; a view of `data`.
 
     NumPy's own reader compiles the header as Python, and the compiler of CPython 3.11 may fail when several threads use it.
@@ -190,6 +168,28 @@ def read_npy(data: bytes) -> np.ndarray:
     dims = [int(dim) for dim in shape[1].split(",") if dim.strip()]
     array = np.frombuffer(data, np.dtype(dtype[1]), math.prod(dims), end)
     return array.reshape(dims, order="F" if order[1] == "True" else "C")
+
+
+class MappedArray:
+    """The array of numbers in a .npy file, mapped into memory: processes share it, and pickling passes its path."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+
+    def __reduce__(self) -> tuple:
+        return MappedArray, (self.path,)
+
+    @functools.cached_property
+    def array(self) -> np.ndarray:
+        """Raises OSError; ValueError: it is no such file, or truncated."""
+        with open(self.path, "rb") as file:
+            return read_npy(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.array[index]
 
 
 def made_once(file: pathlib.Path | None, names: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
@@ -214,3 +214,65 @@ def made_once(file: pathlib.Path | None, names: Sequence[str], make: Callable[[]
     except OSError as error:
         logging.warning("the cache %s cannot be written to (%s): files are indexed at each start", file.parent, error)
     return arrays
+
+
+class _Unwritable(Exception):
+    """The cache, not what is made, has failed."""
+
+
+def mapped_once(
+    file: pathlib.Path | None, shape: tuple[int, ...], dtype: np.dtype, make: Callable[[], Iterable[np.ndarray]]
+) -> np.ndarray | MappedArray:
+    """The array whose rows `make` gives piece by piece, kept in a .npy file (None: in memory); a damaged one is made again."""
+    if file is not None:
+        try:
+            if not (file.exists() and _holds(file, shape, dtype)):
+                _write_npy(file, shape, dtype, make)
+            return MappedArray(file)
+        except _Unwritable as error:
+            logging.warning("the cache %s cannot be written to (%s): it is made at each start", file.parent, error)
+    return np.concatenate([np.zeros((0, *shape[1:]), dtype), *make()])
+
+
+def _holds(file: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    try:
+        found = MappedArray(file).array
+        if (found.shape, found.dtype) == (shape, dtype):
+            return True
+        problem = f"{found.shape} {found.dtype}"
+    except (OSError, ValueError) as error:
+        problem = error
+    logging.warning("%s cannot be read (%s): it is made again", file, problem)
+    return False
+
+
+def _write_npy(
+    file: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype, make: Callable[[], Iterable[np.ndarray]]
+) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")  # other processes may do the same at this moment
+
+    @contextlib.contextmanager
+    def writing() -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _Unwritable(str(error)) from error
+
+    try:
+        with writing():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            out = open(partial, "wb")  # noqa: SIM115
+        with out:
+            about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            with writing():
+                np.lib.format.write_array_header_1_0(out, about)
+            for piece in make():
+                with writing():
+                    out.write(np.ascontiguousarray(piece, dtype).data)
+            with writing():
+                out.flush()
+                os.fsync(out.fileno())
+        with writing():
+            partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)

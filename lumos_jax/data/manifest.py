@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lumos_jax import fileio
+from lumos_jax.data import storage
 from lumos_jax.data.base import digest
 
 FORMAT = 1
@@ -85,6 +84,7 @@ class Manifest:
 
     Attributes:
       plan: digest of the plan that it was made by.
+      build: with `version`, names the folders of its shards (data/<build>-v<version>) and tables of records (records/...).
       version: 1, and one more after each compaction, which leaves tombstoned records out and numbers the others anew.
       settings: all settings of the preparation.
       captions: whether records have captions.
@@ -103,6 +103,7 @@ class Manifest:
     evaluation_sets: tuple[EvaluationSet, ...] = ()
     tombstones: Tombstones = Tombstones()
     failed_inputs: tuple[Mapping[str, Any], ...] = ()
+    build: str = ""
     version: int = 1
     format: int = FORMAT
 
@@ -114,16 +115,17 @@ class Manifest:
 
 
 def write_manifest(directory: str, manifest: Manifest) -> None:
-    """Write DIR/manifest.json as a whole."""
-    fileio.save_json(dataclasses.asdict(manifest), os.path.join(directory, MANIFEST))
+    """Write DIR/manifest.json as a whole; DIR is a directory or a URL. Raises OSError."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=1) + "\n"
+    storage.write_whole(storage.join(directory, MANIFEST), text.encode())
 
 
 def read_manifest(directory: str) -> Manifest:
-    """The manifest in a directory. Raises ValueError: there is none, it is damaged or of another format; OSError: storage."""
-    path = os.path.join(directory, MANIFEST)
+    """The manifest in a directory or at a URL.
+    Raises ValueError: there is none, it is damaged or of another format; OSError: storage."""
+    path = storage.join(directory, MANIFEST)
     try:
-        with open(path, encoding="utf-8") as file:
-            tree = json.load(file)
+        tree = json.loads(storage.read(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(
             f"{directory} has no {MANIFEST}: no prepared data set is there, or its preparation has not finished; "

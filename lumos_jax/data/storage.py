@@ -37,6 +37,7 @@ IN_FLIGHT = 64  # requests of a process at a time
 _BYTES_PER_SECOND = 1 << 20  # at least; large transfers have more than DEADLINE
 _PART = 8 << 20  # bytes of a request, of files that are read from end to end
 _BUFFER = 1 << 20
+_GAP = 1 << 16  # bytes that are read and dropped rather than asked for in two requests
 _STATUS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 408: errno.ETIMEDOUT, 429: errno.EBUSY}
 _NETWORK = re.compile(
     "Connect|Timeout|Disconnect|Payload|Endpoint|Transport|Protocol|IncompleteRead"
@@ -74,7 +75,8 @@ def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
 
 
 def read_many(ranges: Sequence[tuple[str, int, int | None]]) -> list[bytes | OSError]:
-    """`read` of (path, offset, size) each, remote ones IN_FLIGHT at a time. An error stands in the place of its bytes."""
+    """`read` of (path, offset, size) each, remote ones IN_FLIGHT at a time; of those, neighbors in a file are one request. An
+    error stands in the place of its bytes."""
 
     def one(wanted: tuple[str, int, int | None]) -> bytes | OSError:
         try:
@@ -82,8 +84,37 @@ def read_many(ranges: Sequence[tuple[str, int, int | None]]) -> list[bytes | OSE
         except OSError as error:
             return error
 
-    remote = len(ranges) > 1 and any(is_remote(path) for path, _, _ in ranges)
-    return list((_pool(os.getpid()).map if remote else map)(one, ranges))
+    if not any(is_remote(path) for path, _, _ in ranges):
+        return list(map(one, ranges))
+    runs = _runs(ranges)
+    found: list[bytes | OSError] = [b""] * len(ranges)
+    for (_, start, _, members), data in zip(runs, in_parallel(one, [run[:3] for run in runs]), strict=True):
+        for member in members:
+            _, offset, size = ranges[member]
+            if isinstance(data, OSError) or len(members) == 1:
+                found[member] = data
+            else:
+                found[member] = data[offset - start : offset - start + size]
+    return found
+
+
+def in_parallel(call: Callable[[Any], T], values: Sequence[Any]) -> list[T]:
+    """What `call` returns for each, IN_FLIGHT of the process at a time; for calls that wait for storage and raise nothing."""
+    return list(map(call, values)) if len(values) < 2 else list(_pool(os.getpid()).map(call, values))
+
+
+def _runs(ranges: Sequence[tuple[str, int, int | None]]) -> list[tuple[str, int, int | None, list[int]]]:
+    """(path, offset, size, numbers of the ranges in it): ranges that lie close to each other are one."""
+    runs: list[tuple[str, int, int | None, list[int]]] = []
+    for number in sorted(range(len(ranges)), key=lambda number: ranges[number][:2]):
+        path, offset, size = ranges[number]
+        if runs and runs[-1][0] == path and None not in (size, runs[-1][2]):
+            _, start, length, members = runs[-1]
+            if offset <= start + length + _GAP and offset + size - start <= _PART:
+                runs[-1] = path, start, max(length, offset + size - start), [*members, number]
+                continue
+        runs.append((path, offset, size, [number]))
+    return runs
 
 
 def open_read(path: str) -> BinaryIO:

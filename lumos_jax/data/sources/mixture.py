@@ -70,7 +70,7 @@ class MixtureSource(base.Source, base.HasCaptions, base.HasLabels, base.HasClips
         return first
 
     def fingerprint(self) -> str:
-        return base.digest(zip((source.fingerprint() for source in self.sources), self.weights, strict=True))
+        return base.joint_fingerprint((source.fingerprint() for source in self.sources), self.weights)
 
 
 def _open_part(data: base.Data, number: int) -> tuple[base.Source, float]:
