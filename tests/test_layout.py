@@ -46,7 +46,7 @@ ALLOWED = {
     "planning": {"data", "tasks", "train"},
     "preparation": {"data", "scenes", "tasks", "train"},
 }
-LEAVES = {"config", "fileio"}
+LEAVES = {"config", "exit_codes", "fileio"}
 
 
 def imports(path: pathlib.Path) -> set[str]:
