@@ -36,6 +36,10 @@ _PERMANENT = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM}
 _QUOTED = tuple(os.strerror(number) for number in _PERMANENT)  # in errors of libraries, which have no errno
 
 
+class RetriesExhausted(OSError):
+    """A transient error that was retried until a deadline already."""
+
+
 def delays(retries: int = RETRIES) -> list[float]:
     """Seconds before each retry: 1, 2, 4 ... up to a minute."""
     return [min(2.0**i, 60.0) for i in range(retries)]
@@ -60,7 +64,7 @@ def with_retries(call: Callable[[], T], retries: int = RETRIES - 1) -> T:
         try:
             return call()
         except OSError as error:
-            if error.errno not in TRANSIENT:
+            if error.errno not in TRANSIENT or isinstance(error, RetriesExhausted):
                 raise
             time.sleep(delay)
     return call()

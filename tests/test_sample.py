@@ -1,5 +1,6 @@
 """`lumos_jax.sample` on runs: what it writes, which program it runs, and what it refuses."""
 
+import dataclasses
 import json
 import shutil
 
@@ -52,6 +53,28 @@ def test_grids_and_paths(run, images, tmp_path):
     assert grid[side // 2, side // 2].argmax() == 0  # first row: the red source
     assert grid.shape[1] > 3.9 * 128
     assert sampled("path.png", "--interpolate=5").shape[1] > 6.9 * 128
+
+
+def test_steps_are_reported_and_may_end_the_sampling(run, one_device):
+    settings, _ = sampler.load_settings(str(run))
+    seen, previews = [], []
+
+    def on_step(progress):
+        seen.append((progress.done, progress.total))
+        previews.append(progress.preview())
+        if progress.done == 6:
+            raise InterruptedError
+
+    loaded = sampler.load(str(run), settings, batch_size=2, on_step=on_step)
+    host = {"image": np.stack([np.full((16, 16, 3), 60 * i, np.uint8) for i in range(3)])}
+    condition, noise = loaded.condition(host), loaded.noise((3, *loaded.sampling.latent_shape))
+    with pytest.raises(InterruptedError):
+        loaded.generate(condition, noise)
+    steps = settings.eval.steps
+    assert seen == [(done, 2 * steps) for done in range(1, 7)]
+    assert [len(preview) for preview in previews] == [2] * steps + [1] * (6 - steps)  # of the padded batch, one row
+    whole = dataclasses.replace(loaded, on_step=None).generate(condition, noise)
+    assert np.abs(whole[:2].astype(int) - previews[steps - 1]).mean() < 2  # of 255: x0, not x_t, which is noisy
 
 
 def test_the_program_is_that_of_training(run):

@@ -67,7 +67,8 @@ class Data:
         str,
         "folder: directory; videos: directory, or WebVid's or OpenVid's csv; objaverse: directory of rendered objects,",
         "<object>/000.png + 000.npy ...; arrayrecord, webdataset (.tar): directory, file or glob; tfds: data_dir (empty: its",
-        "default); cached: what `python -m lumos_jax.prepare cache` wrote, latents and features in place of images",
+        "default); prepared: directory or URL, what `python -m lumos_jax.prepare write` wrote; cached: what",
+        "`python -m lumos_jax.prepare cache` wrote, latents and features in place of images",
     ] = ""
     sample_type: Annotated[
         SampleType,
@@ -88,7 +89,14 @@ class Data:
     num_classes: Annotated[int, at_least(0), "labeled: compared with what the source has"] = 0
     crop: Annotated[Literal["center", "random"], "random crops keep the shorter side whole; cached: center"] = "center"
     flip: Annotated[bool, "mirror half of the records, chosen from (seed, position); cached: False"] = False
-    seed: Annotated[int, "of the global permutation and of crops and flips"] = 0
+    seed: Annotated[int, "of the order and of crops and flips"] = 0
+    order: Annotated[
+        Literal["global", "block"],
+        "global: a permutation of all records; block: of blocks of consecutive records, shuffled within a window, so that each",
+        "block is read at once, with few requests of remote storage; depends on the batch size too",
+    ] = "global"
+    block_records: Annotated[int, at_least(1), "order=block: consecutive records of a block"] = 128
+    block_window: Annotated[int, at_least(1), "order=block: blocks whose records are shuffled together"] = 256
     holdout: Annotated[
         int, at_least(0), "records kept out of training, for the held-out loss and the sample sheets"
     ] = 0
@@ -97,6 +105,11 @@ class Data:
     max_corrupt_rate: Annotated[
         float, between(0, 1), "share of undecodable records, over the run so far, above which it stops"
     ] = 0.01
+    max_failed_shards: Annotated[
+        float,
+        between(0, 1),
+        "arrayrecord, webdataset: share of shards that may be unreadable; they are left out and named",
+    ] = 0.001
     scenes: Scenes = Scenes()
     tfds: Tfds = Tfds()
     captions: Captions = Captions()
@@ -130,6 +143,8 @@ class Data:
             f"config.data.aspect_ratios={self.aspect_ratios} go with sample_type=captioned and crop=center, and not with a "
             f"cache, which holds squares; not with sample_type={kind}, crop={self.crop}, source={self.source}":
                 self.has_buckets and (kind != "captioned" or self.crop != "center" or cached),
+            "config.data.order=block does not go with config.data.aspect_ratios: the records of a bucket do not lie together. "
+            "Set config.data.order=global": self.has_buckets and self.order == "block",
             f"config.data.sample_type={kind} does not go with data.num_classes={self.num_classes}: labeled records need "
             "the number of classes, others have none": (kind == "labeled") != (self.num_classes > 0),
             f"config.data.clips.image_step_fraction={self.clips.image_step_fraction} must be 0 unless "

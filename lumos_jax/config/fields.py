@@ -7,6 +7,7 @@ its method `check`: what is wrong, as a message -> whether it is.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import itertools
 import typing
@@ -82,6 +83,9 @@ def validate(group: Any, where: str = "config") -> None:
         value = getattr(group, name)
         if dataclasses.is_dataclass(value):
             validate(value, f"{where}.{name}")
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            for number, entry in enumerate(value):
+                validate(entry, f"{where}.{name}[{number}]")
         elif field.choices and value not in field.choices:
             raise ValueError(f"{where}.{name}={value!r} is not one of {', '.join(map(str, field.choices))}")
         elif broken := [rule.text for rule in field.rules if not rule.allows(value)]:
@@ -89,6 +93,61 @@ def validate(group: Any, where: str = "config") -> None:
     wrong = [message for message, wrong in getattr(group, "check", dict)().items() if wrong]
     if wrong:
         raise ValueError(wrong[0])
+
+
+def build(
+    cls: type,
+    tree: Mapping[str, Any],
+    where: str = "config",
+    group: Callable[[type, Any], type] = lambda hint, _: hint,
+    advice: Callable[[str], str | None] = lambda _: None,
+) -> Any:
+    """A dataclass of settings from nested mappings; absent fields take their defaults. `validate` is a step of its own.
+
+    Args:
+      where: how messages name it.
+      group: (the class of a sub-group, its values) -> the class to build.
+      advice: what to do about a field that is unknown, given its whole name.
+
+    Raises:
+      ValueError: an unknown field (with the nearest known ones), or a value of the wrong type.
+    """
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where} must be a group of fields, not {tree!r}")
+    known, values = fields(cls), {}
+
+    def leaf(hint: Any, value: Any, here: str) -> Any:
+        if dataclasses.is_dataclass(hint):
+            return build(group(hint, value), value, here, group, advice)
+        return _coerce(hint, value, here, leaf)
+
+    for name, value in tree.items():
+        here = f"{where}.{name}"
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+            hint = advice(here) or f"did you mean {' or '.join(near)}?"
+            raise ValueError(f"unknown field {here}; {hint}")
+        values[name] = leaf(known[name].type, value, here)
+    return cls(**values)
+
+
+def _coerce(hint: Any, value: Any, where: str, leaf: Callable[[Any, Any, str], Any]) -> Any:
+    """Checks a leaf's type; lists (JSON has no tuples) become tuples and whole numbers may stand for floats."""
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where} must be a tuple, not {value!r}")
+        kinds = typing.get_args(hint)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(value) != len(kinds):
+            raise ValueError(f"{where} must have {len(kinds)} values, not {len(value)}: {value!r}")
+        return tuple(
+            leaf(kind, entry, f"{where}[{i}]") for i, (kind, entry) in enumerate(zip(kinds, value, strict=True))
+        )
+    kind = typing.get_origin(hint) or hint  # Mapping: an entry of data.mixture
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} must be of type {kind.__name__}, not {value!r}")
+    return float(value) if kind is float else dict(value) if kind is Mapping else value
 
 
 def replace(group: Any, changes: Mapping[str, Any]) -> Any:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +25,7 @@ def from_dict(tree: Mapping[str, Any]) -> config.Settings:
     Raises:
       ValueError: an unknown field (with the nearest known ones), a value of the wrong type, or an impossible combination.
     """
-    settings = _build(config.Settings, tree, "config")
+    settings = config_fields.build(config.Settings, tree, "config", _group, _advice)
     config.validate(settings)
     return settings
 
@@ -76,7 +74,7 @@ def load(path) -> config.Settings:
 _FREE_GROUPS = ("mesh", "checkpoint", "log", "eval")
 _FREE_FIELDS = frozenset(
     {
-        "data.path", "data.workers", "data.max_corrupt_rate", "init_from", "optimizer.ema_memory",
+        "data.path", "data.workers", "data.max_corrupt_rate", "data.max_failed_shards", "init_from", "optimizer.ema_memory",
         "encoder.weights", "autoencoder.weights", "train.profile_at",
     }
 )  # fmt: skip
@@ -98,41 +96,12 @@ def frozen_differences(old: config.Settings, new: config.Settings) -> dict[str, 
     }
 
 
-def _build(cls, tree: Mapping[str, Any], where: str):
-    """One dataclass from one mapping; absent fields take their defaults."""
-    if not isinstance(tree, Mapping):
-        raise ValueError(f"{where} must be a group of fields, not {tree!r}")
-    fields, values = config_fields.fields(cls), {}
-    for name, value in tree.items():
-        if name not in fields:
-            raise ValueError(f"unknown field {where}.{name}; {_suggest(f'{where}.{name}', fields)}")
-        hint, here = fields[name].type, f"{where}.{name}"
-        if hint is config.Task and isinstance(value, Mapping) and isinstance(value.get("name"), str):
-            hint = tasks.task_class(value["name"]).settings_class
-        values[name] = _build(hint, value, here) if dataclasses.is_dataclass(hint) else _coerce(hint, value, here)
-    return cls(**values)
+def _group(hint: type, value: Any) -> type:
+    """The class of a group: the settings of a task are of the task's own class."""
+    if hint is config.Task and isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        return tasks.task_class(value["name"]).settings_class
+    return hint
 
 
-def _suggest(name: str, fields: Mapping[str, Any]) -> str:
-    if known := migration.advice(name.removeprefix("config.")):
-        return known
-    near = difflib.get_close_matches(name.rpartition(".")[2], fields, n=3) or sorted(fields)
-    return f"did you mean {' or '.join(near)}?"
-
-
-def _coerce(hint, value, where: str):
-    """Checks a leaf's type; lists (JSON has no tuples) become tuples and whole numbers may stand for floats."""
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{where} must be a tuple, not {value!r}")
-        kinds = typing.get_args(hint)
-        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-        if len(value) != len(kinds):
-            raise ValueError(f"{where} must have {len(kinds)} values, not {len(value)}: {value!r}")
-        entries = enumerate(zip(kinds, value, strict=True))
-        return tuple(_coerce(kind, entry, f"{where}[{i}]") for i, (kind, entry) in entries)
-    kind = typing.get_origin(hint) or hint  # Mapping: an entry of data.mixture
-    allowed = (int, float) if kind is float else kind
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where} must be of type {kind.__name__}, not {value!r}")
-    return float(value) if kind is float else dict(value) if kind is Mapping else value
+def _advice(name: str) -> str | None:
+    return migration.advice(name.removeprefix("config."))

@@ -131,6 +131,13 @@ class Eval:
         "docs/evaluation.md",
     ] = ()
     suite_every: Annotated[int, at_least(0), "steps between evaluations of `suite`, which is also the last step's"] = 0
+    network_weights: Annotated[
+        tuple[str, ...],
+        'of `suite`: files of networks that no package carries, as ("inception=PATH",); see docs/evaluation.md',
+    ] = ()
+    network_protocol: Annotated[
+        tuple[str, ...], 'of `suite`: how a network\'s input is prepared, as ("inception=clean",)'
+    ] = ()
     sampler: Annotated[
         Literal["ddpm", "ddim", "dpm++", "euler", "heun"],
         "euler and heun solve diffusion.schedule=flow, the others the rest",

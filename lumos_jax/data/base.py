@@ -26,6 +26,10 @@ class CorruptRecord(Exception):
     """A record is damaged; the message says why. It is counted and named, and has weight 0."""
 
 
+class TombstonedRecord(CorruptRecord):
+    """A record was taken out of a prepared data set. It keeps its number, has weight 0, and is no fault."""
+
+
 class Part(NamedTuple):
     """A source of a mixture: the number of its first record in the mixture, and its weight."""
 
@@ -34,16 +38,25 @@ class Part(NamedTuple):
     weight: float
 
 
+class Fetched(NamedTuple):
+    """Record number -> encoded image or pixels, and -> captions; an exception stands in the place of what cannot be read."""
+
+    images: dict[int, bytes | np.ndarray | Exception]
+    captions: dict[int, Captions | Exception]
+
+
 class Source(abc.ABC):
     """Random access to `len(source)` records; picklable, since worker processes open files of their own.
 
     needs: the field of config.data without which the source cannot be opened.
     in_mixture: whether it may be a part of a mixture.
+    remote: whether reads wait for a network; then the loader takes whole batches by `fetch`.
     """
 
     registry: ClassVar[dict[str, type]] = SOURCES
     needs: ClassVar[str] = ""
     in_mixture: ClassVar[bool] = True
+    remote: bool = False
 
     @classmethod
     def open(cls, data: Data) -> Source:
@@ -63,11 +76,18 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """A hash of what decides content and order: names, sizes, counts."""
+        """A hash of what decides content and order: names, sizes, counts; behind a dash, if there is one, that of a sample of
+        the content, which runs of older versions did not record (`same_fingerprint`)."""
 
     def open_image(self, index: int) -> BinaryIO:
         """An encoded image as a file, of which the beginning will be read. Raises as `read`."""
         return io.BytesIO(self.read(index))
+
+    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
+        """The images of some records and the captions of others, as `read` and `captions` give them, with many reads in
+        flight. Batches of remote sources are fetched so, and decoded then."""
+        found = {index: value_or_error(self.read, index) for index in images}
+        return Fetched(found, {index: value_or_error(self.captions, index) for index in captions})
 
     def sizes(self, records: np.ndarray) -> np.ndarray | None:
         """(height, width) of the images of records (N,): int (N, 2), if they are known without reading them."""
@@ -77,6 +97,16 @@ class Source(abc.ABC):
     def parts(self) -> Sequence[Part]:
         """The sources of a mixture; of any other source, itself."""
         return (Part(0, self, 1.0),)
+
+
+def value_or_error(read: Callable[[int], Any], index: int) -> Any:
+    """What `read` gives, or the exception that it raises, but for those of the machine and of its installation."""
+    try:
+        return read(index)
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # noqa: BLE001
+        return error
 
 
 class HasCaptions(abc.ABC):
@@ -169,6 +199,20 @@ def digest(parts: Iterable[Any]) -> str:
     for part in parts:
         state.update(f"{part}\n".encode(errors="surrogateescape"))
     return state.hexdigest()
+
+
+def same_fingerprint(before: str, now: str) -> bool:
+    """Whether two fingerprints are of the same data; one without a hash of content says nothing of it."""
+    (names, _, content), (other_names, _, other_content) = before.partition("-"), now.partition("-")
+    return names == other_names and (content == other_content or "" in (content, other_content))
+
+
+def joint_fingerprint(fingerprints: Iterable[str], weights: Iterable[float]) -> str:
+    """Of several sources and their weights."""
+    parts, weights = [fingerprint.partition("-") for fingerprint in fingerprints], list(weights)
+    names = digest(zip((names for names, _, _ in parts), weights, strict=True))
+    contents = [content for _, _, content in parts]
+    return f"{names}-{digest(contents)}" if any(contents) else names
 
 
 def printable(name: str) -> str:

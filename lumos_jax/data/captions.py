@@ -12,7 +12,6 @@ import html
 import io
 import json
 import os
-import pathlib
 import re
 import urllib.parse
 import zlib
@@ -21,8 +20,8 @@ from typing import TextIO
 import numpy as np
 from absl import logging
 
+from lumos_jax.data import storage
 from lumos_jax.data.base import Captions, CorruptRecord
-from lumos_jax.data.files import open_regular
 
 # Under which names records of other makers have them, the first that is there.
 RAW_NAMES = ("caption", "text", "txt")
@@ -102,8 +101,8 @@ def _encoding_of(head: bytes) -> str:
 
 
 def open_text(path: str | os.PathLike, errors: str, newline: str | None = None) -> TextIO:
-    """A text file in any of these encodings; see `open`. Raises OSError as `open_regular`."""
-    file = open_regular(path)
+    """A text file in any of these encodings, on disk or behind a URL; see `open`. Raises OSError as `open_regular`."""
+    file = storage.open_read(os.fspath(path))
     head = file.read(4)
     file.seek(0)
     return io.TextIOWrapper(file, _encoding_of(head), errors, newline)
@@ -123,7 +122,18 @@ def one_line(text: str) -> str:
     return " ".join(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())
 
 
-def read_jsonl(path: pathlib.Path) -> dict[str, Captions]:
+def captions_of_json(data: bytes) -> tuple[str | None, str | None]:
+    """The raw and the detailed caption in a JSON object, None where there is none. Raises CorruptRecord: it is no JSON."""
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CorruptRecord(f"its .json is none: {error}") from error
+    fields = fields if isinstance(fields, dict) else {}
+    texts = ([fields[n] for n in names if isinstance(fields.get(n), str)] for names in (RAW_NAMES, DETAILED_NAMES))
+    return tuple(one_line(found[0]) if found else None for found in texts)
+
+
+def read_jsonl(path: str | os.PathLike) -> dict[str, Captions]:
     """Lines {"file": relative name, "caption": ..., "detailed": ...}, "detailed" where there is one -> name -> captions.
     Raises ValueError: a line is something else; says which."""
     found, twice = {}, 0

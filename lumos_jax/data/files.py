@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import math
 import os
 import pathlib
@@ -12,13 +11,13 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 from absl import logging
 
 from lumos_jax import fileio
-from lumos_jax.data.base import CorruptRecord, Source, digest, printable
+from lumos_jax.data.base import CorruptRecord, Source, printable
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 # What says nothing about a record: storage or the machine has failed, and other records would fail alike.
@@ -81,7 +80,8 @@ def directory(path: str) -> pathlib.Path:
     """The directory that config.data.path names. Raises ValueError: it is none."""
     found = pathlib.Path(path).expanduser().absolute()
     if not found.is_dir():
-        raise ValueError(f"config.data.path={path!r} is not a directory")
+        hint = ", and URLs are not read here: mount the bucket and give its path" if "://" in path else ""
+        raise ValueError(f"config.data.path={path!r} is not a directory{hint}")
     return found
 
 
@@ -122,31 +122,6 @@ def _mode(entry: os.DirEntry) -> int:
         return stat.S_IFREG
 
 
-def find_shards(path: str, kind: str, *patterns: str) -> list[str]:
-    """Sorted paths of the shards in a directory, of those that a glob finds, or of one file.
-
-    What is no file (a folder of a shard's name, a named pipe) is left out, and its number logged.
-    Raises ValueError: none there.
-    """
-    given = pathlib.Path(path).expanduser().absolute()
-    if given.is_dir():
-        found = [str(p) for pattern in patterns for p in given.glob(pattern) if not p.name.startswith(".")]
-    else:  # the name of a file may hold what a glob reads as a pattern
-        found = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
-    others = [p for p in found if os.path.exists(p) and not os.path.isfile(p)]
-    if others:
-        logging.warning("%s: %d are no files and are left out, as %s", given, len(others), printable(min(others)))
-    if not set(found) - set(others):
-        searched = f"a directory is searched for {' and '.join(patterns)}; a file or a glob may have any name"
-        raise ValueError(f"config.data.path={path!r}: no {kind} shards there ({searched})")
-    return sorted(set(found) - set(others))
-
-
-def shards_digest(paths: Sequence[str], ends: Sequence[int]) -> str:
-    """A hash of shards by their names, sizes and numbers of records."""
-    return digest((os.path.basename(p), os.path.getsize(p), end) for p, end in zip(paths, ends, strict=True))
-
-
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Opens a file for reading; a named pipe or device is refused at once instead of waited for.
     Raises OSError: it is no regular file, or cannot be opened."""
@@ -172,10 +147,16 @@ def file_size(path: str | os.PathLike) -> int:
 
 
 def read_npy(data: bytes) -> np.ndarray:
-    """The array of numbers in a .npy file; a view of `data`.
+    """The array of numbers in a .npy file; a view of `data`. Raises ValueError: these bytes are no such file, or too few."""
+    dtype, shape, order, begin = npy_header(data)
+    return np.frombuffer(data, dtype, math.prod(shape), begin).reshape(shape, order=order)
+
+
+def npy_header(data: bytes) -> tuple[np.dtype, tuple[int, ...], Literal["C", "F"], int]:
+    """Dtype, shape and order of the array in a .npy file that begins with `data`, and the offset of its first number.
 
     NumPy's own reader compiles the header as Python, and the compiler of CPython 3.11 may fail when several threads use it.
-    Raises ValueError: these bytes are no such file, or are too few.
+    Raises ValueError: it is no such file.
     """
     if data[:6] != b"\x93NUMPY" or len(data) < 12:
         raise ValueError("no NumPy file")
@@ -187,9 +168,8 @@ def read_npy(data: bytes) -> np.ndarray:
     shape = re.search(r"""['"]shape['"]\s*:\s*\(([\d\s,]*)\)""", header)
     if not (dtype and order and shape):
         raise ValueError(f"a NumPy file of something else than numbers: {header.strip()[:80]}")
-    dims = [int(dim) for dim in shape[1].split(",") if dim.strip()]
-    array = np.frombuffer(data, np.dtype(dtype[1]), math.prod(dims), end)
-    return array.reshape(dims, order="F" if order[1] == "True" else "C")
+    dims = tuple(int(dim) for dim in shape[1].split(",") if dim.strip())
+    return np.dtype(dtype[1]), dims, "F" if order[1] == "True" else "C", end
 
 
 def made_once(file: pathlib.Path | None, names: Sequence[str], make: Callable[[], Arrays]) -> Arrays:

@@ -4,6 +4,8 @@ Row r of the global batch of step s is record pi(s B + r), pi a seeded permutati
 each source of a mixture, which are then interleaved by weight). Hosts and workers only choose which rows they read. Held-out
 records are the first of a fixed permutation; training permutes the rest.
 
+With config.data.order=block pi permutes blocks of consecutive records instead, see `blocks`.
+
 Permutations are Grain's index shuffle, which needs no memory. It walks through 2^16 numbers to find the next one in range,
 which for a folder of 300 files takes longer than reading the file: small ones are sorted random numbers instead.
 """
@@ -18,6 +20,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from lumos_jax.data import blocks
 from lumos_jax.data.base import Data, Source
 
 # The held-out choice does not follow config.data.seed: two runs that differ in their order hold out the same records.
@@ -73,25 +76,58 @@ def holdout_counts(data: Data, source: Source) -> list[int]:
 
 def endless(record: Callable[[int], int], count: int, name: str) -> Order:
     """All epochs of `count` records, each permuted in its own way; `record` gives those of places 0 .. count - 1."""
+    return _epochs(lambda place, seed: int(record(permuted(place, count, seed))), count, name)
+
+
+def _epochs(record: Callable[[int, int], int], count: int, name: str) -> Order:
     seed = zlib.crc32(name.encode())  # a hash, so that epoch 1 of a user's seed 0 is not epoch 0 of seed 1
 
     def at(position: int) -> int:
         epoch, place = divmod(position, count)
-        return int(record(permuted(place, count, (seed + epoch) % 2**32)))
+        return record(place, (seed + epoch) % 2**32)
 
     return at
 
 
-def training_order(data: Data, source: Source) -> Order:
-    """Position -> record number, of the records that are not held out."""
+def training_order(data: Data, source: Source, batch_size: int = 1) -> Order:
+    """Position -> record number, of the records that are not held out. batch_size: rows of a global batch, for order=block."""
 
     def of_part(number: int, first: int, count: int, held: int) -> Order:
         name = f"{data.seed}/{number}"
         return endless(lambda place: first + permuted(held + place, count, _HOLDOUT_SEED), count - held, name)
 
     held, parts = holdout_counts(data, source), source.parts
-    orders = [of_part(i, part.first, len(part.source), held[i]) for i, part in enumerate(parts)]
-    return mixed(orders, [part.weight for part in parts])
+    weights = [part.weight for part in parts]
+    if data.order == "block":
+        rows = [max(1, round(batch_size * weight / sum(weights))) for weight in weights]
+        named = zip(training_blocks(data, source), rows, itertools.count(), strict=False)
+        return mixed([_block_order(data, *part, count, number) for part, count, number in named], weights)
+    return mixed([of_part(i, part.first, len(part.source), held[i]) for i, part in enumerate(parts)], weights)
+
+
+def training_blocks(data: Data, source: Source) -> list[tuple[int, blocks.Blocks]]:
+    """The first record of each source of a mixture, and its records that are not held out in blocks."""
+    held = holdout_counts(data, source)
+    chosen = [
+        [permuted(i, len(part.source), _HOLDOUT_SEED) for i in range(n)]
+        for part, n in zip(source.parts, held, strict=True)
+    ]
+    return [
+        (part.first, blocks.Blocks(len(part.source), records, data.block_records))
+        for part, records in zip(source.parts, chosen, strict=True)
+    ]
+
+
+def _block_order(data: Data, first: int, own: blocks.Blocks, rows: int, number: int) -> Order:
+    place = functools.partial(
+        blocks.place_at,
+        count=len(own),
+        block=data.block_records,
+        window=data.block_window,
+        rows=rows,
+        permuted=permuted,
+    )
+    return _epochs(lambda at, seed: first + own.record(place(at, seed=seed)), len(own), f"{data.seed}/{number}/blocks")
 
 
 def mixed(orders: Sequence[Order], weights: Sequence[float]) -> Order:

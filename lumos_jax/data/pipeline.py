@@ -18,7 +18,8 @@ from multiprocessing import resource_tracker
 import numpy as np
 from absl import flags
 
-from lumos_jax.data import aspect, order, workers
+from lumos_jax import fileio
+from lumos_jax.data import aspect, blocks, order, workers
 from lumos_jax.data.base import CorruptRecord, Data, Source
 from lumos_jax.data.decode import decode_square, ignore_pillow_warnings
 from lumos_jax.data.files import read_file
@@ -124,14 +125,18 @@ def make_train_iterator(
     Raises:
       ValueError: holding out leaves no records, or /dev/shm is too small for config.data.workers.
     """
-    assigned = None
+    assigned = reader = None
     if data.has_buckets:
         assigned = aspect.assign(data, source, batch_size)
         batch_of = aspect.BucketOrder(data, source, assigned, batch_size).batch_of
     else:
-        batch_of = functools.partial(lambda records, step: (records, step), order.training_order(data, source))
+        batch_of = functools.partial(
+            lambda records, step: (records, step), order.training_order(data, source, batch_size)
+        )
+    if data.order == "block":
+        reader = blocks.BlockReader(order.training_blocks(data, source))
     steps = order.host_steps(batch_of, batch_size=batch_size, rows=rows, start_step=start_step)
-    loader = make_loader(data, source, training=True, assigned=assigned, batch_size=batch_size)
+    loader = make_loader(data, source, training=True, assigned=assigned, batch_size=batch_size, blocks=reader)
     return BatchIterator(data, steps, sys.maxsize, loader, len(rows), finish)
 
 
@@ -155,11 +160,12 @@ def read_batch(data: Data, source: Source, records: Sequence[int], finish: Finis
 
 
 def load_image(path: str | os.PathLike, size: int) -> np.ndarray:
-    """One file -> (size, size, 3) uint8: shorter side resized, center crop. Raises ValueError: it cannot be read or decoded."""
+    """One file -> (size, size, 3) uint8: shorter side resized, center crop. Raises ValueError: it cannot be read or decoded;
+    OSError: storage fails."""
     ignore_pillow_warnings()
     try:
         return decode_square(read_file(path), size)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise fileio.failure(error, f"{path} cannot be read: {error.strerror or error}") from error
     except CorruptRecord as error:
         raise ValueError(f"{path} is not a readable image: {error}") from error

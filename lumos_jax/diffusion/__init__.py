@@ -11,11 +11,13 @@ from lumos_jax.diffusion.process import (
     target,
     timestep_quartile,
 )
-from lumos_jax.diffusion.samplers import SAMPLERS, normal_rows, sample
+from lumos_jax.diffusion.samplers import SAMPLERS, Carry, Tables, normal_rows, sample, stages, start, step
 
 __all__ = [
     "SAMPLERS",
+    "Carry",
     "Process",
+    "Tables",
     "corrupt",
     "guided",
     "loss_terms",
@@ -24,6 +26,9 @@ __all__ = [
     "normal_rows",
     "sample",
     "sample_timesteps",
+    "stages",
+    "start",
+    "step",
     "target",
     "timestep_quartile",
 ]

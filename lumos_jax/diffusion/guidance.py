@@ -24,7 +24,7 @@ def guided(
     condition: Any,
     null: Any,
     *,
-    scale: float | np.ndarray,
+    scale: float | np.ndarray | jax.Array,
     interval: tuple[float, float] = (0.0, 1.0),
     rescale: float = 0.0,
     process: Process,
@@ -34,12 +34,13 @@ def guided(
     Args:
       predict: (x (B, h, w, c), network time (B,), condition) -> (B, h, w, c_out).
       condition, null: trees of the same structure with leading dim B.
-      scale: 1 is no guidance, in one pass; or an array that broadcasts to the prediction, as one scale per frame.
+      scale: 1 is no guidance, in one pass; or an array that broadcasts to the prediction, as one scale per frame. A jax
+        array always guides.
       interval: (low, high) within [0, 1]; 0 is clean, 1 is noise.
       rescale: phi in [0, 1]; 0 for none.
       process: says which channels are a learned variance.
     """
-    if np.all(np.asarray(scale) == 1.0):
+    if not isinstance(scale, jax.Array) and np.all(np.asarray(scale) == 1.0):
         return lambda x, time: predict(x, time, condition)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), condition, null)
 

@@ -14,11 +14,15 @@ dpm++: DPM-Solver++ 2M on the discrete schedule made continuous                 
 
 Coefficients do not depend on the network: they are computed in float64 before the scan. Axis letters: B batch, S sampling
 steps; x_0, x_t, eps and z ~ N(0, 1) are (B, [F,] h, w, c).
+
+`sample` runs all steps in one program. `start`, `stages` and `step` are the same, for callers that stop between steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +33,8 @@ from lumos_jax.diffusion.process import NETWORK_TIME, Process, split_output, to_
 
 FLOW_SAMPLERS = ("euler", "heun")
 SAMPLERS = ("ddpm", "ddim", "dpm++", *FLOW_SAMPLERS)
+Carry = tuple[jax.Array, jax.Array]  # x_t, and x_0 as the last step predicted it
+Tables = Mapping[str, Any]  # by name, (S,) numbers, or one of a step
 FEW_STEPS = 10  # with fewer, dpm++ makes the last step first order: second order is unstable there
 
 
@@ -59,20 +65,50 @@ def sample(
     Raises:
       ValueError: an unknown sampler, one that does not solve the process, or more steps than the process has.
     """
+    carry = start(noise)
+    for name, tables_S in stages(process, sampler=sampler, steps=steps, lower_last=lower_last, eta=eta):
+        move = functools.partial(step, process, denoise, name=name, key=key)
+        carry, _ = jax.lax.scan(lambda carry, row, move=move: (move(carry, row), None), carry, tables_S)
+    return carry[0]
+
+
+def start(noise: jax.Array) -> Carry:
+    """What the first step takes."""
+    x = noise.astype(jnp.float32)
+    return x, jnp.zeros_like(x)
+
+
+def stages(
+    process: Process, *, sampler: str, steps: int, lower_last: bool = False, eta: float = 0.0
+) -> list[tuple[str, Tables]]:
+    """The steps of a sampler in their order: the name of a step function, and tables (S,) float32 with a row for each of its
+    steps. Arguments and errors as of `sample`."""
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler {sampler!r} is not one of {', '.join(SAMPLERS)}")
     if process.is_flow != (sampler in FLOW_SAMPLERS):
         raise ValueError(f"sampler {sampler!r} does not solve schedule {process.schedule!r}")
     if steps < 1 or (not process.is_flow and steps > process.steps):
         raise ValueError(f"{steps} sampling steps: must be from 1 to {process.steps}")
-    x = noise.astype(jnp.float32)
     if sampler == "dpm++":
-        return _dpm_solver_pp_2m(process, denoise, x, steps, lower_last)
+        return [(sampler, _rows(_dpm_solver_pp_2m_tables(process, steps, lower_last)))]
     if sampler == "ddim":
-        return _ddim(process, denoise, x, key, steps, eta)
+        return [(f"ddim{'+noise' if eta else ''}", _rows(_ddim_tables(process, steps, eta)))]
     if sampler == "ddpm":
-        return _ddpm(process, denoise, x, key, steps)
-    return _flow(denoise, x, steps, second_order=sampler == "heun")
+        return [(sampler, _rows(_ddpm_tables(process, steps)))]
+    rows = _rows(_flow_tables(steps))
+    if sampler == "euler" or steps == 1:
+        return [("euler", rows)]
+    # The last step is always first order, so that the network is never called at t = 0.
+    return [(name, {key: table[part] for key, table in rows.items()})
+            for name, part in (("heun", slice(-1)), ("euler", slice(-1, None)))]  # fmt: skip
+
+
+def step(process: Process, denoise: Callable, carry: Carry, row: Tables, *, name: str, key: jax.Array) -> Carry:
+    """One step: (x_t, x0 as the network predicted it a step before) -> the same of the next time.
+
+    denoise, key: as of `sample`. name, row: as of `stages`, one row of the tables.
+    """
+    return _STEPS[name](process, denoise, carry, row, key)
 
 
 def spaced_timesteps(total: int, steps: int) -> np.ndarray:
@@ -92,17 +128,21 @@ def _call(denoise: Callable, x: jax.Array, time: jax.Array) -> jax.Array:
     return denoise(x, jnp.full(x.shape[:1], time, jnp.float32)).astype(jnp.float32)
 
 
-def _predict(process: Process, denoise: Callable, x: jax.Array, row: dict[str, jax.Array]) -> tuple:
+def _predict(process: Process, denoise: Callable, x: jax.Array, row: Tables) -> tuple:
     """(x_0, eps, variance logits or None), as the network predicts them from x_t at `row`'s time, signal and sigma."""
     prediction, logits = split_output(process, _call(denoise, x, row["time"]))
     return *to_x0_noise(process.prediction, row["signal"], row["sigma"], x, prediction), logits
 
 
-def _reversed_scan(body: Callable, x: jax.Array, tables_S: dict[str, np.ndarray]) -> jax.Array:
-    """Scans x = body(x, row) over the rows of the tables, from the last (the noisiest) to the first."""
-    xs = {name: jnp.asarray(table[::-1].copy(), jnp.float32) for name, table in tables_S.items()}
-    xs["index"] = jnp.arange(len(xs["time"]))
-    return jax.lax.scan(lambda x, row: (body(x, row), None), x, xs)[0]
+def _rows(tables_S: dict[str, np.ndarray]) -> Tables:
+    """float32, and the `index` of each step."""
+    rows = {name: table.astype(np.float32) for name, table in tables_S.items()}
+    return rows | {"index": np.arange(len(rows["time"]), dtype=np.int32)}
+
+
+def _reversed(tables_S: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """From the noisiest row, the last, to the first."""
+    return {name: table[::-1] for name, table in tables_S.items()}
 
 
 def _respaced(process: Process, steps: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -113,8 +153,7 @@ def _respaced(process: Process, steps: int) -> tuple[np.ndarray, np.ndarray, dic
     return bar_S, np.append(1.0, bar_S[:-1]), {"time": time_S, "signal": np.sqrt(bar_S), "sigma": np.sqrt(1 - bar_S)}
 
 
-def _ddim(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, steps: int, eta: float) -> jax.Array:
-    """(2)."""
+def _ddim_tables(process: Process, steps: int, eta: float) -> dict[str, np.ndarray]:
     bar_S, next_bar_S, tables_S = _respaced(process, steps)
     std_S = eta * np.sqrt((1 - next_bar_S) / (1 - bar_S) * (1 - bar_S / next_bar_S))
     tables_S |= {
@@ -122,19 +161,22 @@ def _ddim(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, ste
         "next_sigma": np.sqrt(np.maximum(1 - next_bar_S - std_S**2, 0.0)),
         "std": std_S,
     }
-
-    def body(x, row):
-        x0, noise, _ = _predict(process, denoise, x, row)
-        x = row["next_signal"] * x0 + row["next_sigma"] * noise
-        if eta:
-            x = x + row["std"] * normal_rows(key, x.shape, row["index"])
-        return x
-
-    return _reversed_scan(body, x, tables_S)
+    return _reversed(tables_S)
 
 
-def _ddpm(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, steps: int) -> jax.Array:
-    """(1)."""
+def _ddim(process: Process, denoise: Callable, carry: Carry, row: Tables, key: jax.Array) -> Carry:
+    """(2) with eta = 0."""
+    x0, noise, _ = _predict(process, denoise, carry[0], row)
+    return row["next_signal"] * x0 + row["next_sigma"] * noise, x0
+
+
+def _ddim_with_noise(process: Process, denoise: Callable, carry: Carry, row: Tables, key: jax.Array) -> Carry:
+    """(2)."""
+    x, x0 = _ddim(process, denoise, carry, row, key)
+    return x + row["std"] * normal_rows(key, x.shape, row["index"]), x0
+
+
+def _ddpm_tables(process: Process, steps: int) -> dict[str, np.ndarray]:
     bar_S, next_bar_S, tables_S = _respaced(process, steps)
     beta_S = 1 - bar_S / next_bar_S
     variance_S = beta_S * (1 - next_bar_S) / (1 - bar_S)
@@ -147,20 +189,22 @@ def _ddpm(process: Process, denoise: Callable, x: jax.Array, key: jax.Array, ste
         "high": np.log(beta_S),
         "noisy": (np.arange(steps) > 0).astype(np.float64),  # the last step returns the mean
     }
-
-    def body(x, row):
-        x0, _, logits = _predict(process, denoise, x, row)
-        mean = row["x0_weight"] * x0 + row["xt_weight"] * x
-        share = 0.0 if logits is None else (logits + 1) / 2
-        log_variance = share * row["high"] + (1 - share) * row["low"]
-        z = normal_rows(key, x.shape, row["index"])
-        return mean + row["noisy"] * jnp.exp(0.5 * log_variance) * z
-
-    return _reversed_scan(body, x, tables_S)
+    return _reversed(tables_S)
 
 
-def _dpm_solver_pp_2m(process: Process, denoise: Callable, x: jax.Array, steps: int, lower_last: bool) -> jax.Array:
-    """(4) and (5)."""
+def _ddpm(process: Process, denoise: Callable, carry: Carry, row: Tables, key: jax.Array) -> Carry:
+    """(1)."""
+    x, _ = carry
+    x0, _, logits = _predict(process, denoise, x, row)
+    mean = row["x0_weight"] * x0 + row["xt_weight"] * x
+    share = 0.0 if logits is None else (logits + 1) / 2
+    log_variance = share * row["high"] + (1 - share) * row["low"]
+    z = normal_rows(key, x.shape, row["index"])
+    return mean + row["noisy"] * jnp.exp(0.5 * log_variance) * z, x0
+
+
+def _dpm_solver_pp_2m_tables(process: Process, steps: int, lower_last: bool) -> dict[str, np.ndarray]:
+    """(4)."""
     nodes_T = np.linspace(0.0, 1.0, process.steps + 1)[1:]
     times = np.linspace(1.0, 1.0 / process.steps, steps + 1)
     log_a = np.interp(times, nodes_T, 0.5 * np.log(schedule.alphas_cumprod(process.schedule, process.steps)))
@@ -170,7 +214,7 @@ def _dpm_solver_pp_2m(process: Process, denoise: Callable, x: jax.Array, steps: 
     correction_S = np.append(0.0, h_S[1:] / (2.0 * h_S[:-1]))
     if lower_last or steps < FEW_STEPS:
         correction_S[-1] = 0.0
-    tables_S = {
+    return {
         "time": (times[:-1] - 1.0 / process.steps) * NETWORK_TIME,
         "signal": a[:-1],
         "sigma": s[:-1],
@@ -178,33 +222,48 @@ def _dpm_solver_pp_2m(process: Process, denoise: Callable, x: jax.Array, steps: 
         "x0_weight": -a[1:] * np.expm1(-h_S),
         "correction": correction_S,
     }
-    rows = {name: jnp.asarray(table, jnp.float32) for name, table in tables_S.items()}
-
-    def body(carry, row):
-        x, previous = carry
-        x0, _, _ = _predict(process, denoise, x, row)
-        corrected = x0 + row["correction"] * (x0 - previous)
-        return (row["x_weight"] * x + row["x0_weight"] * corrected, x0), None
-
-    (x, _), _ = jax.lax.scan(body, (x, jnp.zeros_like(x)), rows)
-    return x
 
 
-def _flow(denoise: Callable, x: jax.Array, steps: int, second_order: bool) -> jax.Array:
-    """(3); the last step is always first order, so that the network is never called at t = 0."""
+def _dpm_solver_pp_2m(process: Process, denoise: Callable, carry: Carry, row: Tables, key: jax.Array) -> Carry:
+    """(5)."""
+    x, previous = carry
+    x0, _, _ = _predict(process, denoise, x, row)
+    corrected = x0 + row["correction"] * (x0 - previous)
+    return row["x_weight"] * x + row["x0_weight"] * corrected, x0
+
+
+def _flow_tables(steps: int) -> dict[str, np.ndarray]:
     edges = np.linspace(0.0, 1.0, steps + 1)
-    tables_S = {"time": edges[1:] * NETWORK_TIME, "next_time": edges[:-1] * NETWORK_TIME, "step": np.diff(edges)}
+    return _reversed(
+        {
+            "time": edges[1:] * NETWORK_TIME,
+            "next_time": edges[:-1] * NETWORK_TIME,
+            "step": np.diff(edges),
+            "t": edges[1:],
+        }
+    )
 
-    def euler(x, row):
-        return x - row["step"] * _call(denoise, x, row["time"])
 
-    def heun(x, row):
-        slope = _call(denoise, x, row["time"])
-        ahead = _call(denoise, x - row["step"] * slope, row["next_time"])
-        return x - row["step"] * 0.5 * (slope + ahead)
+def _euler(process: Process, denoise: Callable, carry: Carry, row: Tables, key: jax.Array) -> Carry:
+    """(3), first order."""
+    x, _ = carry
+    slope = _call(denoise, x, row["time"])
+    return x - row["step"] * slope, x - row["t"] * slope
 
-    if not second_order:
-        return _reversed_scan(euler, x, tables_S)
-    if steps > 1:
-        x = _reversed_scan(heun, x, {name: table[1:] for name, table in tables_S.items()})
-    return _reversed_scan(euler, x, {name: table[:1] for name, table in tables_S.items()})
+
+def _heun(process: Process, denoise: Callable, carry: Carry, row: Tables, key: jax.Array) -> Carry:
+    """(3), second order."""
+    x, _ = carry
+    slope = _call(denoise, x, row["time"])
+    ahead = _call(denoise, x - row["step"] * slope, row["next_time"])
+    return x - row["step"] * 0.5 * (slope + ahead), x - row["t"] * slope
+
+
+_STEPS = {
+    "ddpm": _ddpm,
+    "ddim": _ddim,
+    "ddim+noise": _ddim_with_noise,
+    "dpm++": _dpm_solver_pp_2m,
+    "euler": _euler,
+    "heun": _heun,
+}

@@ -21,28 +21,12 @@ _OF_SAMPLES = ("samples", "truth")  # sources that are a directory of `evaluate 
 _PREPARED = {"crop": "center square", "resize": "bilinear antialiased"}  # how data.decode makes images of one size
 
 
-def _pairs(values: list[str], flag: str) -> dict[str, str]:
-    """NAME=VALUE, ... -> a dict. Raises ValueError for one without a known name."""
-    made = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        if not equals or name not in (*features.NETWORKS, "clip_score", "alex"):
-            raise ValueError(f"{flag} {text!r} must be NETWORK=VALUE, NETWORK one of {', '.join(features.NETWORKS)}")
-        made[name] = value
-    return made
-
-
 def _add_networks(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--network-weights", action="append", default=[], metavar="NETWORK=PATH",
         help="official file, directory or hub id of a network that no package carries")  # fmt: skip
     add("--network-protocol", action="append", default=[], metavar="NETWORK=NAME",
         help="how its input is prepared, where not as usual, as inception=clean")  # fmt: skip
-
-
-def _networks(args: argparse.Namespace) -> metrics.Networks:
-    weights = _pairs(args.network_weights, "--network-weights")
-    return metrics.Networks(weights, _pairs(args.network_protocol, "--network-protocol"))
 
 
 def add_statistics(commands: argparse._SubParsersAction) -> None:
@@ -68,7 +52,7 @@ def statistics(args: argparse.Namespace) -> None:
     """Writes the statistics of a source's features. Raises ValueError for what is missing or damaged."""
     if pathlib.Path(args.out).suffix != ".npz":
         raise ValueError(f"--out={args.out} must end with .npz")
-    network = _networks(args).open(args.network)
+    network = metrics.Networks.parse(args.network_weights, args.network_protocol).open(args.network)
     total, images, batches = _of_samples(args) if args.source in _OF_SAMPLES else _of_records(args, network.kind)
     reference = scoring.make_reference(network, batches, total, images)
     reference.save(args.out)
@@ -160,6 +144,7 @@ def add_score(commands: argparse._SubParsersAction) -> None:
     add("--samples", required=True, metavar="DIR", help="of `evaluate sample`, or a folder of PNG files")
     add("--metrics", default="", metavar="NAME,...", help=", ".join(metrics.METRICS))
     add("--geneval", metavar="FILE", help="results.jsonl of GenEval's own scorer about these samples, exported")
+    add("--dpg", metavar="FILE", help="results of DPG-Bench's own scorer (--res-path, with --pic-num=4) about them")
     add("--reference", action="append", default=[], metavar="FILE",
         help="statistics, one file a network: of `evaluate statistics`, or of ADM, EDM, EDM2, pytorch-fid")  # fmt: skip
     add("--out", metavar="DIR", help="where scores.json goes (default: to the samples)")
@@ -171,12 +156,14 @@ def score(args: argparse.Namespace) -> None:
     """Scores samples, writes scores.json and prints a table. Raises ValueError as `scoring.score_samples`."""
     samples = scoring.open_samples(args.samples)
     names = list(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip()))
-    if not (names or args.geneval):
+    official = {name: getattr(args, name) for name in official_results.SCORERS if getattr(args, name)}
+    if not (names or official):
         raise ValueError("--metrics is missing: name what to score, as --metrics=psnr,ssim")
-    scores = scoring.score_samples(samples, names, args.reference, _networks(args))
-    if args.geneval:
-        scores.estimates["geneval"] = official_results.geneval(args.geneval, samples.items.items)
-        scores.details["geneval"] = {"metric": "geneval", "better": "higher", "num": len(samples)}
+    networks = metrics.Networks.parse(args.network_weights, args.network_protocol)
+    scores = scoring.score_samples(samples, names, args.reference, networks)
+    for name, path in official.items():
+        scores.estimates[name] = official_results.SCORERS[name](path, samples.items.items)
+        scores.details[name] = {"metric": name, "better": "higher", "num": len(samples)}
     scoring.save(scores, args.out or args.samples, scoring.describe(samples))
     for warning in scores.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import math
 import pathlib
@@ -20,9 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lumos_jax import fileio
+from lumos_jax.data.files import IMAGE_ENDINGS, files_below
+from lumos_jax.data.sources.videos import VIDEO_ENDINGS
 from lumos_jax.scenes.scene import COLORS, KINDS, VERSION, captions, make_scene
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FIRST_SCENE = 2**39  # of the set `scenes`: beyond any that a run trains on (config.data.scenes.num_scenes)
 _SEED = 0x6E7
 
@@ -115,9 +117,9 @@ def make_list(name: str, data: str | None = None, num: int | None = None) -> Ite
             raise ValueError(f"--set={name} needs --data=FOLDER with {chosen.files}")
         found = ItemList(name, tuple(chosen.items(Folder(name, data or ""), num)), data or "")
     elif path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+        files = sorted(p for p in map(pathlib.Path, files_below(path)) if p.suffix.lower() in IMAGE_ENDINGS)
         if not files:
-            raise ValueError(f"--set={name}: the folder holds no images ({', '.join(ENDINGS)})")
+            raise ValueError(f"--set={name}: the folder holds no images ({', '.join(sorted(IMAGE_ENDINGS))})")
         found = ItemList(path.name, tuple(_image_item(path, file) for file in files), str(path))
     elif path.is_file():
         found = read_list(path)
@@ -140,15 +142,21 @@ def _image_item(folder: pathlib.Path, file: pathlib.Path) -> Item:
 
 def _json_lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     """(line number, object) of a JSONL file. Raises ValueError if it cannot be read."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
         try:
             yield number, json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
+
+
+def _read_text(path: pathlib.Path) -> str:
+    """Raises ValueError if a file cannot be read or is no text, and OSError where storage fails."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise fileio.failure(error, f"{path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +176,7 @@ class Folder:
     def table(self, name: str, *columns: str) -> list[dict[str, str]]:
         """The rows of a csv file with these columns. Raises ValueError if it is missing or has others."""
         path = self / name
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(_read_text(path), newline="")))
         if not rows or not set(columns) <= set(rows[0]):
             raise ValueError(
                 f"{path} has the columns {', '.join(rows[0] if rows else ())}; needed: {', '.join(columns)}"
@@ -265,7 +272,7 @@ def _geneval(folder: Folder, _: int | None) -> Iterator[Item]:
 
 def _dpg(folder: Folder, _: int | None) -> Iterator[Item]:
     for file in sorted((folder / "prompts").glob("*.txt")):
-        text = file.read_text(encoding="utf-8").strip()
+        text = _read_text(file).strip()
         for k in range(4):
             yield Item(f"{file.stem}/{k:04d}", {"caption": text}, group=file.stem)
 
@@ -289,7 +296,7 @@ def _videos(folder: Folder, num: int | None) -> Iterator[Item]:
     import av  # its libraries take a moment to load, and only videos need them
 
     root, wanted = folder / "videos", CLIPS if num is None else num
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in (".avi", ".mp4", ".mkv", ".webm"))
+    files = sorted(p for p in map(pathlib.Path, files_below(root)) if p.suffix.lower() in VIDEO_ENDINGS)
     rng = np.random.Generator(np.random.Philox(_SEED))
     for index in rng.permutation(len(files)):
         if not wanted:

@@ -16,6 +16,7 @@ from lumos_jax.evaluation import features, intervals, kernel, precision_recall, 
 from lumos_jax.evaluation.frechet import frechet
 from lumos_jax.evaluation.intervals import Estimate
 from lumos_jax.evaluation.lists import Item
+from lumos_jax.evaluation.networks import weights as weights_of
 from lumos_jax.evaluation.reconstruction import reconstruction_scores
 from lumos_jax.evaluation.references import Reference
 from lumos_jax.scenes.reader import MEASURES, caption_agreement
@@ -44,8 +45,30 @@ class Networks:
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     protocols: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def parse(
+        cls,
+        weights: Sequence[str],
+        protocols: Sequence[str],
+        fields: tuple[str, str] = ("--network-weights", "--network-protocol"),
+    ) -> Networks:
+        """From NETWORK=PATH and NETWORK=NAME. `fields` names both in errors.
+        Raises ValueError: another form, or an unknown network."""
+        known = tuple(weights_of.OFFICIAL), features.NETWORKS
+        return cls(*map(_parse_pairs, (weights, protocols), fields, known))
+
     def open(self, name: str) -> features.FeatureNetwork:
         return features.open_network(name, self.weights.get(name, ""), self.protocols.get(name, ""))
+
+
+def _parse_pairs(pairs: Sequence[str], field: str, known: Sequence[str]) -> dict[str, str]:
+    made = {}
+    for text in pairs:
+        name, equals, value = text.partition("=")
+        if not equals or name not in known:
+            raise ValueError(f"{field} {text!r} must be NETWORK=VALUE, NETWORK one of {', '.join(known)}")
+        made[name] = value
+    return made
 
 
 Score = Callable[[np.ndarray, "np.ndarray | None", Sequence[Item]], np.ndarray]

@@ -130,6 +130,7 @@ def read(path: str | pathlib.Path, network: str) -> Reference | None:
 
     Raises:
       ValueError: the file cannot be read, or is of no known layout.
+      OSError: storage fails.
     """
     try:
         data = pathlib.Path(path).expanduser()
@@ -138,9 +139,9 @@ def read(path: str | pathlib.Path, network: str) -> Reference | None:
         with np.load(data, allow_pickle=False) as file:
             # ADM keeps all features of its reference images (arr_0: the images themselves), gigabytes that are not needed.
             arrays = {name: file[name] for name in file.files if not name.startswith("arr_")}
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    except ValueError as error:
+    except OSError as error:
+        raise fileio.failure(error, f"{path} cannot be read: {error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no file of statistics: {error}") from error
     if not {"mu", "sigma"} <= set(arrays):
         raise ValueError(

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from lumos_jax import fileio
+from lumos_jax.data.files import IMAGE_ENDINGS, files_below
 from lumos_jax.evaluation import metrics, references
 from lumos_jax.evaluation.frechet import Moments
 from lumos_jax.evaluation.intervals import Estimate
@@ -242,8 +244,12 @@ def load(directory: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Estim
         for name, entry in content["scores"].items():
             basis = {key.rpartition("/")[2]: array for key, array in arrays.items() if key.startswith(f"{name}/")}
             made[name] = Estimate(*(entry[field] for field in _NUMBERS), entry["interval"], basis)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{directory} holds no scores: run `lumos_jax.evaluate score` ({error})") from error
+    except OSError as error:
+        raise fileio.failure(error, f"{directory} holds no scores: run `lumos_jax.evaluate score` ({error})") from error
+    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{directory}: {FILE} or {ARRAYS} is damaged ({error}): delete both and score again"
+        ) from error
     return content, made
 
 
@@ -259,20 +265,19 @@ class ImageFolder:
     """A folder of PNG files of one size as samples, in the order of their names; its list is their names.
 
     Raises:
-      ValueError: no PNG files, or files of a format that loses detail.
+      ValueError: no PNG files, or images of another format.
     """
 
     def __init__(self, directory: str | pathlib.Path):
         self.directory = pathlib.Path(directory)
-        files = sorted(path for path in self.directory.rglob("*") if path.is_file())
-        lossy = [path for path in files if path.suffix.lower() in (".jpg", ".jpeg", ".webp")]
-        if lossy:
-            raise ValueError(
-                f"{lossy[0]} is compressed with loss, which alone changes a Frechet distance: save samples as PNG files"
-            )
-        self.files = [path for path in files if path.suffix.lower() == ".png"]
+        found = sorted(map(pathlib.Path, files_below(self.directory))) if self.directory.is_dir() else []
+        self.files = [path for path in found if path.suffix.lower() in IMAGE_ENDINGS]
         if not self.files:
             raise ValueError(f"{self.directory} holds neither samples of lumos_jax.evaluate nor PNG files")
+        if other := [path for path in self.files if path.suffix.lower() != ".png"]:
+            raise ValueError(
+                f"{other[0]} is no PNG file: lossy compression alone changes a Frechet distance; save samples as PNG files"
+            )
         names = (path.relative_to(self.directory).with_suffix("").as_posix() for path in self.files)
         self.items = ItemList(self.directory.name, tuple(Item(name) for name in names))
         self.protocol = {"list": self.directory.name}

@@ -86,12 +86,13 @@ def open_job(directory: str | pathlib.Path, items: ItemList, protocol: Protocol)
 
 
 def read_protocol(directory: str | pathlib.Path) -> Protocol:
-    """Raises ValueError if there is none, or it cannot be read."""
-    path = pathlib.Path(directory) / "protocol.json"
+    """Raises ValueError if there is none or it is damaged, and OSError where storage fails."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{directory} holds no samples of lumos_jax.evaluate: {error}") from error
+        return json.loads((pathlib.Path(directory) / "protocol.json").read_text())
+    except OSError as error:
+        raise fileio.failure(error, f"{directory} holds no samples of lumos_jax.evaluate: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{directory}/protocol.json is damaged: {error}") from error
 
 
 class Samples:
@@ -181,7 +182,9 @@ def _open(path: pathlib.Path, names: tuple[str, ...]) -> tuple[dict[str, Any], d
     try:
         with open(path, "rb") as opened, np.load(opened) as file:
             return json.loads(str(file["header"])), {name: file[name] for name in names if name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise fileio.failure(error, f"{path} cannot be read: {error}") from error
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, and run `evaluate sample` again") from error
 
 

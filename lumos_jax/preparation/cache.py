@@ -121,6 +121,9 @@ def _take_directory(directory: pathlib.Path, plan: Mapping[str, Any]) -> None:
         raise fileio.failure(error, f"--out={directory} cannot be used: {error}") from error
     if there is None and others:
         raise ValueError(f"--out={directory} holds other files, as {others[0]}: give an empty or a new directory")
+    field = "data.fingerprint"
+    if there and data.same_fingerprint(there.get(field, ""), plan[field]):
+        plan = {**plan, field: there[field]}
     if changed := there and differences(there, plan).replace("config.cache.", "--"):
         raise ValueError(
             f"--out={directory} was begun with other settings:\n{changed}\nSet them back, or give another directory"

@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,14 @@ from lumos_jax.tasks import media
 Host = Mapping[str, np.ndarray]  # a batch as it was read, R rows
 Conditions = Sequence[Mapping[str, Any]]  # by name, one a sample
 Load = Callable[[str], np.ndarray]  # path of an image -> (S, S, 3) uint8
+
+
+class Sampled(NamedTuple):
+    """What `run` sampled: the host batch, R `source_images` and samples uint8 (R, n, [F,] H, W, 3), as `save` takes them."""
+
+    host: Host
+    sources: np.ndarray
+    samples: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +71,12 @@ class Sampling:
         """
         return {"row": np.zeros(len(conditions), np.int32)}
 
-    def run(self, sampler: Any, args: argparse.Namespace) -> list[str]:
-        """Samples as the flags say with a train.sampler.Sampler, and writes the files; returns their names."""
+    def run(self, sampler: Any, args: argparse.Namespace) -> Sampled:
+        """Samples as the flags say with a train.sampler.Sampler; `save` writes them."""
         host = self.sample_inputs(args, sampler.load_image)
         if self.task.host is not None:
             host = self.task.host(host)
-        return self.save(host, sampler.source_images(host), sampler.samples(host, args.num), args.out)
+        return Sampled(host, sampler.source_images(host), sampler.samples(host, args.num))
 
     @classmethod
     def files(cls, out: str) -> list[str]:
@@ -95,7 +103,7 @@ class Sampling:
         if "image" in batch:
             return batch["image"]
         if "latent" in batch:
-            return to_uint8(self.decode(frozen, self.task.autoencoder.mean(batch["latent"])))
+            return self.pixels(frozen, self.task.autoencoder.mean(batch["latent"]))
         return jnp.zeros((len(next(iter(batch.values()))), 0, 0, 3), jnp.uint8)
 
     def generate(self, params: Any, frozen: Any, condition: Condition, noise: jax.Array, key: jax.Array,
@@ -104,19 +112,36 @@ class Sampling:
 
         settings: sampler, steps and guidance. gather: as for `models.Network.apply`. lower_last: as of `diffusion.sample`.
         """
-        network, process = self.task.network, self.task.process
-        condition = network.project_camera(params, condition)
-        denoise = diffusion.guided(
-            lambda x, time, condition: network.apply(params, x, time, condition, gather=gather),
-            condition,
-            network.null_condition(params, condition),
-            scale=self.guidance(settings.guidance),
-            interval=settings.guidance_interval,
-            rescale=settings.guidance_rescale,
-            process=process,
-        )
+        condition, null = self.prepare(params, condition)
+        scale, how = self.guidance(settings.guidance), (settings.guidance_interval, settings.guidance_rescale)
+        denoise = self._denoiser(params, condition, null, scale, how, gather)
         how = {"sampler": settings.sampler, "steps": settings.steps, "lower_last": lower_last}
-        latent = diffusion.sample(process, denoise, noise, key, **how)
+        latent = diffusion.sample(self.task.process, denoise, noise, key, **how)
+        return self.pixels(frozen, latent)
+
+    def _denoiser(self, params: Any, condition: Condition, null: Condition, scale: Any, how: tuple,
+                  gather: Callable | None = None) -> Callable:  # fmt: skip
+        """Of `diffusion.guided`. how: guidance interval and rescale."""
+        return diffusion.guided(
+            lambda x, time, condition: self.task.network.apply(params, x, time, condition, gather=gather),
+            condition, null, scale=scale, interval=how[0], rescale=how[1], process=self.task.process,
+        )  # fmt: skip
+
+    # The parts of `generate`, for samplers that stop between steps.
+
+    def prepare(self, params: Any, condition: Condition) -> tuple[Condition, Condition]:
+        """The condition as `step` takes it, and the null condition."""
+        condition = self.task.network.project_camera(params, condition)
+        return condition, self.task.network.null_condition(params, condition)
+
+    def step(self, params: Any, conditions: tuple[Condition, Condition], carry: diffusion.Carry, row: diffusion.Tables,
+             key: jax.Array, scale: jax.Array | None, name: str, how: tuple) -> diffusion.Carry:  # fmt: skip
+        """One step of `diffusion.step`, guided by `scale`, or not at all (None). how: guidance interval and rescale."""
+        denoise = self._denoiser(params, *conditions, 1.0 if scale is None else scale, how)
+        return diffusion.step(self.task.process, denoise, carry, row, name=name, key=key)
+
+    def pixels(self, frozen: Any, latent: jax.Array) -> jax.Array:
+        """As `decode`, uint8."""
         return to_uint8(self.decode(frozen, latent))
 
     def generate_batch(self, params: Any, frozen: Any, batch: Mapping[str, jax.Array], keys: tuple[jax.Array, jax.Array],
@@ -181,8 +206,8 @@ class FeatureSampling(ImageSampling):
     def inputs(self, conditions: Conditions, load: Load) -> dict[str, np.ndarray]:
         return {"image": np.stack([load(condition["image"]) for condition in conditions])}
 
-    def run(self, sampler: Any, args: argparse.Namespace) -> list[str]:
-        """With --interpolate, one row (first image | samples | second image). The features are mixed linearly with weights 0,
+    def run(self, sampler: Any, args: argparse.Namespace) -> Sampled:
+        """With --interpolate, one row of samples between two sources. The features are mixed linearly with weights 0,
         1/n .. (n-1)/n and not normalized again, all samples start from the same noise, and the last step's order is always
         lowered [official]."""
         if not args.interpolate:
@@ -196,10 +221,13 @@ class FeatureSampling(ImageSampling):
 
         condition = jax.tree.map(mix, sampler.condition(host))
         noise = jnp.repeat(sampler.noise((1, *self.latent_shape)), args.interpolate, axis=0)
-        samples = sampler.generate(condition, noise, lower_last=True)
-        ends = host["image"]
-        fileio.save_png(media.image_grid(np.concatenate([ends[:1], samples, ends[1:]])[None]), args.out)
-        return [args.out]
+        return Sampled(host, host["image"], sampler.generate(condition, noise, lower_last=True)[None])
+
+    def sheet(self, host: Host, sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """As of Sampling; a path, one row between two sources, ends with the second."""
+        if len(samples) == len(sources):
+            return super().sheet(host, sources, samples)
+        return media.image_grid(np.concatenate([sources[:1], samples[0], sources[1:]])[None])
 
 
 def check_output(sampling: type[Sampling], out: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos_jax import data, evaluation
+from lumos_jax import config, data, evaluation
 from lumos_jax.tasks import media
 from lumos_jax.train import rngs, sharding
 from lumos_jax.train.experiment import Experiment
@@ -46,11 +46,15 @@ def _read_batches(experiment: Experiment, source: data.Source, ids: Sequence[int
         problem = problem or next(filter(None, map(str, local["problem"])), "")
         batches.append(experiment.device_batch(local, size))
     if sharding.all_agree(not readable):
-        raise ValueError(
-            f"none of the {len(ids)} held-out records of config.data.source={settings.data.source} can be decoded ({problem}): "
-            "repair the data, or set config.eval.every=0 to train without evaluation"
-        )
+        raise _none_readable(settings, len(ids), problem)
     return batches
+
+
+def _none_readable(settings: config.Settings, count: int, problem: str) -> ValueError:
+    return ValueError(
+        f"none of the {count} held-out records of config.data.source={settings.data.source} can be decoded ({problem}): "
+        "repair the data, or set config.eval.every=0 to train without evaluation"
+    )
 
 
 def make_sampler(experiment: Experiment, stream: str, count: int) -> Any:
@@ -163,12 +167,19 @@ class NeighborEvaluator:
                 f"config.data.holdout={settings.data.holdout} leaves no record beside config.eval.num_examples="
                 f"{settings.eval.num_examples} to look for neighbors among: raise it"
             )
-        self.batches = _read_batches(experiment, source, ids)
         host = data.read_batch(settings.data, source, ids)
-        self.kept = np.flatnonzero(host["weight"])  # the records that could be decoded
-        self.bank = int((self.kept < bank).sum())
-        self.images = host["image"][self.kept]
-        self.labels = {name: labels[self.kept] for name, labels in data.truth_of(source, ids).items()}
+        decoded = np.flatnonzero(host["weight"])
+        if not len(decoded):
+            raise _none_readable(settings, len(ids), next(filter(None, map(str, host["problem"])), ""))
+        self.bank = int((decoded < bank).sum())
+        self.images = host["image"][decoded]  # every process has all of them, for the sheet
+        self.labels = {name: labels[decoded] for name, labels in data.truth_of(source, ids).items()}
+        size, count = settings.micro_batch, len(decoded)
+        rows = np.array(experiment.local_rows(size))
+        self.batches = [
+            sharding.global_batch(experiment.mesh, {"image": self.images[(first + rows) % count]}, size)
+            for first in range(0, count, size)
+        ]
         task = experiment.task
         self.features_of = jax.jit(task.features, out_shardings=sharding.replicated(experiment.mesh))
         untrained = jax.jit(task.network.init)(rngs.key(settings.train.seed, "init"))
@@ -176,7 +187,7 @@ class NeighborEvaluator:
 
     def _features(self, params: Any) -> np.ndarray:
         features = [np.asarray(self.features_of(params, batch["image"])) for batch in self.batches]
-        return np.concatenate(features)[self.kept]
+        return np.concatenate(features)[: len(self.images)]
 
     def _scores(self, features: np.ndarray) -> dict[str, float]:
         return evaluation.neighbor_accuracy(features[: self.bank], features[self.bank :], self.labels)

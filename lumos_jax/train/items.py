@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos_jax import config, data
+from lumos_jax import config, data, fileio
 from lumos_jax.data.base import CorruptRecord
 from lumos_jax.data.decode import decode_square
 from lumos_jax.data.sources.scenes import ScenesSource
@@ -132,7 +132,9 @@ class ItemReader:
                 clip = self.source.clip(
                     self.numbers[where["video"]], where["frames"], where["stride"], where["share"], size
                 )
-            except (CorruptRecord, OSError, KeyError) as error:
+            except OSError as error:
+                raise fileio.failure(error, f"{self.root / where['video']} cannot be read: {error}") from error
+            except (CorruptRecord, KeyError) as error:
                 raise ValueError(f"{self.root / where['video']} cannot be read: {error}") from error
             frames[item.id] = np.stack([decode_square(frame, size) for frame in clip.frames])
             rates[item.id] = clip.fps

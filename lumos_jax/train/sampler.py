@@ -8,25 +8,67 @@ import functools
 import hashlib
 import json
 import pathlib
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from lumos_jax import config, data, encoders, tasks
+from lumos_jax import config, data, diffusion, encoders, tasks
 from lumos_jax.checkpoints import Checkpoints, transfer
 from lumos_jax.checkpoints.checksums import checksums
 from lumos_jax.config import io as config_io
-from lumos_jax.diffusion import SAMPLERS
-from lumos_jax.tasks.sampling import Sampling, repeat_rows
+from lumos_jax.tasks.sampling import Sampled, Sampling, repeat_rows
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.experiment import Experiment
 from lumos_jax.train.items import make_generate
 from lumos_jax.train.sharding import device_arrays
 
 HELD_OUT = "held-out:"
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far sampling is.
+
+    Attributes:
+      total, done: sampling steps, of all batches.
+      preview: what the network predicts now of the samples of this batch, uint8 (B, [F,] H, W, 3).
+    """
+
+    total: int
+    done: int = 0
+    preview: Callable[[], np.ndarray] | None = None
+
+
+# Compiled once for each task, shape and kind of step in a process: `sampling`, which is hashed, holds the networks.
+_compiled = functools.partial(jax.jit, static_argnames="sampling")
+
+
+@_compiled
+def _condition(sampling: Sampling, frozen: Any, batch: Any) -> Any:
+    return sampling.condition(frozen, batch)
+
+
+@_compiled
+def _source_images(sampling: Sampling, frozen: Any, batch: Any) -> jax.Array:
+    return sampling.source_images(frozen, batch)
+
+
+@_compiled
+def _start(sampling: Sampling, params: Any, condition: Any, noise: jax.Array) -> tuple:
+    return sampling.prepare(params, condition), diffusion.start(noise)
+
+
+@functools.partial(jax.jit, static_argnames=("sampling", "name", "how"))
+def _step(sampling: Sampling, name: str, how: tuple, params: Any, conditions: Any, carry: Any, row: Any, key: jax.Array,
+          scale: jax.Array | None) -> Any:  # fmt: skip
+    return sampling.step(params, conditions, carry, row, key, scale, name, how)
+
+
+@_compiled
+def _pixels(sampling: Sampling, frozen: Any, latent: jax.Array) -> jax.Array:
+    return sampling.pixels(frozen, latent)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +81,7 @@ class Sampler:
       seed: of the starting noise.
       batch_size: samples generated at a time.
       step: of the checkpoint.
+      on_step: called after each sampling step; what it raises ends the sampling.
     """
 
     experiment: Experiment
@@ -47,6 +90,20 @@ class Sampler:
     seed: int = 0
     batch_size: int = 16
     step: int = 0
+    on_step: Callable[[Progress], None] | None = None
+
+    def with_flags(self, args: argparse.Namespace, settings: config.Settings) -> Sampler:
+        """As the flags of `add_flags` and the task's own ask for. settings: as of `with_flags`; of them config.eval counts.
+        Compiled programs are shared."""
+        experiment = dataclasses.replace(self.experiment, settings=settings)
+        sampling = self.experiment.task.sampling.with_flags(args)
+        return dataclasses.replace(
+            self, experiment=experiment, sampling=sampling, seed=args.seed, batch_size=args.batch
+        )
+
+    def run(self, args: argparse.Namespace) -> Sampled:
+        """What the flags ask for; see Sampling.run."""
+        return self.sampling.run(self, args)
 
     def load_image(self, path: str) -> np.ndarray:
         """A file, or "held-out:N" -> (S, S, 3) uint8. Raises ValueError if it cannot be read."""
@@ -55,41 +112,64 @@ class Sampler:
             return held_out(settings, path)
         return data.load_image(path, settings.image_size)
 
-    @functools.cached_property
-    def _generate(self) -> Any:
-        return jax.jit(self.sampling.generate, static_argnums=(5, 6, 7))
-
     def noise(self, shape: tuple[int, ...]) -> jax.Array:
         """Starting noise."""
         return jax.random.normal(rngs.key(self.seed, "sample/noise"), shape)
 
     def condition(self, host: Mapping[str, np.ndarray]) -> Any:
         """The condition of each row of a host batch."""
-        return jax.jit(self.sampling.condition)(self.experiment.frozen, device_arrays(host))
+        return _condition(self.sampling, self.experiment.frozen, device_arrays(host))
 
     def source_images(self, host: Mapping[str, np.ndarray]) -> np.ndarray:
         """See Sampling.source_images."""
-        return np.asarray(jax.jit(self.sampling.source_images)(self.experiment.frozen, device_arrays(host)))
+        return np.asarray(_source_images(self.sampling, self.experiment.frozen, device_arrays(host)))
 
     def generate(self, condition: Any, noise: jax.Array, lower_last: bool = False) -> np.ndarray:
         """A sample for every row of `condition` and `noise`, `batch_size` at a time: uint8 (B, [F,] H, W, 3).
 
         Rows are independent for the deterministic samplers (dpm++, ddim, euler, heun): their samples do not depend on
-        `batch_size`. lower_last: as of `diffusion.sample`.
+        `batch_size`. The steps are compiled once for each shape, whatever their number. lower_last: as of `diffusion.sample`.
         """
-        experiment, mesh = self.experiment, self.experiment.mesh
+        experiment, used = self.experiment, self.experiment.settings.eval
         total, size, samples = noise.shape[0], self.batch_size, []
         key = rngs.key(self.seed, "sample/sampler")
-        for number, first in enumerate(range(0, total, size)):
+        stages = diffusion.stages(
+            experiment.task.process, sampler=used.sampler, steps=used.steps, lower_last=lower_last
+        )
+        firsts = range(0, total, size)
+        progress = Progress(total=len(firsts) * used.steps)
+        for number, first in enumerate(firsts):
             rows = np.minimum(np.arange(first, first + size), total - 1)  # the last batch is padded: one compiled shape
             part = jax.tree.map(lambda a, rows=rows: a[rows], (condition, noise))
-            if size % mesh.size == 0:
-                part = jax.device_put(part, sharding.batch_layout(mesh))
-            inputs = self.params, experiment.frozen, *part, jax.random.fold_in(key, number)
-            images = self._generate(*inputs, experiment.settings.eval, None, lower_last)
-            samples.append(np.asarray(images)[: total - first])
-            print(f"{min(first + size, total)} of {total} samples", file=sys.stderr)
+            if size % experiment.mesh.size == 0:
+                part = jax.device_put(part, sharding.batch_layout(experiment.mesh))
+            latent = self._steps(*part, stages, jax.random.fold_in(key, number), progress, total - first)
+            samples.append(self._pixels(latent, total - first))
         return np.concatenate(samples)
+
+    def _steps(
+        self, condition: Any, noise: jax.Array, stages: Any, key: jax.Array, progress: Progress, count: int
+    ) -> Any:
+        """The latents of one batch, of which `count` rows are wanted."""
+        used = self.experiment.settings.eval
+        scale = np.asarray(self.sampling.guidance(used.guidance), np.float32)
+        scale = None if np.all(scale == 1) else scale
+        conditions, carry = _start(self.sampling, self.params, condition, noise)
+        for name, tables in stages:
+            how = self.sampling, name, (used.guidance_interval, used.guidance_rescale)
+            for index in range(len(tables["index"])):
+                row = {column: table[index] for column, table in tables.items()}
+                carry = _step(*how, self.params, conditions, carry, row, key, scale)
+                progress.done += 1
+                if self.on_step is not None:
+                    jax.block_until_ready(carry)
+                    progress.preview = functools.partial(self._pixels, carry[1], count)
+                    self.on_step(progress)
+        return carry[0]
+
+    def _pixels(self, latent: jax.Array, count: int) -> np.ndarray:
+        """The first `count` rows, decoded."""
+        return np.asarray(_pixels(self.sampling, self.experiment.frozen, latent))[:count]
 
     @functools.cached_property
     def _generate_items(self) -> Any:
@@ -137,7 +217,7 @@ def add_flags(parser: argparse.ArgumentParser, batch: int, by: str = "") -> None
     """Adds the flags of any sampling: the run, its weights, and how they are sampled. batch: the default, generated `by`."""
     add = parser.add_argument
     add("--workdir", required=True, metavar="RUN", help="directory of the run")
-    add("--sampler", choices=tuple(SAMPLERS), help="default: config.eval.sampler of the run")
+    add("--sampler", choices=tuple(diffusion.SAMPLERS), help="default: config.eval.sampler of the run")
     add("--steps", type=int, help="sampling steps; default: config.eval.steps")
     add("--guidance", type=float, metavar="SCALE", help="guidance scale, 1 for none; default: config.eval.guidance")
     add("--seed", type=int, default=0, help="of the starting noise; default: 0")

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from lumos_jax import config
+from lumos_jax import config, data
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, transfer
 from lumos_jax.checkpoints.manager import DIRECTORY
 from lumos_jax.config import io as config_io
@@ -120,7 +120,8 @@ def _check_unchanged(settings: config.Settings, workdir: pathlib.Path, meta: Map
     changed = config_io.frozen_differences(config_io.from_saved(meta["settings"]), settings)
     for name, now in fingerprints.items():
         before, field = meta["fingerprints"].get(name), f"{name}.fingerprint"
-        same = before is not None and same_content(before, now)  # a file may have another name
+        # Files of data and of networks may have other names.
+        same = before is not None and (data.same_fingerprint if name == "data" else same_content)(before, now)
         if not same and field not in settings.checkpoint.allow_change:
             changed[field] = (before, now)
     if changed:

@@ -52,12 +52,14 @@ class Suite:
         scenes = settings.data.source == "scenes"
         self.items = lists.make_list("scenes", num=wanted) if scenes else held_out_list(settings.data, wanted)
         self.reader = ItemReader(experiment, sampling, self.items)
-        opened = metrics.Networks()
+        fields = ("network_weights", "network_protocol")
+        given = (getattr(settings.eval, field) for field in fields)
+        opened = metrics.Networks.parse(*given, tuple(f"config.eval.{field}" for field in fields))
         self.networks = {name: opened.open(name) for name in of_sets}
         self._check(clips=len(sampling.latent_shape) == 4)
+        truth = list(self._truth()) if of_sets else []
         self.references = {
-            name: scoring.make_reference(network, self._truth(), self.count, {})
-            for name, network in self.networks.items()
+            name: scoring.make_reference(network, truth, self.count, {}) for name, network in self.networks.items()
         }
         self.scores = {
             name: metric.open(opened)

@@ -311,6 +311,10 @@ def tar_source(path, **fields):
     return data.make_source(data_settings(source="webdataset", path=str(path), **fields))
 
 
+def tar_names(source):
+    return [source.describe(i).partition("#")[2] for i in range(len(source))]
+
+
 def test_names_with_dots_are_records_unless_they_belong_to_one(tmp_path, warnings_, monkeypatch):
     members = [("plain.png", png(10)), ("plain.mask.png", png(20)), ("22.05.png", png(30)), ("22.05.txt", b"early"),
                ("d.e/Photo 2.0 (x).JPG", png(40)), ("left.right.detailed.txt", b"x"), ("left.right.png", png(50))]  # fmt: skip
@@ -318,7 +322,7 @@ def test_names_with_dots_are_records_unless_they_belong_to_one(tmp_path, warning
     monkeypatch.setenv("LUMOS_JAX_CACHE", str(tmp_path / "index"))
     for _ in range(2):  # the second time from the index
         source = tar_source(tmp_path / "a.tar")
-        assert list(source.names) == ["plain", "22.05", "d.e/Photo 2.0 (x)", "left.right"]
+        assert tar_names(source) == ["plain", "22.05", "d.e/Photo 2.0 (x)", "left.right"]
         assert [source.read(i) for i in range(4)] == [png(10), png(30), png(40), png(50)]
         assert source.captions(1) == ("early", "")
         assert source.captions(3) == ("", "x")
@@ -334,7 +338,7 @@ def test_what_tars_leave_out_is_counted(tmp_path, warnings_):
     write_tar(tmp_path / "1.tar", members)
     (tmp_path / "2.tar").mkdir()
     source = tar_source(tmp_path)
-    assert list(source.names) == ["a", "a"]
+    assert tar_names(source) == ["a", "a"]
     assert source.read(0) == png(2)
     assert source.captions(1)[0] == "new"
     assert warnings_ == [

@@ -2,15 +2,23 @@
 
 import io
 import json
+import os
 import pathlib
 import pickle
 import shutil
+import uuid
 
+import numpy as np
 import pytest
+from absl import logging
+from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from lumos_jax import config, data
+from lumos_jax.data import storage
+from lumos_jax.data.sources import arrayrecord, scenes
 from lumos_jax.data.sources.arrayrecord import ArrayRecordSource, image_of_example
+from lumos_jax.data.sources.mixture import MixtureSource
 from tests.fields import data_settings, replace
 
 
@@ -200,3 +208,105 @@ def test_tfds_data_sets_by_name(flowers):
                     **{"source": "tfds", "tfds__name": "tiny_flowers", "path": flowers, f"tfds__{field}": value}
                 )
             )
+
+
+def test_a_missing_shard_of_a_numbered_set_is_named(tmp_path):
+    for number in (0, 1, 3):
+        data.write_arrayrecord(tmp_path / f"train-{number:05d}-of-00004.arrayrecord", [IMAGES[number]])
+    with pytest.raises(ValueError, match=r"1 of 4 shards are missing, as .*train-00002-of-00004\.arrayrecord"):
+        ArrayRecordSource(str(tmp_path))
+    assert len(ArrayRecordSource(str(tmp_path / "*.arrayrecord"))) == 3
+    data.write_arrayrecord(tmp_path / "train-00002-of-00004.arrayrecord", [IMAGES[2]])
+    assert len(ArrayRecordSource(str(tmp_path))) == 4
+
+
+def test_the_fingerprint_sees_changed_content_of_the_same_size(shards):
+    path = shards / "a-00000.arrayrecord"
+    before, old = ArrayRecordSource(str(shards)).fingerprint(), path.read_bytes()
+    copied = shutil.copytree(shards, shards / "copy")
+    os.utime(path, (1, 1))
+    assert ArrayRecordSource(str(shards)).fingerprint() == ArrayRecordSource(str(copied)).fingerprint() == before
+    data.write_arrayrecord(path, [image[::-1] for image in IMAGES[:6]], compress=False)
+    data.write_arrayrecord(shards / "other", IMAGES[:6], compress=False)
+    assert path.stat().st_size == (shards / "other").stat().st_size == len(old)
+    after = ArrayRecordSource(str(shards)).fingerprint()
+    assert not data.same_fingerprint(before, after)
+    assert data.same_fingerprint(before, before)
+    assert data.same_fingerprint(
+        before.partition("-")[0], after
+    )  # a run of an older version, which knew names and sizes
+    mixed = [
+        MixtureSource([ArrayRecordSource(str(path)), scenes.ScenesSource(9, 8)], [1.0, 2.0])
+        for path in (shards, copied)
+    ]
+    changed, unchanged = (source.fingerprint() for source in mixed)
+    assert changed.partition("-")[0] == unchanged.partition("-")[0]
+    assert not data.same_fingerprint(changed, unchanged)
+
+
+def test_a_bad_shard_of_many_is_left_out_and_named(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setenv("LUMOS_JAX_CACHE", str(tmp_path / "cache"))
+    for number in range(10):
+        data.write_arrayrecord(tmp_path / f"{number}.arrayrecord", [IMAGES[number]])
+    whole = (tmp_path / "4.arrayrecord").read_bytes()
+    (tmp_path / "4.arrayrecord").write_bytes(whole[:5000])
+    settings = config.Data(source="arrayrecord", path=str(tmp_path), max_failed_shards=0.1)
+    for _ in range(2):  # it is looked at again
+        source = data.make_source(settings)
+        assert [source.read(i) for i in range(9)] == IMAGES[:4] + IMAGES[5:]
+        assert "a shard is left out: " in said[-1]
+        assert "4.arrayrecord" in said.pop()
+    with pytest.raises(ValueError, match=r"4\.arrayrecord cannot be read.*1 such shards of 10"):
+        data.make_source(replace(settings, max_failed_shards=0.05))
+    (tmp_path / "4.arrayrecord").write_bytes(whole)
+    assert len(data.make_source(settings)) == 10
+    monkeypatch.setattr(arrayrecord, "count_records", lambda *_: pytest.fail("it is known"))
+    assert data.make_source(settings).read(4) == IMAGES[4]
+
+
+def test_a_reader_that_failed_is_opened_again(shards):
+    path = shards / "a-00000.arrayrecord"
+    data.write_arrayrecord(path, [image * 9000 for image in IMAGES[:6]], compress=False)
+    source, whole = ArrayRecordSource(str(shards)), path.read_bytes()
+    assert source.read(0) == IMAGES[0] * 9000
+    handles = [int(number) for number in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{number}")]
+    (handle,) = [number for number in handles if os.readlink(f"/proc/self/fd/{number}") == str(path)]
+    other = os.open(shards, os.O_RDONLY)
+    os.dup2(other, handle)  # the handle no longer reads
+    os.close(other)
+    with pytest.raises(data.CorruptRecord, match=r"shard damaged: pread\(\) failed: Is a directory"):
+        source.read(5)
+    assert source.read(5) == IMAGES[5] * 9000
+    path.write_bytes(whole[:100])  # in place: the open file is the same
+    with pytest.raises(data.CorruptRecord, match="shard damaged"):
+        source.read(4)
+    path.write_bytes(whole)
+    assert source.read(4) == IMAGES[4] * 9000
+
+
+@pytest.mark.parametrize("options", ["group_size:1,uncompressed", "group_size:1", "group_size:3,brotli:3"])
+def test_shards_behind_a_url_are_read_by_ranges(tmp_path, monkeypatch, options):
+    monkeypatch.setenv("LUMOS_JAX_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    records = [rng.bytes(int(size)) for size in rng.integers(1, 90_000, 40)] + [b""]
+    base = f"memory://{uuid.uuid4().hex}"
+    for number, part in enumerate((records[:17], records[17:])):
+        writer = ArrayRecordWriter(str(tmp_path / "x"), options)
+        for record in part:
+            writer.write(record)
+        writer.close()
+        storage.write_whole(f"{base}/{number}-of-2.arrayrecord", tmp_path / "x")
+    source = data.make_source(config.Data(source="arrayrecord", path=base))
+    assert [source.read(i) for i in range(41)] == records
+    assert source.describe(18) == f"{base}/1-of-2.arrayrecord#1"
+    found = source.fetch([40, 3, 18], [5])
+    assert found.images == {i: records[i] for i in (40, 3, 18)}
+    assert isinstance(found.captions[5], data.CorruptRecord)
+    storage.write_whole(f"{base}/0-of-2.arrayrecord", b"x" * 65536)
+    with pytest.raises(data.CorruptRecord, match="shard damaged"):
+        source.read(2)
+    storage.remove(f"{base}/1-of-2.arrayrecord")
+    with pytest.raises(ValueError, match=r"1 of 2 shards are missing, as memory://.*/1-of-2"):
+        data.make_source(config.Data(source="arrayrecord", path=base))

@@ -7,10 +7,11 @@ import tarfile
 
 import numpy as np
 import pytest
+from absl import logging
 from PIL import Image
 
 from lumos_jax import config, data
-from lumos_jax.data import aspect
+from lumos_jax.data import aspect, storage, tar_index
 from lumos_jax.data.sources.webdataset import TarSource
 from tests.fields import data_settings
 
@@ -86,28 +87,89 @@ def test_order_is_that_of_any_source(shards):
     assert records([1, 3], 1)[:2] == [row[1::2] for row in whole[1:]]
 
 
+def names(source):
+    return [source.describe(i).partition("#")[2] for i in range(len(source))]
+
+
 def test_headers_are_read_once(shards, tmp_path, monkeypatch):
     kept = tmp_path / "index"
     source = TarSource(str(shards), kept)
-    assert len(list(kept.iterdir())) == 2
-    monkeypatch.setattr(tarfile, "open", None)  # not asked again
+    found = sorted(kept.rglob("*.index"))
+    assert len(found) == 2
+    monkeypatch.setattr(tar_index, "_walk", None)  # not asked again
+    tar_index._tables.clear()
     again = TarSource(str(shards), kept)
-    assert list(again.names) == list(source.names)
+    assert names(again) == names(source) == ["b", "deep/a", "x", "y", "z"]
     assert again.captions(0) == source.captions(0)
     monkeypatch.undo()
     write_tar(shards / "00001.tar", [("n.png", png(50))])  # a changed shard is
-    assert list(TarSource(str(shards), kept).names) == ["b", "deep/a", "n"]
+    assert names(TarSource(str(shards), kept)) == ["b", "deep/a", "n"]
     assert len(TarSource(str(shards), shards / "00000.tar")) == 3  # no place for an index: only slower
-    for file in kept.iterdir():
-        file.write_bytes(b"damaged")
-    assert list(TarSource(str(shards), kept).names) == ["b", "deep/a", "n"]
+    (file,) = set(kept.rglob("*.index")) - set(found)
     whole = file.read_bytes()
-    for at in range(0, len(whole), 5):  # whatever byte is damaged
-        file.write_bytes(whole[:at] + bytes([whole[at] ^ 9]) + whole[at + 1 :])
-        assert list(TarSource(str(shards), kept).names) == ["b", "deep/a", "n"]
+    for at in [*range(0, 150, 3), *range(512, len(whole), 3), None]:  # whatever byte is damaged, or cut off
+        file.write_bytes(whole[:40] if at is None else whole[:at] + bytes([whole[at] ^ 9]) + whole[at + 1 :])
+        tar_index._tables.clear()
+        assert names(TarSource(str(shards), kept)) == ["b", "deep/a", "n"]
     file.write_bytes(whole)
-    monkeypatch.setattr(tarfile, "open", None)  # and it is whole again
+    tar_index._tables.clear()
+    monkeypatch.setattr(tar_index, "_walk", None)  # and it is whole again
     TarSource(str(shards), kept)
+
+
+LONG = "folder/" * 20 + "name " * 30
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_headers_are_read_as_tarfile_reads_them(tmp_path, kind):
+    members = [(f"{i:05}.png" if i % 3 else f"d/{i:05}.png", bytes([i]) * (i * 37)) for i in range(40)]
+    if kind != tarfile.USTAR_FORMAT:
+        members += [(f"{LONG}.png", b"long"), (f"{LONG}.txt", b"told"), ("\u00e9t\u00e9 \U0001f600.png", b"accents")]
+    with tarfile.open(tmp_path / "a.tar", "w", format=kind) as tar:
+        folder = tarfile.TarInfo("d")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = len(content), 1.5
+            tar.addfile(member, io.BytesIO(content))
+        for kind_of_link in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            link = tarfile.TarInfo("link.png")
+            link.type, link.linkname = kind_of_link, "00001.png"
+            tar.addfile(link)
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        expected = [(member.name, member.offset_data, member.size) for member in tar if member.isreg()]
+    entry = storage.stat(str(tmp_path / "a.tar"))
+    assert [found for found in tar_index._members(entry) if found[2] >= 0] == expected
+    source = TarSource(str(tmp_path))
+    images = [content for name, content in members if name.endswith("png")]
+    assert [source.read(i) for i in range(len(source))] == images
+    if kind != tarfile.USTAR_FORMAT:
+        assert source.captions(40) == ("told", "")
+
+
+def test_many_shards_are_indexed_by_processes(tmp_path):
+    for number in range(70):
+        write_tar(tmp_path / f"{number:05}.tar", [(f"{number}.png", png(number)), (f"{number}.txt", b"x")])
+    source = TarSource(str(tmp_path), tmp_path / "index")
+    assert len(source) == len(list((tmp_path / "index").rglob("*.index"))) == 70
+    assert source.read(33) == png(33)
+    assert source.fingerprint() == TarSource(str(tmp_path)).fingerprint()
+
+
+def test_a_bad_shard_of_many_is_left_out_and_named(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
+    for number in range(10):
+        write_tar(tmp_path / f"{number}.tar", [(f"{number}.png", png(number))])
+    (tmp_path / "4.tar").write_bytes(b"damaged" * 99)
+    with pytest.raises(
+        ValueError, match=r"4\.tar cannot be read .*1 such shards of 10; config.data.max_failed_shards=0\.05"
+    ):
+        TarSource(str(tmp_path), max_failed=0.05)
+    source = data.make_source(settings(tmp_path, max_failed_shards=0.1))
+    assert [source.read(i) for i in range(9)] == [png(i) for i in range(10) if i != 4]
+    assert any("a shard is left out: " in line and "4.tar" in line for line in said)
 
 
 def test_what_is_no_shard_is_named(shards):
@@ -137,4 +199,4 @@ def test_what_is_no_shard_is_named(shards):
 
 def test_buckets_take_sizes_from_the_headers(shards):
     chosen = settings(shards, sample_type="captioned", aspect_ratios=(0.5, 2.0))
-    assert aspect.record_sizes(chosen, data.make_source(chosen)).tolist() == [[9, 9]] * 4 + [[0, 0]]
+    assert aspect.record_sizes(data.make_source(chosen))(0, 5).tolist() == [[9, 9]] * 4 + [[0, 0]]

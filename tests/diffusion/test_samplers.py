@@ -1,5 +1,7 @@
 """Samplers against Gaussian data, for which the exact denoiser is known: mean and spread must come out, at the right order."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,3 +144,30 @@ def test_impossible_requests_are_refused(kind, sampler, steps, message):
     process = make(kind, "flow" if kind == "flow" else "noise")
     with pytest.raises(ValueError, match=message):
         diffusion.sample(process, None, jnp.ones((1, 2, 2, 3)), jax.random.key(0), sampler=sampler, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler", "options"),
+    [
+        ("linear", "dpm++", {}),
+        ("linear", "dpm++", {"lower_last": True}),
+        ("linear", "ddim", {}),
+        ("linear", "ddim", {"eta": 0.5}),
+        ("linear", "ddpm", {}),
+        ("flow", "euler", {}),
+        ("flow", "heun", {}),
+    ],
+)
+def test_single_steps_give_the_same_and_show_x0(kind, sampler, options):
+    process, key = make(kind, "flow" if kind == "flow" else "noise"), jax.random.key(2)
+    noise, whole = run(process, sampler, 12, **options)
+    carry, seen = diffusion.start(jnp.asarray(noise)), []
+    for name, tables in diffusion.stages(process, sampler=sampler, steps=12, **options):
+        step = jax.jit(functools.partial(diffusion.step, process, exact_denoiser(process), name=name, key=key))
+        for index in range(len(tables["index"])):
+            carry = step(carry, {column: table[index] for column, table in tables.items()})
+            seen.append(np.asarray(carry[1]))
+    np.testing.assert_allclose(carry[0], whole, atol=1e-6)  # the compiler may round a step of its own otherwise
+    assert len(seen) == 12
+    assert np.isclose(seen[-1].mean(), MEAN, atol=0.02)
+    assert seen[0].std() < 0.5 * STD  # from pure noise, the mean is predicted

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 import lumos_jax.evaluate
 from lumos_jax.evaluation import frechet, references, scoring
-from lumos_jax.evaluation.lists import ItemList, make_list
+from lumos_jax.evaluation.lists import ItemList, make_list, read_list
 from lumos_jax.evaluation.reconstruction import psnr
 from lumos_jax.evaluation.shards import Samples, open_job
 from lumos_jax.scenes.render import render
@@ -192,6 +193,27 @@ def test_equal_samples_are_warned_of(made, scenes, tmp_path):
     assert scores.warnings == ["1 samples are equal to another one, pixel for pixel"]
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda root: read_list(root / "good" / "list.jsonl"),
+        lambda root: Samples(root / "good"),
+        lambda root: references.read(root / "true.npz", "scene_vit"),
+        lambda root: scoring.load(root / "good"),
+    ],
+    ids=["list", "shards", "reference", "scores"],
+)
+def test_a_machine_that_cannot_open_files_is_no_mistake_and_no_damage(read, made):
+    read(made)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            read(made)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_features_that_are_nan_are_refused():
     features = np.ones((4, 3), np.float32)
     features[2, 1] = np.nan
@@ -205,5 +227,5 @@ def test_folders_of_images(made, scenes, tmp_path):
     scores = scoring.score_samples(scoring.open_samples(tmp_path), ["fd_scene_vit"], [made / "true.npz"])
     assert abs(scores.estimates["fd_scene_vit60"].value) < 1e-3
     Image.fromarray(scenes[1][0]).save(tmp_path / "061.jpg")
-    with pytest.raises(ValueError, match=r"061\.jpg is compressed with loss"):
+    with pytest.raises(ValueError, match=r"061\.jpg is no PNG file: lossy compression"):
         scoring.open_samples(tmp_path)

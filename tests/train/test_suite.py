@@ -1,5 +1,6 @@
 """config.eval.suite: the scores of a run are those that `lumos_jax.evaluate` gives its checkpoint."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -73,6 +74,26 @@ def test_metrics_that_a_run_cannot_have_are_refused_at_the_start(configs, suite,
     experiment = Experiment.build(configured(configs, suite))
     with pytest.raises(ValueError, match=message):
         make_suite(experiment)
+
+
+def test_weights_that_no_package_carries_come_from_the_users_files(goldens):
+    experiment = Experiment.build(configured(i2i, ("cmmd@40",)))
+
+    def suite_with(**fields):
+        settings = dataclasses.replace(
+            experiment.settings, eval=dataclasses.replace(experiment.settings.eval, **fields)
+        )
+        return make_suite(dataclasses.replace(experiment, settings=settings))
+
+    path = str(goldens / "hf_clip_vision")
+    assert suite_with(network_weights=(f"clip={path}",)).networks["clip"].dim == 20
+    for fields, message in (
+        ({}, r"\(in training config\.eval\.network_weights\) of the hub.s openai/clip-vit-large-patch14-336"),
+        ({"network_weights": (path,)}, r"config\.eval\.network_weights '.*hf_clip_vision' must be NETWORK=VALUE"),
+        ({"network_protocol": ("clip=tf1",)}, "no protocol 'tf1': choose cmmd"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            suite_with(**fields)
 
 
 def test_settings_belong_together():

@@ -8,16 +8,18 @@ records that are too many.
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from lumos_jax import fileio
 from lumos_jax.data import workers
-from lumos_jax.data.base import SOURCES, CorruptRecord, Data, Source
+from lumos_jax.data.base import SOURCES, Captions, CorruptRecord, Data, Fetched, Source, TombstonedRecord
+from lumos_jax.data.blocks import BlockReader
 from lumos_jax.data.files import system_error
 
 HostBatch = dict[str, np.ndarray]
@@ -26,6 +28,7 @@ TEXT = np.dtype(object), ()  # in a Row
 _PROBLEM_LENGTH, _REASON_LENGTH = 240, 100  # characters
 MIN_RECORDS = 200  # below this a rate says little: three bad files at the start must not stop a run of millions
 NAMED = 20  # records named one by one; after these, only every thousandth
+TOMBSTONED = "tombstoned"  # in the place of a problem
 SAMPLE_TYPES: dict[str, type[Loader]] = {}
 
 
@@ -37,6 +40,7 @@ class Loader(abc.ABC):
     everything: not for training, but all of a record that training may choose from, as a cache keeps it.
     assigned: with config.data.aspect_ratios, (records,) the number of each record's bucket; None takes the square one.
     batch_size: rows of a global batch.
+    blocks: reads the blocks of config.data.order=block.
     needs: the class of sources that have what this sample type needs.
     """
 
@@ -48,6 +52,7 @@ class Loader(abc.ABC):
     everything: bool = False
     assigned: np.ndarray | None = None
     batch_size: int = 1
+    blocks: BlockReader | None = None
 
     def check(self) -> None:
         """Raises ValueError if the source, or a part of a mixture, lacks what this sample type needs."""
@@ -72,6 +77,10 @@ class Loader(abc.ABC):
         """The arrays of one row, as `row` describes them; with a "problem" if it has no weight.
         Raises Exception: any; the record is corrupt."""
 
+    def records_of(self, element: Sequence[tuple[int, int]]) -> tuple[Sequence[int], Sequence[int]]:
+        """The records whose images, and those whose captions, `load` reads for these (position, record) pairs."""
+        return [record for _, record in element], ()
+
     @property
     def square(self) -> tuple[np.dtype, tuple[int, ...]]:
         """Dtype and shape of a square image."""
@@ -84,10 +93,14 @@ class Loader(abc.ABC):
 
     def load_batch(self, element: Sequence[tuple[int, int]]) -> HostBatch:
         """Raises OSError if storage or the machine fails, MemoryError, and ImportError for a library that is missing."""
-        batch = _new_batch(element, self.row_of(element))
+        batch, loader = _new_batch(element, self.row_of(element)), self
+        if self.source.remote:
+            loader, wanted = copy.copy(self), self.records_of(element)
+            fetched = self.blocks.fetch(self.source, *wanted) if self.blocks else self.source.fetch(*wanted)
+            vars(loader)["source"] = _Ahead(self.source, fetched)
         for row, (position, record) in enumerate(element):
             try:
-                loaded = dict(fileio.with_retries(functools.partial(self.load, position, record)))
+                loaded = dict(fileio.with_retries(functools.partial(loader.load, position, record)))
                 if problem := loaded.pop("problem", ""):
                     reject(batch, row, problem)
                 for name, array in loaded.items():
@@ -96,10 +109,46 @@ class Loader(abc.ABC):
                 raise
             except Exception as error:
                 where = self.source.describe(record)
+                if isinstance(error, TombstonedRecord):
+                    reject(batch, row, TOMBSTONED)
+                    continue
                 if failure := system_error(error):
                     raise OSError(failure.errno, f"{where} cannot be read: {failure.strerror}") from error
                 reject(batch, row, where, error)
         return batch
+
+
+class _Ahead(Source):
+    """A source of which some records are in memory. An error is raised once, and the record then read anew."""
+
+    def __init__(self, source: Source, fetched: Fetched):
+        self._source, self._fetched = source, fetched
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, index: int) -> bytes | np.ndarray:
+        return _take(self._fetched.images, index, self._source.read)
+
+    def captions(self, index: int) -> Captions:
+        return _take(self._fetched.captions, index, self._source.captions)
+
+    def describe(self, index: int) -> str:
+        return self._source.describe(index)
+
+    def fingerprint(self) -> str:
+        return self._source.fingerprint()
+
+
+def _take(fetched: dict[int, Any], index: int, read: Callable[[int], Any]) -> Any:
+    if index not in fetched:
+        return read(index)
+    if isinstance(fetched[index], Exception):
+        raise fetched.pop(index)
+    return fetched[index]
 
 
 def record_rng(seed: int, position: int) -> np.random.Generator:
@@ -137,18 +186,20 @@ class TooManyCorruptRecords(RuntimeError):
 
 
 class CorruptMeter:
-    """How many records were read and how many of them gave no picture, over the whole run. state: as `state` gives it."""
+    """How many records were read, and how many of them gave no image or have a tombstone, over the whole run. state: as `state`
+    gives it."""
 
     def __init__(self, max_rate: float, state: Mapping[str, Any] | None = None):
         self.max_rate = max_rate
-        self.read, self.corrupt = (state or {}).get("read", 0), (state or {}).get("corrupt", 0)
+        self.read, self.corrupt, self.tombstoned = ((state or {}).get(n, 0) for n in ("read", "corrupt", "tombstoned"))
 
     def add(self, batch: Mapping[str, np.ndarray]) -> list[str]:
         """Counts a host batch and returns what there is to say about it.
         Raises TooManyCorruptRecords: the rate over the run so far is above the limit."""
         lines, last = [], "earlier"
         self.read += len(batch["weight"])
-        for last in filter(None, batch["problem"]):
+        self.tombstoned += int(np.count_nonzero(batch["problem"] == TOMBSTONED))
+        for last in filter(lambda problem: problem not in ("", TOMBSTONED), batch["problem"]):
             self.corrupt += 1
             if self.corrupt <= NAMED or self.corrupt % 1000 == 0:
                 lines.append(f"corrupt record {self.corrupt}: {last}")
@@ -165,8 +216,8 @@ class CorruptMeter:
 
     def counts(self) -> dict[str, int]:
         """For the metrics."""
-        return {"corrupt_records": self.corrupt}
+        return {"corrupt_records": self.corrupt} | ({"tombstoned_records": self.tombstoned} if self.tombstoned else {})
 
     def state(self) -> dict[str, int]:
         """Plain values for a checkpoint."""
-        return {"read": self.read, "corrupt": self.corrupt}
+        return {"read": self.read, "corrupt": self.corrupt, "tombstoned": self.tombstoned}

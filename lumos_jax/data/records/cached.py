@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,9 @@ class CachedCaptions(CachedLoader):
             return row | {"feature": (dtype, (length, features))}
         length = self.manifest.made_by["encoder.max_tokens"]
         return row | {"feature": (dtype, (length, features)), "token_mask": (np.dtype(bool), (length,))}
+
+    def records_of(self, element: Sequence[tuple[int, int]]) -> tuple[Sequence[int], Sequence[int]]:
+        return [one for _, record in element for one in {record, caption_record(self, record)}], ()
 
     def load(self, position: int, record: int) -> dict[str, Any]:
         own, other = self.read(record), caption_record(self, record)

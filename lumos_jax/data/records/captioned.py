@@ -33,6 +33,9 @@ class Captioned(Images):
     def row_of(self, element: Sequence[tuple[int, int]]) -> Row:
         return self.row() | (_bucket_row(self._bucket(element[0][1])) if self.data.has_buckets else {})
 
+    def records_of(self, element: Sequence[tuple[int, int]]) -> tuple[Sequence[int], Sequence[int]]:
+        return [record for _, record in element], [caption_record(self, record) for _, record in element]
+
     def _bucket(self, record: int) -> aspect.Bucket:
         table = aspect.table(self.data)
         return table[aspect.square(table) if self.assigned is None else self.assigned[record]]

@@ -51,6 +51,18 @@ class MixtureSource(base.Source, base.HasCaptions, base.HasLabels, base.HasClips
         return base.locate(self._ends, index)
 
     @property
+    def remote(self) -> bool:
+        return any(source.remote for source in self.sources)
+
+    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> base.Fetched:
+        found = base.Fetched({}, {})
+        for first, source, _ in self.parts:
+            own = [[r - first for r in records if first <= r < first + len(source)] for records in (images, captions)]
+            for every, part in zip(found, source.fetch(*own), strict=True):
+                every.update((first + record, value) for record, value in part.items())
+        return found
+
+    @property
     def classes(self) -> Sequence[str]:
         first, *others = (tuple(source.classes) for source in self.sources)
         if any(other != first for other in others):
@@ -58,7 +70,7 @@ class MixtureSource(base.Source, base.HasCaptions, base.HasLabels, base.HasClips
         return first
 
     def fingerprint(self) -> str:
-        return base.digest(zip((source.fingerprint() for source in self.sources), self.weights, strict=True))
+        return base.joint_fingerprint((source.fingerprint() for source in self.sources), self.weights)
 
 
 def _open_part(data: base.Data, number: int) -> tuple[base.Source, float]:

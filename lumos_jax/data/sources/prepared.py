@@ -1,0 +1,217 @@
+"""What `python -m lumos_jax.prepare` wrote: compacted shards, or an index over the original ones. See `data.manifest`.
+
+Opening it reads the manifest; no shard is opened to count or to measure its records. Of the arrays beside the manifest only
+those numbers are read that a record needs. From a URL the arrays are copied to this machine once. A record that was given a
+tombstone keeps its number and has weight 0, so that the order of the others is what it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from lumos_jax.data import manifest as manifests
+from lumos_jax.data import storage
+from lumos_jax.data.arrays import ArrayFile
+from lumos_jax.data.base import (
+    Captions,
+    CorruptRecord,
+    Data,
+    Fetched,
+    HasCaptions,
+    Source,
+    TombstonedRecord,
+    locate,
+    printable,
+    register,
+    value_or_error,
+)
+from lumos_jax.data.captions import captions_of_json, decode_text
+from lumos_jax.data.shards import Shards
+from lumos_jax.data.sources.arrayrecord import captions_of, image_of
+
+_NUMBERS = 1 << 32  # of records in an original shard, more than any has
+
+
+@register("prepared")
+class PreparedSource(Source, HasCaptions):
+    """The records of the prepared data set in a directory or at a URL, in the order of the manifest.
+
+    captioned: its captions are needed; otherwise an index is not asked where they lie.
+    Raises ValueError: no manifest, no records or no captions there, or an array that does not go with the manifest; OSError.
+    """
+
+    needs = "path"
+
+    def __init__(self, path: str, captioned: bool = False):
+        manifest = manifests.read_manifest(path)
+        lacks = (
+            "holds no records"
+            if not manifest.records
+            else "has no captions, as config.data.sample_type=captioned needs"
+        )
+        if not manifest.records or (captioned and not manifest.captions):
+            raise ValueError(f"config.data.path={path!r}: this prepared data set {lacks}")
+        paths = [one.path if manifest.layout == "index" else storage.join(path, one.path) for one in manifest.shards]
+        self.remote = any(map(storage.is_remote, paths))
+        self._path, self._records, self._fingerprint = path, manifest.records, manifest.digest()
+        if manifest.layout == "index":
+            names = (
+                "offsets",
+                "lengths",
+                *(("caption_offsets", "caption_lengths", "caption_kinds") if captioned else ()),
+            )
+            index = {name: self._array(manifests.INDEX, f"{name}.npy") for name in names}
+            self._content: _Compacted | _Indexed = _Indexed(paths, manifest.shards, index)
+        else:
+            self._content = _Compacted(paths, manifest.shards)
+        self._sizes, self._tombstones = self._array(manifests.SIZES), np.zeros(0, np.uint64)
+        if manifest.tombstones.count:
+            found = ArrayFile(storage.local_copy(storage.join(path, manifests.TOMBSTONES)))
+            self._tombstones = found[:].astype(np.uint64)
+
+    @classmethod
+    def open(cls, data: Data) -> PreparedSource:
+        return cls(data.path, data.sample_type == "captioned")
+
+    def _array(self, *names: str) -> ArrayFile:
+        file = storage.join(self._path, *names)
+        try:
+            found = ArrayFile(storage.local_copy(file))
+            count = len(found)
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"{file} is missing or damaged ({error}): run python -m lumos_jax.prepare write again"
+            ) from error
+        if count != self._records:
+            raise ValueError(
+                f"{file} has {count} entries, the manifest {self._records} records: prepare the data set again"
+            )
+        return found
+
+    def __len__(self) -> int:
+        return self._records
+
+    def read(self, index: int) -> bytes:
+        return self._image(self._content, index)
+
+    def captions(self, index: int) -> Captions:
+        return self._captions(self._content, index)
+
+    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
+        live = [[index for index in kind if not self._is_tombstoned(index)] for kind in (images, captions)]
+        content = self._content.ahead(*live)
+        return Fetched(
+            {index: value_or_error(lambda i: self._image(content, i), index) for index in images},
+            {index: value_or_error(lambda i: self._captions(content, i), index) for index in captions},
+        )
+
+    def sizes(self, records: np.ndarray) -> np.ndarray:
+        return self._sizes[records]
+
+    def describe(self, index: int) -> str:
+        return self._content.describe(index)
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def _is_tombstoned(self, index: int) -> bool:
+        at = int(np.searchsorted(self._tombstones, np.uint64(index)))
+        return at < len(self._tombstones) and int(self._tombstones[at]) == index
+
+    def _image(self, content: _Compacted | _Indexed, index: int) -> bytes:
+        if self._is_tombstoned(index):
+            raise TombstonedRecord("it has a tombstone")
+        return content.image(index)
+
+    def _captions(self, content: _Compacted | _Indexed, index: int) -> Captions:
+        if self._is_tombstoned(index):
+            raise TombstonedRecord("it has a tombstone")
+        return content.captions(index)
+
+
+class _Compacted:
+    """Shards that hold the records of the data set and no others."""
+
+    def __init__(self, paths: Sequence[str], shards: Sequence[manifests.Shard]):
+        self._shards = Shards(paths, [shard.records for shard in shards], sizes=[shard.bytes for shard in shards])
+
+    def image(self, index: int) -> bytes:
+        return image_of(self._shards[index])
+
+    def captions(self, index: int) -> Captions:
+        return captions_of(self._shards[index])
+
+    def ahead(self, images: Collection[int], captions: Collection[int]) -> _Compacted:
+        """This with records in memory that were fetched at the same time."""
+        found = copy.copy(self)
+        found._shards = self._shards.ahead({*images, *captions})
+        return found
+
+    def describe(self, index: int) -> str:
+        return self._shards.describe(index)
+
+
+class _Indexed:
+    """Records that lie in original shards, between others. index: the arrays of `data.manifest`, by name."""
+
+    def __init__(self, paths: Sequence[str], shards: Sequence[manifests.Shard], index: dict[str, ArrayFile]):
+        self._paths, self._index = list(paths), index
+        self._ends = np.cumsum([shard.records for shard in shards]).tolist()
+        self._is_tar = [shard.kind == "tar" for shard in shards]
+        self._numbered = Shards(paths, [_NUMBERS] * len(paths), sizes=[shard.bytes for shard in shards])
+        self._held: dict[tuple[str, int, int], bytes | OSError] = {}
+
+    def image(self, index: int) -> bytes:
+        shard, _ = locate(self._ends, index)
+        return self._bytes(self._range(index)) if self._is_tar[shard] else image_of(self._numbered[self._number(index)])
+
+    def captions(self, index: int) -> Captions:
+        shard, _ = locate(self._ends, index)
+        if not self._is_tar[shard]:
+            return captions_of(self._numbered[self._number(index)])
+        kind = manifests.CAPTION_KINDS[self._index["caption_kinds"][index]]
+        if not kind:
+            raise CorruptRecord("no caption")
+        text = self._bytes(self._range(index, "caption_"))
+        texts = captions_of_json(text) if kind == ".json" else (decode_text(text), "")
+        if texts == (None, None):
+            raise CorruptRecord("no caption: its .json has no field caption")
+        return texts[0] or "", texts[1] or ""
+
+    def ahead(self, images: Collection[int], captions: Collection[int]) -> _Indexed:
+        """This with records in memory that were fetched at the same time."""
+        of_tar, numbers = [], set()
+        for records, prefix in ((images, ""), (captions, "caption_")):
+            for index in records:
+                if not self._is_tar[locate(self._ends, index)[0]]:
+                    numbers.add(self._number(index))
+                elif not prefix or self._index["caption_kinds"][index]:
+                    of_tar.append(self._range(index, prefix))
+        found = copy.copy(self)
+        found._numbered = self._numbered.ahead(numbers)
+        found._held = dict(zip(of_tar, storage.read_many(of_tar), strict=True))
+        return found
+
+    def describe(self, index: int) -> str:
+        shard, within = locate(self._ends, index)
+        return f"{printable(self._paths[shard])}#{within}"
+
+    def _range(self, index: int, prefix: str = "") -> tuple[str, int, int]:
+        path = self._paths[locate(self._ends, index)[0]]
+        return path, int(self._index[f"{prefix}offsets"][index]), int(self._index[f"{prefix}lengths"][index])
+
+    def _number(self, index: int) -> int:
+        return locate(self._ends, index)[0] * _NUMBERS + int(self._index["offsets"][index])
+
+    def _bytes(self, where: tuple[str, int, int]) -> bytes:
+        data = self._held.get(where)
+        if data is None:
+            data = storage.read(*where)
+        if isinstance(data, OSError):
+            raise data
+        if len(data) < where[2]:
+            raise CorruptRecord("the shard is shorter than it was")
+        return data

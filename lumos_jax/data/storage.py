@@ -1,0 +1,399 @@
+"""Files on local disks and behind URLs (gs://, s3:// and whatever else fsspec opens), read and written alike.
+
+Transient errors (429, 503, ESTALE, time-outs, lost connections) are retried with exponential back-off and jitter until a
+deadline; the OSError that is raised then names the path, has an errno and is not retried again. URLs need the package of
+their protocol, as `pip install '.[remote]'` installs it for gs:// and s3://. Credentials and endpoints come from the
+environment, as those packages read them (AWS_*, GOOGLE_APPLICATION_CREDENTIALS, STORAGE_EMULATOR_HOST, FSSPEC_*).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import errno
+import fnmatch
+import functools
+import glob
+import importlib
+import io
+import itertools
+import os
+import pathlib
+import random
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+from lumos_jax import fileio
+from lumos_jax.data.files import open_regular
+
+T = TypeVar("T")
+DEADLINE = 50.0  # seconds for a request and its retries
+IN_FLIGHT = 64  # requests of a process at a time
+_BYTES_PER_SECOND = 1 << 20  # at least; large transfers have more than DEADLINE
+_PART = 8 << 20  # bytes of a request, of files that are read from end to end
+_BUFFER = 1 << 20
+_GAP = 1 << 16  # bytes that are read and dropped rather than asked for in two requests
+_STATUS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 408: errno.ETIMEDOUT, 429: errno.EBUSY}
+_NETWORK = re.compile(
+    "Connect|Timeout|Disconnect|Payload|Endpoint|Transport|Protocol|IncompleteRead"
+)  # exceptions' names
+_GLOB = re.compile(r"[*?\[]")
+
+
+class Entry(NamedTuple):
+    """A file. etag: changes when the file does, as the store names its versions; of a local file, its time of change."""
+
+    path: str
+    size: int
+    etag: str
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", os.fspath(path)))
+
+
+def join(base: str, *names: str) -> str:
+    return "/".join((base.rstrip("/"), *names)) if is_remote(base) else os.path.join(base, *names)
+
+
+def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
+    """`size` bytes from `offset` on (None: all), fewer at the end of the file. Raises OSError."""
+    if size == 0:
+        return b""
+
+    def local() -> bytes:
+        with open_regular(path) as file:
+            return file.read() if size is None and not offset else _pread(file.fileno(), offset, size)
+
+    end = None if size is None else offset + size
+    return _retried(path, local, "cat_file", size or 0, start=offset or None, end=end)
+
+
+def read_many(ranges: Sequence[tuple[str, int, int | None]]) -> list[bytes | OSError]:
+    """`read` of (path, offset, size) each, remote ones IN_FLIGHT at a time; of those, neighbors in a file are one request. An
+    error stands in the place of its bytes."""
+
+    def one(wanted: tuple[str, int, int | None]) -> bytes | OSError:
+        try:
+            return read(*wanted)
+        except OSError as error:
+            return error
+
+    if not any(is_remote(path) for path, _, _ in ranges):
+        return list(map(one, ranges))
+    runs = _runs(ranges)
+    found: list[bytes | OSError] = [b""] * len(ranges)
+    for (_, start, _, members), data in zip(runs, in_parallel(one, [run[:3] for run in runs]), strict=True):
+        for member in members:
+            _, offset, size = ranges[member]
+            if isinstance(data, OSError) or len(members) == 1:
+                found[member] = data
+            else:
+                found[member] = data[offset - start : offset - start + size]
+    return found
+
+
+def in_parallel(call: Callable[[Any], T], values: Sequence[Any]) -> list[T]:
+    """What `call` returns for each, IN_FLIGHT of the process at a time; for calls that wait for storage and raise nothing."""
+    return list(map(call, values)) if len(values) < 2 else list(_pool(os.getpid()).map(call, values))
+
+
+def _runs(ranges: Sequence[tuple[str, int, int | None]]) -> list[tuple[str, int, int | None, list[int]]]:
+    """(path, offset, size, numbers of the ranges in it): ranges that lie close to each other are one."""
+    runs: list[tuple[str, int, int | None, list[int]]] = []
+    for number in sorted(range(len(ranges)), key=lambda number: ranges[number][:2]):
+        path, offset, size = ranges[number]
+        if runs and runs[-1][0] == path and None not in (size, runs[-1][2]):
+            _, start, length, members = runs[-1]
+            if offset <= start + length + _GAP and offset + size - start <= _PART:
+                runs[-1] = path, start, max(length, offset + size - start), [*members, number]
+                continue
+        runs.append((path, offset, size, [number]))
+    return runs
+
+
+def open_read(path: str) -> BinaryIO:
+    """A seekable buffered file. Raises OSError."""
+    return io.BufferedReader(_Remote(stat(path)), _BUFFER) if is_remote(path) else open_regular(path)
+
+
+def stat(path: str) -> Entry:
+    """Raises OSError: no such file."""
+    return _entry(path, _retried(path, lambda: os.stat(path), "info"))
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or directory of that name. Raises OSError: storage fails."""
+    try:
+        stat(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise
+        return False
+    return True
+
+
+def list_files(path: str, *patterns: str) -> list[Entry]:
+    """The files of a directory that match one of `patterns` ("**/*.tar" searches below it too), those that a glob finds, or the
+    one file; sorted by path. Names that begin with a dot are left out. Raises OSError: storage fails, or nothing is there."""
+    if not is_remote(path):
+        return _list_local(os.path.abspath(os.path.expanduser(path)), patterns)
+    protocol = path.partition("://")[0]
+    if _GLOB.search(path):
+        found = _retried(path, None, "glob", detail=True)
+    else:
+        info = _retried(path, None, "info")
+        if info["type"] != "directory":
+            return [_entry(path, info)]
+        deep = any(pattern.startswith("**/") for pattern in patterns)
+        # It answers, as info has shown: a page of 1,000 names a request may take longer than DEADLINE.
+        found = _retried(path, None, "find", 10 * _PART, maxdepth=None if deep else 1, detail=True)
+    entries = []
+    top = path.rstrip("/").count("/") + 1
+    for name, info in found.items():
+        url = f"{protocol}://{name.lstrip('/')}"
+        folder, _, base = url.rpartition("/")
+        if info["type"] != "file" or base.startswith("."):
+            continue
+        shallow = folder.count("/") + 1 == top
+        matches = (fnmatch.fnmatchcase(base, p.removeprefix("**/")) for p in patterns if shallow or p.startswith("**/"))
+        if _GLOB.search(path) or any(matches):
+            entries.append(_entry(url, info))
+    return sorted(entries)
+
+
+def write_whole(path: str, content: bytes | pathlib.Path) -> None:
+    """Bytes, or what a local file holds, under that name: all of it or nothing appears. A missing folder is made.
+    Raises OSError."""
+    if is_remote(path):
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        if isinstance(content, bytes):
+            _retried(path, None, "pipe_file", size, after=(content,))
+        else:
+            _retried(path, None, "put_file", size, before=(os.fspath(content),))
+        return
+    folder, name = os.path.split(os.path.abspath(path))
+    partial = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.partial")
+    os.makedirs(folder, exist_ok=True)
+    try:
+        with open(partial, "xb") as file:
+            for part in [content] if isinstance(content, bytes) else _parts_of(content):
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        pathlib.Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def remove(path: str) -> None:
+    """Raises OSError: no such file."""
+    _retried(path, lambda: os.unlink(path), "rm_file")
+
+
+def make_directory(path: str) -> None:
+    """With those above it; stores of objects have none."""
+    if not is_remote(path):
+        os.makedirs(path, exist_ok=True)
+
+
+def local_copy(path: str) -> str:
+    """The path of a local file with this content: `path` itself, or a copy of what the URL names, kept below $LUMOS_JAX_CACHE
+    under the version that the store names. Raises OSError; ValueError: there is no cache directory."""
+    if not is_remote(path):
+        return path
+    folder = fileio.cache_directory("remote")
+    if folder is None:
+        raise ValueError(f"{path} is copied to this machine before it is read: LUMOS_JAX_CACHE must name a directory")
+    entry = stat(path)
+    name = uuid.uuid5(uuid.NAMESPACE_URL, repr(entry)).hex
+    kept = folder / name[:2] / f"{name}-{path.rpartition('/')[2]}"
+    if not (kept.exists() and kept.stat().st_size == entry.size):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}.partial")
+        try:
+            with open(partial, "xb") as file:
+                for first in range(0, entry.size, 8 * _PART):
+                    starts = range(first, min(first + 8 * _PART, entry.size), _PART)
+                    for part in read_many([(path, start, _PART) for start in starts]):
+                        if isinstance(part, OSError):
+                            raise part
+                        file.write(part)
+            if partial.stat().st_size != entry.size:
+                raise OSError(errno.EIO, f"{path} changed while it was copied")
+            partial.replace(kept)
+        finally:
+            partial.unlink(missing_ok=True)
+    return os.fspath(kept)
+
+
+class _Remote(io.RawIOBase):
+    """What a URL names as a file; every read is a request with a deadline."""
+
+    def __init__(self, entry: Entry):
+        self._entry, self._place = entry, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._entry.size}[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        size = min(len(buffer), max(0, self._entry.size - self._place))
+        data = read(self._entry.path, self._place, size)
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+
+def _list_local(path: str, patterns: Sequence[str]) -> list[Entry]:
+    if os.path.isdir(path):
+        found = {
+            name for pattern in patterns for name in glob.glob(os.path.join(glob.escape(path), pattern), recursive=True)
+        }
+    elif os.path.isfile(path):  # the name of a file may hold what a glob reads as a pattern
+        found = {path}
+    else:
+        found = set(glob.glob(path, recursive=True))
+        if not found and not _GLOB.search(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    names = sorted(name for name in found if not os.path.basename(name).startswith(".") and os.path.isfile(name))
+    return [_entry(name, os.stat(name)) for name in names]
+
+
+def _entry(path: str, info: Any) -> Entry:
+    if isinstance(info, os.stat_result):
+        return Entry(path, info.st_size, str(info.st_mtime_ns))
+    keys = ("ETag", "etag", "generation", "md5Hash", "LastModified", "mtime", "updated", "last_modified", "created")
+    version = next((info[key] for key in keys if info.get(key) is not None), "")
+    version = version.timestamp() if isinstance(version, datetime.datetime) else version
+    return Entry(path, int(info.get("size") or 0), str(version).strip('"'))
+
+
+def _pread(file: int, offset: int, size: int | None) -> bytes:
+    wanted = max(0, (os.fstat(file).st_size if size is None else offset + size) - offset)
+    parts = []
+    while wanted and (part := os.pread(file, min(wanted, 1 << 30), offset)):
+        parts.append(part)
+        offset, wanted = offset + len(part), wanted - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _parts_of(path: pathlib.Path) -> Any:
+    with open_regular(path) as file:
+        while part := file.read(_PART):
+            yield part
+
+
+def _retried(
+    path: str,
+    local: Callable[[], T] | None,
+    method: str,
+    size: int = 0,
+    before: tuple = (),
+    after: tuple = (),
+    **named: Any,
+) -> T:
+    """What `local` returns, or for a URL fsspec's `method`; transient errors are retried until the deadline.
+
+    size: bytes that it transfers, where that is known. Raises OSError, with an errno; ImportError: a package is missing.
+    """
+    until = time.monotonic() + DEADLINE + size / _BYTES_PER_SECOND
+    for attempt in itertools.count():
+        left = until - time.monotonic()
+        try:
+            return _request(path, method, left, before, after, named) if is_remote(path) else local()
+        except Exception as error:
+            failure = _as_oserror(error, path)
+            wait = min(0.2 * 2**attempt, 8.0) * random.uniform(0.5, 1.0)
+            if failure.errno not in fileio.TRANSIENT:
+                raise failure from error
+            if time.monotonic() + wait > until:
+                raise fileio.RetriesExhausted(failure.errno, failure.strerror, path) from error
+        time.sleep(wait)
+    raise AssertionError
+
+
+def _request(path: str, method: str, left: float, before: tuple, after: tuple, named: dict[str, Any]) -> Any:
+    """A method of the file system of a URL, of (*before, path, *after), for `left` seconds at most where it can be stopped."""
+    system = _filesystem(path.partition("://")[0], os.getpid())
+    inner = system._strip_protocol(path)
+    if not system.async_impl:
+        return getattr(system, method)(*before, inner, *after, **named)
+    call = getattr(system, f"_{method}")(*before, inner, *after, **named)
+    waiting = asyncio.run_coroutine_threadsafe(asyncio.wait_for(call, left), system.loop)
+    try:
+        return waiting.result(left + 5)
+    finally:
+        waiting.cancel()
+
+
+_lock = threading.Lock()
+_OPTIONS = {
+    "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 20, "max_pool_connections": IN_FLIGHT}},
+    "gs": {"requests_timeout": 20},
+}
+
+
+@functools.cache
+def _made(protocol: str, process: int) -> Any:
+    try:
+        import fsspec
+
+        name = {"gcs": "gs", "s3a": "s3"}.get(protocol, protocol)
+        kind = fsspec.get_filesystem_class(protocol)
+        if name == "gs":  # not its subclass, which asks each bucket for its type, and again where it may not
+            kind = importlib.import_module("gcsfs.core").GCSFileSystem
+        return kind(use_listings_cache=False, skip_instance_cache=True, **_OPTIONS.get(name, {}))
+    except ImportError as error:
+        raise ImportError(f"{protocol}:// needs a package: pip install '.[remote]' ({error})") from error
+
+
+def _filesystem(protocol: str, process: int) -> Any:
+    """One a process and protocol, so that its threads share connections."""
+    with _lock:
+        return _made(protocol, process)
+
+
+@functools.cache
+def _pool(process: int) -> futures.ThreadPoolExecutor:
+    return futures.ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="storage")
+
+
+def _as_oserror(error: Exception, path: str) -> OSError:
+    """What a library of a protocol raised, as an OSError with an errno and the path. Raises `error`: it is another kind."""
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    response = getattr(error, "response", None)
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    status = status or getattr(error, "status", None) or getattr(error, "code", None)
+    if isinstance(error, (TimeoutError, futures.TimeoutError)):
+        code, text = errno.ETIMEDOUT, f"no answer in time ({text})"
+    elif isinstance(error, OSError):
+        kinds = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, ConnectionError: errno.ECONNRESET}
+        code = error.errno or next((code for kind, code in kinds.items() if isinstance(error, kind)), None)
+        text = error.strerror or text
+        if code is None:
+            code = errno.ECONNRESET if _NETWORK.search(type(error).__name__) else errno.EPROTO
+    elif isinstance(status, int) or str(status).isdigit():
+        code = _STATUS.get(int(status), errno.EBUSY if int(status) >= 500 else errno.EPROTO)
+    elif _NETWORK.search(type(error).__name__):
+        code = errno.ECONNRESET
+    elif type(error).__module__ == "builtins":  # ImportError, MemoryError, and mistakes of ours
+        raise error
+    else:
+        code = errno.EPROTO
+    return OSError(code, text if os.strerror(code) in text else f"{text} ({os.strerror(code)})", path)

@@ -1,0 +1,317 @@
+"""Where the records of .tar shards lie: headers are read once, in several processes, and kept in one small file a shard.
+
+A .tar has no table of contents, only a header of 512 bytes before each member (POSIX.1-2001 pax, ustar and GNU formats). An
+index file holds a line of JSON, padded to 512 bytes, and (records, columns, 2) uint32: the first block of 512 bytes and the
+size of each image and of what belongs to it. It is mapped into memory, so that processes share it.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import uuid
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from lumos_jax import fileio
+from lumos_jax.data import storage
+from lumos_jax.data.base import digest, printable
+from lumos_jax.data.files import IMAGE_ENDINGS, open_regular
+from lumos_jax.data.listing import PROGRESS_FROM, content_sample
+from lumos_jax.data.storage import Entry
+
+IMAGE, RAW, DETAILED, JSON = range(4)  # columns
+ENDINGS = dict.fromkeys(IMAGE_ENDINGS, IMAGE) | {".txt": RAW, ".detailed.txt": DETAILED, ".json": JSON}
+_LONGEST_FIRST = sorted(ENDINGS, key=len, reverse=True)
+_ABSENT = 0xFFFFFFFF  # as a size
+_BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+_PLAIN, _NO_DATA = b"0\0007", b"123456"  # types of members: files; links, devices and folders
+_VERSION = 3
+_PROCESSES_FROM = 64  # shards without an index, from which processes of their own read headers
+_OPEN = 4096  # index files that a process has mapped
+
+
+class Table(NamedTuple):
+    """Of a shard. columns: which of IMAGE, RAW, DETAILED, JSON; places (records, columns, 2) uint32; left_out: reason -> number
+    of files or records; sample: a hash of some of the content."""
+
+    columns: tuple[int, ...]
+    places: np.ndarray
+    left_out: dict[str, int]
+    sample: int
+
+    def place(self, number: int, column: int) -> tuple[int, int] | None:
+        """Offset and size in bytes; None: the record has no such file."""
+        if column not in self.columns:
+            return None
+        block, size = map(int, self.places[number, self.columns.index(column)])
+        return None if size == _ABSENT else (block * _BLOCK, size)
+
+
+def index_of(entry: Entry, kept: pathlib.Path | None) -> Table:
+    """The kept table, or one that is made now. Raises ValueError: no .tar, or a damaged one; OSError: storage fails."""
+    file = _file_of(entry, kept)
+    if file is not None and (found := _load(file)) is not None:
+        return found
+    places, left_out = _read_headers(entry)
+    columns = tuple(column for column in range(4) if column == IMAGE or (places[:, column, 1] != _ABSENT).any())
+    table = Table(columns, np.ascontiguousarray(places[:, columns]), left_out, content_sample(entry))
+    if file is None or not _save(file, table):
+        return table
+    return _load(file) or table
+
+
+def make_all(entries: Sequence[Entry], kept: pathlib.Path | None) -> None:
+    """Makes what tables are missing, if they are many, in as many processes as there are cores; shards that cannot be read are
+    left to `index_of`."""
+    missing = [entry for entry in entries if kept and not _file_of(entry, kept).exists()]
+    if len(missing) < _PROCESSES_FROM:
+        return
+    code = "from lumos_jax.data import tar_index; tar_index.main()"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "LUMOS_JAX_TAR_INDEX": str(kept)}
+    count = min(len(os.sched_getaffinity(0)), len(missing) // 16)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for _ in range(count)
+    ]
+    with tqdm(total=len(missing), desc="headers of .tar shards", disable=len(missing) < PROGRESS_FROM) as bar:
+
+        def follow(number: int, process: subprocess.Popen) -> None:
+            for line in process.stdout:
+                bar.update(line == "done\n")
+
+        followers = [threading.Thread(target=follow, args=pair, daemon=True) for pair in enumerate(processes)]
+        try:
+            for number, (process, follower) in enumerate(zip(processes, followers, strict=True)):
+                follower.start()
+                process.stdin.write(json.dumps(missing[number::count]))
+                process.stdin.close()
+            for follower in followers:
+                follower.join()
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+                process.stdout.close()
+
+
+def main() -> None:
+    """A process of `make_all`: entries in JSON from standard input, a line for each that is done."""
+    kept = pathlib.Path(os.environ["LUMOS_JAX_TAR_INDEX"])
+    for fields in json.load(sys.stdin):
+        try:
+            index_of(Entry(*fields), kept)
+        except (ValueError, OSError):
+            logging.debug("%s is left to the process that asked", fields)
+        print("done", flush=True)
+
+
+def member_name(path: str, offset: int) -> str:
+    """The name of the member whose content lies there, of a long one the beginning. Raises OSError, ValueError."""
+    name = _name_of(storage.read(path, offset - _BLOCK, _BLOCK))
+    ending = next((end for end in _LONGEST_FIRST if name.lower().endswith(end)), "")
+    return name[: len(name) - len(ending)]
+
+
+def _file_of(entry: Entry, kept: pathlib.Path | None) -> pathlib.Path | None:
+    name = digest([*entry, _VERSION])
+    return kept and kept / name[:2] / f"{name}.index"
+
+
+_lock = threading.Lock()
+_tables: collections.OrderedDict[pathlib.Path, Table] = collections.OrderedDict()
+
+
+def _load(file: pathlib.Path) -> Table | None:
+    """A kept table, whose content is verified when a process first maps it; None: there is none, or a damaged one."""
+    with _lock:
+        if file in _tables:
+            _tables.move_to_end(file)
+            return _tables[file]
+    try:
+        with open(file, "rb") as opened:
+            line = opened.readline()
+            told = json.loads(line)
+            begin = -(-len(line) // _BLOCK) * _BLOCK
+            shape = told["records"], len(told["columns"]), 2
+            if not shape[0]:
+                places = np.zeros(shape, np.uint32)
+            else:
+                places = np.memmap(opened, np.uint32, "r", begin, shape)
+        if os.path.getsize(file) != begin + places.nbytes or zlib.crc32(places) != told["crc"]:
+            raise ValueError("its checksum is another")
+        about = json.dumps([told["columns"], told["left_out"], told["sample"], told["records"]])
+        if zlib.crc32(about.encode()) != told["about"]:
+            raise ValueError("its checksum is another")
+        table = Table(tuple(told["columns"]), places, told["left_out"], told["sample"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logging.warning("%s cannot be read (%s): it is made again", file, error)
+        return None
+    with _lock:
+        _tables[file] = table
+        while len(_tables) > _OPEN:
+            _tables.popitem(last=False)
+    return table
+
+
+def _save(file: pathlib.Path, table: Table) -> bool:
+    records, columns = len(table.places), list(table.columns)
+    about = json.dumps([columns, table.left_out, table.sample, records])
+    told = {"records": records, "columns": columns, "left_out": table.left_out, "sample": table.sample}
+    line = json.dumps(told | {"crc": zlib.crc32(table.places), "about": zlib.crc32(about.encode())}).encode() + b"\n"
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(line.ljust(-(-len(line) // _BLOCK) * _BLOCK, b"\0") + table.places.tobytes())
+        partial.replace(file)
+    except OSError as error:
+        logging.warning("the cache %s cannot be written to (%s): shards are indexed at each start", file.parent, error)
+        return False
+    return True
+
+
+def _read_headers(entry: Entry) -> tuple[np.ndarray, dict[str, int]]:
+    """places (records, 4, 2) uint32 and what is left out, as Table. Raises as `index_of`."""
+    places: dict[str, dict[int, tuple[int, int]]] = {}
+    dotted: list[tuple[str, str, tuple[int, int]]] = []  # name, known ending, place: the first dot is not the ending's
+    left_out: collections.Counter = collections.Counter()
+
+    def add(name: str, column: int, place: tuple[int, int]) -> None:
+        files = places.get(name)
+        if files is None:
+            files = places[name] = {}
+        elif column in files:
+            left_out["names stand twice in a shard, as after tar -r: the last counts"] += 1
+        files[column] = place
+
+    for path, offset, size in _members(entry):
+        folder, _, name = path.rpartition("/")
+        stem, _, ending = name.partition(".")
+        column = ENDINGS.get(f".{ending}") if stem else None
+        place = (offset // _BLOCK, size)
+        if column is not None and 0 <= size < _ABSENT:
+            add(f"{folder}/{stem}" if folder else stem, column, place)
+            continue
+        known = next((end for end in _LONGEST_FIRST if name.lower().endswith(end) and stem), "")
+        if not 0 <= size < _ABSENT or not known:
+            left_out["files in shards are no images or captions and are left out"] += 1
+        elif f".{ending.lower()}" == known:
+            add(f"{folder}/{stem}" if folder else stem, ENDINGS[known], place)
+        else:
+            dotted.append((path, known, place))
+    records = {name for name, files in places.items() if IMAGE in files}
+    for name, known, place in dotted:
+        folder, _, base = name.rpartition("/")
+        stem = base.partition(".")[0]
+        if (f"{folder}/{stem}" if folder else stem) in records:
+            left_out["files belong to an image of the name before their first dot and are left out"] += 1
+        else:
+            add(name[: -len(known)], ENDINGS[known], place)
+    found = [files for files in places.values() if IMAGE in files]
+    left_out["records in shards have no image and are left out"] += len(places) - len(found)
+    table = np.full((len(found), 4, 2), _ABSENT, np.uint32)
+    for column in range(4):
+        there = [(number, *files[column]) for number, files in enumerate(found) if column in files]
+        if there:
+            numbers, blocks, sizes = np.array(there, np.int64).T
+            table[numbers, column] = np.stack([blocks, sizes], -1).astype(np.uint32)
+    return table, dict(+left_out)
+
+
+def _members(entry: Entry) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of what is in a .tar but folders; the size of what is no plain file is -1. Raises as `index_of`."""
+    try:
+        if storage.is_remote(entry.path):
+            file = storage.open_read(entry.path)
+            with file:
+                yield from _walk(lambda offset, size: (file.seek(offset), file.read(size))[1])
+        else:
+            with open_regular(entry.path) as file:
+                number = file.fileno()
+                yield from _walk(lambda offset, size: os.pread(number, size, offset))
+    except OSError as error:
+        raise fileio.failure(error, f"{printable(entry.path)} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ValueError(
+            f"{printable(entry.path)} cannot be read as .tar: truncated, compressed, or something else ({error}). Fetch or "
+            "write it again, uncompressed, or take it away"
+        ) from error
+
+
+def _walk(read: Callable[[int, int], bytes]) -> Iterator[tuple[str, int, int]]:
+    """As `_members`. read: (offset, size) -> bytes."""
+    offset, extended = 0, {}
+    while True:
+        header = read(offset, _BLOCK)
+        if header == _ZEROS:
+            return
+        if len(header) < _BLOCK:
+            raise ValueError("it ends without an end mark")
+        kind, size = header[156:157], _number(header[124:136])
+        # Adler-32's lower half is 1 plus the sum of the bytes, modulo 65521; the checksum itself counts as spaces.
+        total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * 32
+        if (total - _number(header[148:156])) % 65521:
+            raise ValueError(f"damaged at byte {offset}")
+        data = offset + _BLOCK
+        if kind in b"xLg" or kind == b"K":
+            body = read(data, min(size, 1 << 20))
+            if kind == b"x":
+                extended |= _pax(body)
+            elif kind == b"L":
+                extended["path"] = body.rstrip(b"\0")
+            offset = data + -(-size // _BLOCK) * _BLOCK
+            continue
+        size = int(extended.get("size", size))
+        name = os.fsdecode(extended["path"]) if "path" in extended else _name_of(header)
+        more = header[482:483] if kind == b"S" else b"\0"
+        while more != b"\0":  # further blocks of a sparse file's map
+            more = read(data, _BLOCK)[504:505]
+            data += _BLOCK
+        has_data = kind not in _NO_DATA and not (kind == b"\0" and name.endswith("/"))
+        sparse = any(key.startswith("GNU.sparse") for key in extended)
+        if kind != b"5" and not (kind == b"\0" and name.endswith("/")):
+            yield name, data, size if kind in _PLAIN and not sparse else -1
+        offset, extended = data + (-(-size // _BLOCK) * _BLOCK if has_data else 0), {}
+
+
+def _number(field: bytes) -> int:
+    """Octal digits, or 256-ary ones where the first bit is set (GNU)."""
+    if field[0] & 128:
+        return int.from_bytes(field[1:], "big")
+    return int(field.strip(b" \0") or b"0", 8)
+
+
+def _name_of(header: bytes) -> str:
+    name = header[:100].split(b"\0", 1)[0]
+    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
+    return os.fsdecode(prefix + b"/" + name if prefix else name)
+
+
+def _pax(body: bytes) -> dict[str, Any]:
+    """Keyword -> value of an extended header: entries "length keyword=value" and a line's end each."""
+    found, at = {}, 0
+    while at < len(body) and body[at : at + 1] != b"\0":
+        digits, space, _ = body[at : at + 20].partition(b" ")
+        length = int(digits) if space else 0
+        entry = body[at + len(digits) + 1 : at + length - 1]
+        key, equals, value = entry.partition(b"=")
+        if length < 5 or not equals:
+            raise ValueError("an extended header is damaged")
+        found[os.fsdecode(key)] = value
+        at += length
+    return found
