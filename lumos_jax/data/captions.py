@@ -12,7 +12,6 @@ import html
 import io
 import json
 import os
-import pathlib
 import re
 import urllib.parse
 import zlib
@@ -21,8 +20,8 @@ from typing import TextIO
 import numpy as np
 from absl import logging
 
+from lumos_jax.data import storage
 from lumos_jax.data.base import Captions, CorruptRecord
-from lumos_jax.data.files import open_regular
 
 # Under which names records of other makers have them, the first that is there.
 RAW_NAMES = ("caption", "text", "txt")
@@ -102,8 +101,8 @@ def _encoding_of(head: bytes) -> str:
 
 
 def open_text(path: str | os.PathLike, errors: str, newline: str | None = None) -> TextIO:
-    """A text file in any of these encodings; see `open`. Raises OSError as `open_regular`."""
-    file = open_regular(path)
+    """A text file in any of these encodings, on disk or behind a URL; see `open`. Raises OSError as `open_regular`."""
+    file = storage.open_read(os.fspath(path))
     head = file.read(4)
     file.seek(0)
     return io.TextIOWrapper(file, _encoding_of(head), errors, newline)
@@ -134,7 +133,7 @@ def captions_of_json(data: bytes) -> tuple[str | None, str | None]:
     return tuple(one_line(found[0]) if found else None for found in texts)
 
 
-def read_jsonl(path: pathlib.Path) -> dict[str, Captions]:
+def read_jsonl(path: str | os.PathLike) -> dict[str, Captions]:
     """Lines {"file": relative name, "caption": ..., "detailed": ...}, "detailed" where there is one -> name -> captions.
     Raises ValueError: a line is something else; says which."""
     found, twice = {}, 0

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import functools
 import math
-import mmap
 import os
 import pathlib
 import re
@@ -13,7 +11,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 from absl import logging
@@ -82,7 +80,8 @@ def directory(path: str) -> pathlib.Path:
     """The directory that config.data.path names. Raises ValueError: it is none."""
     found = pathlib.Path(path).expanduser().absolute()
     if not found.is_dir():
-        raise ValueError(f"config.data.path={path!r} is not a directory")
+        hint = ", and URLs are not read here: mount the bucket and give its path" if "://" in path else ""
+        raise ValueError(f"config.data.path={path!r} is not a directory{hint}")
     return found
 
 
@@ -147,11 +146,17 @@ def file_size(path: str | os.PathLike) -> int:
         return -1
 
 
-def read_npy(data: bytes | mmap.mmap) -> np.ndarray:
-    """The array of numbers in a .npy file; a view of `data`.
+def read_npy(data: bytes) -> np.ndarray:
+    """The array of numbers in a .npy file; a view of `data`. Raises ValueError: these bytes are no such file, or too few."""
+    dtype, shape, order, begin = npy_header(data)
+    return np.frombuffer(data, dtype, math.prod(shape), begin).reshape(shape, order=order)
+
+
+def npy_header(data: bytes) -> tuple[np.dtype, tuple[int, ...], Literal["C", "F"], int]:
+    """Dtype, shape and order of the array in a .npy file that begins with `data`, and the offset of its first number.
 
     NumPy's own reader compiles the header as Python, and the compiler of CPython 3.11 may fail when several threads use it.
-    Raises ValueError: these bytes are no such file, or are too few.
+    Raises ValueError: it is no such file.
     """
     if data[:6] != b"\x93NUMPY" or len(data) < 12:
         raise ValueError("no NumPy file")
@@ -163,31 +168,8 @@ def read_npy(data: bytes | mmap.mmap) -> np.ndarray:
     shape = re.search(r"""['"]shape['"]\s*:\s*\(([\d\s,]*)\)""", header)
     if not (dtype and order and shape):
         raise ValueError(f"a NumPy file of something else than numbers: {header.strip()[:80]}")
-    dims = [int(dim) for dim in shape[1].split(",") if dim.strip()]
-    array = np.frombuffer(data, np.dtype(dtype[1]), math.prod(dims), end)
-    return array.reshape(dims, order="F" if order[1] == "True" else "C")
-
-
-class MappedArray:
-    """The array of numbers in a .npy file, mapped into memory: processes share it, and pickling passes its path."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = os.fspath(path)
-
-    def __reduce__(self) -> tuple:
-        return MappedArray, (self.path,)
-
-    @functools.cached_property
-    def array(self) -> np.ndarray:
-        """Raises OSError; ValueError: it is no such file, or truncated."""
-        with open(self.path, "rb") as file:
-            return read_npy(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.array[index]
+    dims = tuple(int(dim) for dim in shape[1].split(",") if dim.strip())
+    return np.dtype(dtype[1]), dims, "F" if order[1] == "True" else "C", end
 
 
 def made_once(file: pathlib.Path | None, names: Sequence[str], make: Callable[[], Arrays]) -> Arrays:

@@ -84,6 +84,7 @@ class Manifest:
 
     Attributes:
       plan: digest of the plan that it was made by.
+      build: with `version`, names the folders of its shards (data/<build>-v<version>) and tables of records (records/...).
       version: 1, and one more after each compaction, which leaves tombstoned records out and numbers the others anew.
       settings: all settings of the preparation.
       captions: whether records have captions.
@@ -102,6 +103,7 @@ class Manifest:
     evaluation_sets: tuple[EvaluationSet, ...] = ()
     tombstones: Tombstones = Tombstones()
     failed_inputs: tuple[Mapping[str, Any], ...] = ()
+    build: str = ""
     version: int = 1
     format: int = FORMAT
 

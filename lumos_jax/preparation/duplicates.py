@@ -38,15 +38,19 @@ class Table(NamedTuple):
 
 def tables(distance: int, count: int, positions: Sequence[int] = range(64)) -> list[Table]:
     """The cheapest tables that find all pairs of `count` hashes within the distance by their bits at `positions`."""
-    choices = []
-    for equal in (1, 2, 3):
-        blocks = distance + equal
-        number, bits = math.comb(blocks, equal), equal * len(positions) // blocks
-        choices.append((number * count * (_SORT + _COMPARE * count / 2 ** (bits + 1)), equal, blocks))
-    _, equal, blocks = min(choices)
-    parts, made = [tuple(positions[block::blocks]) for block in range(blocks)], []
+
+    def cost(equal: int) -> float:
+        number, bits = math.comb(distance + equal, equal), equal * len(positions) // (distance + equal)
+        return number * count * (_SORT + _COMPARE * count / 2 ** (bits + 1))
+
+    return table_set(distance, min((1, 2, 3), key=cost), positions)
+
+
+def table_set(distance: int, equal: int, positions: Sequence[int] = range(64)) -> list[Table]:
+    """A table for each choice of `equal` of distance + equal blocks of bits."""
+    blocks, made = distance + equal, []
     for chosen in itertools.combinations(range(blocks), equal):
-        band = [bit for block in chosen for bit in parts[block]]
+        band = [bit for block in chosen for bit in positions[block::blocks]]
         made.append(Table((*band, *(bit for bit in range(64) if bit not in set(band))), len(band)))
     return made
 
@@ -62,10 +66,12 @@ def restored(words: np.ndarray, table: Table) -> np.ndarray:
 
 def _permuted(values: np.ndarray, places: tuple[int, ...]) -> np.ndarray:
     """Bit b of each value moved to places[b]."""
-    octets = np.ascontiguousarray(values, "<u8").view(np.uint8).reshape(-1, 8)
-    result = np.zeros(len(values), np.uint64)
-    for byte, moved in enumerate(_moved_bytes(places)):
-        result |= moved[octets[:, byte]]
+    moved, result = _moved_bytes(places), np.empty(len(values), np.uint64)
+    for first in range(0, len(values), _BLOCK):
+        octets = np.ascontiguousarray(values[first : first + _BLOCK], "<u8").view(np.uint8).reshape(-1, 8)
+        result[first : first + _BLOCK] = moved[0].take(octets[:, 0])
+        for byte in range(1, 8):
+            result[first : first + _BLOCK] |= moved[byte].take(octets[:, byte])
     return result
 
 

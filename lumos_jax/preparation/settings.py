@@ -89,7 +89,19 @@ class Duplicates:
     embeddings: Annotated[
         str, "directory of features cached by `prepare cache`, for near-duplicates by cosine; empty: off"
     ] = ""
+    embeddings_set: Annotated[str, "the prepared data set whose records that cache holds, told apart by sha256"] = ""
     min_cosine: Annotated[float, between(0, 1), "similarity from which features are duplicates"] = 0.95
+    partitions: Annotated[
+        int,
+        between(0, 1 << 16),
+        "by hash, each of which a process holds; 0: from the number of rows, 4M or fewer each",
+    ] = 0
+
+    def check(self) -> dict[str, bool]:
+        return {
+            "config.duplicates.embeddings and embeddings_set go together: a cache, and the prepared set that it was made of":
+                bool(self.embeddings) != bool(self.embeddings_set),
+        }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Aspect buckets: the table, where records go, the order of batches, and the pictures."""
 
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -122,6 +123,39 @@ def test_mixtures_keep_their_weights():
     np.testing.assert_allclose(np.bincount(bucket_of[seen]) / len(seen), expected, atol=0.05)
 
 
+def test_order_stays_as_it_was():
+    # These numbers are the contract with runs that resume.
+    parts = tuple({"source": "scenes", "num_scenes": n, "weight": w} for n, w in ((200, 1.0), (50, 3.0), (333, 0.1)))
+    for chosen, expected in (
+        (settings(), [23, 244, 5, 71, 254]),
+        (settings(source="mixture", mixture=parts, seed=4), [45, 14, 228, 66, 242]),
+    ):
+        steps, _, epoch = steps_of(chosen, data.make_source(chosen), batch_size=12, rows=range(12))
+        assert [epoch, *(steps(step)[row][1] for step, row in ((0, 0), (7, 11), (21, 3), (1000, 5)))] == expected
+
+
+def test_large_sets_are_kept_in_a_file_and_in_the_same_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("LUMOS_JAX_CACHE", str(tmp_path))
+    chosen = settings()
+    source = data.make_source(chosen)
+    steps, plain, _ = steps_of(chosen, source)
+    expected = [steps(step) for step in range(40)]
+    monkeypatch.setattr(aspect, "_KEPT_FROM", 1)
+    monkeypatch.setattr(aspect, "_CHUNK", 16)
+    for _ in range(2):
+        steps, kept, _ = steps_of(chosen, source)
+        assert [steps(s) for s in range(40)] == expected
+        assert np.array_equal(kept[:], plain)
+        [file] = (tmp_path / "buckets").iterdir()
+        assert len(pickle.dumps(kept)) < 300
+        monkeypatch.setattr(aspect, "record_sizes", None)  # not asked again
+    file.write_bytes(file.read_bytes()[:-9])
+    monkeypatch.undo()
+    monkeypatch.setenv("LUMOS_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(aspect, "_KEPT_FROM", 1)
+    assert np.array_equal(aspect.assign(chosen, source, 8)[:], plain)  # a truncated file is made again
+
+
 def test_batches_have_their_bucket_s_shape_and_sizes():
     chosen = settings()
     source = data.make_source(chosen)
@@ -187,17 +221,17 @@ def test_sizes_come_from_headers_once(tmp_path, monkeypatch):
     chosen = settings(source="folder", path=str(folder), holdout=0)
     monkeypatch.setenv("LUMOS_JAX_CACHE", str(tmp_path / "index"))
     source = data.make_source(chosen)
-    sizes = aspect.record_sizes(chosen, source)
+    sizes = aspect.record_sizes(source)(0, 4)
     assert sizes.tolist() == [[10, 40], [40, 10], [0, 0], [9, 9]]
     assert aspect.assign(chosen, source, 1).tolist() == [0, 2, 1, 1]
-    assert [p.name for p in (tmp_path / "index" / "sizes").iterdir()] == [f"{source.fingerprint()}.npz"]
+    assert [p.name for p in (tmp_path / "index" / "sizes").iterdir()] == [f"{source.fingerprint()}.npy"]
     monkeypatch.setattr(aspect, "size_of", None)  # not asked again
-    assert np.array_equal(aspect.record_sizes(chosen, source), sizes)
+    assert np.array_equal(aspect.record_sizes(source)(0, 4), sizes)
     records = [(folder / "a.png").read_bytes(), (folder / "d.png").read_bytes()]
     monkeypatch.undo()
     data.write_arrayrecord(tmp_path / "x.arrayrecord", records)
     shards = settings(source="arrayrecord", path=str(tmp_path), holdout=0)
-    assert aspect.record_sizes(shards, data.make_source(shards)).tolist() == [[10, 40], [9, 9]]
+    assert aspect.record_sizes(data.make_source(shards))(0, 2).tolist() == [[10, 40], [9, 9]]
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,6 @@ def test_sources_without_captions_are_refused(folder, tmp_path):
     np.save(folder / "object" / "000.npy", np.eye(3, 4))
     source = data.make_source(config.Data(source="objaverse", path=str(folder)))
     with pytest.raises(
-        ValueError, match=r"object \.\.\. have no captions. Sources that do are arrayrecord, folder, scenes,"
+        ValueError, match=r"object \.\.\. have no captions. Sources that do are arrayrecord, folder, prepared, scenes,"
     ):
         data.read_batch(settings, source, [0])

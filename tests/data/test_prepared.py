@@ -104,20 +104,23 @@ def make_compacted(base, folder):
 
 def make_numbered(base, folder):
     """An index over records of an ArrayRecord shard that holds twice as many."""
-    path = str(folder / "all.arrayrecord")
-    data.write_arrayrecord(path, [image(n // 2, *size(n // 2)) if n % 2 else b"rejected" for n in range(2 * COUNT)])
+    records = (image(n // 2, *size(n // 2)) if n % 2 else b"rejected" for n in range(2 * COUNT))
+    data.write_arrayrecord(folder / "all", records, compress=False)
+    content, path = (folder / "all").read_bytes(), storage.join(base, "all.arrayrecord")
+    storage.write_whole(path, content)
     put(storage.join(base, "index", "offsets.npy"), np.arange(1, 2 * COUNT, 2, dtype=np.uint64))
     put(storage.join(base, "index", "lengths.npy"), np.zeros(COUNT, np.uint32))
-    return finish(base, "index", [Shard(path, "arrayrecord", COUNT, 1)], captions=False)
+    return finish(base, "index", [Shard(path, "arrayrecord", COUNT, len(content))], captions=False)
 
 
-@pytest.fixture(params=["index", "remote index", "compacted", "numbered"])
+@pytest.fixture(params=["index", "remote index", "compacted", "remote compacted", "numbered", "remote numbered"])
 def prepared(request, tmp_path, monkeypatch):
     monkeypatch.setenv("LUMOS_JAX_CACHE", str(tmp_path / "cache"))
     base = f"memory://{uuid.uuid4().hex}" if "remote" in request.param else str(tmp_path)
-    if "index" in request.param:
+    kind = request.param.split()[-1]
+    if kind == "index":
         return make_index(storage.join(base, "set"), storage.join(base, "originals"))
-    return (make_numbered if "numbered" in request.param else make_compacted)(storage.join(base, "set"), tmp_path)
+    return {"compacted": make_compacted, "numbered": make_numbered}[kind](storage.join(base, "set"), tmp_path)
 
 
 def settings(path, **fields):

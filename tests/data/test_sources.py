@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import uuid
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from absl import logging
 from PIL import Image
 
 from lumos_jax import config, data
+from lumos_jax.data import storage
 from lumos_jax.data.sources.folder import FolderSource
 from tests.fields import data_settings, replace
 
@@ -172,3 +174,34 @@ def test_load_image_names_the_file(folder):
     (folder / "c.png").write_text("no")
     with pytest.raises(ValueError, match=r"c\.png is not a readable image"):
         data.load_image(folder / "c.png", 8)
+
+
+def test_a_folder_behind_a_url(folder, tmp_path):
+    base = f"memory://{uuid.uuid4().hex}"
+    for file in folder.rglob("*"):
+        if file.is_file():
+            storage.write_whole(f"{base}/{file.relative_to(folder)}", file)
+    storage.write_whole(f"{base}/sub/c.txt", b"told")
+    source, local = FolderSource(base, captioned=True), FolderSource(str(folder))
+    assert list(source.names) == list(local.names)
+    assert [source.read(i) for i in range(4)] == [local.read(i) for i in range(4)]
+    assert FolderSource(base).fingerprint() == local.fingerprint()
+    found = pickle.loads(pickle.dumps(source)).fetch([3, 0], [2, 0])
+    assert found.images == {3: local.read(3), 0: local.read(0)}
+    assert found.captions[2] == ("told", "")
+    assert isinstance(found.captions[0], data.CorruptRecord)
+    settings = config.Data(source="folder", path=base, image_size=8, holdout=0)
+    batches = data.make_train_iterator(settings, data.make_source(settings), batch_size=4, rows=range(4), start_step=0)
+    assert next(batches)["weight"].all()
+    batches.close()
+    with pytest.raises(ValueError, match=r"no_such.*cannot be listed: .*No such file"):
+        FolderSource(f"{base}/no_such")
+
+
+def test_the_fingerprint_of_a_folder_sees_changed_content_of_the_same_size(folder):
+    before = FolderSource(str(folder)).fingerprint()
+    file = folder / "a.png"
+    file.write_bytes(file.read_bytes()[::-1])
+    after = FolderSource(str(folder)).fingerprint()
+    assert not data.same_fingerprint(before, after)
+    assert data.same_fingerprint(before.partition("-")[0], after)

@@ -199,4 +199,4 @@ def test_what_is_no_shard_is_named(shards):
 
 def test_buckets_take_sizes_from_the_headers(shards):
     chosen = settings(shards, sample_type="captioned", aspect_ratios=(0.5, 2.0))
-    assert aspect.record_sizes(chosen, data.make_source(chosen)).tolist() == [[9, 9]] * 4 + [[0, 0]]
+    assert aspect.record_sizes(data.make_source(chosen))(0, 5).tolist() == [[9, 9]] * 4 + [[0, 0]]

@@ -12,20 +12,23 @@ is whole. A record describes itself (little-endian, no padding):
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
 import math
+import os
 import pathlib
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from lumos_jax import fileio
-from lumos_jax.data.base import Data, Source, digest, register
+from lumos_jax.data import storage
+from lumos_jax.data.base import Data, Fetched, Source, digest, register
 from lumos_jax.data.shards import Shards, count_records, read_all
 from lumos_jax.data.sources.mixture import MixtureSource
 
@@ -130,10 +133,10 @@ def shard_name(number: int, count: int) -> str:
     return f"shard-{number:05d}-of-{count:05d}.arrayrecord"
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
     """The object in the file; None if there is no file. Raises ValueError: not JSON, or written by another version."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(storage.read(os.fspath(path)).decode())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
@@ -151,11 +154,11 @@ def write_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
 def read_manifest(path: str) -> Manifest:
     """The manifest of the cache in that directory.
     Raises ValueError: there is none, so that the cache is not finished or is no cache."""
-    directory = pathlib.Path(path).expanduser().absolute()
-    tree = read_json(directory / MANIFEST)
+    directory = _directory(path)
+    tree = read_json(storage.join(directory, MANIFEST))
     if tree is None:
         begun, none = f"this cache is not finished; {_AGAIN}", "no cache is there; python -m lumos_jax.prepare cache"
-        state = begun if (directory / PLAN).exists() else none
+        state = begun if storage.exists(storage.join(directory, PLAN)) else none
         raise ValueError(f"config.data.path={path!r} has no {MANIFEST}: {state} (--out={path})")
     return Manifest(
         made_by=tree["made_by"],
@@ -165,6 +168,10 @@ def read_manifest(path: str) -> Manifest:
         parts=tuple(map(tuple, tree["parts"])),
         shards=tuple(map(tuple, tree["shards"])),
     )
+
+
+def _directory(path: str) -> str:
+    return path if storage.is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def shard_is_whole(path: pathlib.Path, records: int) -> bool:
@@ -187,9 +194,10 @@ class CachedSource(Source):
     needs = "path"
     in_mixture = False
 
-    def __init__(self, directory: pathlib.Path, manifest: Manifest, first: int, count: int):
-        shards = manifest.shards
-        self._shards = Shards([str(directory / name) for name, _, _ in shards], [number for _, number, _ in shards])
+    def __init__(self, directory: str, manifest: Manifest, first: int, count: int):
+        shards, self.remote = manifest.shards, storage.is_remote(directory)
+        names, counts, sizes = zip(*shards, strict=True) if shards else ((), (), ())
+        self._shards = Shards([storage.join(directory, name) for name in names], counts, sizes=sizes)
         self._first, self._count = first, count
         self._fingerprint = digest([manifest.made_by, manifest.arrays, shards, first, count])
 
@@ -197,14 +205,14 @@ class CachedSource(Source):
     def open(cls, data: Data) -> Source:
         """The cache at config.data.path; that of a mixture is a mixture again, in the same order.
         Raises ValueError: no manifest, or a shard that is missing, truncated or another one; names it."""
-        manifest, directory = read_manifest(data.path), pathlib.Path(data.path).expanduser().absolute()
+        manifest, directory = read_manifest(data.path), _directory(data.path)
+        there = {entry.path.rpartition("/")[2]: entry for entry in storage.list_files(directory, "*.arrayrecord")}
         for name, count, size in manifest.shards:
-            file = directory / name
-            if not file.is_file():
+            if name not in there:
                 wrong = "is missing"
-            elif file.stat().st_size != size:
-                wrong = f"has {file.stat().st_size} bytes, not {size}"
-            elif not shard_is_whole(file, count):
+            elif there[name].size != size:
+                wrong = f"has {there[name].size} bytes, not {size}"
+            elif not (storage.is_remote(directory) or shard_is_whole(pathlib.Path(there[name].path), count)):
                 wrong = f"does not hold {count} records that can be read"
             else:
                 continue
@@ -219,6 +227,11 @@ class CachedSource(Source):
 
     def read(self, index: int) -> bytes:
         return self._shards[self._first + index]
+
+    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
+        found = copy.copy(self)
+        found._shards = self._shards.ahead(self._first + index for index in images)
+        return Source.fetch(found, images, captions)
 
     def describe(self, index: int) -> str:
         return self._shards.describe(self._first + index)

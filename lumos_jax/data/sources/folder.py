@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import functools
+import itertools
 import os
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
+import numpy as np
 from absl import logging
 
-from lumos_jax.data import files
-from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, HasLabels, digest, printable, register
+from lumos_jax import fileio
+from lumos_jax.data import files, storage
+from lumos_jax.data.base import (
+    Captions,
+    CorruptRecord,
+    Data,
+    Fetched,
+    HasCaptions,
+    HasLabels,
+    digest,
+    printable,
+    register,
+)
 from lumos_jax.data.captions import decode_text, read_jsonl
+from lumos_jax.data.listing import content_sample
+from lumos_jax.data.storage import Entry
 
 _CAPTIONS = "captions.jsonl"
+_SAMPLED = 1024  # images of which the fingerprint covers some bytes
 
 
 @register("folder")
 class FolderSource(files.FilesSource, HasCaptions, HasLabels):
-    """Every image file below a directory, links followed, by sorted relative name.
+    """Every image file below a directory, links followed, or below a URL, by sorted relative name.
 
     A file with an image's ending is a record, whatever it holds: should it not decode, it is a corrupt record. Of files with
-    other endings or none, those are records that begin as an image does; the others (labels, captions) are left out, and
-    one line in the log says how many. Names that begin with a dot are left out.
+    other endings or none, those are records that begin as an image does (of a URL, none are looked into); the others (labels,
+    captions) are left out, and one line in the log says how many. Names that begin with a dot are left out.
 
     Captions: `captions.jsonl` in the directory, a line {"file": ..., "caption": ..., "detailed": ...} an image ("detailed"
     may be absent); where there is none, a.txt and, if it is there, a.detailed.txt beside a.jpg. With `captioned` they are
@@ -31,10 +49,10 @@ class FolderSource(files.FilesSource, HasCaptions, HasLabels):
     """
 
     def __init__(self, path: str, captioned: bool = False):
-        self.root, self._captioned, self._captions = files.directory(path), captioned, None
-        found, others = [], []
-        for name in files.files_below(self.root):
-            (found if _looks_like_image(name) else others).append(os.path.relpath(name, self.root))
+        self._captioned, self._captions, self.remote = captioned, None, storage.is_remote(path)
+        found, others, texts = _listed(path)
+        self.root = path.rstrip("/") if self.remote else files.directory(path)
+        has_jsonl = _CAPTIONS in others
         if captioned:
             others = [name for name in others if os.path.splitext(name)[1] != ".txt" and name != _CAPTIONS]
         example = printable(min(others, default=""))
@@ -46,9 +64,13 @@ class FolderSource(files.FilesSource, HasCaptions, HasLabels):
             )
         if others:
             logging.warning("%s: %d files are no images and are left out, as %s", self.root, len(others), example)
-        self.names = files.Names(sorted(found))
-        if captioned and (self.root / _CAPTIONS).exists():
-            self._captions = read_jsonl(self.root / _CAPTIONS)
+        names = sorted(found)
+        self.names = files.Names(names)
+        self._sizes = np.array([found[name] for name in names], np.int64) if self.remote else None
+        self._texts = digest(texts) if captioned and self.remote else None
+        if captioned and has_jsonl:
+            self._captions = read_jsonl(storage.join(os.fspath(self.root), _CAPTIONS))
+        self._fetched: Mapping[str, bytes | OSError] = {}
 
     @classmethod
     def open(cls, data: Data) -> FolderSource:
@@ -60,21 +82,43 @@ class FolderSource(files.FilesSource, HasCaptions, HasLabels):
                 raise CorruptRecord(f"{_CAPTIONS} has no line for it")
             return self._captions[self.names[index]]
         paths = self._caption_files(index)
-        there = set(filter(os.path.exists, paths))
-        if not there:
+        texts = [self._content(path, optional=True) for path in paths]
+        if texts == [None, None]:
             name, root = os.path.basename(paths[0]), printable(self.root)
             raise CorruptRecord(f"there is no {name} beside it, and no {_CAPTIONS} in {root}")
-        return tuple(decode_text(files.read_file(path)) if path in there else "" for path in paths)
+        return tuple("" if text is None else decode_text(text) for text in texts)
 
     def _caption_files(self, index: int) -> tuple[str, str]:
         stem = os.path.splitext(self.path(index))[0]
         return f"{stem}.txt", f"{stem}.detailed.txt"
 
     def read(self, index: int) -> bytes:
-        return files.read_file(self.path(index))
+        return self._content(self.path(index))
 
     def open_image(self, index: int) -> BinaryIO:
-        return files.open_regular(self.path(index))
+        return storage.open_read(self.path(index))
+
+    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
+        wanted = [self.path(index) for index in images]
+        if self._captions is None:
+            wanted += itertools.chain.from_iterable(map(self._caption_files, captions))
+        found = copy.copy(self)
+        found._fetched = dict(zip(wanted, storage.read_many([(path, 0, None) for path in wanted]), strict=True))
+        return files.FilesSource.fetch(found, images, captions)
+
+    def _content(self, path: str, optional: bool = False) -> bytes | None:
+        """What the file holds. optional: None where there is no file."""
+        try:
+            data = self._fetched.get(path)
+            if data is None:
+                return storage.read(path) if self.remote else files.read_file(path)
+            if isinstance(data, OSError):
+                raise data
+            return data
+        except FileNotFoundError:
+            if optional:
+                return None
+            raise
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
@@ -91,16 +135,52 @@ class FolderSource(files.FilesSource, HasCaptions, HasLabels):
         return folder
 
     def fingerprint(self) -> str:
-        content: list = [(name, files.file_size(self.root / name)) for name in self.names]
+        content: list = [(name, self._size(index)) for index, name in enumerate(self.names)]
         if self._captions is not None:
             content.append(sorted(self._captions.items()))
+        elif self._captioned and self.remote:
+            content.append(self._texts)
         elif self._captioned:
             content += [tuple(map(files.file_size, self._caption_files(index))) for index in range(len(self))]
-        return digest(content)
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(len(self), _SAMPLED)).astype(int)).tolist()
+        return f"{digest(content)}-{digest(storage.in_parallel(self._sample, chosen))}"
+
+    def _size(self, index: int) -> int:
+        return files.file_size(self.path(index)) if self._sizes is None else int(self._sizes[index])
+
+    def _sample(self, index: int) -> int:
+        try:
+            return content_sample(Entry(self.path(index), self._size(index), ""))
+        except OSError:
+            return -1  # a link to nowhere
+
+
+def _listed(path: str) -> tuple[dict[str, int], list[str], list[tuple[str, int]]]:
+    """Of what is below a directory or URL: the names of images, with their sizes if it is a URL; the names of other files; and
+    names and sizes of texts, if it is a URL."""
+    if not storage.is_remote(path):
+        root = files.directory(path)
+        names = {name: _looks_like_image(name) for name in files.files_below(root)}
+        images, others = (
+            [os.path.relpath(name, root) for name in names if names[name] == kind] for kind in (True, False)
+        )
+        return dict.fromkeys(images, -1), others, []
+    try:
+        entries = storage.list_files(path, "**/*")
+    except OSError as error:
+        raise fileio.failure(error, f"config.data.path={path!r} cannot be listed: {error.strerror}") from error
+    sizes = {entry.path[len(path.rstrip("/")) + 1 :]: entry.size for entry in entries}
+    images = {name: size for name, size in sizes.items() if _has_image_ending(name)}
+    texts = [(name, size) for name, size in sizes.items() if name.endswith(".txt")]
+    return images, [name for name in sizes if name not in images], texts
+
+
+def _has_image_ending(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in files.IMAGE_ENDINGS
 
 
 def _looks_like_image(name: str) -> bool:
-    if os.path.splitext(name)[1].lower() in files.IMAGE_ENDINGS:
+    if _has_image_ending(name):
         return True
     try:
         with files.open_regular(name) as file:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, HasLabels, Source, digest, register
+from lumos_jax.data import storage
+from lumos_jax.data.base import Captions, CorruptRecord, Data, Fetched, HasCaptions, HasLabels, Source, digest, register
 from lumos_jax.data.captions import DETAILED_NAMES, RAW_NAMES, decode_text, one_line
 from lumos_jax.data.shards import Shards
 
@@ -30,6 +32,7 @@ class TfdsSource(Source, HasCaptions, HasLabels):
 
         self.name, self.split, what = name, split, f"config.data.tfds.name={name!r}, split={split!r}"
         info, self._shards = _open(tfds, name, split, os.path.expanduser(data_dir) or None, what)
+        self.remote = any(map(storage.is_remote, self._shards.paths))
         self._full_name, self._features = info.full_name, info.features
         features = info.features
         if not len(self):
@@ -78,6 +81,11 @@ class TfdsSource(Source, HasCaptions, HasLabels):
 
     def label(self, index: int) -> int:
         return int(self._record(index)[self._label])
+
+    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
+        found = copy.copy(self)
+        found._shards = self._shards.ahead({*images, *captions})
+        return Source.fetch(found, images, captions)
 
     def describe(self, index: int) -> str:
         return f"{self.name}/{self.split}#{index}"
