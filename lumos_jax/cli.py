@@ -169,7 +169,7 @@ def _describe(error: Exception) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose errors are one line."""
+    """argparse, whose errors are ValueErrors of one line."""
 
     def error(self, message: str) -> NoReturn:
-        _stop(f"{message}; see {self.prog} --help", USER_ERROR)
+        raise ValueError(f"{message}; see {self.prog} --help")

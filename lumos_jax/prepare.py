@@ -28,12 +28,15 @@ import dataclasses
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from lumos_jax import cli, cluster, fileio
 from lumos_jax.config.fields import validate
 from lumos_jax.data import TooManyCorruptRecords
+from lumos_jax.exit_codes import STOPPED
 from lumos_jax.preparation import engines, plan, scan
 from lumos_jax.preparation import settings as prepare_settings
 from lumos_jax.preparation.settings import Prepare, Source
@@ -45,43 +48,47 @@ them with --config.data.source=cached --config.data.path=DIR. The same command c
 
 Any field can be set on the command line, as --config.data.path=/data/photos; docs/settings.md documents them all."""
 
-_CONFIG = cli.config_flag()
-_OUT = flags.DEFINE_string(
-    "out", None, "The directory to write, new or with a cache that was begun by the same command."
-)
-_SHARD_RECORDS = flags.DEFINE_integer("shard_records", 4096, "Records a shard; a stopped command loses at most one.")
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Records encoded at a time, over all devices of a process; default: config.train.batch_size."
-)
-_DTYPE = flags.DEFINE_string(
-    "dtype", "float16", "How latents and features are stored: float16 | bfloat16 | float32 (twice the size)."
-)
+
+def _cache_main() -> NoReturn:
+    """Runs the verb cache, which has absl's flags, as training has."""
+    config = cli.config_flag()
+    out = flags.DEFINE_string(
+        "out", None, "The directory to write, new or with a cache that was begun by the same command."
+    )
+    shard = flags.DEFINE_integer("shard_records", 4096, "Records a shard; a stopped command loses at most one.")
+    batch = flags.DEFINE_integer(
+        "batch_size",
+        None,
+        "Records encoded at a time, over all devices of a process; default: config.train.batch_size.",
+    )
+    dtype = flags.DEFINE_string(
+        "dtype", "float16", "How latents and features are stored: float16 | bfloat16 | float32 (twice the size)."
+    )
+
+    def run(_: str) -> None:
+        try:
+            with cli.errors(TooManyCorruptRecords):
+                _cache(config.value, out.value, shard.value, batch.value, dtype.value)
+        except SystemExit as stop:
+            if stop.code == STOPPED["SIGINT"]:
+                print("the same command continues after the last whole shard", file=sys.stderr)
+            raise
+
+    cli.run(run, _CACHE, required=("config", "out"), verbs=("cache",))
 
 
-def _cache() -> None:
+def _cache(config: ConfigDict, out: str, shard_records: int, batch_size: int | None, dtype: str) -> None:
     from lumos_jax.config import io as config_io  # with JAX, which no other verb needs
 
-    settings = config_io.resolve(_CONFIG.value)
-    out = fileio.local_directory("--out", _OUT.value)
+    settings = config_io.resolve(config)
+    directory = fileio.local_directory("--out", out)
     cluster.join()
     from lumos_jax.preparation import cache  # after jax.distributed, which must come before any computation
 
-    size = settings.train.batch_size if _BATCH_SIZE.value is None else _BATCH_SIZE.value
-    options = cache.Options(_SHARD_RECORDS.value, size, _DTYPE.value)
-    made = cache.write(settings, str(out), options, _say)
+    size = settings.train.batch_size if batch_size is None else batch_size
+    made = cache.write(settings, str(directory), cache.Options(shard_records, size, dtype), _say)
     print(f"{made.records:,} records, {made.undecodable} of them undecodable")
-    print(f"train on it with --config.data.source=cached --config.data.path={out}")
-
-
-def cache_main(_: str) -> None:
-    """Cache as the command line says."""
-    try:
-        with cli.errors(TooManyCorruptRecords):
-            _cache()
-    except SystemExit as stop:
-        if stop.code == cli.STOPPED["SIGINT"]:
-            print("the same command continues after the last whole shard", file=sys.stderr)
-        raise
+    print(f"train on it with --config.data.source=cached --config.data.path={directory}")
 
 
 def _say(line: str) -> None:
@@ -200,5 +207,5 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["cache"]:
-        cli.run(cache_main, _CACHE, required=("config", "out"), verbs=("cache",))
+        _cache_main()
     sys.exit(cli.call(lambda: main(sys.argv[1:])))

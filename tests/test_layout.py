@@ -20,6 +20,7 @@ ROOMS = (
     "evaluation",
     "planning",
     "preparation",
+    "pages",
 )
 
 # Room -> rooms that it may import; every room may import the leaves below.
@@ -45,6 +46,7 @@ ALLOWED = {
     },
     "planning": {"data", "tasks", "train"},
     "preparation": {"data", "scenes", "tasks", "train"},
+    "pages": {"data", "tasks", "diffusion", "checkpoints", "train", "sample"},
 }
 LEAVES = {"config", "exit_codes", "fileio"}
 
