@@ -25,10 +25,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import importlib.util
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -39,7 +37,7 @@ from lumos_jax import cli, cluster, fileio
 from lumos_jax.config.fields import validate
 from lumos_jax.data import TooManyCorruptRecords
 from lumos_jax.exit_codes import STOPPED
-from lumos_jax.preparation import engines, metadata, plan, scan
+from lumos_jax.preparation import engines, plan, scan
 from lumos_jax.preparation import settings as prepare_settings
 from lumos_jax.preparation.settings import Prepare, Source
 
@@ -119,28 +117,12 @@ def _scan(command: _Command) -> None:
     out, made = command.out, plan.read(command.out)
     if changed := plan.frozen_changes(made.settings, command.settings):
         raise ValueError(plan.refusal(out, changed))
-    if made.joins:
-        _gather(command, made)
     engines.run(scan.run_task, out, scan.tasks(made), command.how, lambda: scan.finished(out), "scan")
     if not command.alone and (left := len(made.tasks) - scan.finished(out)):
         _say(f"{left:,} of {len(made.tasks):,} tasks are left to other processes")
         return
     for line in scan.describe(scan.finish(out)):
         _say(line)
-
-
-def _gather(command: _Command, made: plan.Plan) -> None:
-    """Metadata by hash, before the scan; of several processes, the first does it and the others wait."""
-    out, how = command.out, command.how
-    if how.process:
-        _say("waiting for process 0, which gathers the metadata")
-        while not metadata.complete(out, made):
-            time.sleep(5)
-        return
-    how = dataclasses.replace(how, processes=1)
-    finished = functools.partial(metadata.finished, out)
-    engines.run(metadata.split_task, out, metadata.split_tasks(made), how, finished, "metadata, hashed")
-    engines.run(metadata.merge_task, out, metadata.merge_tasks(made), how, finished, "metadata, merged")
 
 
 def _all(command: _Command) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lumos_jax import fileio
 from lumos_jax.data.decode import UndecodableImage
-from lumos_jax.preparation import images, metadata, plan, rows
+from lumos_jax.preparation import images, rows
 from lumos_jax.preparation.criteria import score_reason
 from lumos_jax.preparation.readers import READERS, Candidate, Input
 from lumos_jax.preparation.settings import Criteria, Prepare
@@ -24,18 +24,16 @@ class Scanned(NamedTuple):
     seconds: float
 
 
-def scan_input(out: str, given: Input, skip: Collection[int] = (), part: range | None = None) -> Scanned:
-    """Reads an input of the plan in `out` from its beginning to its end.
+def scan_input(settings: Prepare, given: Input, skip: Collection[int] = (), part: range | None = None) -> Scanned:
+    """Reads an input from its beginning to its end.
 
     skip: rows of images that kill their worker. part: only these rows are measured.
     Raises DamagedInput, OSError; ValueError: the input changed since it was planned.
     """
-    made = plan.read(out)
-    add_scores = metadata.lookup(out, made, made.sources[given.source])
-    return fileio.with_retries(functools.partial(_scan_once, made.settings, add_scores, given, skip, part))
+    return fileio.with_retries(functools.partial(_scan_once, settings, given, skip, part))
 
 
-def _scan_once(settings: Prepare, add_scores, given: Input, skip: Collection[int], part: range | None) -> Scanned:
+def _scan_once(settings: Prepare, given: Input, skip: Collection[int], part: range | None) -> Scanned:
     reader = READERS[given.kind]
     if reader.etag(given) != given.etag:
         raise ValueError(f"input {given.path} changed since it was planned: plan again, with another --out")
@@ -44,14 +42,11 @@ def _scan_once(settings: Prepare, add_scores, given: Input, skip: Collection[int
         read += 1
         if part is None or candidate.row in part:
             began = time.perf_counter()
-            add_scores(candidate)
             row = measure(candidate, settings.criteria, settings.sample, candidate.row in skip)
             seconds += time.perf_counter() - began
             if row is not None:
                 found.append((candidate, row))
         candidate.data = None
-    for candidate, _ in found:
-        add_scores(candidate)  # urls that stood behind their images
     complete = [_with_fields(candidate, row, given, settings.criteria) for candidate, row in found]
     return Scanned(complete, read, seconds)
 

@@ -29,23 +29,13 @@ _FREE_OF_SOURCES = ("priority", "max_records")
 
 
 @dataclasses.dataclass(frozen=True)
-class Join:
-    """A file of metadata of a source."""
-
-    source: str
-    path: str
-    etag: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Plan:
-    """tasks: numbers of inputs each. joins: files of metadata with scores. digest: of inputs, tasks, joins and frozen settings.
-    totals: source -> (input files, bytes) before `sample_inputs`."""
+    """tasks: numbers of inputs each. digest: of inputs, tasks and frozen settings. totals: source -> (input files, bytes)
+    before `sample_inputs`."""
 
     settings: Prepare
     inputs: tuple[Input, ...]
     tasks: tuple[tuple[int, ...], ...]
-    joins: tuple[Join, ...]
     digest: str
     totals: Mapping[str, tuple[int, int]]
 
@@ -76,9 +66,7 @@ def make(out: str, settings: Prepare, say: Callable[[str], None]) -> Plan:
         chosen = _sampled(given, settings.sample_inputs)
         inputs += [dataclasses.replace(one, number=len(inputs) + i) for i, one in enumerate(chosen)]
     tasks = tuple(_tasks(inputs, settings.task_bytes))
-    joins = tuple(join for source in settings.sources for join in _joins(source))
-    frozen = _digest(there.settings if there else settings, inputs, tasks, joins)
-    made = Plan(settings, tuple(inputs), tasks, joins, frozen, totals)
+    made = Plan(settings, tuple(inputs), tasks, _digest(there.settings if there else settings, inputs, tasks), totals)
     if there and there.digest != made.digest:
         raise ValueError(f"{_difference(there.inputs, inputs)} since {path} was written: give another --out")
     if not there:
@@ -109,8 +97,7 @@ def _read(path: str, etag: str) -> Plan:  # etag: a key of the cache
         inputs = [Input(**one | {"part": tuple(one["part"]) if one.get("part") else None}) for one in tree["inputs"]]
         totals = {label: tuple(counts) for label, counts in tree["totals"].items()}
         settings = prepare_settings.from_dict(tree["settings"])
-        tasks, joins = tuple(map(tuple, tree["tasks"])), tuple(Join(**one) for one in tree["joins"])
-        return Plan(settings, tuple(inputs), tasks, joins, tree["digest"], totals)
+        return Plan(settings, tuple(inputs), tuple(map(tuple, tree["tasks"])), tree["digest"], totals)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be used ({error}): remove it, and plan again") from error
 
@@ -161,28 +148,15 @@ def _tasks(inputs: Iterable[Input], most: int) -> Iterator[tuple[int, ...]]:
     yield tuple(one.number for one in part)
 
 
-def _joins(source: Source) -> Iterator[Join]:
-    """The metadata files of a source that scan joins; some readers read theirs themselves."""
-    if source.metadata and not READERS[source.kind].own_metadata:
-        try:
-            entries = storage.list_files(source.metadata, "**/*.parquet")
-        except FileNotFoundError:
-            entries = []
-        if not entries:
-            raise ValueError(f"source {source.label}: no parquet files at metadata={source.metadata!r}")
-        for entry in entries:
-            yield Join(source.label, entry.path, entry.etag)
-
-
-def _digest(settings: Prepare, inputs: Iterable[Input], tasks: Iterable[tuple[int, ...]], joins: Iterable[Join]) -> str:
+def _digest(settings: Prepare, inputs: Iterable[Input], tasks: Iterable[tuple[int, ...]]) -> str:
     scores = [(name, getattr(settings.criteria, name)) for name, _ in criteria.SCORE_LIMITS.values()]
-    return digest([sorted(_frozen(settings).items()), scores, *map(dataclasses.astuple, inputs), *tasks, *joins])
+    return digest([sorted(_frozen(settings).items()), scores, *map(dataclasses.astuple, inputs), *tasks])
 
 
 def _encoded(plan: Plan) -> bytes:
     inputs = [{n: v for n, v in dataclasses.asdict(one).items() if n != "part" or v} for one in plan.inputs]
     tree = {"format": FORMAT, "digest": plan.digest, "settings": prepare_settings.to_dict(plan.settings)}
-    tree |= {"totals": plan.totals, "joins": list(map(dataclasses.asdict, plan.joins)), "tasks": plan.tasks}
+    tree |= {"totals": plan.totals, "tasks": plan.tasks}
     lines = ",\n  ".join(json.dumps(one) for one in inputs)
     return f'{json.dumps(tree, indent=1)[:-2]},\n "inputs": [\n  {lines}\n ]\n}}\n'.encode()
 

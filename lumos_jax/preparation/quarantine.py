@@ -43,5 +43,5 @@ def _child(out: str, number: int, first: int, last: int) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    out, number, first, last = sys.argv[1], *map(int, sys.argv[2:])
-    print(candidates.scan_input(out, plan.read(out).inputs[number], part=range(first, last)).read)
+    made, part = plan.read(sys.argv[1]), range(*map(int, sys.argv[3:5]))
+    print(candidates.scan_input(made.settings, made.inputs[int(sys.argv[2])], part=part).read)

@@ -84,7 +84,7 @@ def run_task(out: str, number: int) -> None:
         for given in (made.inputs[i] for i in made.tasks[number]):
             try:
                 crashing = quarantine.crashing(out, given.number) if killed >= KILLS else ()
-                scanned = candidates.scan_input(out, given, crashing)
+                scanned = candidates.scan_input(made.settings, given, crashing)
             except (DamagedInput, OSError) as error:
                 if isinstance(error, OSError) and not _is_damage(error):
                     raise

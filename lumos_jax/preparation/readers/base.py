@@ -35,7 +35,6 @@ _NAMES = {
     "similarity": ("similarity", "clip_similarity_vitb32"),
 }
 COLUMNS = frozenset(name for names in _NAMES.values() for name in names)
-_KEYS = ("key", "id", "image_id")
 _BLOCK, _BLOCKS_AHEAD = 8 << 20, 4  # of remote files
 
 
@@ -94,10 +93,9 @@ class Candidate:
 
 
 class Reader(abc.ABC):
-    """One kind of source. patterns: of its files below a directory. own_metadata: whether it reads Source.metadata itself."""
+    """One kind of source. patterns: of its files below a directory."""
 
     patterns: ClassVar[tuple[str, ...]]
-    own_metadata: ClassVar[bool] = False
 
     def list(self, source: Source, task_bytes: int) -> list[Input]:
         """The inputs, numbered from 0. Raises ValueError: none, or shards are missing; OSError: storage fails."""
@@ -150,14 +148,6 @@ def list_entries(source: Source, patterns: Sequence[str]) -> list[storage.Entry]
             f"source {source.label}: no {' or '.join(patterns)} at {source.path!r}, which is searched for kind={source.kind}"
         )
     return entries
-
-
-def match_columns(names: Iterable[str]) -> dict[str, str]:
-    """Our name -> the column that holds it, of url, captions, scores and key, where there is one."""
-    lower = {name.lower(): name for name in names}
-    usual = {**_NAMES, "key": _KEYS}
-    found = {name: next((lower[n] for n in others if n in lower), None) for name, others in usual.items()}
-    return {name: column for name, column in found.items() if column is not None}
 
 
 def check_complete(paths: Iterable[str]) -> None:

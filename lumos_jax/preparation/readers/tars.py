@@ -259,7 +259,7 @@ class JourneyReader(TarReader):
     """imgs/000.tgz, and the lines of .jsonl files that belong to it: img_path, prompt (the raw caption), and the caption of
     Task2 (the detailed one). The .jsonl is read once for each archive, of which there are some 200."""
 
-    patterns, texts, own_metadata = ("**/*.tgz",), False, True
+    patterns, texts = ("**/*.tgz",), False
 
     def list(self, source: Source, task_bytes: int) -> list[Input]:
         metadata = source.metadata or source.path
