@@ -155,7 +155,7 @@ def scanned(folder: pathlib.Path, count: int, wanted: Prepare) -> None:
         file = io.BytesIO()
         parquet.write_table(table, file, compression="zstd")
         pathlib.Path(scan.path(str(folder / "out"), number)).write_bytes(file.getvalue())
-        done = scan.Done(size, size, hashlib.sha256(file.getvalue()).hexdigest(), {"": size}, 0, (), 0.0)
+        done = scan.Done(size, size, hashlib.sha256(file.getvalue()).hexdigest(), {"": size}, 0, (), 0.0, 0.0)
         (folder / "out" / "scan" / f"{number:06d}.json").write_text(json.dumps(dataclasses.asdict(done)))
 
 

@@ -37,7 +37,7 @@ def write(root: pathlib.Path, wanted: Prepare, tasks: list[tuple[str, list[dict]
         parquet.write_table(table, file)
         pathlib.Path(scan.path(out, number)).write_bytes(file.getvalue())
         reasons = {row.get("reason", ""): 0 for row in given}
-        done = scan.Done(len(given), len(given), hashlib.sha256(file.getvalue()).hexdigest(), reasons, 0, (), 0.0)
+        done = scan.Done(len(given), len(given), hashlib.sha256(file.getvalue()).hexdigest(), reasons, 0, (), 0.0, 0.0)
         (root / "out" / "scan" / f"{number:06d}.json").write_text(json.dumps(dataclasses.asdict(done)))
     return out
 
