@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from lumos_jax import fileio
 from lumos_jax.data import order
+from lumos_jax.data.arrays import ArrayFile, kept_once
 from lumos_jax.data.base import CorruptRecord, Data, Source, digest
 from lumos_jax.data.decode import size_of
-from lumos_jax.data.files import MappedArray, mapped_once, system_error
+from lumos_jax.data.files import system_error
 
 LEAST_AREA = 0.9  # of the square's
 PARTS = 16  # steps a side of the square
@@ -90,17 +91,17 @@ def table(data: Data) -> tuple[Bucket, ...]:
     return make_buckets(data.image_size, data.aspect_ratios)
 
 
-def assign(data: Data, source: Source, batch_size: int) -> np.ndarray | MappedArray:
+def assign(data: Data, source: Source, batch_size: int) -> np.ndarray | ArrayFile:
     """The bucket of each record, that of the nearest ratio: (records,) uint8. One without a readable header is in the square.
 
     Buckets in which the training records would not fill one batch an epoch are closed: their records go to the nearest of
-    the others. Of many records, it is kept in a file under the source's fingerprint and mapped into memory.
+    the others. Of many records, it is kept in a file under the source's fingerprint.
     """
     buckets, count = table(data), len(source)
     about = [source.fingerprint(), data.image_size, data.aspect_ratios, data.holdout, batch_size, _VERSION]
     folder = fileio.cache_directory("buckets") if count >= _KEPT_FROM else None
     dtype = np.min_scalar_type(len(buckets) - 1)
-    return mapped_once(
+    return kept_once(
         folder and folder / f"{digest(about)}.npy",
         (count,),
         dtype,
@@ -201,7 +202,7 @@ def _sum(values: Callable[[int, int], np.ndarray], begin: int, end: int) -> floa
 class BucketOrder:
     """Which batch of which bucket's order each step takes; see `order.host_steps`. bucket_of: as `assign` gives it."""
 
-    def __init__(self, data: Data, source: Source, bucket_of: np.ndarray | MappedArray, batch_size: int):
+    def __init__(self, data: Data, source: Source, bucket_of: np.ndarray | ArrayFile, batch_size: int):
         weights = Weights(data, source)
         members = [Members(bucket_of, part.first, len(part.source), len(table(data)), weights) for part in source.parts]
         counts = np.array([one.counts for one in members])
@@ -237,7 +238,7 @@ class BucketOrder:
 class Members:
     """The training records of each bucket in a source, found by their counts in every `_CHUNK` records: 40 bytes a thousand."""
 
-    def __init__(self, bucket_of: np.ndarray | MappedArray, first: int, count: int, buckets: int, weights: Weights):
+    def __init__(self, bucket_of: np.ndarray | ArrayFile, first: int, count: int, buckets: int, weights: Weights):
         self._bucket_of, self._first, self._end, self._weights = bucket_of, first, first + count, weights
         found = [np.zeros((1, buckets), np.int64)]
         for begin, end in _pieces(count):
@@ -267,7 +268,7 @@ def record_sizes(source: Source) -> Callable[[int, int], np.ndarray]:
         return lambda begin, end: source.sizes(np.arange(begin, end))
     folder = fileio.cache_directory("sizes")
     file = folder and folder / f"{source.fingerprint()}.npy"
-    found = mapped_once(file, (len(source), 2), np.dtype(np.int32), lambda: _read_sizes(source))
+    found = kept_once(file, (len(source), 2), np.dtype(np.int32), lambda: _read_sizes(source))
     return lambda begin, end: found[begin:end]
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import functools
 import math
-import mmap
 import os
 import pathlib
 import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Sequence
+from typing import BinaryIO, Literal
 
 import numpy as np
 from absl import logging
@@ -149,11 +146,17 @@ def file_size(path: str | os.PathLike) -> int:
         return -1
 
 
-def read_npy(data: bytes | mmap.mmap) -> np.ndarray:
-    """The array of numbers in a .npy file; a view of `data`.
+def read_npy(data: bytes) -> np.ndarray:
+    """The array of numbers in a .npy file; a view of `data`. Raises ValueError: these bytes are no such file, or too few."""
+    dtype, shape, order, begin = npy_header(data)
+    return np.frombuffer(data, dtype, math.prod(shape), begin).reshape(shape, order=order)
+
+
+def npy_header(data: bytes) -> tuple[np.dtype, tuple[int, ...], Literal["C", "F"], int]:
+    """Dtype, shape and order of the array in a .npy file that begins with `data`, and the offset of its first number.
 
     NumPy's own reader compiles the header as Python, and the compiler of CPython 3.11 may fail when several threads use it.
-    Raises ValueError: these bytes are no such file, or are too few.
+    Raises ValueError: it is no such file.
     """
     if data[:6] != b"\x93NUMPY" or len(data) < 12:
         raise ValueError("no NumPy file")
@@ -165,31 +168,8 @@ def read_npy(data: bytes | mmap.mmap) -> np.ndarray:
     shape = re.search(r"""['"]shape['"]\s*:\s*\(([\d\s,]*)\)""", header)
     if not (dtype and order and shape):
         raise ValueError(f"a NumPy file of something else than numbers: {header.strip()[:80]}")
-    dims = [int(dim) for dim in shape[1].split(",") if dim.strip()]
-    array = np.frombuffer(data, np.dtype(dtype[1]), math.prod(dims), end)
-    return array.reshape(dims, order="F" if order[1] == "True" else "C")
-
-
-class MappedArray:
-    """The array of numbers in a .npy file, mapped into memory: processes share it, and pickling passes its path."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = os.fspath(path)
-
-    def __reduce__(self) -> tuple:
-        return MappedArray, (self.path,)
-
-    @functools.cached_property
-    def array(self) -> np.ndarray:
-        """Raises OSError; ValueError: it is no such file, or truncated."""
-        with open(self.path, "rb") as file:
-            return read_npy(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.array[index]
+    dims = tuple(int(dim) for dim in shape[1].split(",") if dim.strip())
+    return np.dtype(dtype[1]), dims, "F" if order[1] == "True" else "C", end
 
 
 def made_once(file: pathlib.Path | None, names: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
@@ -214,65 +194,3 @@ def made_once(file: pathlib.Path | None, names: Sequence[str], make: Callable[[]
     except OSError as error:
         logging.warning("the cache %s cannot be written to (%s): files are indexed at each start", file.parent, error)
     return arrays
-
-
-class _Unwritable(Exception):
-    """The cache, not what is made, has failed."""
-
-
-def mapped_once(
-    file: pathlib.Path | None, shape: tuple[int, ...], dtype: np.dtype, make: Callable[[], Iterable[np.ndarray]]
-) -> np.ndarray | MappedArray:
-    """The array whose rows `make` gives piece by piece, kept in a .npy file (None: in memory); a damaged one is made again."""
-    if file is not None:
-        try:
-            if not (file.exists() and _holds(file, shape, dtype)):
-                _write_npy(file, shape, dtype, make)
-            return MappedArray(file)
-        except _Unwritable as error:
-            logging.warning("the cache %s cannot be written to (%s): it is made at each start", file.parent, error)
-    return np.concatenate([np.zeros((0, *shape[1:]), dtype), *make()])
-
-
-def _holds(file: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    try:
-        found = MappedArray(file).array
-        if (found.shape, found.dtype) == (shape, dtype):
-            return True
-        problem = f"{found.shape} {found.dtype}"
-    except (OSError, ValueError) as error:
-        problem = error
-    logging.warning("%s cannot be read (%s): it is made again", file, problem)
-    return False
-
-
-def _write_npy(
-    file: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype, make: Callable[[], Iterable[np.ndarray]]
-) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")  # other processes may do the same at this moment
-
-    @contextlib.contextmanager
-    def writing() -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise _Unwritable(str(error)) from error
-
-    try:
-        with writing():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            out = open(partial, "wb")  # noqa: SIM115
-        with out:
-            about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-            with writing():
-                np.lib.format.write_array_header_1_0(out, about)
-            for piece in make():
-                with writing():
-                    out.write(np.ascontiguousarray(piece, dtype).data)
-            with writing():
-                out.flush()
-                os.fsync(out.fileno())
-        with writing():
-            partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)

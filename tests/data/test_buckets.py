@@ -134,7 +134,7 @@ def test_order_stays_as_it_was():
         assert [epoch, *(steps(step)[row][1] for step, row in ((0, 0), (7, 11), (21, 3), (1000, 5)))] == expected
 
 
-def test_large_sets_are_mapped_from_a_file_and_in_the_same_order(tmp_path, monkeypatch):
+def test_large_sets_are_kept_in_a_file_and_in_the_same_order(tmp_path, monkeypatch):
     monkeypatch.setenv("LUMOS_JAX_CACHE", str(tmp_path))
     chosen = settings()
     source = data.make_source(chosen)

@@ -1,11 +1,9 @@
 """Networks of evaluation: known answers, official files, and files that are refused."""
 
-import json
 import math
 import zipfile
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -54,13 +52,12 @@ def test_inception_is_keras_s_with_a_maximum_pool_at_the_end(tmp_path):
         features.open_network("inception", str(path))
 
 
-@pytest.mark.parametrize(("frames", "published"), [(15, 134.24), (16, 153.110)])
-def test_i3d_of_a_black_and_a_white_clip_is_as_published(frames, published):
+def test_i3d_of_a_black_and_a_white_clip_is_as_published():
     network = features.open_network("i3d", rows=2, devices=ONE)
     assert (network.dim, network.kind) == (400, "clip")
-    black = np.zeros((1, frames, 112, 112, 3), np.uint8)
+    black = np.zeros((1, 15, 112, 112, 3), np.uint8)  # other lengths: benchmarks.evaluation_speed --known
     logits = network(np.concatenate([black, black + np.uint8(255)]))
-    assert ((logits[0] - logits[1]) ** 2).sum() == pytest.approx(published, rel=0.005)
+    assert ((logits[0] - logits[1]) ** 2).sum() == pytest.approx(134.24, rel=0.005)
 
 
 def test_i3d_needs_nine_frames():
@@ -114,17 +111,3 @@ def test_packages_are_checked_before_they_are_read(monkeypatch):
         features.open_network("vgg16")
     with pytest.raises(ValueError, match=r"install no-such-package==1\.0.*evaluate\]'\)$"):
         features.lpips()
-
-
-@pytest.mark.parametrize(
-    ("module", "name", "protocol", "shape"),
-    [(inception, "inception", "clean", (500, 400, 3)), (i3d, "i3d", "tf1", (16, 128, 171, 3))],
-)
-def test_names_and_shapes_at_full_size(tmp_path, module, name, protocol, shape):
-    views = {path: np.broadcast_to(np.int8(0), shape) for path, shape in module.shapes().items()}
-    names = official_names(views, convolution="conv3d" if module is i3d else "conv")
-    (tmp_path / "shapes.json").write_text(json.dumps({name: array.shape for name, array in names.items()}))
-    loaded = module.load(str(tmp_path / "shapes.json"), protocol)
-    params = jax.tree.map(lambda view: jax.ShapeDtypeStruct(view.shape, jnp.float32), loaded.params)
-    pixels = jax.ShapeDtypeStruct((2, *shape), jnp.uint8)
-    assert jax.eval_shape(loaded.apply, params, pixels).shape == (2, loaded.dim)

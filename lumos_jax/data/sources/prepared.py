@@ -1,8 +1,8 @@
 """What `python -m lumos_jax.prepare` wrote: compacted shards, or an index over the original ones. See `data.manifest`.
 
-Opening it reads the manifest and maps the arrays beside it into memory, which all processes of a host share; no shard is opened
-to count or to measure its records. From a URL the arrays are copied to this machine once. A record that was given a tombstone
-keeps its number and has weight 0, so that the order of the others is what it was.
+Opening it reads the manifest; no shard is opened to count or to measure its records. Of the arrays beside the manifest only
+those numbers are read that a record needs. From a URL the arrays are copied to this machine once. A record that was given a
+tombstone keeps its number and has weight 0, so that the order of the others is what it was.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from lumos_jax.data import manifest as manifests
 from lumos_jax.data import storage
+from lumos_jax.data.arrays import ArrayFile
 from lumos_jax.data.base import (
     Captions,
     CorruptRecord,
@@ -28,7 +29,6 @@ from lumos_jax.data.base import (
     value_or_error,
 )
 from lumos_jax.data.captions import captions_of_json, decode_text
-from lumos_jax.data.files import MappedArray
 from lumos_jax.data.shards import Shards
 from lumos_jax.data.sources.arrayrecord import captions_of, image_of
 
@@ -63,23 +63,23 @@ class PreparedSource(Source, HasCaptions):
                 "lengths",
                 *(("caption_offsets", "caption_lengths", "caption_kinds") if captioned else ()),
             )
-            index = {name: self._mapped(manifests.INDEX, f"{name}.npy") for name in names}
+            index = {name: self._array(manifests.INDEX, f"{name}.npy") for name in names}
             self._content: _Compacted | _Indexed = _Indexed(paths, manifest.shards, index)
         else:
             self._content = _Compacted(paths, manifest.shards)
-        self._sizes, self._tombstones = self._mapped(manifests.SIZES), np.zeros(0, np.uint64)
+        self._sizes, self._tombstones = self._array(manifests.SIZES), np.zeros(0, np.uint64)
         if manifest.tombstones.count:
-            found = MappedArray(storage.local_copy(storage.join(path, manifests.TOMBSTONES))).array
-            self._tombstones = np.array(found, np.uint64)
+            found = ArrayFile(storage.local_copy(storage.join(path, manifests.TOMBSTONES)))
+            self._tombstones = found[:].astype(np.uint64)
 
     @classmethod
     def open(cls, data: Data) -> PreparedSource:
         return cls(data.path, data.sample_type == "captioned")
 
-    def _mapped(self, *names: str) -> MappedArray:
+    def _array(self, *names: str) -> ArrayFile:
         file = storage.join(self._path, *names)
         try:
-            found = MappedArray(storage.local_copy(file))
+            found = ArrayFile(storage.local_copy(file))
             count = len(found)
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(
@@ -157,7 +157,7 @@ class _Compacted:
 class _Indexed:
     """Records that lie in original shards, between others. index: the arrays of `data.manifest`, by name."""
 
-    def __init__(self, paths: Sequence[str], shards: Sequence[manifests.Shard], index: dict[str, MappedArray]):
+    def __init__(self, paths: Sequence[str], shards: Sequence[manifests.Shard], index: dict[str, ArrayFile]):
         self._paths, self._index = list(paths), index
         self._ends = np.cumsum([shard.records for shard in shards]).tolist()
         self._is_tar = [shard.kind == "tar" for shard in shards]

@@ -32,19 +32,19 @@ from lumos_jax.weights.rules import Rule, convert, parameter_shapes, strip_wrapp
 SIDE = 224
 
 
-class _Branch(NamedTuple):
+class Branch(NamedTuple):
+    """One of the networks whose features are concatenated."""
+
     files: tuple[str, ...]  # the first that exists
     activation: str
     statistics: Any
 
 
-_DINO = (
-    _Branch(  # the code takes the backbone from the torch hub, into its cache, and only the head from the other file
-        ("checkpoints/dino_vitbase16_pretrain.pth", "dino_vitb16_pretrain.pth"), "gelu", IMAGENET_STATISTICS
-    )
-)
-_CLIP = _Branch(("clip_vitb16_pretrain.pth.tar",), "quick_gelu", CLIP_STATISTICS)
-_OPEN_CLIP = _Branch(("open_clip_vitb16_pretrain.pth.tar",), "gelu", CLIP_STATISTICS)
+# DreamSim's code takes DINO's backbone from the torch hub's cache, and only the head from the other file.
+_DINO_FILES = ("checkpoints/dino_vitbase16_pretrain.pth", "dino_vitb16_pretrain.pth")
+_DINO = Branch(_DINO_FILES, "gelu", IMAGENET_STATISTICS)
+_CLIP = Branch(("clip_vitb16_pretrain.pth.tar",), "quick_gelu", CLIP_STATISTICS)
+_OPEN_CLIP = Branch(("open_clip_vitb16_pretrain.pth.tar",), "gelu", CLIP_STATISTICS)
 # Protocol -> directory of the adapters, branches in the adapters' order.
 PROTOCOLS = {
     "ensemble": ("ensemble_lora", (_DINO, _CLIP, _OPEN_CLIP)),
@@ -69,7 +69,7 @@ def load(weights: str, protocol: str) -> weights_of.Loaded:
     adapters, branches = PROTOCOLS[protocol]
     with weights_of.naming("dreamsim"):
         changes = _adapters(folder / adapters)
-        loaded = [_load_branch(folder, branch, changes.get(i, {})) for i, branch in enumerate(branches)]
+        loaded = [branch_of(*_read(folder, branch), branch, changes.get(i, {})) for i, branch in enumerate(branches)]
         if stray := sorted(set(changes) - set(range(len(branches)))):
             raise ValueError(f"{folder / adapters} has adapters of backbones {stray}, which {protocol} has not")
     networks = [vit for vit, _ in loaded]
@@ -77,7 +77,7 @@ def load(weights: str, protocol: str) -> weights_of.Loaded:
     def apply(params, pixels):
         x = resize(pixels.astype(jnp.float32), SIDE, SIDE, "bicubic", round_uint8=True)
         parts = [
-            _embed(vit, params[str(i)], normalize(x, branch.statistics))
+            embed(vit, params[str(i)], normalize(x, branch.statistics))
             for i, (vit, branch) in enumerate(zip(networks, branches, strict=True))
         ]
         x = jnp.concatenate(parts, -1)
@@ -93,18 +93,36 @@ def load(weights: str, protocol: str) -> weights_of.Loaded:
     return weights_of.Loaded(apply, params, dim, described)
 
 
-def _embed(vit: Vit, params: Any, x: jax.Array) -> jax.Array:
+def embed(vit: Vit, params: Any, x: jax.Array) -> jax.Array:
+    """Normalized images (B, 224, 224, 3) -> what DreamSim takes of a branch, (B, D)."""
     tokens = vit.apply(params, x, last_norm=False)
     return vit.project(params, tokens) if vit.head else tokens[:, 0]
 
 
-def _load_branch(folder: pathlib.Path, branch: _Branch, changes: Mapping[int, np.ndarray]) -> tuple[Vit, Any]:
+def _read(folder: pathlib.Path, branch: Branch) -> tuple[dict[str, np.ndarray], str]:
+    """The state dict of a branch, and the file that it is from."""
     path = next((folder / name for name in branch.files if (folder / name).exists()), None)
     if path is None:
         raise ValueError(f"{folder} lacks {branch.files[-1]}")
     state, _ = files.read(path, "")
-    state = {name: np.asarray(value) for name, value in strip_wrappers(state, str(path)).items()}
-    vit, table = architectures.recognize_vit(state, None, str(path))[0], VIT
+    return {name: np.asarray(value) for name, value in strip_wrappers(state, str(path)).items()}, str(path)
+
+
+def branch_of(
+    state: Mapping[str, np.ndarray], origin: str, branch: Branch, changes: Mapping[int, np.ndarray]
+) -> tuple[Vit, Any]:
+    """The network and the parameters of a branch.
+
+    Args:
+      state: its state dict, from the file `origin`.
+      branch: of PROTOCOLS.
+      changes: layer -> what is added to its qkv weight (3 D, D).
+
+    Raises:
+      ValueError: the state dict of another network, or changes that do not fit it.
+    """
+    state = dict(state)
+    vit, table = architectures.recognize_vit(state, None, origin)[0], VIT
     vit = dataclasses.replace(vit, activation=branch.activation)
     if "pos_drop.weight" in state:
         positions, bias = state["pos_embed"].copy(), state.pop("patch_embed.proj.bias", 0)
@@ -115,9 +133,9 @@ def _load_branch(folder: pathlib.Path, branch: _Branch, changes: Mapping[int, np
     for layer, change in changes.items():
         name = f"blocks.{layer}.attn.qkv.weight"
         if name not in state or state[name].shape != change.shape:
-            raise ValueError(f"an adapter {change.shape} does not fit {name} of {path}")
+            raise ValueError(f"an adapter {change.shape} does not fit {name} of {origin}")
         state[name] = state[name] + change
-    params, _ = convert(state, table, parameter_shapes(vit), origin=str(path))
+    params, _ = convert(state, table, parameter_shapes(vit), origin=origin)
     return vit, unflatten(params)
 
 

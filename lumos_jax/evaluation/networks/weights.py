@@ -15,11 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lumos_jax.encoders import frozen
+from lumos_jax.encoders import architectures, frozen
+from lumos_jax.encoders.vit import Vit
 from lumos_jax.evaluation import pickles
 from lumos_jax.weights import files, rules
 
 FLAG = "--network-weights"  # NETWORK=PATH, of lumos_jax.evaluate
+# Path or hub id; or name on disk -> shape, which gives the shapes of parameters, as views of a single zero.
+Weights = str | Mapping[str, Sequence[int]]
 
 # What each network takes, and where people get it.
 OFFICIAL: Mapping[str, str] = {
@@ -88,22 +91,25 @@ def packaged(network: str, or_file: bool = True) -> dict[str, np.ndarray]:
     return rules.flatten(pickles.read_arrays(data))
 
 
-def official(network: str, weights: str, table: Sequence[rules.Rule], shapes: Mapping[str, Sequence[int]]) -> Any:
+def official(network: str, weights: Weights, table: Sequence[rules.Rule], shapes: Mapping[str, Sequence[int]]) -> Any:
     """The parameter tree of an official file.
 
     Args:
       network: key of OFFICIAL, for messages.
-      weights: path of the file; a .json of name -> shape gives shapes alone.
+      weights: of the file.
       table: its names.
       shapes: path -> shape of the network's parameters.
 
     Raises:
       ValueError: no file was given, it cannot be read, or it is another network's.
     """
-    path = files.locate(given(network, weights), f"{FLAG}={network}")
+    state, origin = weights, network
+    if isinstance(weights, str):
+        path, origin = files.locate(given(network, weights), f"{FLAG}={network}"), weights
+        with naming(network):
+            state, _ = files.read(path, "")
     with naming(network):
-        state, _ = files.read(path, "", shapes_only=path.suffix == ".json")
-        params, _ = rules.convert(rules.strip_wrappers(state, weights), table, shapes, origin=weights)
+        params, _ = rules.convert(rules.strip_wrappers(state, origin), table, shapes, origin=origin)
     return rules.unflatten(params)
 
 
@@ -126,10 +132,14 @@ def naming(network: str) -> Iterator[None]:
         raise ValueError(f"{error}; network {network} takes {OFFICIAL[network]}") from error
 
 
-def encoder(network: str, kind: str, weights: str) -> frozen.Loaded:
-    """A frozen encoder (`encoders.frozen.KINDS`) in float32, as `official` reports errors."""
+def image_encoder(network: str, weights: Weights) -> tuple[Vit, Any]:
+    """A ViT and its parameters in float32; arguments and errors as of `official`."""
     with naming(network):
-        return frozen.load(kind, given(network, weights), dtype="float32")
+        if isinstance(weights, str):
+            return frozen.load("image-encoder", given(network, weights), dtype="float32")[:2]
+        vit, state, table = architectures.recognize_vit(weights, None, network)
+        params, _ = rules.convert(state, table, rules.parameter_shapes(vit), origin=network)
+        return vit, rules.unflatten(params)
 
 
 def sha256(params: Any) -> str:
