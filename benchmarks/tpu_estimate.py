@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--targets", nargs="+", default=["v5e:4x4", "v5p:2x2x4", "v6e:4x4"])
     parser.add_argument("--batch", type=int, default=16, help="images a chip (16)")
     parser.add_argument("--fsdp", type=int, default=16, help="chips that parameters are split over (16)")
-    parser.add_argument("--remat", default="mlp", choices=("none", "dots", "mlp", "full"))
+    parser.add_argument("--remat", default="mlp", choices=("none", "dots", "qkv", "mlp", "full"))
     parser.add_argument("--check", action="store_true", help="exit with 1 if a figure is worse than its golden one")
     parser.add_argument("--update", action="store_true", help="write the figures into the golden file")
     args = parser.parse_args()

@@ -270,8 +270,7 @@ def run(args: argparse.Namespace) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Convert as the command line says; return the exit code."""
-    args = _parser().parse_args(arguments)
-    return cli.call(lambda: print(run(args)), CheckpointError)
+    return cli.call(lambda: print(run(_parser().parse_args(arguments))), CheckpointError)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ ROOMS = (
     "evaluation",
     "planning",
     "preparation",
+    "pages",
 )
 
 # Room -> rooms that it may import; every room may import the leaves below.
@@ -45,8 +46,9 @@ ALLOWED = {
     },
     "planning": {"data", "tasks", "train"},
     "preparation": {"data", "scenes", "tasks", "train"},
+    "pages": {"data", "tasks", "diffusion", "checkpoints", "train", "sample"},
 }
-LEAVES = {"config", "fileio"}
+LEAVES = {"config", "exit_codes", "fileio"}
 
 
 def imports(path: pathlib.Path) -> set[str]:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lumos_jax.models import fused_attention
 from lumos_jax.models.layers import Initializer, dense, parameter, reshaped, xavier, zeros
+
+QKV = "qkv"  # name by which remat policies know the queries, keys and values of self-attention
 
 # cuDNN's flash attention takes these head dims on every GPU that has it. With 256 tokens a step of DiT-XL/2 takes 16 % less
 # time with it on an H100 (docs/performance.md); it was not measured with fewer.
@@ -119,9 +122,10 @@ class SelfAttention(nn.Module):
         chosen = kernel_for(self.hardware, tokens, width // self.heads, x_BND.dtype)
         if chosen == "pallas":
             qkv = fused_attention.project(x_BND, kernel.reshape(width, -1), bias.reshape(-1))  # (B, 3 H K, N)
+            qkv = checkpoint_name(qkv, QKV)
             heads_BHKN = fused_attention.attend(qkv.reshape(batch, *kernel.shape[1:], tokens))
             return fused_attention.merge(heads_BHKN, *output)
-        q_BNHK, k_BNHK, v_BNHK = _split_heads(x_BND, kernel, bias)
+        q_BNHK, k_BNHK, v_BNHK = checkpoint_name(_split_heads(x_BND, kernel, bias), QKV)
         if chosen == "cudnn":
             heads_BNHK = jax.nn.dot_product_attention(q_BNHK, k_BNHK, v_BNHK, implementation="cudnn")
         else:

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lumos_jax.models import conditioning, layers
-from lumos_jax.models.attention import CrossAttention, SelfAttention
+from lumos_jax.models.attention import QKV, CrossAttention, SelfAttention
 from lumos_jax.models.conditioning import Condition
 from lumos_jax.models.layers import Dense, modulated_norm, parameter, zeros
 
@@ -43,13 +43,18 @@ _WEIGHT_OPS = (
 )  # fmt: skip
 
 
+_save = jax.checkpoint_policies.save_only_these_names
 # Results of a block that are saved for backward: all but gathered weights ("none"); matmuls with weights, as attention's are
 # cheap to recompute and of N x N numbers a head ("dots"); the two matmuls of the MLP, whose stores TPUs hide behind the matmuls
-# themselves, as they do not attention's ("mlp"); nothing ("full").
+# themselves, as they do not attention's ("mlp"); these and queries, keys and values ("qkv"); nothing ("full"). All but "full"
+# save the statistics of layer norms, two numbers a token.
 REMAT_POLICIES = {
     "none": lambda primitive, *_, **__: primitive.name not in _WEIGHT_OPS,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "mlp": jax.checkpoint_policies.save_only_these_names(*MLP_MATMULS),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _save(layers.NORM_STATISTICS)
+    ),
+    "qkv": _save(*MLP_MATMULS, layers.NORM_STATISTICS, QKV),
+    "mlp": _save(*MLP_MATMULS, layers.NORM_STATISTICS),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -15,12 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from lumos_jax.models import cpu
 
 EPSILON = 1e-6  # of every layer norm
 FREQUENCY_DIM = 256  # of the timestep's sinusoid
 MAX_PERIOD = 10000.0
+NORM_STATISTICS = "norm_statistics"  # name by which remat policies know mean and variance of a layer norm
 
 Initializer = Callable[..., jax.Array]
 xavier = nn.initializers.xavier_uniform()
@@ -119,8 +121,9 @@ def layer_norm(x: jax.Array) -> jax.Array:
     """
     x = x.astype(jnp.float32)
     mean = x.mean(axis=-1, keepdims=True)
-    variance = jnp.maximum(jnp.square(x).mean(axis=-1, keepdims=True) - jnp.square(mean), 0.0)
-    return (x - mean) * jax.lax.rsqrt(variance + EPSILON)
+    variance = jnp.square(x).mean(axis=-1, keepdims=True) - jnp.square(mean)
+    mean, variance = checkpoint_name((mean, variance), NORM_STATISTICS)
+    return (x - mean) * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + EPSILON)
 
 
 def modulated_norm(x_BND: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:

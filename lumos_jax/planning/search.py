@@ -13,7 +13,7 @@ from lumos_jax.planning.chips import Target
 from lumos_jax.planning.figures import Figures, estimate
 from lumos_jax.planning.job import make_job
 
-REMAT = ("none", "dots", "mlp", "full")  # from most memory to least
+REMAT = ("none", "dots", "qkv", "mlp", "full")  # from most memory to least
 # What the search may change.
 FIELDS = ("train.batch_size", "optimizer.accumulate", "model.remat", "model.dtype", "mesh.fsdp")
 

@@ -19,13 +19,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from lumos_jax.models import Network
 from lumos_jax.train.sharding import AXES, BATCH, param_shardings
 
 ROWS = ("data", "fsdp")
-LANES = 128  # of a TPU's registers and memory tiles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ class ShardedForward(Network):
         plain = jax.tree.structure(params) == jax.tree.structure(axes, is_leaf=lambda a: isinstance(a, tuple))
         even = x.shape[0] % (self.mesh.shape["data"] * self.mesh.shape["fsdp"]) == 0 and context == 1
         if plain and even:
-            forward = self._split_rows(super().apply, params, axes)
+            single = condition.tokens is not None and condition.tokens.shape[1] == 1
+            forward = self._split_rows(super().apply, params, axes, single)
         elif x.ndim == 5 and context > 1:
             forward = self._split_frames(functools.partial(super().apply, gather=gather, over_frames=self.over_frames))
         else:
@@ -55,8 +56,8 @@ class ShardedForward(Network):
         """As of models.attention.kernel_for."""
         return hardware_of(self.mesh.devices.flat[0])
 
-    def _split_rows(self, apply: Callable, params: Any, axes: Any) -> Callable:
-        """`apply`, each device with its own rows of (x, t, condition)."""
+    def _split_rows(self, apply: Callable, params: Any, axes: Any, single: bool) -> Callable:
+        """`apply`, each device with its own rows of (x, t, condition). single: whether there is one condition token."""
         specs = jax.tree.map(lambda layout: layout.spec, param_shardings(self.mesh, params, axes))
         # Only the blocks' kernels come as shards: other layers, and vectors of all layers, are few and replicated.
         kernels = jax.tree.map(lambda a, spec: spec if a.ndim > 2 else P(), params["blocks"], specs["blocks"])
@@ -65,9 +66,14 @@ class ShardedForward(Network):
         dims = jax.tree.map(lambda spec: spec.index("fsdp") - 1 if "fsdp" in spec else -1, kernels)
 
         def gather(layer):
-            return jax.tree.map(
-                lambda a, dim: a.astype(self.dtype) if dim < 0 else _gather(a.astype(self.dtype), dim), layer, dims
-            )
+            layer = jax.tree.map(lambda a: a.astype(self.dtype), layer)
+            if single:  # keys have no effect (CrossAttention): zeros take their place
+                layer["cross"]["kv_kernel"] = layer["cross"]["kv_kernel"][:, 1:]
+            layer = jax.tree.map(lambda a, dim: a if dim < 0 else _gather(a, dim), layer, dims)
+            if single:
+                values = layer["cross"]["kv_kernel"]
+                layer["cross"]["kv_kernel"] = jnp.concatenate([jnp.zeros_like(values), values], axis=1)
+            return layer
 
         def own_rows(params, *inputs):
             # Each device's copy counts as its own: gradients of shared parameters are summed here, once, behind the layers.
@@ -122,10 +128,14 @@ class ShardedForward(Network):
 
 
 def _gather(a: jax.Array, dim: int) -> jax.Array:
-    """The whole array of shards along `dim`. Trailing dims that do not fill a TPU's lanes are merged meanwhile."""
-    if dim or a.shape[-1] % LANES == 0:
-        return jax.lax.all_gather(a, "fsdp", axis=dim, tiled=True)
-    return jax.lax.all_gather(a.reshape(a.shape[0], -1), "fsdp", axis=0, tiled=True).reshape(-1, *a.shape[1:])
+    """The whole array of shards along `dim`, the first or the last. The other dims are merged meanwhile, so that they fill a
+    TPU's lanes; the gradient of other shapes would be all-reduced instead of reduce-scattered."""
+    assert dim in (0, a.ndim - 1), dim
+    if dim:
+        flat = jax.lax.all_gather(a.reshape(-1, a.shape[-1]), "fsdp", axis=1, tiled=True)
+        return flat.reshape(*a.shape[:-1], -1)
+    flat = jax.lax.all_gather(a.reshape(a.shape[0], -1), "fsdp", axis=0, tiled=True)
+    return flat.reshape(-1, *a.shape[1:])
 
 
 def hardware_of(device: Any) -> str:

@@ -63,13 +63,17 @@ def make_train_step(settings: config.Settings, task, plan: finetune.Plan, optimi
             (grads, sums), _ = jax.lax.scan(accumulate, zeros, _split(example, parts))
         updates, opt_state = optimizer.update(grads, to_float32(state.opt_state), trained)
         moved, metrics = task.post_update(optax.apply_updates(trained, updates), sums)
-        ema = to_state_dtype(update_ema(ema, moved, decay), stored_ema, seed, "ema", state.step)
-        opt_state = to_state_dtype(opt_state, state.opt_state, seed, "optimizer", state.step)
-
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-        new, old = (moved, ema, opt_state), (trained, stored_ema, state.opt_state)
-        moved, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        def if_finite(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        # The EMA reads the selected parameters: reading them before the selection costs TPUs a second pass over them.
+        moved = if_finite(moved, trained)
+        ema = to_state_dtype(update_ema(ema, moved, decay), stored_ema, seed, "ema", state.step)
+        opt_state = to_state_dtype(opt_state, state.opt_state, seed, "optimizer", state.step)
+        ema, opt_state = if_finite((ema, opt_state), (stored_ema, state.opt_state))
         metrics |= {"grad_norm": norm, "finite": finite.astype(jnp.float32)}
         ema = move_ema(settings.optimizer, ema, jax.memory.Space.Host)
         return TrainState(state.step + 1, finetune.join(moved, rest), ema, opt_state), metrics

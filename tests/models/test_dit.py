@@ -139,7 +139,7 @@ def test_scan_gives_what_a_loop_over_blocks_gives():
 
 
 @pytest.mark.parametrize(
-    "variant", [{"remat": "dots"}, {"remat": "mlp"}, {"remat": "full"}, {"remat": "full", "unroll": 3}]
+    "variant", [{"remat": "dots"}, {"remat": "qkv"}, {"remat": "mlp"}, {"remat": "full", "unroll": 3}]
 )
 def test_gradients_do_not_depend_on_remat_or_unrolling(reference, variant):
     dit, params, base = reference
@@ -151,14 +151,15 @@ def test_gradients_do_not_depend_on_remat_or_unrolling(reference, variant):
 
 def test_what_remat_policies_compute_again(reference):
     """By the FLOPs of the traced gradient: "full" does all of a block's forward pass again, "mlp" all but the two products of
-    its MLP, "dots" two matmuls of attention."""
+    its MLP, "qkv" also all but the projection to queries, keys and values, "dots" two matmuls of attention."""
     dit, params, _ = reference
-    none, dots, mlp, full = (
-        flops.count(lambda p, r=r: gradients(dit, p, remat=r), params) for r in ("none", "dots", "mlp", "full")
+    none, dots, qkv, mlp, full = (
+        flops.count(lambda p, r=r: gradients(dit, p, remat=r), params) for r in ("none", "dots", "qkv", "mlp", "full")
     )
     attention = dit.depth * 2 * 2 * BATCH * 16 * (16 + TOKENS) * 32  # logits and values
     assert none < dots <= none + attention
-    assert dots < mlp
+    assert dots < qkv
+    assert mlp == qkv + dit.depth * 2 * BATCH * 16 * 32 * (3 * 32)
     assert full == mlp + dit.depth * 2 * 2 * BATCH * 16 * 32 * 128
 
 

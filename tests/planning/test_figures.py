@@ -127,7 +127,7 @@ def test_what_a_search_tries_and_that_its_winner_is_a_config(planned, tmp_path, 
     monkeypatch.setattr(search, "estimate", by_table)
     start = settings()
     found = search.search(start, MACHINE, jax.devices(), True, lambda line: None)
-    own = [(fsdp, 16, 1, remat, "float32") for fsdp in (1, 4, 8) for remat in ("none", "dots", "mlp", "full")]
+    own = [(fsdp, 16, 1, remat, "float32") for fsdp in (1, 4, 8) for remat in search.REMAT]
     # Then, with the fastest, the batch in two parts and doubled, and the other precision.
     assert tried == [*own, (1, 16, 2, "mlp", "float32"), (1, 32, 1, "mlp", "float32"), (1, 16, 1, "mlp", "bfloat16")]
     best = search.winner(found, start)
