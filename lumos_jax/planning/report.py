@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import jax
 
 from lumos_jax.planning.ahead import gib
+from lumos_jax.planning.chips import GIB
 from lumos_jax.planning.figures import Figures, times_of
+from lumos_jax.planning.measured import Measured, load, nearest
 
 DAY = 86_400.0
 
@@ -47,7 +49,32 @@ def rows(f: Figures) -> list[tuple[str, str]]:
                 (f"  {kind}", f"{moved.count} a step, {moved.received / 1e6:,.1f} MB received a chip, {beside}")
             )
         lines.append(("links at least", f"{step.program.received / chip.links * 1e3:.1f} ms a step"))
-    return [*lines, *_speed(f), *([("sampler", _sampler(f))] if f.sampler else [])]
+    like = nearest(s, f.target, load()) if f.fits and f.job.cached and s.task.name == "i2i" else None
+    return [
+        *lines,
+        *_speed(f),
+        *(_measured(f, like) if like else []),
+        *([("sampler", _sampler(f))] if f.sampler else []),
+    ]
+
+
+def _measured(f: Figures, like: Measured) -> list[tuple[str, str]]:
+    """A run that was measured on this kind of chip, and how far the figures of this plan are from it.
+
+    For another number of images a chip or remat policy, its time an image stands for this run's: without collectives.
+    """
+    s, images = f.job.settings, f.batch_size / f.target.chips
+    seconds = like.milliseconds / 1e3 * images / like.images
+    mfu = f.model_flops / (f.target.chips * f.target.chip.peak * seconds)
+    lines = [("measured", f"{like}: {like.milliseconds:.1f} ms a step, {like.memory_gib:.1f} GiB (jax {like.jax})")]
+    same = (images, s.model.remat, f.target.chips) == (like.images, like.remat, 1)
+    what = "MFU" if same else f"as fast an image, {seconds * 1e3:.1f} ms a step: MFU"
+    lines.append(("  at that speed", f"{what} {mfu:.1%}"))
+    if f.seconds is not None:
+        lines.append(("  estimate", f"{f.seconds / seconds - 1:+.1%} of that time"))
+    if same and like.memory_gib:
+        lines.append(("  memory", f"{f.step.memory.total / GIB / like.memory_gib - 1:+.1%} of what was measured"))
+    return lines
 
 
 def _speed(f: Figures) -> list[tuple[str, str]]:
