@@ -273,7 +273,7 @@ def step(args: argparse.Namespace) -> bool:
         rows.append(
             measured.Measured(
                 chip, jax.devices()[0].device_kind, jax.__version__, size, pixels, batch, args.remat,
-                round(1e3 * seconds, 1), round(held, 2),
+                round(1e3 * seconds, 1), round(flops / seconds / 1e12, 1), round(held, 2),
             )
         )  # fmt: skip
         finite &= bool(np.isfinite(losses).all())

@@ -30,6 +30,7 @@ class Measured:
     images: int  # a step
     remat: str
     milliseconds: float  # a step
+    teraflops: float  # model TFLOP/s
     memory_gib: float  # that the allocator held at most; 0 if unknown
 
     @property

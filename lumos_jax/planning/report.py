@@ -49,7 +49,7 @@ def rows(f: Figures) -> list[tuple[str, str]]:
                 (f"  {kind}", f"{moved.count} a step, {moved.received / 1e6:,.1f} MB received a chip, {beside}")
             )
         lines.append(("links at least", f"{step.program.received / chip.links * 1e3:.1f} ms a step"))
-    like = nearest(s, f.target, load()) if f.fits and f.job.cached and s.task.name == "i2i" else None
+    like = nearest(s, f.target, load()) if f.fits and f.job.cached else None
     return [
         *lines,
         *_speed(f),
@@ -61,15 +61,15 @@ def rows(f: Figures) -> list[tuple[str, str]]:
 def _measured(f: Figures, like: Measured) -> list[tuple[str, str]]:
     """A run that was measured on this kind of chip, and how far the figures of this plan are from it.
 
-    For another number of images a chip or remat policy, its time an image stands for this run's: without collectives.
+    Where this run is another one, its step would take so long at the same model FLOP/s of each chip, without collectives.
     """
-    s, images = f.job.settings, f.batch_size / f.target.chips
-    seconds = like.milliseconds / 1e3 * images / like.images
-    mfu = f.model_flops / (f.target.chips * f.target.chip.peak * seconds)
+    s, flops = f.job.settings, f.model_flops / f.target.chips
+    seconds = flops / (like.teraflops * 1e12)
+    same = (f.batch_size, s.model.remat, f.target.chips) == (like.images, like.remat, 1)
+    same &= math.isclose(seconds, like.milliseconds / 1e3, rel_tol=0.01)
     lines = [("measured", f"{like}: {like.milliseconds:.1f} ms a step, {like.memory_gib:.1f} GiB (jax {like.jax})")]
-    same = (images, s.model.remat, f.target.chips) == (like.images, like.remat, 1)
-    what = "MFU" if same else f"as fast an image, {seconds * 1e3:.1f} ms a step: MFU"
-    lines.append(("  at that speed", f"{what} {mfu:.1%}"))
+    mfu = f"MFU {like.teraflops * 1e12 / f.target.chip.peak:.1%}"
+    lines.append(("  at that speed", mfu if same else f"{seconds * 1e3:.1f} ms a step, {mfu}"))
     if f.seconds is not None:
         lines.append(("  estimate", f"{f.seconds / seconds - 1:+.1%} of that time"))
     if same and like.memory_gib:

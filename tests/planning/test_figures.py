@@ -142,9 +142,11 @@ def test_what_a_search_tries_and_that_its_winner_is_a_config(planned, tmp_path, 
 
 
 def test_measured_steps_stand_beside_the_figures(planned, tmp_path, monkeypatch):
+    each = planned.model_flops / planned.batch_size
+
     def row(**changes):
         known = {"chip": "here", "device": "A chip", "jax": "1.0", "size": "32x2x2", "pixels": 16, "images": 2,
-                 "remat": "none", "milliseconds": 4.0, "memory_gib": 0.5}  # fmt: skip
+                 "remat": "none", "milliseconds": 4.0, "teraflops": 2 * each / 4e9, "memory_gib": 0.5}  # fmt: skip
         return measured.Measured(**known | changes)
 
     path = tmp_path / "measured.json"
@@ -163,10 +165,11 @@ def test_measured_steps_stand_beside_the_figures(planned, tmp_path, monkeypatch)
     f = dataclasses.replace(planned, target=Target(MACHINE.chip, (1,)), step=step)  # 16 images on one chip, not two
     shown = dict(report.rows(f))
     assert shown["measured"].startswith("32x2x2 at 16 px, 2 images, remat none, on one A chip: 4.0 ms")
-    assert shown["  at that speed"].startswith("as fast an image, 32.0 ms a step: MFU")
+    assert shown["  at that speed"].startswith("32.0 ms a step, MFU")
     assert shown["  estimate"] == "-84.4% of that time"
     assert "  memory" not in shown
-    shown = dict(report.rows(dataclasses.replace(variant(planned, 2, 5_000_000, 2**28), target=f.target)))
-    assert shown["  at that speed"] == f"MFU {f.model_flops / (1e12 * 4e-3):.1%}"
+    two = dataclasses.replace(variant(planned, 2, 5_000_000, 2**28), target=f.target, model_flops=2 * each)
+    shown = dict(report.rows(two))
+    assert shown["  at that speed"] == f"MFU {2 * each / 4e9:.1%}"
     assert shown["  estimate"] == "+25.0% of that time"
     assert shown["  memory"] == "-50.0% of what was measured"
