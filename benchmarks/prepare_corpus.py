@@ -20,6 +20,7 @@ keys that repeat and dots in names. A stopped command continues after the last w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -60,7 +61,8 @@ COLUMNS = {
     },
 }  # fmt: skip
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
-NAN_SHARE, CAPTION_SHARE, FAILED_SHARE, EVALUATION = 0.03, 0.02, 0.03, 200
+NAN_SHARE, CAPTION_SHARE, FAILED_SHARE = 0.03, 0.02, 0.03
+EVALUATION_SHARE = 0.002  # evaluation images, of the number of images
 CAPTIONS = (
     "",
     "   ",
@@ -104,7 +106,8 @@ class Corpus:
 
     def __init__(self, seed: int, count: int, cache: str):
         self.seed, self.count = seed, count
-        self.images = images.Images(seed, count + EVALUATION, pathlib.Path(cache))
+        self.evaluation = range(count, count + max(5, round(EVALUATION_SHARE * count)))
+        self.images = images.Images(seed, self.evaluation.stop, pathlib.Path(cache))
 
     @functools.lru_cache(maxsize=1 << 20)  # noqa: B019, one corpus a process
     def role(self, number: int) -> str:
@@ -139,7 +142,7 @@ class Corpus:
         if role in ("exact", "near"):
             return self._distinct(int(rng.integers(self.count)))
         if role == "evaluation":
-            return self.count + int(rng.integers(EVALUATION))
+            return int(rng.choice(self.evaluation))
         return (number + self.count // 2) % self.count if role == "negative" else number
 
     def _distinct(self, number: int) -> int:
@@ -306,14 +309,10 @@ def write_job(path: pathlib.Path, job: Job, items: list[Item]) -> None:
                 (path / name).with_suffix(".txt").write_text(item.caption)
 
 
-_CORPUS: list[Corpus] = []
+_corpus = functools.lru_cache(maxsize=1)(Corpus)  # of a process
 
 
-def start(seed: int, count: int, cache: str) -> None:
-    _CORPUS.append(Corpus(seed, count, cache))
-
-
-def make(job: Job, out: str) -> int:
+def make(job: Job, out: str, *of_corpus) -> int:
     """Writes a job and then its truth, which says that it is done. Returns the number of images."""
     path = pathlib.Path(out, job.path)
     truth = pathlib.Path(out, ".truth", job.path.replace("/", "-") + ".parquet")
@@ -324,7 +323,7 @@ def make(job: Job, out: str) -> int:
     for old in (path, partial):
         if old.is_dir():
             shutil.rmtree(old)
-    items = [_CORPUS[0].item(number) for number in range(job.first, job.last)]
+    items = [_corpus(*of_corpus).item(number) for number in range(job.first, job.last)]
     write_job(partial, job, items)
     os.replace(partial, path)
     rows = []
@@ -354,35 +353,45 @@ def finish(out: pathlib.Path, corpus: Corpus) -> pyarrow.Table:
     lines = [path.read_text() for path in sorted((out / "journeydb/imgs").glob("*.lines"))]
     (out / "journeydb/train_anno.jsonl").write_text("".join(lines))
     (out / "evaluation").mkdir(exist_ok=True)
-    for number in range(corpus.count, corpus.count + EVALUATION):
+    for number in corpus.evaluation:
         content, suffix = corpus.original(number)
         (out / f"evaluation/{number}{suffix}").write_bytes(content)
     return truth
 
 
+def build(
+    out: pathlib.Path, count: int, file_images: int = 1000, photographs: str = "", seed: int = 0, processes: int = 0
+):
+    """Makes the corpus, in this process or in several, and returns its truth."""
+    (out / ".truth").mkdir(parents=True, exist_ok=True)
+    cache, made, begun = out / ".photographs", 0, time.time()
+    images.prepare_photographs(photographs, cache)
+    todo, of_corpus = jobs(count, file_images), (seed, count, str(cache))
+    with multiprocessing.get_context("spawn").Pool(processes) if processes else contextlib.nullcontext() as pool:
+        parts = [(job, str(out), *of_corpus) for job in todo]
+        for done, number in enumerate(pool.imap_unordered(_make, parts) if pool else map(_make, parts), 1):
+            made += number
+            if processes and (done % 10 == 0 or done == len(todo)):
+                print(f"{done} of {len(todo)} files, {made / (time.time() - begun):.0f} images/s", flush=True)
+    return finish(out, Corpus(*of_corpus))
+
+
+def _make(part) -> int:
+    return make(*part)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--file-images", type=int, default=1000, help="images a tar or parquet file, at most")
     parser.add_argument("--photographs", default="", help="a folder of photographs, 256 px or more on the shorter side")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     args, begun = parser.parse_args(), time.time()
-    out = pathlib.Path(args.out)
-    (out / ".truth").mkdir(parents=True, exist_ok=True)
-    cache = out / ".photographs"
-    number = images.prepare_photographs(args.photographs, cache)
-    made, todo = 0, jobs(args.images, args.file_images)
-    shared = (args.seed, args.images, str(cache))
-    with multiprocessing.get_context("spawn").Pool(args.processes, start, shared) as pool:
-        for done, count in enumerate(pool.imap_unordered(functools.partial(make, out=args.out), todo), 1):
-            made += count
-            if done % 10 == 0 or done == len(todo):
-                print(f"{done} of {len(todo)} files, {made / (time.time() - begun):.0f} images/s", flush=True)
-    truth = finish(out, Corpus(*shared))
-    size = sum(truth["bytes"].to_pylist())
-    print(f"{len(truth):,} images from {number} photographs, {size / 1e9:.2f} GB, {time.time() - begun:.0f} s")
+    truth = build(args.out, args.images, args.file_images, args.photographs, args.seed, args.processes)
+    size, photographs = sum(truth["bytes"].to_pylist()), len(list((args.out / ".photographs").iterdir()))
+    print(f"{len(truth):,} images, of {photographs} photographs too, {size / 1e9:.2f} GB, {time.time() - begun:.0f} s")
     for line in truth.group_by("role").aggregate([("number", "count")]).to_pylist():
         print(f"{line['role']:12}{line['number_count']:8,}")
 

@@ -12,22 +12,20 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA says on its own what concerns nobody
 
-import jax
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from lumos_jax import cluster
 from lumos_jax.config import migration
-from lumos_jax.train.stop import FAILED, STOPPED
+from lumos_jax.exit_codes import FAILED, STOPPED, USER_ERROR
 
 flags.disclaim_key_flags()  # --config is a flag of the program that calls config_flag
 
-USER_ERROR = 2
 # How errors of JAX's runtime begin, ValueErrors among them, as where another process is gone.
 _RUNTIME = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|FAILED_PRECONDITION): ")
 
@@ -38,7 +36,7 @@ def errors(*failures: type[Exception]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if jax.distributed.is_initialized() and _RUNTIME.search(str(error)):
+        if cluster.is_distributed() and _RUNTIME.search(str(error)):
             raise
         logging.debug("user error", exc_info=error)
         _stop(error, USER_ERROR)
@@ -61,6 +59,24 @@ def call(action: Callable[[], int | None], *failures: type[Exception]) -> int:
 def _stop(error: BaseException | str, code: int) -> NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def changed_config(path: str | None, default: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """The config file, or `default` where none is given, with fields changed by flags --config.group.field=value. Ends the
+    program where either is wrong."""
+    values = flags.FlagValues()
+    try:
+        if path is None:
+            tree = ConfigDict(default, convert_dict=True)
+            config_flags.DEFINE_config_dict("config", tree, flag_values=values)
+        else:
+            config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+            changes = [f"--config={path}", *changes]
+        values([sys.argv[0], *changes])
+        return values.config.to_dict()
+    except Exception as error:  # noqa: BLE001 (config files run code of their own)
+        logging.debug("parsing failed", exc_info=error)
+        _stop(_describe(error), USER_ERROR)
 
 
 def config_flag() -> flags.FlagHolder:
@@ -102,7 +118,7 @@ def run(
     except Exception as error:  # noqa: BLE001 (reported with its traceback)
         _report_fault(error)
     # After a failure wait neither for other processes nor for threads whose write failed, which would print tracebacks.
-    if code == FAILED or (code == USER_ERROR and jax.distributed.is_initialized()):
+    if code == FAILED or (code == USER_ERROR and cluster.is_distributed()):
         cluster.end(code)
     sys.exit(code)
 
@@ -110,7 +126,7 @@ def run(
 def _report_fault(error: Exception) -> None:
     """The traceback of an error that nobody expected, or one line where JAX lost another process."""
     text = str(error).strip().splitlines() or [""]
-    if jax.distributed.is_initialized() and _RUNTIME.search(text[0]):
+    if cluster.is_distributed() and _RUNTIME.search(text[0]):
         print(f"error: another process is gone, or this one cannot reach it: {text[0]}", file=sys.stderr, flush=True)
     else:
         traceback.print_exception(error)

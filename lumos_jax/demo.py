@@ -24,8 +24,8 @@ from collections.abc import Sequence
 
 from lumos_jax import cli
 from lumos_jax.checkpoints import CheckpointError, quiet_logs
+from lumos_jax.exit_codes import STOPPED
 from lumos_jax.train.experiment import use_compilation_cache
-from lumos_jax.train.stop import STOPPED
 
 UPLOAD_LIMIT = "32mb"
 

@@ -11,7 +11,6 @@ import sys
 import time
 from typing import NoReturn
 
-import jax
 from absl import flags
 
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, to run several processes as one.")
@@ -22,11 +21,19 @@ HEARTBEAT = 30  # seconds
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
+def is_distributed() -> bool:
+    """Whether this process is one of several. Does not import JAX: not all programs need it."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
 def join() -> None:
     """Join the other processes, if flags, a launcher or a TPU's metadata name any. Call it before any computation.
 
     Raises ValueError for flags that contradict each other or do not suffice, ConnectionError if processes do not meet.
     """
+    import jax
+
     address, count, process = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
     slurm = "SLURM_STEP_NODELIST" in os.environ
     # Whether JAX's own detection knows the launcher.
@@ -70,6 +77,6 @@ def end(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     # Process 0 holds the coordination service, without which the others abort: those that fail likewise have time to say so.
-    if jax.distributed.is_initialized() and jax.process_index() == 0:
+    if is_distributed() and sys.modules["jax"].process_index() == 0:
         time.sleep(3.0)
     os._exit(code)

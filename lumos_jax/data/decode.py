@@ -15,7 +15,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -63,7 +63,7 @@ def decode_square(data: bytes | np.ndarray, size: int, *, shift: float = 0.5, fl
     Raises UndecodableImage: empty, truncated, not an image, or too large to be one.
     """
     with _undecodable():
-        image, orientation, _ = _open(data, size)
+        image, orientation, _, _ = _open(data, size)
         _, step_y, step_x = _UPRIGHT[orientation]
         short = min(image.size)
         left = (image.width - short) * (shift if step_x > 0 else 1 - shift)
@@ -81,7 +81,7 @@ def decode_cover(data: bytes | np.ndarray, height: int, width: int) -> tuple[np.
     Raises UndecodableImage: as `decode_square`.
     """
     with _undecodable():
-        image, orientation, own = _open(data, max(height, width))
+        image, orientation, own, _ = _open(data, max(height, width))
         target = (height, width) if _UPRIGHT[orientation][0] else (width, height)
         scale = max(target[0] / image.width, target[1] / image.height)
         inner = target[0] / scale, target[1] / scale
@@ -90,6 +90,27 @@ def decode_cover(data: bytes | np.ndarray, height: int, width: int) -> tuple[np.
         if image.size != target:
             image = image.resize(target, Image.Resampling.BICUBIC, box=box)
         return _turned(image, orientation), own
+
+
+class Luma(NamedTuple):
+    """An image's luma. image: mode "L", as stored, of a JPEG reduced. size: (height, width) of the upright image in full."""
+
+    image: Image.Image
+    orientation: int
+    size: tuple[int, int]
+    format: str
+
+    def upright(self, image: Image.Image) -> np.ndarray:
+        """The pixels of an image made from `self.image`, upright."""
+        return _turned(image, self.orientation)
+
+
+def decode_luma(data: bytes, side: int) -> Luma:
+    """Reads all data of an image, and so finds what is damaged; a JPEG's luma may come halved to sides of at least `side`.
+    Raises UndecodableImage: as `decode_square`."""
+    with _undecodable():
+        image, orientation, size, kind = _open(data, side, "GRAY")
+        return Luma(image.convert("L"), orientation, size, kind)
 
 
 def size_of(file: BinaryIO) -> tuple[int, int]:
@@ -115,12 +136,13 @@ def _turned(image: Image.Image, orientation: int) -> np.ndarray:
     return pixels.swapaxes(0, 1) if swap else pixels
 
 
-def _open(data: bytes | np.ndarray, side: int) -> tuple[Image.Image, int, tuple[int, int]]:
-    """An RGB image as stored, reduced to sides of at least `side`; its orientation; its upright (height, width) in full."""
+def _open(data: bytes | np.ndarray, side: int, colors: str = "RGB") -> tuple[Image.Image, int, tuple[int, int], str]:
+    """An image as stored, a JPEG reduced to sides of at least `side`; its orientation; its upright (height, width) in full; its
+    format. colors: RGB, or GRAY for the luma of JPEGs; all others are RGB."""
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] not in (1, 3) or not data.size:
             raise UndecodableImage(f"pixels of shape {data.shape} and type {data.dtype}, not (H, W, 3) uint8")
-        return Image.fromarray(np.broadcast_to(data, (*data.shape[:2], 3))), 1, data.shape[:2]
+        return Image.fromarray(np.broadcast_to(data, (*data.shape[:2], 3))), 1, data.shape[:2], "pixels"
     if not data:
         raise UndecodableImage("empty")
     image = _read_header(io.BytesIO(data))
@@ -128,8 +150,8 @@ def _open(data: bytes | np.ndarray, side: int) -> tuple[Image.Image, int, tuple[
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         try:
             # Halving is as fast as not scaling at all; the steps between (7/8 .. 5/8) are slower and blur more.
-            pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=side, min_height=side, min_factor=2, strict=True)
-            return Image.fromarray(pixels), orientation, own
+            pixels = simplejpeg.decode_jpeg(data, colors, min_width=side, min_height=side, min_factor=2, strict=True)
+            return Image.fromarray(pixels.squeeze(2) if colors == "GRAY" else pixels), orientation, own, "JPEG"
         except ValueError as error:
             # Pillow ignores what libjpeg warns of, but not a missing end.
             wrong = _WRONG_IF_PROGRESSIVE if image.info.get("progressive") else _WRONG_PIXELS
@@ -137,7 +159,7 @@ def _open(data: bytes | np.ndarray, side: int) -> tuple[Image.Image, int, tuple[
                 raise UndecodableImage(str(error)) from error
     if image.format == "PNG":
         _check_png(data)
-    return _to_rgb(image), orientation, own
+    return _to_rgb(image), orientation, own, image.format or ""
 
 
 def _read_header(file: BinaryIO) -> Image.Image:

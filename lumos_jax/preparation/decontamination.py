@@ -13,10 +13,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from lumos_jax.data import storage
+from lumos_jax.data import CorruptRecord, storage
 from lumos_jax.data.files import IMAGE_ENDINGS
 from lumos_jax.preparation import duplicates
 
@@ -43,6 +44,12 @@ def leading(sha256: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(sha256[:, :16]).view(">u8").astype(np.uint64)
 
 
+def sha256_of(table: Any) -> np.ndarray:
+    """(N, 32) uint8, a view of the column sha256 of a pyarrow.Table."""
+    column = table["sha256"].combine_chunks()
+    return np.frombuffer(column.buffers()[1], np.uint8)[32 * column.offset :][: 32 * len(table)].reshape(-1, 32)
+
+
 def merged(sets: Iterable[EvaluationHashes]) -> EvaluationHashes:
     sets = list(sets)
     phash = np.unique(np.concatenate([np.zeros(0, np.uint64), *(one.phash for one in sets)]))
@@ -54,7 +61,7 @@ def merged(sets: Iterable[EvaluationHashes]) -> EvaluationHashes:
 def read(path: str, hash_image: Callable[[bytes], int | None]) -> EvaluationHashes:
     """The hashes of an evaluation set.
 
-    hash_image: the perceptual hash of an encoded image, None for one without content; ValueError: it cannot be decoded.
+    hash_image: the perceptual hash of an encoded image, None for one without content. Raises CorruptRecord.
     Raises ValueError: no set is there, or a line or an image cannot be read.
     """
     if path.endswith(".npy"):
@@ -92,7 +99,7 @@ def _of_folder(path: str, hash_image: Callable[[bytes], int | None]) -> Evaluati
         files.append(hashlib.sha256(content).digest())
         try:
             perceptual.append(hash_image(content))
-        except ValueError as error:
+        except CorruptRecord as error:
             raise ValueError(
                 f"evaluation set {path}: {entry.path} cannot be decoded ({error}); take it away"
             ) from error

@@ -85,7 +85,7 @@ class Duplicates:
     exact: Annotated[bool, "drop equal files (sha256)"] = True
     phash_distance: Annotated[
         int, between(-1, 4), "drop images whose perceptual hashes differ in at most so many of 64 bits; -1: off"
-    ] = 2
+    ] = 4
     embeddings: Annotated[
         str, "directory of features cached by `prepare cache`, for near-duplicates by cosine; empty: off"
     ] = ""
@@ -109,7 +109,7 @@ class Decontamination:
     """Records that are in an evaluation set are dropped."""
 
     sets: Annotated[tuple[str, ...], "evaluation sets: folders of images, or files of 64-bit hashes (.npy, .txt)"] = ()
-    phash_distance: Annotated[int, between(0, 16), "bits in which a record may differ from an evaluation image"] = 4
+    phash_distance: Annotated[int, between(0, 16), "bits in which a record may differ from an evaluation image"] = 6
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,12 @@ import jax
 
 from lumos_jax import data, fileio
 from lumos_jax.checkpoints import CheckpointError
+from lumos_jax.exit_codes import FAILED, STOPPED
 from lumos_jax.train import metrics, sharding
 from lumos_jax.train.run import Run, prepare
 from lumos_jax.train.saving import Saver
 from lumos_jax.train.state import TrainState
-from lumos_jax.train.stop import FAILED, STOPPED, StopRequest, watchdog
+from lumos_jax.train.stop import StopRequest, watchdog
 from lumos_jax.train.telemetry import Telemetry
 
 __all__ = ["prepare", "train"]

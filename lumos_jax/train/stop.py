@@ -13,9 +13,6 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-FAILED = 1  # exit code of what the same command may cure
-STOPPED = {"SIGINT": 130, "SIGTERM": 143}  # exit codes, as a shell reports them
-
 
 class StopRequest:
     """Context manager that turns signals into a question that the loop asks after each step.

@@ -1,0 +1,325 @@
+"""The report of a preparation, DIR/report/index.html: what was kept and rejected, why, and what other thresholds would do.
+
+Counts are exact. Histograms, thresholds and contact sheets come from scan files drawn at random, up to _ROWS records, so that a
+report takes minutes at any size. Which records are shown is decided by a hash of their content, not by the engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from lumos_jax.config import fields
+from lumos_jax.data import storage
+from lumos_jax.preparation import forecast, page, plan, rows, scan, screening, selection, settings, thresholds
+from lumos_jax.preparation.page import Group, Picture, Sheet
+from lumos_jax.preparation.readers import READERS, DamagedInput
+
+_ROWS = 1_000_000  # of the scan, that are read
+_SHOWN, _GROUPS, _MEMBERS = 30, 12, 6  # pictures of a sheet, groups of each kind of duplicates, members of a group
+_SIDE = 192  # pixels, of a thumbnail
+_SEED = 0
+_DUPLICATES = (screening.EXACT, screening.NEAR, screening.SEMANTIC)
+_COLUMNS = ("input", "row", "key", "url", "sha256", "format", "offset", "caption")
+
+
+def write(out: str, wanted: settings.Prepare, say: Callable[[str], None]) -> str:
+    """Write the page about the current selection and return its path.
+
+    Args:
+      out: a directory with a plan, a scan and a selection.
+      wanted: settings, of which the prices count; the selection has those that it was made with.
+      say: called with lines of progress.
+
+    Raises:
+      ValueError: nothing is selected yet. OSError: storage.
+    """
+    made, chosen = plan.read(out), selection.read(out)
+    criteria = fields.build(settings.Criteria, chosen.settings["criteria"])
+    sample = _Rows.sample(out, made, chosen)
+    say(f"report      {len(sample.table):,} of {chosen.rows:,} records are looked at")
+    album = _Album(out, made)
+    sheets = _sheets(sample, chosen, album)
+    groups = _groups(out, chosen, album)
+    album.write(say)
+    scale = chosen.rows / max(len(sample.table), 1)
+    few = (
+        ""
+        if scale == 1
+        else f"Of {len(sample.table):,} records of {len(sample.tasks)} scan files drawn at random, scaled to all."
+    )
+    done = scan.finish(out)
+    content = page.Page(
+        title=f"Preparation of {out}",
+        facts=_facts(out, chosen),
+        sources={name: {page.KEPT: one.kept, **one.reasons} for name, one in chosen.sources.items()},
+        histograms=thresholds.histograms(sample.table, chosen.reasons, criteria, made.settings.criteria, scale),
+        basis=few,
+        sheets=sheets,
+        groups=groups,
+        problems=_problems(chosen, done),
+        timings=_timings(made, done),
+        forecast=_forecast(made, done, selection.inputs(out, chosen.digest), wanted),
+        settings=json.dumps(settings.to_dict(wanted), indent=2),
+    )
+    path = storage.join(out, "report", "index.html")
+    storage.write_whole(path, page.render(content).encode())
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Rows of some scan files. task, place: (N,) which file and which of its rows; codes: (N,) of the selection's reasons."""
+
+    tasks: list[int]
+    table: Any
+    task: np.ndarray
+    place: np.ndarray
+    codes: np.ndarray
+
+    @classmethod
+    def sample(cls, out: str, made: plan.Plan, chosen: selection.Selection) -> _Rows:
+        """Whole scan files in a seeded order, until there are _ROWS rows."""
+        import pyarrow
+
+        tables, tasks, codes, rows = [], [], [], 0
+        for task in map(int, np.random.default_rng(_SEED).permutation(len(made.tasks))):
+            if rows and rows + len(tables[-1]) > _ROWS:
+                break
+            tables.append(read_scan(out, task))
+            codes.append(selection.reasons(out, chosen.digest, task))
+            tasks.append(task)
+            rows += len(tables[-1])
+        table = pyarrow.concat_tables(tables).combine_chunks()
+        lengths = [len(one) for one in tables]
+        place = np.concatenate([np.arange(length) for length in lengths])
+        return cls(tasks, table, np.repeat(tasks, lengths), place, np.concatenate(codes))
+
+
+def read_scan(out: str, task: int, columns: Sequence[str] | None = None) -> Any:
+    """A pyarrow.Table of a scan file."""
+    import pyarrow.parquet
+
+    with storage.open_read(storage.join(out, "scan", f"{task:06d}.parquet")) as file:
+        return pyarrow.parquet.read_table(file, columns=columns)
+
+
+def _sheets(sample: _Rows, chosen: selection.Selection, album: _Album) -> list[Sheet]:
+    """What was kept, then each reason, the most frequent first. Duplicates are shown as groups."""
+    counts: dict[str, int] = {page.KEPT: chosen.kept}
+    for source in chosen.sources.values():
+        for reason, count in source.reasons.items():
+            counts[reason] = counts.get(reason, 0) + count
+    names = sorted(counts, key=lambda name: (name != page.KEPT, -counts[name]))
+    # The content decides, so that the same records are shown whatever task they are in.
+    places = np.array([int.from_bytes(digest[:8], "big") for digest in sample.table["sha256"].to_pylist()], np.uint64)
+    sheets = []
+    for name in names:
+        code = 0 if name == page.KEPT else chosen.reasons.index(name)
+        found = np.flatnonzero(sample.codes == code)
+        if name in _DUPLICATES or not len(found):
+            continue
+        shown = found[np.argsort(places[found], kind="stable")[:_SHOWN]]
+        entries = sample.table.take(shown)
+        measured = thresholds.values(entries, name) if name in thresholds.NAMES else None
+        pictures = []
+        for i, entry in enumerate(entries.to_pylist()):
+            note = _size(entry) if measured is None else f"{name} {page.number(float(measured[i]))}"
+            pictures.append(album.picture(entry, note))
+        sheets.append(Sheet(name, counts[name], pictures))
+    return sheets
+
+
+def _groups(out: str, chosen: selection.Selection, album: _Album) -> list[Group]:
+    """Groups drawn at random, of each kind of duplicates: the record that was kept, and those dropped for it."""
+    import pyarrow.parquet
+
+    with storage.open_read(selection.path(out, chosen.digest, "groups.parquet")) as file:
+        members = pyarrow.parquet.read_table(file).to_pylist()
+    by_keeper: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for member in members:
+        if member["keeper_row"] >= 0:
+            by_keeper.setdefault((member["reason"], member["keeper_task"], member["keeper_row"]), []).append(member)
+    rng, drawn = np.random.default_rng(_SEED), []
+    for reason, number in zip(
+        (screening.NEAR, screening.SEMANTIC, screening.EXACT), (_GROUPS, _GROUPS, 3), strict=True
+    ):
+        keys = sorted(key for key in by_keeper if key[0] == reason)
+        drawn += [keys[i] for i in sorted(rng.permutation(len(keys))[:number])]
+    wanted = {key[1:] for key in drawn}
+    wanted |= {(member["task"], member["row"]) for key in drawn for member in by_keeper[key][:_MEMBERS]}
+    entries = {}
+    for task in sorted({task for task, _ in wanted}):
+        places = sorted(row for one, row in wanted if one == task)
+        for row, entry in zip(places, read_scan(out, task).take(places).to_pylist(), strict=True):
+            entries[task, row] = entry
+    groups = []
+    for key in drawn:
+        shown = by_keeper[key][:_MEMBERS]
+        pictures = [
+            album.picture(entries[m["task"], m["row"]], f"{_size(entries[m['task'], m['row']])}{_bits(m['distance'])}")
+            for m in shown
+        ]
+        groups.append(
+            Group(_words(key[0]), album.picture(entries[key[1:]], f"kept, {_size(entries[key[1:]])}"), pictures)
+        )
+    return groups
+
+
+def _bits(distance: int) -> str:
+    return f", {distance} bits" if distance > 0 else ", same hash" if distance == 0 else ""
+
+
+def _words(reason: str) -> str:
+    return reason.replace("_", " ")
+
+
+def _size(entry: dict[str, Any]) -> str:
+    if entry["height"]:
+        return f"{entry['width']} x {entry['height']}"
+    return f"{entry['bytes']:,} bytes"
+
+
+class _Album:
+    """Thumbnails of the records on the page. They are read at the end, input by input."""
+
+    def __init__(self, out: str, made: plan.Plan):
+        self._out, self._plan = out, made
+        self._wanted: dict[int, dict[str, dict[str, Any]]] = {}  # input -> name -> row of the scan
+        self._failed: set[str] = set()
+
+    def picture(self, entry: dict[str, Any], note: str) -> Picture:
+        source = self._plan.inputs[entry["input"]]
+        name = f"images/{entry['sha256'][:8].hex()}.jpg"
+        if entry["reason"] not in (rows.UNDECODABLE, rows.CRASH):
+            self._wanted.setdefault(entry["input"], {})[name] = entry
+        else:
+            name = ""
+        lines = (
+            f"{source.source}: {entry['key']}",
+            entry["url"],
+            source.path,
+            entry["caption"][:200],
+            f"{entry['bytes']:,} bytes",
+        )
+        return Picture(name, note, "\n".join(line for line in lines if line))
+
+    def write(self, say: Callable[[str], None]) -> None:
+        """Write the thumbnails. Those of inputs that have gone are left out: the page shows no image in their place."""
+        lost = 0
+        for number, wanted in sorted(self._wanted.items()):
+            given, entries = self._plan.inputs[number], sorted(wanted.items(), key=lambda item: item[1]["row"])
+            places = [(entry["row"], entry["offset"], entry["bytes"]) for _, entry in entries]
+            try:
+                for (name, _), content in zip(entries, READERS[given.kind].images(given, places), strict=True):
+                    lost += not self._save(name, content)
+            except (DamagedInput, OSError) as error:
+                say(f"{given.path} is not shown: {error}")
+        if lost:
+            say(f"{lost} images of the page could not be decoded")
+
+    def _save(self, name: str, content: bytes) -> bool:
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                image.draft("RGB", (_SIDE, _SIDE))
+                image = ImageOps.exif_transpose(image).convert("RGB")
+                image.thumbnail((_SIDE, _SIDE))
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return False
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=82)
+        storage.write_whole(storage.join(self._out, "report", name), file.getvalue())
+        return True
+
+
+def _facts(out: str, chosen: selection.Selection) -> list[tuple[str, str]]:
+    counts: dict[str, int] = {}
+    for source in chosen.sources.values():
+        for reason, count in source.reasons.items():
+            counts[reason] = counts.get(reason, 0) + count
+    size = int(selection.inputs(out, chosen.digest)[:, 1].sum())
+    return [
+        ("candidates", f"{chosen.rows:,}"),
+        ("kept", f"{chosen.kept:,}"),
+        ("share kept", page.share(chosen.kept, chosen.rows)),
+        ("images kept", _bytes(size)),
+        ("duplicates", f"{sum(counts.get(reason, 0) for reason in _DUPLICATES):,}"),
+        ("evaluation images", f"{counts.get(screening.CONTAMINATED, 0):,}"),
+        ("undecodable", f"{counts.get(rows.UNDECODABLE, 0):,}"),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 3600:,.3g} h"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def _problems(chosen: selection.Selection, done: Sequence[scan.Done]) -> list[tuple[str, str, str]]:
+    failed = [(one["path"], "not used", one["problem"]) for summary in done for one in summary.failed]
+    crashes = {label: source.reasons.get(rows.CRASH, 0) for label, source in chosen.sources.items()}
+    return failed + [(label, f"{count:,} images", "crash their decoder") for label, count in crashes.items() if count]
+
+
+def _timings(made: plan.Plan, done: Sequence[scan.Done]) -> list[list[str]]:
+    """What the scan took, by source."""
+    table = [["scan of", "tasks", "images", "bytes", "core time", "images a second and core"]]
+    for label in (*made.totals, "all"):
+        own = [done[task] for task, inputs in enumerate(made.tasks) if label in (made.inputs[inputs[0]].source, "all")]
+        seconds, read = sum(one.seconds for one in own), sum(one.read for one in own)
+        size = sum(one.bytes for one in own)
+        table.append(
+            [
+                label,
+                f"{len(own):,}",
+                f"{read:,}",
+                _bytes(size),
+                _duration(seconds),
+                f"{read / max(seconds, 1e-3):,.0f}",
+            ]
+        )
+    return table
+
+
+def _forecast(
+    made: plan.Plan, done: Sequence[scan.Done], kept: np.ndarray, wanted: settings.Prepare
+) -> list[list[str]]:
+    """The table of a sample's forecast; empty where everything was prepared."""
+    if made.settings.sample == made.settings.sample_inputs == 1:
+        return []
+    table = [
+        [
+            "source",
+            "input files",
+            "to read",
+            "candidates",
+            "kept",
+            "images kept",
+            "core-hours of the scan",
+            "scan",
+            "storage a month",
+        ]
+    ]
+    for one in forecast.make(made, done, kept):
+        scanning, storing = one.dollars(wanted.prices)
+        numbers = [
+            f"{one.files:,.0f}",
+            _bytes(one.read_bytes),
+            f"{one.candidates:,.0f}",
+            f"{one.kept:,.0f}",
+            _bytes(one.kept_bytes),
+        ]
+        table.append([one.source, *numbers, _duration(3600 * one.core_hours), f"${scanning:,.2f}", f"${storing:,.2f}"])
+    return table
