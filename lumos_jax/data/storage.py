@@ -3,25 +3,22 @@
 Transient errors (429, 503, ESTALE, time-outs, lost connections) are retried with exponential back-off and jitter until a
 deadline; the OSError that is raised then names the path, has an errno and is not retried again. URLs need the package of
 their protocol, as `pip install '.[remote]'` installs it for gs:// and s3://. Credentials and endpoints come from the
-environment, as those packages read them (AWS_*, GOOGLE_APPLICATION_CREDENTIALS, STORAGE_EMULATOR_HOST, FSSPEC_*).
+environment (`remote`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import errno
 import fnmatch
 import functools
 import glob
-import importlib
 import io
 import itertools
 import os
 import pathlib
 import random
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -29,19 +26,15 @@ from concurrent import futures
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from lumos_jax import fileio
+from lumos_jax.data import remote
 from lumos_jax.data.files import open_regular
 
 T = TypeVar("T")
 DEADLINE = 50.0  # seconds for a request and its retries
-IN_FLIGHT = 64  # requests of a process at a time
 _BYTES_PER_SECOND = 1 << 20  # at least; large transfers have more than DEADLINE
 _PART = 8 << 20  # bytes of a request, of files that are read from end to end
 _BUFFER = 1 << 20
 _GAP = 1 << 16  # bytes that are read and dropped rather than asked for in two requests
-_STATUS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 408: errno.ETIMEDOUT, 429: errno.EBUSY}
-_NETWORK = re.compile(
-    "Connect|Timeout|Disconnect|Payload|Endpoint|Transport|Protocol|IncompleteRead"
-)  # exceptions' names
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -75,8 +68,8 @@ def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
 
 
 def read_many(ranges: Sequence[tuple[str, int, int | None]]) -> list[bytes | OSError]:
-    """`read` of (path, offset, size) each, remote ones IN_FLIGHT at a time; of those, neighbors in a file are one request. An
-    error stands in the place of its bytes."""
+    """`read` of (path, offset, size) each, remote ones 64 at a time; of those, neighbors in a file are one request. An error
+    stands in the place of its bytes."""
 
     def one(wanted: tuple[str, int, int | None]) -> bytes | OSError:
         try:
@@ -99,7 +92,7 @@ def read_many(ranges: Sequence[tuple[str, int, int | None]]) -> list[bytes | OSE
 
 
 def in_parallel(call: Callable[[Any], T], values: Sequence[Any]) -> list[T]:
-    """What `call` returns for each, IN_FLIGHT of the process at a time; for calls that wait for storage and raise nothing."""
+    """What `call` returns for each, 64 of the process at a time; for calls that wait for storage and raise nothing."""
     return list(map(call, values)) if len(values) < 2 else list(_pool(os.getpid()).map(call, values))
 
 
@@ -316,9 +309,9 @@ def _retried(
     for attempt in itertools.count():
         left = until - time.monotonic()
         try:
-            return _request(path, method, left, before, after, named) if is_remote(path) else local()
+            return remote.request(path, method, left, before, after, named) if is_remote(path) else local()
         except Exception as error:
-            failure = _as_oserror(error, path)
+            failure = remote.as_oserror(error, path)
             wait = min(0.2 * 2**attempt, 8.0) * random.uniform(0.5, 1.0)
             if failure.errno not in fileio.TRANSIENT:
                 raise failure from error
@@ -328,72 +321,6 @@ def _retried(
     raise AssertionError
 
 
-def _request(path: str, method: str, left: float, before: tuple, after: tuple, named: dict[str, Any]) -> Any:
-    """A method of the file system of a URL, of (*before, path, *after), for `left` seconds at most where it can be stopped."""
-    system = _filesystem(path.partition("://")[0], os.getpid())
-    inner = system._strip_protocol(path)
-    if not system.async_impl:
-        return getattr(system, method)(*before, inner, *after, **named)
-    call = getattr(system, f"_{method}")(*before, inner, *after, **named)
-    waiting = asyncio.run_coroutine_threadsafe(asyncio.wait_for(call, left), system.loop)
-    try:
-        return waiting.result(left + 5)
-    finally:
-        waiting.cancel()
-
-
-_lock = threading.Lock()
-_OPTIONS = {
-    "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 20, "max_pool_connections": IN_FLIGHT}},
-    "gs": {"requests_timeout": 20},
-}
-
-
-@functools.cache
-def _made(protocol: str, process: int) -> Any:
-    try:
-        import fsspec
-
-        name = {"gcs": "gs", "s3a": "s3"}.get(protocol, protocol)
-        kind = fsspec.get_filesystem_class(protocol)
-        if name == "gs":  # not its subclass, which asks each bucket for its type, and again where it may not
-            kind = importlib.import_module("gcsfs.core").GCSFileSystem
-        return kind(use_listings_cache=False, skip_instance_cache=True, **_OPTIONS.get(name, {}))
-    except ImportError as error:
-        raise ImportError(f"{protocol}:// needs a package: pip install '.[remote]' ({error})") from error
-
-
-def _filesystem(protocol: str, process: int) -> Any:
-    """One a process and protocol, so that its threads share connections."""
-    with _lock:
-        return _made(protocol, process)
-
-
 @functools.cache
 def _pool(process: int) -> futures.ThreadPoolExecutor:
-    return futures.ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="storage")
-
-
-def _as_oserror(error: Exception, path: str) -> OSError:
-    """What a library of a protocol raised, as an OSError with an errno and the path. Raises `error`: it is another kind."""
-    text = " ".join(str(error).split())[:300] or type(error).__name__
-    response = getattr(error, "response", None)
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-    status = status or getattr(error, "status", None) or getattr(error, "code", None)
-    if isinstance(error, (TimeoutError, futures.TimeoutError)):
-        code, text = errno.ETIMEDOUT, f"no answer in time ({text})"
-    elif isinstance(error, OSError):
-        kinds = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, ConnectionError: errno.ECONNRESET}
-        code = error.errno or next((code for kind, code in kinds.items() if isinstance(error, kind)), None)
-        text = error.strerror or text
-        if code is None:
-            code = errno.ECONNRESET if _NETWORK.search(type(error).__name__) else errno.EPROTO
-    elif isinstance(status, int) or str(status).isdigit():
-        code = _STATUS.get(int(status), errno.EBUSY if int(status) >= 500 else errno.EPROTO)
-    elif _NETWORK.search(type(error).__name__):
-        code = errno.ECONNRESET
-    elif type(error).__module__ == "builtins":  # ImportError, MemoryError, and mistakes of ours
-        raise error
-    else:
-        code = errno.EPROTO
-    return OSError(code, text if os.strerror(code) in text else f"{text} ({os.strerror(code)})", path)
+    return futures.ThreadPoolExecutor(remote.IN_FLIGHT, thread_name_prefix="storage")

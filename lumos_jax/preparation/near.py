@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from lumos_jax.preparation import duplicates
+from lumos_jax.preparation import duplicates, local
 
 ROWS = 8_000_000  # hashes of a range
 _SAMPLE = 4096  # of each part, for ranges of equal size where values are not uniform
-Run = Callable[[Callable[..., Any], Iterable[tuple]], Iterable[Any]]  # calls a function with each tuple of arguments
 
 
-def find(parts: Sequence[str], distance: int, scratch: str, run: Run, rows: int = ROWS) -> np.ndarray:
+def find(parts: Sequence[str], distance: int, scratch: str, run: local.Run, rows: int = ROWS) -> np.ndarray:
     """All pairs (P, 2) uint64 within a distance of 1 or more, the smaller first, in no order.
 
     Args:

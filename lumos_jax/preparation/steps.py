@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lumos_jax.data import storage
-from lumos_jax.preparation import decontamination, duplicates, near, screening, selection
+from lumos_jax.preparation import decontamination, duplicates, local, near, screening, selection
 from lumos_jax.preparation.settings import Prepare
 
 _MIX, _UNMIX = 0x9E3779B97F4A7C15, pow(0x9E3779B97F4A7C15, -1, 1 << 64)  # a bijection that spreads hashes evenly
@@ -101,11 +101,8 @@ def screen(job: Job, chunk: int) -> int:
 
 def _ranked(job: Job, task: int, table: Any, left: np.ndarray) -> np.ndarray:
     """The rows `left` of a scan file as _ROW."""
-    digests = table["sha256"].combine_chunks()
-    first = digests.offset * 32
-    sha256 = np.frombuffer(digests.buffers()[1], np.uint8)[first : first + 32 * len(table)].reshape(-1, 32)[left]
     rows = np.zeros(len(left), _ROW)
-    rows["high"], rows["low"] = decontamination.leading(sha256).T
+    rows["high"], rows["low"] = decontamination.leading(decontamination.sha256_of(table)[left]).T
     rows["mixed"] = table["phash"].to_numpy()[left] * np.uint64(_MIX)
     rows["valid"] = table["phash_valid"].to_numpy(zero_copy_only=False)[left]
     rows["source"] = job.source_of[table["input"].to_numpy()[left]]
@@ -142,21 +139,26 @@ def collapse(job: Job, partition: int) -> int:
     return count
 
 
-def drop_near(job: Job, run: near.Run) -> int:
+def drop_near(job: Job, run: local.Run) -> int:
     """Drops what is close to a better perceptual hash that is kept. Returns how many."""
     os.mkdir(job.file("tables"))
     parts = [job.file(f"hashes-{number:05d}.npy") for number in range(1 << job.bits)]
     pairs = near.find(parts, job.settings.duplicates.phash_distance, job.file("tables"), run)
     hashes, ends = np.unique(pairs, return_inverse=True)
     found = _best(job, hashes)
-    order = np.lexsort([found["id"], found["score"], found["rank"]])
-    place = np.argsort(order)[ends.reshape(-1, 2)]
-    kept = duplicates.keepers(place.min(1), place.max(1), len(hashes))
+    rows, kept = worse_of_pairs(found, ends.reshape(-1, 2))
+    job.drop(found["id"][rows], found["id"][kept], screening.NEAR, np.bitwise_count(hashes[rows] ^ hashes[kept]))
+    return len(rows)
+
+
+def worse_of_pairs(rows: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Applies the rule of duplicates.py to rows with fields rank, score and id, of which pairs (P, 2) are close.
+    Returns (places of the rows that are dropped, places of those that are kept for them)."""
+    order = np.lexsort([rows["id"], rows["score"], rows["rank"]])
+    place = np.argsort(order)[pairs]
+    kept = duplicates.keepers(place.min(1), place.max(1), len(rows))
     dropped = np.flatnonzero(kept >= 0)
-    rows, by = order[dropped], order[kept[dropped]]
-    distance = np.bitwise_count(hashes[rows] ^ hashes[by])
-    job.drop(found["id"][rows], found["id"][by], screening.NEAR, distance)
-    return len(dropped)
+    return order[dropped], order[kept[dropped]]
 
 
 def _best(job: Job, hashes: np.ndarray) -> np.ndarray:
@@ -172,7 +174,7 @@ def _best(job: Job, hashes: np.ndarray) -> np.ndarray:
     return result
 
 
-def cap(job: Job, run: near.Run) -> None:
+def cap(job: Job, run: local.Run) -> None:
     """Drops records above max_records of each source: those of the highest hash of (seed, sha256)."""
     capped = {i: source.max_records for i, source in enumerate(job.settings.sources) if source.max_records}
     if not capped:
@@ -254,7 +256,10 @@ def finish(job: Job, chunk: int) -> tuple[np.ndarray, np.ndarray]:
             inputs[:, column] += summed.astype(np.int64)
         rows = np.flatnonzero(keeper[job.rows_of(task)])
         groups.append(_groups(job, task, rows, codes[rows], keeper, distance))
-    pa.parquet.write_table(pa.concat_tables(groups), job.file(f"groups-{chunk:06d}.parquet"))
+    with pa.parquet.ParquetWriter(job.file(f"groups-{chunk:06d}.parquet"), groups[0].schema) as file:
+        for table in groups:  # a row group each, whatever the chunks are
+            if len(table):
+                file.write_table(table)
     return counts, inputs
 
 

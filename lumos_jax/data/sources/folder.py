@@ -67,7 +67,7 @@ class FolderSource(files.FilesSource, HasCaptions, HasLabels):
         names = sorted(found)
         self.names = files.Names(names)
         self._sizes = np.array([found[name] for name in names], np.int64) if self.remote else None
-        self._texts = digest(texts) if captioned and self.remote else None
+        self._texts = [_text_sizes(name, texts) for name in names] if captioned and self.remote else []
         if captioned and has_jsonl:
             self._captions = read_jsonl(storage.join(os.fspath(self.root), _CAPTIONS))
         self._fetched: Mapping[str, bytes | OSError] = {}
@@ -139,7 +139,7 @@ class FolderSource(files.FilesSource, HasCaptions, HasLabels):
         if self._captions is not None:
             content.append(sorted(self._captions.items()))
         elif self._captioned and self.remote:
-            content.append(self._texts)
+            content += self._texts
         elif self._captioned:
             content += [tuple(map(files.file_size, self._caption_files(index))) for index in range(len(self))]
         chosen = np.unique(np.linspace(0, len(self) - 1, min(len(self), _SAMPLED)).astype(int)).tolist()
@@ -155,7 +155,7 @@ class FolderSource(files.FilesSource, HasCaptions, HasLabels):
             return -1  # a link to nowhere
 
 
-def _listed(path: str) -> tuple[dict[str, int], list[str], list[tuple[str, int]]]:
+def _listed(path: str) -> tuple[dict[str, int], list[str], dict[str, int]]:
     """Of what is below a directory or URL: the names of images, with their sizes if it is a URL; the names of other files; and
     names and sizes of texts, if it is a URL."""
     if not storage.is_remote(path):
@@ -164,15 +164,21 @@ def _listed(path: str) -> tuple[dict[str, int], list[str], list[tuple[str, int]]
         images, others = (
             [os.path.relpath(name, root) for name in names if names[name] == kind] for kind in (True, False)
         )
-        return dict.fromkeys(images, -1), others, []
+        return dict.fromkeys(images, -1), others, {}
     try:
         entries = storage.list_files(path, "**/*")
     except OSError as error:
         raise fileio.failure(error, f"config.data.path={path!r} cannot be listed: {error.strerror}") from error
     sizes = {entry.path[len(path.rstrip("/")) + 1 :]: entry.size for entry in entries}
     images = {name: size for name, size in sizes.items() if _has_image_ending(name)}
-    texts = [(name, size) for name, size in sizes.items() if name.endswith(".txt")]
+    texts = {name: size for name, size in sizes.items() if name.endswith(".txt")}
     return images, [name for name in sizes if name not in images], texts
+
+
+def _text_sizes(name: str, texts: Mapping[str, int]) -> tuple[int, int]:
+    """Of an image's two caption files: bytes, or -1."""
+    stem = os.path.splitext(name)[0]
+    return texts.get(f"{stem}.txt", -1), texts.get(f"{stem}.detailed.txt", -1)
 
 
 def _has_image_ending(name: str) -> bool:

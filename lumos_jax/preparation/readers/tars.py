@@ -12,7 +12,7 @@ import gzip
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from lumos_jax.data import storage
@@ -27,6 +27,7 @@ from lumos_jax.preparation.settings import Source
 _BLOCK = tarfile.BLOCKSIZE
 _TEXTS = (".detailed.txt", ".txt", ".json")
 _LONGEST_TEXT = 1 << 20  # bytes; masks of SA-1B are longer, and no captions
+_SPAN, _GAP = 4 << 20, 1 << 19  # bytes of images that are read at once, and of what may lie between two of them
 _SKIPPED = b"\0" * _BLOCK
 
 
@@ -215,12 +216,25 @@ class TarReader(base.Reader):
         if any(offset < 0 for _, offset, _ in places):
             yield from super().images(given, places)
             return
-        for first in range(0, len(places), 64):
-            ranges = [(given.path, offset, size) for _, offset, size in places[first : first + 64]]
-            for data in storage.read_many(ranges):
-                if isinstance(data, OSError):
-                    raise data
-                yield data
+        for near in _spans(places):
+            start, end = near[0][1], near[-1][1] + near[-1][2]
+            data = memoryview(storage.read(given.path, start, end - start))
+            if len(data) < end - start:
+                raise DamagedInput("it is shorter now")
+            for _, offset, size in near:
+                yield bytes(data[offset - start : offset - start + size])
+
+
+def _spans(places: Sequence[tuple[int, int, int]]) -> Iterator[Sequence[tuple[int, int, int]]]:
+    """Images that one read fetches: of about _SPAN bytes, with no wide gap between them."""
+    first = 0
+    for i in range(1, len(places) + 1):
+        if i < len(places):
+            (_, before, size), (_, offset, more) = places[i - 1 : i + 1]
+            if 0 <= offset - before - size <= _GAP and offset + more - places[first][1] <= _SPAN:
+                continue
+        yield places[first:i]
+        first = i
 
 
 @base.register("img2dataset", "tars", "scenes")
