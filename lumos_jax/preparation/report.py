@@ -307,7 +307,7 @@ def _forecast(
             "candidates",
             "kept",
             "images kept",
-            "core-hours of the scan",
+            "core time of the scan",
             "scan",
             "storage a month",
         ]
