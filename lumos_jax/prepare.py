@@ -11,10 +11,11 @@ A data set from collections of images, stage by stage, each resumable by the sam
                    --out=DIR --config.criteria.min_aesthetic=5.0
     write      writes what was selected as ArrayRecord shards, or only an index over the original shards
                    --out=DIR [--index-only]
-    verify     reads what was written, and compares it with the manifest
+    verify     compares what was written with the manifest
     report     writes DIR/report/index.html: counts, histograms with thresholds, examples of what was rejected and why
     tombstone  takes records out of a written data set by url, key, sha256 or pHash, without changing the order of the rest
-                   --out=DIR --by=url --values=optouts.txt
+                   --out=DIR --by=url --file=optouts.txt
+    compact    writes a new version without them
 
 Features of a data set, once instead of in every epoch:
     cache      runs the frozen encoders of a config over its source and writes latents and features
@@ -37,7 +38,19 @@ from lumos_jax import cli, cluster, fileio
 from lumos_jax.config.fields import validate
 from lumos_jax.data import TooManyCorruptRecords
 from lumos_jax.exit_codes import STOPPED
-from lumos_jax.preparation import engines, plan, scan
+from lumos_jax.preparation import (
+    compaction,
+    engines,
+    forecast,
+    plan,
+    report,
+    scan,
+    select,
+    selection,
+    tombstones,
+    verify,
+    write,
+)
 from lumos_jax.preparation import settings as prepare_settings
 from lumos_jax.preparation.settings import Prepare, Source
 
@@ -125,19 +138,75 @@ def _scan(command: _Command) -> None:
         _say(line)
 
 
+def _select(command: _Command) -> None:
+    out, settings = command.out, command.settings
+    chosen = select.run(out, settings, command.how.workers, _say)
+    made = plan.read(out)
+    if made.settings.sample < 1 or made.settings.sample_inputs < 1:
+        kept = selection.inputs(out, chosen.digest)
+        for line in forecast.describe(forecast.make(made, scan.finish(out), kept), settings.prices):
+            _say(line)
+
+
+def _write(command: _Command) -> None:
+    out, numbers = command.out, write.tasks(command.out, command.settings)
+    engines.run(write.run_task, out, numbers, command.how, lambda: write.finished(out), "write")
+    if not command.alone and (left := len(numbers) - write.finished(out)):
+        _say(f"{left:,} of {len(numbers):,} tasks are left to other processes")
+        return
+    write.finish(out, _say)
+    _say(f"train on it with --config.data.source=prepared --config.data.path={out}")
+
+
+def _verify(command: _Command) -> None:
+    problems = verify.run(command.out, workers=command.how.workers, say=_say)
+    for problem in problems:
+        _say(problem)
+    if problems:
+        raise OSError(f"{len(problems):,} problems in {command.out}")
+
+
+def _report(command: _Command) -> None:
+    report.write(command.out, command.settings, _say)
+
+
+def _tombstone(command: _Command) -> None:
+    args = command.args
+    values = [*args.value, *(tombstones.read_values(args.file) if args.file else ())]
+    if not values:
+        raise ValueError("name the records: --value=VALUE, several times, or --file=FILE with a value a line")
+    tombstones.add(command.out, args.by, values, _say, distance=args.distance)
+
+
+def _compact(command: _Command) -> None:
+    out, numbers = command.out, compaction.tasks(command.out)
+    engines.run(compaction.run_task, out, numbers, command.how, lambda: compaction.finished(out), "compact")
+    if command.alone or compaction.finished(out) == len(numbers):
+        compaction.finish(out, _say)
+
+
 def _all(command: _Command) -> None:
     if not command.alone:
         raise ValueError("`all` has stages that wait for each other: run the verbs one by one with --processes")
-    for stage in (_plan, _scan):
+    for stage in (_plan, _scan, _select, _write, _verify, _report):
         stage(command)
 
 
 _VERBS: dict[str, tuple[Callable[[_Command], None], str]] = {
-    "all": (_all, "run all stages in turn"),
-    "plan": (_plan, "list the inputs, number the tasks, freeze the settings"),
-    "scan": (_scan, "read, decode and measure every image once"),
+    "all": (_all, "Runs plan, scan, select, write, verify and report in turn."),
+    "plan": (_plan, "Lists the input files, numbers the tasks and freezes the settings in DIR/plan.json."),
+    "scan": (_scan, "Reads, decodes and measures every image once; rows go to DIR/scan/."),
+    "select": (
+        _select,
+        "Chooses what is kept: criteria, duplicates, evaluation sets. With a sample, forecasts the whole.",
+    ),
+    "write": (_write, "Writes what was selected as ArrayRecord shards, or only an index over the original shards."),
+    "verify": (_verify, "Compares what was written with the manifest; exit code 1 if something is wrong."),
+    "report": (_report, "Writes DIR/report/index.html: what was kept, what was rejected, and why."),
+    "tombstone": (_tombstone, "Takes records out of a written data set; the order of the others stays."),
+    "compact": (_compact, "Writes a new version without the records that have a tombstone; numbers and order change."),
 }
-_PARALLEL = ("all", "scan", "select", "write", "verify")
+_BY_ENGINE, _IN_PROCESSES = ("all", "scan", "write", "compact"), ("select", "verify")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,8 +229,14 @@ def _parser() -> argparse.ArgumentParser:
             add("--sample-inputs", type=float, metavar="SHARE", help="read only this share of the input files")
         if name in ("all", "write"):
             add("--index-only", action="store_true", help="write an index over the original shards, no images")
-        if name in _PARALLEL:
+        if name == "tombstone":
+            add("--by", required=True, choices=tuple(tombstones.KINDS), help="what the values are")
+            add("--value", action="append", default=[], metavar="VALUE", help="may be given several times")
+            add("--file", metavar="FILE", help="a text file with a value a line")
+            add("--distance", type=int, default=0, metavar="BITS", help="by phash: bits in which hashes may differ")
+        if name in (*_BY_ENGINE, *_IN_PROCESSES):
             add("--workers", type=int, default=1, metavar="N", help="processes on this machine; default: 1")
+        if name in _BY_ENGINE:
             add(
                 "--processes",
                 type=int,

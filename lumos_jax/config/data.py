@@ -96,7 +96,7 @@ class Data:
         "block is read at once, with few requests of remote storage; depends on the batch size too",
     ] = "global"
     block_records: Annotated[int, at_least(1), "order=block: consecutive records of a block"] = 128
-    block_window: Annotated[int, at_least(1), "order=block: blocks whose records are shuffled together"] = 256
+    block_window: Annotated[int, at_least(1), "order=block: blocks whose records are shuffled together"] = 128
     holdout: Annotated[
         int, at_least(0), "records kept out of training, for the held-out loss and the sample sheets"
     ] = 0

@@ -119,7 +119,8 @@ def _assigned(
         return np.where((height > 0) & (width > 0), height / np.maximum(width, 1), 1.0)
 
     pieces = [(i, *piece) for i, part in enumerate(source.parts) for piece in _pieces(len(part.source))]
-    found = [nearest(buckets, ratios(*piece)).astype(dtype) for piece in pieces]
+    with futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda piece: nearest(buckets, ratios(*piece)).astype(dtype), pieces))
     starts = [source.parts[number].first + begin for number, begin, _ in pieces]
     weights = Weights(data, source)
     counts = np.zeros((len(source.parts), len(buckets)), np.int64)

@@ -29,6 +29,15 @@ def tasks(out: str) -> list[int]:
     return list(range(layout.count_tasks(layout.directory(out, manifest.build, manifest.version))))
 
 
+def finished(out: str) -> int:
+    """Number of tasks whose new version is written."""
+    manifest = manifests.read_manifest(out)
+    try:
+        return layout.count_tasks(layout.directory(out, manifest.build, manifest.version + 1))
+    except FileNotFoundError:
+        return 0
+
+
 def run_task(out: str, number: int) -> None:
     manifest = manifests.read_manifest(out)
     old, new = (layout.directory(out, manifest.build, manifest.version + i) for i in (0, 1))

@@ -74,8 +74,8 @@ def run(task: Task, out: str, numbers: Sequence[int], how: How, finished: Callab
         for _ in tqdm(done, title, len(own), unit="task", disable=None):
             pass
         return
-    with _progress(title, len(numbers), finished), _flags(how) as flags:
-        _beam(task, out, own, flags)
+    with _progress(title, len(numbers), finished), flags(how) as given:
+        _beam(task, out, own, given)
 
 
 def _pool(call: Callable[[int], None], numbers: Sequence[int], workers: int) -> Iterator[None]:
@@ -102,7 +102,7 @@ def _pool(call: Callable[[int], None], numbers: Sequence[int], workers: int) -> 
 
 
 @contextlib.contextmanager
-def _flags(how: How) -> Iterator[list[str]]:
+def flags(how: How) -> Iterator[list[str]]:
     """Beam's flags; a Dask cluster on this machine lives meanwhile."""
     runner = how.runner or "DirectRunner"
     name = "apache_beam.runners.dask.dask_runner.DaskRunner" if runner == "DaskRunner" else runner

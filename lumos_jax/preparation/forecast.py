@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -73,3 +73,19 @@ def make(made: Plan, done: Sequence[Done], kept: np.ndarray) -> list[Forecast]:
 
 def _seconds(one: Done, share: float) -> float:
     return one.seconds + (1 / share - 1) * one.decode_seconds
+
+
+def describe(forecasts: Sequence[Forecast], prices: Prices) -> Iterator[str]:
+    """A table: what the whole keeps, takes and costs."""
+    yield "forecast of the whole, from this sample; duplicates that a sample cannot see are counted as kept"
+    yield f"  {'source':<16}{'files':>12}{'GB read':>14}{'images':>16}{'kept':>16}{'GB kept':>14}{'core-hours':>12}"
+    for one in forecasts:
+        yield (
+            f"  {one.source:<16}{one.files:>12,.0f}{one.read_bytes / _GB:>14,.3f}{one.candidates:>16,.0f}"
+            f"{one.kept:>16,.0f}{one.kept_bytes / _GB:>14,.3f}{one.core_hours:>12,.2f}"
+        )
+    once, monthly = forecasts[-1].dollars(prices)
+    yield (
+        f"  scan: ${once:,.2f}, at ${prices.core_hour:g} a core-hour and ${prices.gb_read:g} a GB read; "
+        f"what is kept: ${monthly:,.2f} a month, at ${prices.gb_month:g} a GB"
+    )

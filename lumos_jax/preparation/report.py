@@ -63,7 +63,7 @@ def write(out: str, wanted: settings.Prepare, say: Callable[[str], None]) -> str
         basis=few,
         sheets=sheets,
         groups=groups,
-        problems=_problems(done),
+        problems=_problems(chosen, done),
         timings=_timings(made, done),
         forecast=_forecast(made, done, selection.inputs(out, chosen.digest), wanted),
         settings=json.dumps(settings.to_dict(wanted), indent=2),
@@ -255,6 +255,10 @@ def _facts(out: str, chosen: selection.Selection) -> list[tuple[str, str]]:
     ]
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 3600:,.3g} h"
+
+
 def _bytes(size: float) -> str:
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if size < 1000 or unit == "TB":
@@ -263,13 +267,15 @@ def _bytes(size: float) -> str:
     raise AssertionError
 
 
-def _problems(done: Sequence[scan.Done]) -> list[tuple[str, str, str]]:
-    return [(one["path"], "not used", one["problem"]) for summary in done for one in summary.failed]
+def _problems(chosen: selection.Selection, done: Sequence[scan.Done]) -> list[tuple[str, str, str]]:
+    failed = [(one["path"], "not used", one["problem"]) for summary in done for one in summary.failed]
+    crashes = {label: source.reasons.get(rows.CRASH, 0) for label, source in chosen.sources.items()}
+    return failed + [(label, f"{count:,} images", "crash their decoder") for label, count in crashes.items() if count]
 
 
 def _timings(made: plan.Plan, done: Sequence[scan.Done]) -> list[list[str]]:
     """What the scan took, by source."""
-    table = [["scan of", "tasks", "images", "bytes", "core-hours", "images a second and core"]]
+    table = [["scan of", "tasks", "images", "bytes", "core time", "images a second and core"]]
     for label in (*made.totals, "all"):
         own = [done[task] for task, inputs in enumerate(made.tasks) if label in (made.inputs[inputs[0]].source, "all")]
         seconds, read = sum(one.seconds for one in own), sum(one.read for one in own)
@@ -280,7 +286,7 @@ def _timings(made: plan.Plan, done: Sequence[scan.Done]) -> list[list[str]]:
                 f"{len(own):,}",
                 f"{read:,}",
                 _bytes(size),
-                f"{seconds / 3600:,.3g}",
+                _duration(seconds),
                 f"{read / max(seconds, 1e-3):,.0f}",
             ]
         )
@@ -315,5 +321,5 @@ def _forecast(
             f"{one.kept:,.0f}",
             _bytes(one.kept_bytes),
         ]
-        table.append([one.source, *numbers, f"{one.core_hours:,.3g}", f"${scanning:,.2f}", f"${storing:,.2f}"])
+        table.append([one.source, *numbers, _duration(3600 * one.core_hours), f"${scanning:,.2f}", f"${storing:,.2f}"])
     return table

@@ -150,7 +150,8 @@ def _rounded(value: float) -> float:
 
 def _bins(one: Shown, known: np.ndarray, limit: float | None) -> tuple[np.ndarray, np.ndarray]:
     """Edges (B + 1,) around most values and the threshold, and counts (B,); what lies outside is in the outermost bins."""
-    low, high = (float(v) for v in np.quantile(known, (0.001, 0.999)))
+    most = known[known > 0] if one.logarithmic and (known > 0).any() else known
+    low, high = (float(v) for v in np.quantile(most, (0.001, 0.999)))
     if limit is not None:
         low, high = min(low, limit), max(high, limit)
     if one.logarithmic:
