@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
-from lumos_jax import cli, config, data, encoders, fileio
+from lumos_jax import cli, config, data, encoders, fileio, progress
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, quiet_logs
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import frozen, whitening
@@ -223,7 +223,7 @@ def _whitening(settings: config.Settings, vit: Any, params: Any, images: int) ->
     apply = jax.jit(encoder.apply)
 
     def tokens():
-        for begin in range(0, len(records), WHITENING_BATCH):
+        for begin in progress.bar(range(0, len(records), WHITENING_BATCH), unit="batch"):
             batch = data.read_batch(settings.data, source, records[begin : begin + WHITENING_BATCH])
             yield np.asarray(apply(params, batch["image"]))[batch["weight"] > 0]
 

@@ -63,7 +63,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     """Serves the page until it is interrupted. Raises ValueError for a user's mistake."""
     args = parse(argv)
     use_compilation_cache()
-    with tempfile.TemporaryDirectory(prefix="lumos_jax_demo_") as folder:
+    with tempfile.TemporaryDirectory(prefix="lumos_jax_demo_", ignore_cleanup_errors=True) as folder:
         # Uploads and samples, of Gradio and of us, are there and nowhere else, and go with the folder.
         os.environ["GRADIO_TEMP_DIR"] = os.path.join(folder, "served")
         tempfile.tempdir = os.path.join(folder, "made")
@@ -93,6 +93,7 @@ def _serve(args: argparse.Namespace) -> None:
         threading.Event().wait()
     finally:
         page.close(verbose=False)
+        pages.close(runs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

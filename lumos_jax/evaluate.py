@@ -96,7 +96,7 @@ def _sample(args: argparse.Namespace) -> None:
     if process == 0 and len(todo) < len(writer):
         print(f"{len(writer) - len(todo)} of {len(writer)} shards are there; {len(todo)} are made", file=sys.stderr)
     own = todo[process::processes]
-    job.make_samples(writer, own, read, loaded.generate_items, size, progress=process == 0)
+    job.make_samples(writer, own, read, loaded.generate_items, size, show=process == 0)
     sharding.barrier("all samples", WAIT)
     if process == 0:
         print(f"{len(shards.Samples(out))} samples of {items.name} in {out}")

@@ -20,6 +20,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: programs are only compiled
 
 from absl import flags, logging
 from ml_collections import config_flags
+from tqdm import tqdm
 
 from lumos_jax import cli, config
 from lumos_jax.config import io as config_io
@@ -96,7 +97,7 @@ def _plan(settings: config.Settings, target: Target, devices) -> bool:
 
 def _search(settings: config.Settings, target: Target, devices, cached: bool) -> bool:
     print(f"{target}, search with {'cached features' if cached else 'records'}", flush=True)
-    found = search.search(settings, target, devices, cached, lambda line: print(f"  {line}", flush=True))
+    found = search.search(settings, target, devices, cached, lambda line: tqdm.write(f"  {line}"))
     best = search.winner(found, settings)
     if best is None:
         print("nothing that was tried fits: take more chips")

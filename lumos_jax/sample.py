@@ -24,9 +24,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
-from lumos_jax import cli, config
+from lumos_jax import cli, config, progress
 from lumos_jax.checkpoints import CheckpointError, quiet_logs
 from lumos_jax.tasks.sampling import check_output
 from lumos_jax.train import sampler
@@ -81,11 +79,11 @@ def run(argv: Sequence[str] | None = None) -> list[str]:
     """Samples as the command line says and returns the files that it wrote. Raises ValueError for a user's mistake."""
     args, settings = parse(argv)
     loaded = sampler.load(args.workdir, settings, args.checkpoint, args.weights).with_flags(args, settings)
-    with tqdm(unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+    with progress.bar(unit="step") as bar:
 
-        def show(progress: sampler.Progress) -> None:
-            bar.total = progress.total
-            bar.update(progress.done - bar.n)
+        def show(made: sampler.Progress) -> None:
+            bar.total = made.total
+            bar.update(made.done - bar.n)
 
         sampled = dataclasses.replace(loaded, on_step=None if bar.disable else show).run(args)
     return loaded.sampling.save(*sampled, args.out)

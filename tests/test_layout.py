@@ -48,7 +48,7 @@ ALLOWED = {
     "preparation": {"data", "scenes", "tasks", "train"},
     "pages": {"data", "tasks", "diffusion", "checkpoints", "train", "sample"},
 }
-LEAVES = {"config", "exit_codes", "fileio"}
+LEAVES = {"config", "exit_codes", "fileio", "progress"}
 
 
 def imports(path: pathlib.Path) -> set[str]:

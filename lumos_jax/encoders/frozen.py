@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos_jax import config
+from lumos_jax import config, progress
 from lumos_jax.encoders import architectures
 from lumos_jax.encoders.clip_text import ClipText
 from lumos_jax.encoders.kl import KLAutoencoder
@@ -224,7 +224,8 @@ def _read_own(path: pathlib.Path, kind: str, place: Callable[[str, np.ndarray], 
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / DESCRIPTION} is not what `convert import` writes: {error!r}") from error
     state = files.read_file(path / WEIGHTS)
-    return Imported(kind, network, {name: place(name, np.asarray(value)) for name, value in state.items()}, None)
+    bar = progress.bar(state.items(), unit="parameter")
+    return Imported(kind, network, {name: place(name, np.asarray(value)) for name, value in bar}, None)
 
 
 def save(folder: pathlib.Path, imported: Imported, origin: str) -> None:

@@ -6,14 +6,13 @@ depend on its item's number alone (see `diffusion.normal_rows`), so that batch s
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
+from lumos_jax import progress
 from lumos_jax.evaluation.shards import ShardWriter
 
 T = TypeVar("T")
@@ -44,7 +43,7 @@ def make_samples(
     read: Callable[[np.ndarray], tuple[Any, np.ndarray | None]],
     generate: Callable[[Any, np.ndarray], np.ndarray],
     batch_size: int,
-    progress: bool = True,
+    show: bool = True,
 ) -> None:
     """Makes and writes these shards.
 
@@ -54,13 +53,12 @@ def make_samples(
       read: numbers of items (B,) -> (their inputs, true or reference images uint8 (B, ...) or None).
       generate: (inputs, numbers) -> uint8 (B, [F,] H, W, 3).
       batch_size: B.
-      progress: whether to show a progress line, on a terminal.
+      show: whether to show a progress bar, on a terminal.
     """
     numbers = [number for shard in shards for number in writer.numbers(shard)]
     batches = list(padded_batches(numbers, batch_size))
     pending, rows = list(shards), []
-    quiet = not (progress and sys.stderr.isatty())
-    with tqdm(total=len(numbers), unit="sample", dynamic_ncols=True, disable=quiet) as bar:
+    with progress.bar(total=len(numbers), unit="sample", show=show) as bar:
         read_batches = read_ahead(read, [batch for batch, _ in batches])
         for (batch, count), (inputs, reference) in zip(batches, read_batches, strict=True):
             pixels = np.asarray(generate(inputs, batch))

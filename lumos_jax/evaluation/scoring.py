@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lumos_jax import fileio
+from lumos_jax import fileio, progress
 from lumos_jax.data.files import IMAGE_ENDINGS, files_below
 from lumos_jax.evaluation import metrics, references
 from lumos_jax.evaluation.frechet import Moments
@@ -105,12 +105,15 @@ def make_reference(network: Any, batches: Iterable[np.ndarray], total: int, imag
     """
     keep = np.unique(np.linspace(0, total - 1, min(total, references.MOST_FEATURES)).astype(int))
     sums, kept, count = None, [], 0
+    bar = progress.bar(total=total, unit=network.kind)
     for features in network.stream(batches):
+        bar.update(len(features))
         numbers = np.arange(count, count + len(features))
         check_finite(features, numbers)
         kept.append(features[np.isin(numbers, keep)])
         made, count = Moments.of(features), count + len(features)
         sums = made if sums is None else sums + made
+    bar.close()
     if count < 2:
         raise ValueError(f"{count} {network.kind}s give no statistics: two or more are needed")
     return Reference(
@@ -161,7 +164,12 @@ def _features(samples: Any, network: Any, reference: Reference) -> np.ndarray:
             ids.extend(names)
             yield batch
 
-    features = np.concatenate(list(network.stream(pixels())))
+    with progress.bar(total=len(samples.items.items), unit=network.kind) as bar:
+        parts = []
+        for part in network.stream(pixels()):
+            parts.append(part)
+            bar.update(len(part))
+    features = np.concatenate(parts)
     check_finite(features, ids)
     return features
 
@@ -190,11 +198,14 @@ def _score_each(
     opened = {name: metric.open(networks) for name, metric in chosen.items()}
     values: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
     hashes, items = [], {item.id: item for item in samples.items.items}
+    bar = progress.bar(total=len(items), unit="sample")
     for shard, ids, pixels in samples:
+        bar.update(len(ids))
         hashes += [hashlib.blake2b(np.ascontiguousarray(one).data, digest_size=16).digest() for one in pixels]
         truth = samples.references(shard) if any(metric.truth for metric in chosen.values()) else None
         for name, score in opened.items():
             values[name].append(np.asarray(score(pixels, truth, [items[id] for id in ids]), np.float64))
+    bar.close()
     if len(set(hashes)) < len(hashes):
         scores.warnings.append(f"{len(hashes) - len(set(hashes))} samples are equal to another one, pixel for pixel")
     for name, metric in chosen.items():
@@ -210,17 +221,16 @@ def save(scores: Scores, directory: str | pathlib.Path, about: Mapping[str, Any]
     about: of the samples, as `describe` gives it.
     """
     directory = pathlib.Path(directory)
-    kept, arrays, warnings = {}, {}, list(scores.warnings)
+    kept, estimates, warnings = {}, scores.estimates, scores.warnings
     if (directory / FILE).exists():
-        before = json.loads((directory / FILE).read_text())
+        before, others = load(directory)
         if before["samples"] == json.loads(json.dumps(about)):
-            kept, warnings = before["scores"], list(dict.fromkeys([*before["warnings"], *warnings]))
-            with np.load(directory / ARRAYS) as file:
-                arrays = {name: file[name] for name in file.files}
+            kept, estimates = before["scores"], others | estimates
+            warnings = list(dict.fromkeys([*before["warnings"], *warnings]))
     for name, estimate in scores.estimates.items():
         numbers = {field: getattr(estimate, field) for field in _NUMBERS}
         kept[name] = {**numbers, "interval": estimate.kind, **scores.details[name], **_categories(estimate)}
-        arrays |= {f"{name}/{field}": array for field, array in estimate.basis.items()}
+    arrays = {f"{name}/{field}": array for name, one in estimates.items() for field, array in one.basis.items()}
     with fileio.replacing(directory / ARRAYS) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
     fileio.save_json({"samples": about, "scores": kept, "warnings": warnings}, directory / FILE)

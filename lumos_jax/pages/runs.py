@@ -29,6 +29,7 @@ THUMBNAILS = 4
 PREVIEW_SECONDS = 0.5  # at least, between two previews: decoding takes time from sampling
 MAX_PIXELS = 64 << 20  # of an upload
 STATUS_SECONDS = 0.1
+CLOSE_SECONDS = 10.0
 _DEVICE = threading.Lock()  # one program at a time: loading, compiling, sampling
 
 
@@ -58,6 +59,7 @@ class Run:
     Attributes:
       workdir, settings: of the run; kind: its Sampling class.
       thumbnails: of held-out records, uint8 (n, S, S, 3), n may be 0. caption: of the first one, where records have captions.
+      ready: set when `load` has ended. closed: to be set when the program ends.
     """
 
     def __init__(self, workdir: str):
@@ -70,7 +72,7 @@ class Run:
         self.thumbnails: Sequence[np.ndarray] = ()
         self.caption = ""
         self.first: tuple[str, Update] | None = None
-        self.ready = threading.Event()
+        self.ready, self.closed = threading.Event(), threading.Event()
 
     def load(self, default: Callable[[], tuple[Sequence[str], str]]) -> None:
         """Loads the weights and held-out records, and samples what `default` says, which compiles the program.
@@ -79,6 +81,8 @@ class Run:
         """
         try:
             with _DEVICE:
+                if self.closed.is_set():
+                    return
                 self.status = f"loading {self.name}"
                 self.sampler = sampler.load(self.workdir, self.settings)
             self._read_held_out()
@@ -88,7 +92,7 @@ class Run:
             for update in self.stream([*arguments, f"--out={out}"], threading.Event()):
                 self.status = update.status
             self.first = self.command([*arguments, f"--out=samples{ending}"]), update
-        except PROBLEMS as error:
+        except (Stopped, *PROBLEMS) as error:
             self.status = f"{self.workdir} {'cannot be loaded' if self.sampler is None else 'is loaded'}: {error}"
         self.ready.set()
 
@@ -120,7 +124,7 @@ class Run:
         """
         updates: queue.SimpleQueue[Update | Exception] = queue.SimpleQueue()
         unheard = threading.Event()  # nobody reads the updates any more
-        stops = stop, unheard
+        stops = stop, unheard, self.closed
         threading.Thread(target=self._work, args=(arguments, stops, updates), daemon=True).start()
         try:
             while True:
@@ -150,6 +154,14 @@ class Run:
             updates.put(Update(f"done in {seconds:.1f} s", sampled=sampled, files=files))
         except Exception as error:  # noqa: BLE001 (raised where the updates are read)
             updates.put(error)
+
+
+def close(runs: Sequence[Run]) -> None:
+    """Ends what they sample or load, at the next step; waits for that, but not for a long compilation."""
+    for run in runs:
+        run.closed.set()
+    if _DEVICE.acquire(timeout=CLOSE_SECONDS):
+        _DEVICE.release()
 
 
 def _show(

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lumos_jax import config, fileio
+from lumos_jax import config, fileio, progress
 from lumos_jax.planning.ahead import gib
 from lumos_jax.planning.chips import Target
 from lumos_jax.planning.figures import Figures, estimate
@@ -75,8 +75,10 @@ def search(
             return  # the same gradient in less memory, where it divides
         found.append(estimate(tried, target, devices, cached=cached))
         say(line(found[-1]))
+        bar.update()
 
     splits = _splits(settings, target, devices, cached)
+    bar = progress.bar(total=len(splits) * len(REMAT) + 3, unit="program")
     for fsdp in splits:
         for remat in REMAT:
             attempt(settings, {"mesh.fsdp": fsdp, "model.remat": remat})
@@ -84,12 +86,14 @@ def search(
     if best is None:
         for fsdp in splits:
             attempt(settings, {"mesh.fsdp": fsdp, "model.remat": REMAT[-1], "optimizer.accumulate": halved})
+        bar.close()
         return found
     start = best.job.settings
     attempt(start, {"optimizer.accumulate": halved})
     attempt(start, {"train.batch_size": 2 * start.train.batch_size})
     if start.model.dtype != "bfloat16":
         attempt(start, {"model.dtype": "bfloat16"})
+    bar.close()
     return found
 
 

@@ -22,6 +22,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from lumos_jax import progress
+
 MOST_PROBLEMS = 40  # listed in one error
 
 flatten = functools.partial(traverse_util.flatten_dict, sep="/")  # nested dicts -> {"a/b/c": leaf}
@@ -211,7 +213,8 @@ def convert(
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise ValueError(f"the weights of {origin} do not fit this network:\n{listed}")
     if has_data(state):
-        params = {path: place(path, _read(parts[path], rules, state, shape)) for path, shape in target.items()}
+        bar = progress.bar(target.items(), unit="parameter")
+        params = {path: place(path, _read(parts[path], rules, state, shape)) for path, shape in bar}
     else:
         params = {path: np.broadcast_to(np.int8(0), tuple(shape)) for path, shape in target.items()}
     count, left = (sum(map(math.prod, some)) for some in (target.values(), (shapes[name] for name in dropped)))
