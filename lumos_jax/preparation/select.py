@@ -49,7 +49,7 @@ def run(out: str, settings: Prepare, workers: int = 1, say: Callable[[str], None
     plan = plans.read(out)
     if changed := plans.frozen_changes(plan.settings, settings):
         raise ValueError(plans.refusal(out, changed))
-    scanned = scan.finish(out)
+    scanned = scan.finish(out, settings)
     sets = _evaluation_sets(out, settings, say)
     decisive = _decisive(settings)
     content = [plan.digest, decisive, [one.sha256 for one in scanned], [dataclasses.asdict(one) for one, _ in sets]]
