@@ -139,7 +139,7 @@ def _scan(command: _Command) -> None:
     if not command.alone and (left := len(made.tasks) - scan.finished(out)):
         _say(f"{left:,} of {len(made.tasks):,} tasks are left to other processes")
         return
-    for line in scan.describe(scan.finish(out)):
+    for line in scan.describe(scan.finish(out, command.settings)):
         _say(line)
 
 
@@ -149,7 +149,7 @@ def _select(command: _Command) -> None:
     made = plan.read(out)
     if made.settings.sample < 1 or made.settings.sample_inputs < 1:
         kept = selection.inputs(out, chosen.digest)
-        for line in forecast.describe(forecast.make(made, scan.finish(out), kept), settings.prices):
+        for line in forecast.describe(forecast.make(made, scan.finish(out, settings), kept), settings.prices):
             _say(line)
 
 
