@@ -2,6 +2,7 @@
 
     python -m benchmarks.accelerator                      on the accelerator that JAX finds; on a CPU the same in small
     python -m benchmarks.accelerator --only=step,torch --sizes=XL
+    python -m benchmarks.accelerator --only=step --record  so that `lumos_jax.plan` shows these steps beside its figures
 
     numerics   forward pass and gradient against the CPU: float32 to 1e-5 of the output's scale, bfloat16 to 3 %
     attention  the attention kernel that a step takes against the plain form: difference and time, forward and backward
@@ -36,7 +37,7 @@ from lumos_jax import config, models
 from lumos_jax.config import io as config_io
 from lumos_jax.models import attention, fused_attention
 from lumos_jax.models.network import make_size
-from lumos_jax.planning import ahead, chips
+from lumos_jax.planning import ahead, chips, measured
 from lumos_jax.planning.job import Job, make_job
 from lumos_jax.train import sharded_forward
 from lumos_jax.train.experiment import Experiment
@@ -241,18 +242,19 @@ def shapes(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
                 yield size, pixels, args.batch or BATCHES[size] // share
 
 
-def peak_flops() -> float:
-    """Of this device in bfloat16; 0 if unknown."""
+def chip_name() -> str:
+    """Of this device, as in chips.CHIPS; empty if it is not there."""
     kind = jax.devices()[0].device_kind.lower()
     known = {"v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p", "v6 lite": "v6e", "v6e": "v6e", "a100": "a100"}
     known |= {"h100": "h100", "h200": "h100"}
-    return next((chips.CHIPS[name].peak for text, name in known.items() if text in kind), 0.0)
+    return next((name for text, name in known.items() if text in kind), "")
 
 
 def step(args: argparse.Namespace) -> bool:
     printed = Table("network", "px", "images", "compile s", "ms a step", "images/s", "model TFLOP/s", "MFU",
                     "memory by the compiler", "peak of the allocator", "loss")  # fmt: skip
-    peak, finite = peak_flops(), True
+    chip, finite, rows = chip_name(), True, []
+    peak = chips.CHIPS[chip].peak if chip else 0.0
     for size, pixels, batch in shapes(args):
         run = Run.make(settings_of(size, pixels, batch, args.small, remat=args.remat))
         begun = time.perf_counter()
@@ -268,9 +270,17 @@ def step(args: argparse.Namespace) -> bool:
             f"{flops / seconds / 1e12:.1f}", f"{flops / seconds / peak:.1%}" if peak else "-", f"{memory:.2f} GiB",
             f"{held:.2f} GiB", f"{losses[-1]:.4f}",
         )  # fmt: skip
+        rows.append(
+            measured.Measured(
+                chip, jax.devices()[0].device_kind, jax.__version__, size, pixels, batch, args.remat,
+                round(1e3 * seconds, 1), round(flops / seconds / 1e12, 1), round(held, 2),
+            )
+        )  # fmt: skip
         finite &= bool(np.isfinite(losses).all())
         del run, compiled
         gc.collect()
+    if args.record and chip and finite:
+        measured.record(rows)
     return finite
 
 
@@ -391,7 +401,7 @@ def child(section: str, args: argparse.Namespace) -> list[str]:
     """The command of a section in a process of its own, so that its memory is free afterwards."""
     command = [sys.executable, "-m", "benchmarks.accelerator", f"--only={section}", "--child", f"--remat={args.remat}"]
     command += [f"--sizes={','.join(args.sizes)}", f"--steps={args.steps}", f"--batch={args.batch}"]
-    return [*command, *(["--small"] if args.small else [])]
+    return [*command, *(["--small"] if args.small else []), *(["--record"] if args.record else [])]
 
 
 RUNS = {
@@ -412,6 +422,7 @@ def main() -> int:
     parser.add_argument("--remat", default="mlp", help="config.model.remat")
     parser.add_argument("--steps", type=int, default=10, help="steps of one of three turns")
     parser.add_argument("--small", action="store_true", help="the test configuration, as on a CPU")
+    parser.add_argument("--record", action="store_true", help="add the steps to lumos_jax/planning/measured.json")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.sizes = args.sizes.split(",")

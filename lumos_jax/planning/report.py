@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import jax
 
 from lumos_jax.planning.ahead import gib
+from lumos_jax.planning.chips import GIB
 from lumos_jax.planning.figures import Figures, times_of
+from lumos_jax.planning.measured import Measured, load, nearest
 
 DAY = 86_400.0
 
@@ -47,7 +49,32 @@ def rows(f: Figures) -> list[tuple[str, str]]:
                 (f"  {kind}", f"{moved.count} a step, {moved.received / 1e6:,.1f} MB received a chip, {beside}")
             )
         lines.append(("links at least", f"{step.program.received / chip.links * 1e3:.1f} ms a step"))
-    return [*lines, *_speed(f), *([("sampler", _sampler(f))] if f.sampler else [])]
+    like = nearest(s, f.target, load()) if f.fits and f.job.cached else None
+    return [
+        *lines,
+        *_speed(f),
+        *(_measured(f, like) if like else []),
+        *([("sampler", _sampler(f))] if f.sampler else []),
+    ]
+
+
+def _measured(f: Figures, like: Measured) -> list[tuple[str, str]]:
+    """A run that was measured on this kind of chip, and how far the figures of this plan are from it.
+
+    Where this run is another one, its step would take so long at the same model FLOP/s of each chip, without collectives.
+    """
+    s, flops = f.job.settings, f.model_flops / f.target.chips
+    seconds = flops / (like.teraflops * 1e12)
+    same = (f.batch_size, s.model.remat, f.target.chips) == (like.images, like.remat, 1)
+    same &= math.isclose(seconds, like.milliseconds / 1e3, rel_tol=0.01)
+    lines = [("measured", f"{like}: {like.milliseconds:.1f} ms a step, {like.memory_gib:.1f} GiB (jax {like.jax})")]
+    mfu = f"MFU {like.teraflops * 1e12 / f.target.chip.peak:.1%}"
+    lines.append(("  at that speed", mfu if same else f"{seconds * 1e3:.1f} ms a step, {mfu}"))
+    if f.seconds is not None:
+        lines.append(("  estimate", f"{f.seconds / seconds - 1:+.1%} of that time"))
+    if same and like.memory_gib:
+        lines.append(("  memory", f"{f.step.memory.total / GIB / like.memory_gib - 1:+.1%} of what was measured"))
+    return lines
 
 
 def _speed(f: Figures) -> list[tuple[str, str]]:

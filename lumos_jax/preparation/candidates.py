@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from lumos_jax import fileio
@@ -14,6 +14,12 @@ from lumos_jax.preparation import images, rows
 from lumos_jax.preparation.criteria import score_reason
 from lumos_jax.preparation.readers import READERS, Candidate, Input
 from lumos_jax.preparation.settings import Criteria, Prepare
+
+Known = Callable[[Candidate], Mapping[str, Any]]
+
+
+def _nothing(_: Candidate) -> Mapping[str, Any]:
+    return {}
 
 
 class Scanned(NamedTuple):
@@ -24,16 +30,18 @@ class Scanned(NamedTuple):
     seconds: float
 
 
-def scan_input(settings: Prepare, given: Input, skip: Collection[int] = (), part: range | None = None) -> Scanned:
+def scan_input(
+    settings: Prepare, given: Input, skip: Collection[int] = (), part: range | None = None, known: Known = _nothing
+) -> Scanned:
     """Reads an input from its beginning to its end.
 
-    skip: rows of images that kill their worker. part: only these rows are measured.
+    skip: rows of images that kill their worker. part: only these rows are measured. known: scores that are not in the input.
     Raises DamagedInput, OSError; ValueError: the input changed since it was planned.
     """
-    return fileio.with_retries(functools.partial(_scan_once, settings, given, skip, part))
+    return fileio.with_retries(functools.partial(_scan_once, settings, given, skip, part, known))
 
 
-def _scan_once(settings: Prepare, given: Input, skip: Collection[int], part: range | None) -> Scanned:
+def _scan_once(settings: Prepare, given: Input, skip: Collection[int], part: range | None, known: Known) -> Scanned:
     reader = READERS[given.kind]
     if reader.etag(given) != given.etag:
         raise ValueError(f"input {given.path} changed since it was planned: plan again, with another --out")
@@ -42,11 +50,14 @@ def _scan_once(settings: Prepare, given: Input, skip: Collection[int], part: ran
         read += 1
         if part is None or candidate.row in part:
             began = time.perf_counter()
+            candidate.add(known(candidate))
             row = measure(candidate, settings.criteria, settings.sample, candidate.row in skip)
             seconds += time.perf_counter() - began
             if row is not None:
                 found.append((candidate, row))
         candidate.data = None
+    for candidate, _ in found:
+        candidate.add(known(candidate))  # by a url that stood behind the image
     complete = [_with_fields(candidate, row, given, settings.criteria) for candidate, row in found]
     return Scanned(complete, read, seconds)
 

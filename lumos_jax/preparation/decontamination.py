@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lumos_jax.data import CorruptRecord, storage
+from lumos_jax.data.base import digest
 from lumos_jax.data.files import IMAGE_ENDINGS
 from lumos_jax.preparation import duplicates
 
@@ -58,8 +59,8 @@ def merged(sets: Iterable[EvaluationHashes]) -> EvaluationHashes:
     )
 
 
-def read(path: str, hash_image: Callable[[bytes], int | None]) -> EvaluationHashes:
-    """The hashes of an evaluation set.
+def read(path: str, hash_image: Callable[[bytes], int | None], kept: str) -> EvaluationHashes:
+    """The hashes of an evaluation set. Those of a folder are kept in the directory `kept` until its files change.
 
     hash_image: the perceptual hash of an encoded image, None for one without content. Raises CorruptRecord.
     Raises ValueError: no set is there, or a line or an image cannot be read.
@@ -71,7 +72,18 @@ def read(path: str, hash_image: Callable[[bytes], int | None]) -> EvaluationHash
         return merged([EvaluationHashes(values, np.zeros((0, 2), np.uint64))])
     if path.endswith(".txt"):
         return _of_lines(path, storage.read(path).decode(errors="replace").splitlines())
-    return _of_folder(path, hash_image)
+    found = [one for one in storage.list_files(path, "**/*") if os.path.splitext(one.path)[1].lower() in IMAGE_ENDINGS]
+    if not found:
+        raise ValueError(
+            f"evaluation set {path}: no images there; give a folder of images, or a .npy or .txt of hashes"
+        )
+    name = storage.join(kept, f"{digest([path, *found])}.npz")
+    if not storage.exists(name):
+        hashes, file = _of_images(path, found, hash_image), io.BytesIO()
+        np.savez(file, **dataclasses.asdict(hashes))
+        storage.write_whole(name, file.getvalue())
+    with np.load(io.BytesIO(storage.read(name))) as arrays:
+        return EvaluationHashes(**arrays)
 
 
 def _of_lines(path: str, lines: Sequence[str]) -> EvaluationHashes:
@@ -87,12 +99,9 @@ def _of_lines(path: str, lines: Sequence[str]) -> EvaluationHashes:
     return merged([EvaluationHashes(np.array([int(d, 16) for d in perceptual], np.uint64), leading(sha256))])
 
 
-def _of_folder(path: str, hash_image: Callable[[bytes], int | None]) -> EvaluationHashes:
-    found = [one for one in storage.list_files(path, "**/*") if os.path.splitext(one.path)[1].lower() in IMAGE_ENDINGS]
-    if not found:
-        raise ValueError(
-            f"evaluation set {path}: no images there; give a folder of images, or a .npy or .txt of hashes"
-        )
+def _of_images(
+    path: str, found: Sequence[storage.Entry], hash_image: Callable[[bytes], int | None]
+) -> EvaluationHashes:
     perceptual, files = [], []
     for entry in found:
         content = storage.read(entry.path)

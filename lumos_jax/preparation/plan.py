@@ -16,7 +16,7 @@ from typing import Any
 from lumos_jax.config.fields import flatten_settings
 from lumos_jax.data import storage
 from lumos_jax.data.base import digest
-from lumos_jax.preparation import criteria, embedded
+from lumos_jax.preparation import criteria, embedded, joins
 from lumos_jax.preparation import settings as prepare_settings
 from lumos_jax.preparation.readers import READERS, Input
 from lumos_jax.preparation.settings import Prepare, Source
@@ -69,6 +69,8 @@ def make(out: str, settings: Prepare, say: Callable[[str], None]) -> Plan:
     made = Plan(settings, tuple(inputs), tasks, _digest(there.settings if there else settings, inputs, tasks), totals)
     if there and there.digest != made.digest:
         raise ValueError(f"{_difference(there.inputs, inputs)} since {path} was written: give another --out")
+    for source in settings.sources:
+        joins.build(out, source, say)
     if not there:
         storage.write_whole(path, _encoded(made))
     for label, (count, size) in totals.items():

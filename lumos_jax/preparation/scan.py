@@ -25,7 +25,7 @@ from typing import Any
 from lumos_jax import fileio
 from lumos_jax.data import storage
 from lumos_jax.data.decode import ignore_pillow_warnings
-from lumos_jax.preparation import candidates, plan, quarantine, rows
+from lumos_jax.preparation import candidates, joins, plan, quarantine, rows
 from lumos_jax.preparation.readers import DamagedInput
 
 FOLDER = "scan"
@@ -84,7 +84,8 @@ def run_task(out: str, number: int) -> None:
         for given in (made.inputs[i] for i in made.tasks[number]):
             try:
                 crashing = quarantine.crashing(out, given.number) if killed >= KILLS else ()
-                scanned = candidates.scan_input(made.settings, given, crashing)
+                known = joins.lookup(out, made.sources[given.source])
+                scanned = candidates.scan_input(made.settings, given, crashing, known=known)
             except (DamagedInput, OSError) as error:
                 if isinstance(error, OSError) and not _is_damage(error):
                     raise

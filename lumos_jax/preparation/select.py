@@ -96,7 +96,10 @@ def _evaluation_sets(
 ) -> list[tuple[EvaluationSet, decontamination.EvaluationHashes]]:
     sets = []
     for path in settings.decontamination.sets:
-        hashes = decontamination.read(path, _phash_of)
+        try:
+            hashes = decontamination.read(path, _phash_of, storage.join(out, "evaluation"))
+        except FileNotFoundError:
+            raise ValueError(f"config.decontamination.sets: {path} is not there") from None
         count = max(len(hashes.phash), len(hashes.sha256))
         say(f"evaluation  {path}: {count:,} images")
         sets.append((EvaluationSet(path, hashes.digest(), count), hashes))

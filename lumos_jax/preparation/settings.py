@@ -108,7 +108,11 @@ class Duplicates:
 class Decontamination:
     """Records that are in an evaluation set are dropped."""
 
-    sets: Annotated[tuple[str, ...], "evaluation sets: folders of images, or files of 64-bit hashes (.npy, .txt)"] = ()
+    sets: Annotated[
+        tuple[str, ...],
+        "evaluation sets: folders of images, or files of hashes: .npy of perceptual ones (uint64), .txt of those or of sha256,",
+        "a hash in hexadecimal at the start of each line",
+    ] = ()
     phash_distance: Annotated[int, between(0, 16), "bits in which a record may differ from an evaluation image"] = 6
 
 

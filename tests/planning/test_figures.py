@@ -7,7 +7,7 @@ import pytest
 
 from configs import i2i
 from lumos_jax.config import io as config_io
-from lumos_jax.planning import report, search
+from lumos_jax.planning import chips, measured, report, search
 from lumos_jax.planning.ahead import Compiled, Memory
 from lumos_jax.planning.chips import Chip, Target
 from lumos_jax.planning.figures import compile_sampler, estimate
@@ -139,3 +139,37 @@ def test_what_a_search_tries_and_that_its_winner_is_a_config(planned, tmp_path, 
     assert resolved == dataclasses.replace(
         best.job.settings, train=dataclasses.replace(best.job.settings.train, seed=7)
     )
+
+
+def test_measured_steps_stand_beside_the_figures(planned, tmp_path, monkeypatch):
+    each = planned.model_flops / planned.batch_size
+
+    def row(**changes):
+        known = {"chip": "here", "device": "A chip", "jax": "1.0", "size": "32x2x2", "pixels": 16, "images": 2,
+                 "remat": "none", "milliseconds": 4.0, "teraflops": 2 * each / 4e9, "memory_gib": 0.5}  # fmt: skip
+        return measured.Measured(**known | changes)
+
+    path = tmp_path / "measured.json"
+    others = [row(size="XL"), row(chip="v5e", device="Another"), row(pixels=32), row(images=640, milliseconds=9.0)]
+    measured.record([*others, row(milliseconds=7.0)], path)
+    measured.record([row()], path)  # replaces the last
+    rows = measured.load(path)
+    assert len(rows) == 5
+    assert measured.nearest(settings(fsdp=4), MACHINE, rows) == row()
+    assert measured.nearest(settings(fsdp=4), MACHINE, others[:3]) is None
+    assert all(one.chip in chips.CHIPS for one in measured.load())
+
+    monkeypatch.setattr(report, "load", lambda: rows)
+    program = Program(5_000_000, {}, {})
+    step = Compiled(Memory(2**28, 0, 0, 0, 0), program, "")
+    f = dataclasses.replace(planned, target=Target(MACHINE.chip, (1,)), step=step)  # 16 images on one chip, not two
+    shown = dict(report.rows(f))
+    assert shown["measured"].startswith("32x2x2 at 16 px, 2 images, remat none, on one A chip: 4.0 ms")
+    assert shown["  at that speed"].startswith("32.0 ms a step, MFU")
+    assert shown["  estimate"] == "-84.4% of that time"
+    assert "  memory" not in shown
+    two = dataclasses.replace(variant(planned, 2, 5_000_000, 2**28), target=f.target, model_flops=2 * each)
+    shown = dict(report.rows(two))
+    assert shown["  at that speed"] == f"MFU {2 * each / 4e9:.1%}"
+    assert shown["  estimate"] == "+25.0% of that time"
+    assert shown["  memory"] == "-50.0% of what was measured"

@@ -15,7 +15,7 @@ from lumos_jax.data.manifest import read_manifest
 from lumos_jax.train import loop
 from tests.running import ROOT, finish, metrics, on_one_device, start
 
-COUNT = 120
+COUNT = 160
 
 
 @pytest.fixture(scope="module")

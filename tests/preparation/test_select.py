@@ -229,6 +229,14 @@ def test_evaluation_sets_of_hashes_and_images(tmp_path):
     assert made.sources["a"].reasons == {"evaluation": 3}
     assert selection.kept(out, made.digest, 0).tolist() == [3]  # 8 bits away
     assert [one.hashes for one in made.evaluation_sets] == [1, 1, 1]
+    assert len(list(pathlib.Path(out, "evaluation").iterdir())) == 1
+    os.utime(folder / "one.png", ns=(1, 1))
+    (folder / "one.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"evaluation set .*images: .*one.png cannot be decoded"):
+        select.run(out, wanted, say=scans.silent)
+    fileio.save_png(pixels, folder / "one.png")
+    with pytest.raises(ValueError, match=r"config.decontamination.sets: /nowhere is not there"):
+        select.run(out, replace(wanted, decontamination__sets=("/nowhere",)), say=scans.silent)
     (tmp_path / "hashes.txt").write_text("abc\n")
     with pytest.raises(ValueError, match=r"hashes.txt, line 1: 'abc' is no hash"):
         select.run(out, wanted, say=scans.silent)

@@ -25,7 +25,7 @@ from lumos_jax.preparation.rows import NO_CAPTION, SCORES
 from lumos_jax.preparation.settings import Source
 
 READERS: dict[str, Reader] = {}
-_NAMES = {
+NAMES = {
     "url": ("url", "image_url"),
     "caption": ("caption", "text", "txt", "prompt"),
     "detailed": ("detailed", "caption_detailed", "caption/detailed", "long_caption"),
@@ -34,7 +34,7 @@ _NAMES = {
     "unsafe": ("punsafe", "unsafe", "nsfw_score_opennsfw2"),
     "similarity": ("similarity", "clip_similarity_vitb32"),
 }
-COLUMNS = frozenset(name for names in _NAMES.values() for name in names)
+COLUMNS = frozenset(name for names in NAMES.values() for name in names)
 _BLOCK, _BLOCKS_AHEAD = 8 << 20, 4  # of remote files
 
 
@@ -83,11 +83,11 @@ class Candidate:
         """Takes over what is known by any of the usual names, unless it is known already."""
         lower = {name.lower(): value for name, value in fields.items() if isinstance(name, str)}
         for name in ("url", "caption", "detailed"):
-            found = next((lower[n] for n in _NAMES[name] if isinstance(lower.get(n), str)), "")
+            found = next((lower[n] for n in NAMES[name] if isinstance(lower.get(n), str)), "")
             if found and not getattr(self, name):
                 setattr(self, name, one_line(found))
         for name in SCORES:
-            value = next((lower[n] for n in _NAMES[name] if lower.get(n) is not None), None)
+            value = next((lower[n] for n in NAMES[name] if lower.get(n) is not None), None)
             if name not in self.scores and isinstance(value, (int, float)) and math.isfinite(value):
                 self.scores[name] = float(value)
 
