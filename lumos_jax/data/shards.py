@@ -177,7 +177,7 @@ def count_records(path: str, size: int | None = None) -> int:
         if storage.is_remote(path):
             return remote_index(path, storage.stat(path).size if size is None else size).records
         try:
-            with contextlib.closing(_open(path)) as reader:
+            with contextlib.closing(_open(path, _SMALL)) as reader:
                 return reader.num_records()
         except _ERRORS as error:
             raise system_error(error) or error from error

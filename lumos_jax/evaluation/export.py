@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lumos_jax import fileio
-from lumos_jax.evaluation.lists import Item
+from lumos_jax.evaluation.lists import PER_PROMPT, Item
 from lumos_jax.evaluation.shards import Samples
 
 
@@ -27,19 +27,19 @@ def _each(samples: Samples) -> Iterator[tuple[Item, np.ndarray]]:
             yield next(numbers), row
 
 
-def _groups(samples: Samples, count: int, what: str) -> Iterator[tuple[Item, np.ndarray]]:
-    """(first item, samples (count, H, W, 3)) of each prompt, whose items follow each other."""
+def _groups(samples: Samples, what: str) -> Iterator[tuple[Item, np.ndarray]]:
+    """(first item, samples (PER_PROMPT, H, W, 3)) of each prompt, whose items follow each other."""
     rows: list[tuple[Item, np.ndarray]] = []
     for item, pixels in _each(samples):
         rows.append((item, pixels))
         if not item.group or item.group != rows[0][0].group or pixels.ndim != 3:
-            raise ValueError(f"{what} has {count} images a prompt, one after the other: sample its own set")
-        if len(rows) == count:
+            raise ValueError(f"{what} has {PER_PROMPT} images a prompt, one after the other: sample its own set")
+        if len(rows) == PER_PROMPT:
             yield rows[0][0], np.stack([image for _, image in rows])
             rows = []
     if rows:
         raise ValueError(
-            f"{what} has {count} images a prompt, and prompt {rows[0][0].group} has {len(rows)}: sample them all"
+            f"{what} has {PER_PROMPT} images a prompt, and prompt {rows[0][0].group} has {len(rows)}: sample them all"
         )
 
 
@@ -71,7 +71,7 @@ def png(samples: Samples, out: pathlib.Path) -> None:
 
 
 def geneval(samples: Samples, out: pathlib.Path) -> None:
-    for item, images in _groups(samples, 4, "GenEval"):
+    for item, images in _groups(samples, "GenEval"):
         if not {"tag", "include", "prompt"} <= set(item.extra):
             raise ValueError("these samples are not of GenEval's prompts: evaluate sample --set=geneval")
         fileio.write_whole(out / item.group / "metadata.jsonl", json.dumps(item.extra))
@@ -80,7 +80,7 @@ def geneval(samples: Samples, out: pathlib.Path) -> None:
 
 
 def dpg(samples: Samples, out: pathlib.Path) -> None:
-    for item, images in _groups(samples, 4, "DPG-Bench"):
+    for item, images in _groups(samples, "DPG-Bench"):
         rows = [np.concatenate(list(images[first : first + 2]), axis=1) for first in (0, 2)]
         fileio.save_png(np.concatenate(rows), out / f"{item.group}.png")
 

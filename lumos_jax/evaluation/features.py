@@ -149,16 +149,14 @@ def pic(weights: str, protocol: str = "", rows: int = 0) -> Callable[..., np.nda
       weights, protocol, rows: as `open_network` takes them for dreamsim; say which protocol a score is of.
 
     Returns:
-      (clips (B, F, H, W, 3), images (B, H, W, 3) or None) uint8 -> (B,) float32. None takes each clip's first frame, whose own
-      term is then 1.
+      Clips (B, F, H, W, 3) uint8 -> (B,) float32; the first frame, whose own term is 1, is the input image.
     """
     network = open_network("dreamsim", weights, protocol, rows)
 
-    def score(clips: np.ndarray, images: np.ndarray | None = None) -> np.ndarray:
+    def score(clips: np.ndarray) -> np.ndarray:
         clips = _checked(clips, "clip")
         frames = network(clips.reshape(-1, *clips.shape[2:])).reshape(*clips.shape[:2], network.dim)
-        first = frames[:, 0] if images is None else network(images)
-        return np.einsum("bfd,bd->b", frames, first) / clips.shape[1]
+        return np.einsum("bfd,bd->b", frames, frames[:, 0]) / clips.shape[1]
 
     return score
 

@@ -52,24 +52,8 @@ def optical_flow(frames: np.ndarray) -> np.ndarray:
     return np.stack([cv2.calcOpticalFlowFarneback(first, second, None, **_FARNEBACK) for first, second in pairs])
 
 
-def end_point_error(flow: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Mean length of the difference between two flows, in pixels.
-
-    Args:
-      flow, truth: (..., H, W, 2).
-      mask: (..., H, W) bool, the pixels to average over; None: all.
-
-    Raises:
-      ValueError: shapes that differ, or an empty mask.
-    """
-    flow, truth = np.asarray(flow, np.float64), np.asarray(truth, np.float64)
-    if flow.shape != truth.shape or flow.shape[-1:] != (2,):
-        raise ValueError(f"flow {flow.shape} and true flow {truth.shape} must both be (..., H, W, 2)")
-    distance = np.linalg.norm(flow - truth, axis=-1)
-    if mask is not None:
-        if np.shape(mask) != distance.shape:
-            raise ValueError(f"mask {np.shape(mask)} does not cover a flow {flow.shape}")
-        distance = distance[np.asarray(mask, bool)]
-    if not distance.size:
-        raise ValueError("nothing to average over: the flow, or its mask, is empty")
-    return float(distance.mean())
+def end_point_error(flow: np.ndarray, truth: np.ndarray) -> float:
+    """Mean length of the difference between two flows (..., 2), in pixels. Raises ValueError for empty or different shapes."""
+    if np.shape(flow) != np.shape(truth) or np.shape(flow)[-1:] != (2,) or not np.size(flow):
+        raise ValueError(f"flow {np.shape(flow)} and true flow {np.shape(truth)} must both be (..., 2), and not empty")
+    return float(np.linalg.norm(np.subtract(flow, truth, dtype=np.float64), axis=-1).mean())

@@ -104,12 +104,12 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> Estimate:
     return Estimate(mean, None, error, low, high, "clusters", {"values": values, "clusters": np.asarray(clusters)})
 
 
-def category_mean(values: np.ndarray, clusters: np.ndarray, categories: np.ndarray, seed: int = 0) -> Estimate:
+def category_mean(values: np.ndarray, clusters: np.ndarray, categories: np.ndarray) -> Estimate:
     """The mean over categories of the mean of each; prompts (`clusters`) are resampled within their category.
 
     values, clusters, categories: (N,); prompts may have different numbers of samples.
     """
-    values, rng = np.asarray(values, np.float64), np.random.default_rng(seed)
+    values, rng = np.asarray(values, np.float64), np.random.default_rng(0)
     means, draws = [], []
     for category in np.unique(categories):
         mine = categories == category

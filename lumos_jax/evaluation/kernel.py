@@ -42,13 +42,13 @@ def gaussian(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.exp(-np.maximum(squares, 0) / (2 * SIGMA**2))
 
 
-def kid(features: np.ndarray, reference: Reference, seed: int = 0) -> Estimate:
+def kid(features: np.ndarray, reference: Reference) -> Estimate:
     """KID of features (N, D), or the mean over smaller subsets where either set has fewer than 1,000.
 
     Raises:
       ValueError: the reference has no features, or there are too few samples.
     """
-    others, rng = reference.all_features("kid"), np.random.default_rng(seed)
+    others, rng = reference.all_features("kid"), np.random.default_rng(0)
     parts = intervals.blocks(len(features))
     block = np.repeat(np.arange(len(parts)), [part.stop - part.start for part in parts])
     size = min(SUBSET_SIZE, len(features), len(others))

@@ -26,6 +26,7 @@ from lumos_jax.data.sources.videos import VIDEO_ENDINGS
 from lumos_jax.scenes.scene import COLORS, KINDS, VERSION, captions, make_scene
 
 FIRST_SCENE = 2**39  # of the set `scenes`: beyond any that a run trains on (config.data.scenes.num_scenes)
+PER_PROMPT = 4  # samples of GenEval's and DPG-Bench's prompts
 _SEED = 0x6E7
 
 
@@ -235,8 +236,8 @@ def _scene_metadata(tag: str, a: str, b: str, first: str, second: str, number: i
     return {"tag": tag, "include": include, "prompt": prompt}
 
 
-def _prompt_items(index: int, metadata: Mapping[str, Any], samples: int = 4) -> Iterator[Item]:
-    for k in range(samples):
+def _prompt_items(index: int, metadata: Mapping[str, Any]) -> Iterator[Item]:
+    for k in range(PER_PROMPT):
         yield Item(f"{index:05d}/{k:04d}", {"caption": metadata["prompt"]}, group=f"{index:05d}", extra=dict(metadata))
 
 
@@ -273,7 +274,7 @@ def _geneval(folder: Folder, _: int | None) -> Iterator[Item]:
 def _dpg(folder: Folder, _: int | None) -> Iterator[Item]:
     for file in sorted((folder / "prompts").glob("*.txt")):
         text = _read_text(file).strip()
-        for k in range(4):
+        for k in range(PER_PROMPT):
             yield Item(f"{file.stem}/{k:04d}", {"caption": text}, group=file.stem)
 
 

@@ -221,17 +221,16 @@ def save(scores: Scores, directory: str | pathlib.Path, about: Mapping[str, Any]
     about: of the samples, as `describe` gives it.
     """
     directory = pathlib.Path(directory)
-    kept, arrays, warnings = {}, {}, list(scores.warnings)
+    kept, estimates, warnings = {}, scores.estimates, scores.warnings
     if (directory / FILE).exists():
-        before = json.loads((directory / FILE).read_text())
+        before, others = load(directory)
         if before["samples"] == json.loads(json.dumps(about)):
-            kept, warnings = before["scores"], list(dict.fromkeys([*before["warnings"], *warnings]))
-            with np.load(directory / ARRAYS) as file:
-                arrays = {name: file[name] for name in file.files}
+            kept, estimates = before["scores"], others | estimates
+            warnings = list(dict.fromkeys([*before["warnings"], *warnings]))
     for name, estimate in scores.estimates.items():
         numbers = {field: getattr(estimate, field) for field in _NUMBERS}
         kept[name] = {**numbers, "interval": estimate.kind, **scores.details[name], **_categories(estimate)}
-        arrays |= {f"{name}/{field}": array for field, array in estimate.basis.items()}
+    arrays = {f"{name}/{field}": array for name, one in estimates.items() for field, array in one.basis.items()}
     with fileio.replacing(directory / ARRAYS) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
     fileio.save_json({"samples": about, "scores": kept, "warnings": warnings}, directory / FILE)

@@ -219,6 +219,26 @@ def test_a_part_of_a_mixture(tmp_path, monkeypatch):
         batches.close()
 
 
+def test_blocks_behind_urls_are_read_whole_and_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("LUMOS_JAX_CACHE", str(tmp_path / "cache"))
+    made = make_index(f"memory://{uuid.uuid4().hex}/set", f"memory://{uuid.uuid4().hex}")
+    read, requests = storage.read, []
+    monkeypatch.setattr(storage, "read", lambda *where: requests.append(where) or read(*where))
+    chosen = settings(made, order="block", block_records=4, block_window=3, sample_type="captioned")
+    source, seen = data.make_source(chosen), []
+    for rows in (range(3), range(3, 6)):  # two hosts, an epoch
+        batches = data.make_train_iterator(chosen, source, batch_size=6, rows=rows, start_step=0)
+        for _ in range(4):
+            batch = next(batches)
+            assert list(batch["caption"]) == [f"shade {n}" for n in batch["record"]]
+            seen.extend(batch["record"])
+        batches.close()
+        # There are six blocks of images with captions, and those of the next epoch are the same.
+        assert 2 <= len([where for where in requests if ".tar" in where[0]]) <= 6
+        requests.clear()
+    assert sorted(seen) == list(range(COUNT))
+
+
 def test_missing_shards_are_corrupt_records_and_wrong_arrays_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("LUMOS_JAX_CACHE", str(tmp_path / "cache"))
     made = make_index(str(tmp_path / "set"), str(tmp_path / "originals"))

@@ -14,7 +14,7 @@ from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from lumos_jax import config, data
+from lumos_jax import config, data, fileio
 from lumos_jax.data import storage
 from lumos_jax.data.sources import arrayrecord, scenes
 from lumos_jax.data.sources.arrayrecord import ArrayRecordSource, image_of_example
@@ -266,24 +266,33 @@ def test_a_bad_shard_of_many_is_left_out_and_named(tmp_path, monkeypatch):
     assert data.make_source(settings).read(4) == IMAGES[4]
 
 
-def test_a_reader_that_failed_is_opened_again(shards):
+def test_a_reader_that_failed_is_opened_again(shards, monkeypatch):
     path = shards / "a-00000.arrayrecord"
-    data.write_arrayrecord(path, [image * 9000 for image in IMAGES[:6]], compress=False)
+    data.write_arrayrecord(path, [*IMAGES[:6], b"x" * 2**20], compress=False)
     source, whole = ArrayRecordSource(str(shards)), path.read_bytes()
-    assert source.read(0) == IMAGES[0] * 9000
-    handles = [int(number) for number in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{number}")]
-    (handle,) = [number for number in handles if os.readlink(f"/proc/self/fd/{number}") == str(path)]
-    other = os.open(shards, os.O_RDONLY)
-    os.dup2(other, handle)  # the handle no longer reads
-    os.close(other)
+    assert source.read(0) == IMAGES[0]
+
+    def replace_handle(name):
+        """The open file no longer reads."""
+        handles = [int(number) for number in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{number}")]
+        (handle,) = [number for number in handles if os.readlink(f"/proc/self/fd/{number}") == str(path)]
+        other = os.open(name, os.O_RDONLY)
+        os.dup2(other, handle)
+        os.close(other)
+
+    replace_handle(shards)
     with pytest.raises(data.CorruptRecord, match=r"shard damaged: pread\(\) failed: Is a directory"):
-        source.read(5)
-    assert source.read(5) == IMAGES[5] * 9000
+        source.read(6)
+    assert source.read(6) == b"x" * 2**20
+    replace_handle("/proc/self/mem")  # at byte 0 that is EIO, as of a file server that restarts
+    monkeypatch.setattr(fileio, "delays", lambda retries: [0.0] * retries)
+    settings = config.Data(source="arrayrecord", path=str(shards), image_size=8)
+    assert data.read_batch(settings, source, [5])["weight"].all()
     path.write_bytes(whole[:100])  # in place: the open file is the same
     with pytest.raises(data.CorruptRecord, match="shard damaged"):
-        source.read(4)
+        source.read(6)
     path.write_bytes(whole)
-    assert source.read(4) == IMAGES[4] * 9000
+    assert source.read(6) == b"x" * 2**20
 
 
 @pytest.mark.parametrize("options", ["group_size:1,uncompressed", "group_size:1", "group_size:3,brotli:3"])

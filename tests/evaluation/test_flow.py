@@ -29,8 +29,8 @@ def test_flow_of_a_shifted_scene():
         solid = np.zeros((1, 64, 64), bool)
         solid[:, 16:48, 16:48] = True  # a plain ground around it has no texture to follow
         truth = np.broadcast_to(np.array([right, down], np.float32), found.shape)
-        assert flow.end_point_error(found, truth, solid) < 0.35
-        assert flow.end_point_error(np.zeros_like(found), truth, solid) == pytest.approx(np.hypot(right, down))
+        assert flow.end_point_error(found[solid], truth[solid]) < 0.35
+        assert flow.end_point_error(np.zeros_like(found)[solid], truth[solid]) == pytest.approx(np.hypot(right, down))
 
 
 def test_flow_of_a_turning_pattern():
@@ -39,26 +39,23 @@ def test_flow_of_a_turning_pattern():
     truth = np.stack([(np.cos(angle) - 1) * x - np.sin(angle) * y, np.sin(angle) * x + (np.cos(angle) - 1) * y], -1)
     found = flow.optical_flow(np.stack([first, second]))[0]
     inside = np.hypot(x, y) < 26
-    assert flow.end_point_error(found, truth, inside) < 0.15
-    assert flow.end_point_error(found, -truth, inside) > 1
+    assert flow.end_point_error(found[inside], truth[inside]) < 0.15
+    assert flow.end_point_error(found[inside], -truth[inside]) > 1
 
 
 def test_end_point_error_by_hand():
     a, b = np.zeros((2, 2, 2)), np.zeros((2, 2, 2))
     b[0, 0], b[1, 1] = (3, 4), (0, 1)
     assert flow.end_point_error(a, b) == 1.5
-    assert flow.end_point_error(a, b, np.eye(2, dtype=bool)) == 3
 
 
 def test_what_is_no_flow_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="two frames or more"):
         flow.optical_flow(np.zeros((1, 8, 8, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"must both be \(\.\.\., H, W, 2\)"):
+    with pytest.raises(ValueError, match=r"must both be \(\.\.\., 2\), and not empty"):
         flow.end_point_error(np.zeros((8, 8, 2)), np.zeros((8, 9, 2)))
-    with pytest.raises(ValueError, match="mask"):
-        flow.end_point_error(np.zeros((8, 8, 2)), np.zeros((8, 8, 2)), np.zeros((1, 8)))
-    with pytest.raises(ValueError, match="nothing to average over"):
-        flow.end_point_error(np.zeros((8, 8, 2)), np.zeros((8, 8, 2)), np.zeros((8, 8)))
+    with pytest.raises(ValueError, match="not empty"):
+        flow.end_point_error(np.zeros((0, 2)), np.zeros((0, 2)))
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ModuleNotFoundError, match="needs OpenCV"):
         flow.optical_flow(np.zeros((2, 8, 8, 3), np.uint8))
