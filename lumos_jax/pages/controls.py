@@ -74,11 +74,11 @@ def number(value: Any, what: str, low: float, high: float, whole: bool = False) 
     return int(value) if whole else float(value)
 
 
-class Slider(gr.Slider):
-    """Whose value is checked by `number`, with a message for users."""
-
-    def preprocess(self, payload: Any) -> Any:
-        return payload
+def slider(*args: Any, **kwargs: Any) -> gr.Slider:
+    """A gr.Slider whose value may be anything: `number` checks it, with a message for users."""
+    made = gr.Slider(*args, **kwargs)
+    made.preprocess = lambda payload: payload
+    return made
 
 
 class Common:
@@ -130,7 +130,7 @@ class Output:
             gr.Markdown(f"### {label}")
         self.picture = gr.Image(elem_classes="picture", **plain)
         self.frames = gr.State(None)
-        self.frame = Slider(0, 1, value=0, step=1, label="Frame", visible=False)
+        self.frame = slider(0, 1, value=0, step=1, label="Frame", visible=False)
         self.view = gr.Image(visible=False, height=280, **plain)
         self.status = gr.Textbox(label="Status", interactive=False, max_lines=4)
         self.command = gr.Textbox(
@@ -168,7 +168,7 @@ class Output:
         return values | self._values(
             picture=update.files[0],
             frames=large,
-            frame=Slider(visible=some, maximum=len(large) - 1 if some else 1, value=first),
+            frame=gr.Slider(visible=some, maximum=len(large) - 1 if some else 1, value=first),
             view=gr.Image(visible=some, value=large[first] if some else None),
             files=gr.File(list(update.files), visible=True),
         )

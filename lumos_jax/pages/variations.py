@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lumos_jax.pages.controls import Action, Images, Panel, Slider, Wanted, number
+from lumos_jax.pages.controls import Action, Images, Panel, Wanted, number, slider
 from lumos_jax.pages.runs import Run
 from lumos_jax.tasks.sampling import Sampled
 
@@ -14,7 +14,7 @@ MAX_PATH = 32
 def panel(run: Run) -> Panel:
     """Of tasks whose sampling is a FeatureSampling."""
     images = Images(run, most=4)
-    length = Slider(2, MAX_PATH, value=8, step=1, label="Samples on a path between the last two")
+    length = slider(2, MAX_PATH, value=8, step=1, label="Samples on a path between the last two")
 
     def variations(chosen: list[str], _: float, num: int) -> Wanted:
         return Wanted([*images.flags(chosen), f"--num={num}"], len(chosen) * num)
