@@ -134,12 +134,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     if not (args.out / "manifest.json").exists():
-        file = args.out.with_suffix(".config.py")
+        file = pathlib.Path(f"{args.out}-config.py")
         file.write_text(config(args.corpus, args.distance))
         for stage in STAGES:
             begun = time.time()
             command = [sys.executable, "-m", "lumos_jax.prepare", stage, f"--config={file}", f"--out={args.out}"]
-            subprocess.run([*command, f"--workers={args.workers}"], check=True)
+            subprocess.run(command + [f"--workers={args.workers}"] * (stage != "plan"), check=True)
             print(f"{stage}: {time.time() - begun:.0f} s", flush=True)
     print("\n".join(measure(args.corpus, args.out).lines()))
 

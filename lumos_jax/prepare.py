@@ -27,9 +27,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+if __name__ == "__main__":  # before NumPy is imported
+    # Tasks run in processes of their own, and their matrices are small.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -134,7 +139,7 @@ def _scan(command: _Command) -> None:
     if not command.alone and (left := len(made.tasks) - scan.finished(out)):
         _say(f"{left:,} of {len(made.tasks):,} tasks are left to other processes")
         return
-    for line in scan.describe(scan.finish(out)):
+    for line in scan.describe(scan.finish(out, command.settings)):
         _say(line)
 
 
@@ -144,7 +149,7 @@ def _select(command: _Command) -> None:
     made = plan.read(out)
     if made.settings.sample < 1 or made.settings.sample_inputs < 1:
         kept = selection.inputs(out, chosen.digest)
-        for line in forecast.describe(forecast.make(made, scan.finish(out), kept), settings.prices):
+        for line in forecast.describe(forecast.make(made, scan.finish(out, settings), kept), settings.prices):
             _say(line)
 
 

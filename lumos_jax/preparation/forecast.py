@@ -52,14 +52,16 @@ def make(made: Plan, done: Sequence[Done], kept: np.ndarray) -> list[Forecast]:
         seen = sum(made.inputs[number].bytes for number in own)
         scale = size / seen if seen else files / max(len(own), 1)
         records, size_kept = kept[own, :2].sum(axis=0)
+        # Of the images in the sample, not of its nominal share, which a small sample misses.
+        candidates, sampled = scale * sum(done[task].read for task in tasks), sum(done[task].rows for task in tasks)
         forecasts.append(
             Forecast(
                 source=label,
                 files=files,
                 read_bytes=size,
-                candidates=scale * sum(done[task].read for task in tasks),
-                kept=scale / share * records,
-                kept_bytes=scale / share * size_kept,
+                candidates=candidates,
+                kept=candidates * records / max(sampled, 1),
+                kept_bytes=candidates * size_kept / max(sampled, 1),
                 core_hours=scale * sum(_seconds(done[task], share) for task in tasks) / _HOUR,
             )
         )

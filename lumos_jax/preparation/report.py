@@ -54,7 +54,7 @@ def write(out: str, wanted: settings.Prepare, say: Callable[[str], None]) -> str
         if scale == 1
         else f"Of {len(sample.table):,} records of {len(sample.tasks)} scan files drawn at random, scaled to all."
     )
-    done = scan.finish(out)
+    done = scan.finish(out, wanted)
     content = page.Page(
         title=f"Preparation of {out}",
         facts=_facts(out, chosen),
@@ -307,7 +307,7 @@ def _forecast(
             "candidates",
             "kept",
             "images kept",
-            "core-hours of the scan",
+            "core time of the scan",
             "scan",
             "storage a month",
         ]

@@ -27,6 +27,7 @@ from lumos_jax.data import storage
 from lumos_jax.data.decode import ignore_pillow_warnings
 from lumos_jax.preparation import candidates, joins, plan, quarantine, rows
 from lumos_jax.preparation.readers import DamagedInput
+from lumos_jax.preparation.settings import Prepare
 
 FOLDER = "scan"
 KILLS = 3  # of a task's workers, after which its images are tried apart
@@ -142,19 +143,24 @@ def _attempt(out: str, number: int) -> Iterator[int]:
             storage.remove(mark)
 
 
-def finish(out: str) -> list[Done]:
-    """What all tasks found. Raises ValueError: some are not done, or more inputs failed than `max_failed_shards` allows."""
+def finish(out: str, settings: Prepare | None = None) -> list[Done]:
+    """What all tasks found.
+
+    settings: whose max_failed_shards counts; default: the plan's.
+    Raises ValueError: some are not done, or more inputs failed than are allowed.
+    """
     made = plan.read(out)
+    allowed = (settings or made.settings).max_failed_shards
     found = [done(out, number) for number in tasks(made)]
     if missing := [number for number, one in enumerate(found) if one is None]:
         raise ValueError(
             f"{len(missing)} of {len(found)} tasks of the scan are not done, as {missing[0]}: run scan again"
         )
     failed = [one for summary in found for one in summary.failed]
-    if len(failed) > made.settings.max_failed_shards * len(made.inputs):
+    if len(failed) > allowed * len(made.inputs):
         raise ValueError(
             f"{len(failed)} of {len(made.inputs)} input files cannot be read, more than config.max_failed_shards="
-            f"{made.settings.max_failed_shards} allows; the first is {failed[0]['path']}: {failed[0]['problem']}. "
+            f"{allowed} allows; the first is {failed[0]['path']}: {failed[0]['problem']}. "
             "Fetch them again and plan with another --out, or raise max_failed_shards"
         )
     return found

@@ -103,7 +103,7 @@ def files_of(out: str, digest: str) -> dict[str, bytes]:
 
 def test_bytes_depend_on_neither_processes_nor_partitions_nor_chunks(tmp_path, monkeypatch):
     tasks = planted(np.random.default_rng(5))
-    wanted = scans.settings(tmp_path, "a", "b")
+    wanted = scans.settings(tmp_path, "a", "b", duplicates=Duplicates(phash_distance=2))
     wanted = dataclasses.replace(wanted, sources=tuple(dataclasses.replace(s, max_records=80) for s in wanted.sources))
     out = scans.write(tmp_path, wanted, tasks)
     made = select.run(out, wanted, say=scans.silent)
