@@ -162,7 +162,7 @@ def test_killed_writers_and_their_order_change_no_byte(out, tmp_path):
     written(out, COMPACTED)
     numbers = begun(other, COMPACTED)
     for number, writes in zip(reversed(numbers), (2, 1), strict=True):
-        child = multiprocessing.get_context("fork").Process(target=run_and_die, args=(other, number, writes))
+        child = multiprocessing.get_context("spawn").Process(target=run_and_die, args=(other, number, writes))
         child.start()
         child.join()
         assert child.exitcode == -signal.SIGKILL
