@@ -10,9 +10,9 @@
 Of duplicates the row of the source with the highest priority is kept, then the largest area, the highest aesthetic score, the
 lowest identity (task, row). Steps run in several processes; chunks, partitions and processes change nothing about the result.
 
-Memory: a process holds a chunk (ROWS_OF_CHUNK rows, about 0.5 GB with all columns) or a partition (43 bytes a row and as much
-again to sort it: 0.4 GB for ROWS_OF_PARTITION rows). Files in the scratch directory: 43 bytes a row, 24 for each different
-perceptual hash, 8 more for each while tables are made, 6 a row for decisions.
+Memory: a process holds a chunk (ROWS_OF_CHUNK rows) or a partition (43 bytes a row and as much again to sort it), 0.7 GB at
+most; the first process all pairs of near hashes, about 120 bytes each. Files in the scratch directory: 43 bytes a row, 32 for
+each different perceptual hash, 8 more for each while tables are made, 6 a row for decisions.
 """
 
 from __future__ import annotations

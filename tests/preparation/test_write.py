@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -33,6 +34,7 @@ from lumos_jax.preparation import (
 from lumos_jax.preparation.settings import Criteria, Prepare, Source, Write
 from tests.preparation.scans import silent
 
+ROOT = pathlib.Path(__file__).parents[2]
 COMPACTED, INDEXED = Write(shard_bytes=30_000, group_inputs=2), Write(layout="index")
 
 
@@ -162,10 +164,8 @@ def test_killed_writers_and_their_order_change_no_byte(out, tmp_path):
     written(out, COMPACTED)
     numbers = begun(other, COMPACTED)
     for number, writes in zip(reversed(numbers), (2, 1), strict=True):
-        child = multiprocessing.get_context("spawn").Process(target=run_and_die, args=(other, number, writes))
-        child.start()
-        child.join()
-        assert child.exitcode == -signal.SIGKILL
+        call = f"from tests.preparation import test_write; test_write.run_and_die({other!r}, {number}, {writes})"
+        assert subprocess.run([sys.executable, "-c", call], cwd=ROOT, check=False).returncode == -signal.SIGKILL
     assert [path for path in pathlib.Path(other).rglob("*") if layout.PARTIAL in path.name]
     with pytest.raises(ValueError, match="2 of 2 tasks are not written"):
         write.finish(other, silent)
