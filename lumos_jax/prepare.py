@@ -27,9 +27,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+if __name__ == "__main__":  # before NumPy is imported
+    # Tasks run in processes of their own, and their matrices are small.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from absl import flags
 from ml_collections import ConfigDict

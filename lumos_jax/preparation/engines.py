@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
@@ -28,7 +29,8 @@ from tqdm import tqdm
 
 Task = Callable[[str, int], None]
 RUNNERS = ("DirectRunner", "DaskRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
-_POLL = 1.0  # seconds between looks at what is finished
+_POLL = 1.0  # seconds between looks at what is finished, at least
+_POLL_SHARE = 0.05  # of the time that may go into looking: a bucket with many files takes seconds to list
 _BROKEN = 16  # times that workers may be killed before a task is done
 _DASK_RETRIES = 16  # of a task whose worker died; the task itself counts its attempts
 
@@ -163,8 +165,11 @@ def _progress(title: str, total: int, finished: Callable[[], int]) -> Iterator[N
     with tqdm(total=total, desc=title, unit="task", initial=min(finished(), total)) as bar:
 
         def look() -> None:
-            while not stop.wait(_POLL):
+            pause = _POLL
+            while not stop.wait(pause):
+                began = time.monotonic()
                 bar.update(min(finished(), total) - bar.n)
+                pause = max(_POLL, (time.monotonic() - began) / _POLL_SHARE)
 
         thread = threading.Thread(target=look, daemon=True)
         thread.start()

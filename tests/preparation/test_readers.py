@@ -67,6 +67,8 @@ def test_img2dataset_has_captions_and_scores_of_json_and_of_the_parquet_beside_i
     assert first.scores == {"aesthetic": 5.5, "watermark": 0.25}
     assert (second.caption, second.caption_kind, second.scores) == ("of the json", 2, {"aesthetic": 5.5})
     assert (third.url, third.caption, third.scores) == ("https://b/2", "", {"watermark": 0.75})
+    for path in (folder / "00000.tar", tmp_path / "*" / "*" / "*.tar"):
+        assert [given.metadata for given in listed("img2dataset", path)] == [str(folder / "00000.parquet")]
     data = (folder / "00000.tar").read_bytes()
     assert data[first.caption_offset :][: first.caption_size] == b"a text"
     assert json.loads(data[second.caption_offset :][: second.caption_size]) == fields

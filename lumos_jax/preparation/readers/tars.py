@@ -243,9 +243,10 @@ class WebDatasetReader(TarReader):
 
     def list(self, source: Source, task_bytes: int) -> list[Input]:
         inputs = super().list(source, task_bytes)
-        folder = source.path if not source.path.endswith(".tar") else os.path.dirname(source.path)
+        # A file or a glob of shards names the tables by their ending; below a directory they are looked for.
+        names = f"{source.path.removesuffix('.tar')}.parquet" if source.path.endswith(".tar") else source.path
         try:
-            tables = {entry.path for entry in storage.list_files(folder, "**/*.parquet")}
+            tables = {entry.path for entry in storage.list_files(names, "**/*.parquet")}
         except (FileNotFoundError, NotADirectoryError):
             tables = set()
         beside = [given.path.removesuffix(".tar") + ".parquet" for given in inputs]
