@@ -9,6 +9,7 @@ that a first pass asks each range of them and the following ones have the proxy 
 shards of 55 kB JPEGs it prints
 
     fetch     records a second of Source.fetch, in random order, batches of 128 in four threads, as the loader calls it
+    blocks    the same of blocks of 128 consecutive records, which are one request each, not replayed
     batches   the same of data.make_train_iterator at 256 px, decoding included, and what differs from the same files on disk
     block     batches with config.data.order=block
     nobody    seconds until the error about a port at which nothing listens, or which accepts and is silent; and the error
@@ -93,9 +94,16 @@ def measure(kind: str, form: str, folder: pathlib.Path, port: int) -> None:
     same = source.fingerprint() == data.make_source(config.replace(settings, {"path": str(folder)})).fingerprint()
     print(f"    the fingerprint is that of the files on disk: {same}")
     local = data.make_source(config.replace(settings, {"path": str(folder)}))
-    for name in ("first", "fetch", "fetch"):
+    rng = np.random.default_rng(0)
+    blocks = rng.permutation(len(source) // BATCH)[:, None] * BATCH + np.arange(BATCH)
+    scattered = rng.permutation(len(source)).tolist()
+    for name, order in (
+        ("first", scattered),
+        ("fetch", scattered),
+        ("fetch", scattered),
+        ("blocks", blocks.ravel().tolist()),
+    ):
         before = servers.counts(port)
-        order = np.random.default_rng(len(name)).permutation(len(source)).tolist()
         elapsed, cpu, wrong = fetch(source, local, order)
         now = {key: value - before[key] for key, value in servers.counts(port).items()}
         rate, each = len(order) / elapsed, cpu / len(order) * 1e3

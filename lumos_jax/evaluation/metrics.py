@@ -104,7 +104,7 @@ class SampleMetric:
 
 def _reconstruction(name: str) -> Callable[[Networks], Score]:
     def score(pixels, truth, items):
-        scores = reconstruction_scores(pixels, truth)
+        scores = reconstruction_scores(pixels, truth, (name,))
         if name not in scores:
             raise ValueError(
                 f"{name} has no value for samples of shape {pixels.shape[1:]}: ssim needs 11 pixels a side, flow_error needs "

@@ -13,6 +13,8 @@ Axes: B images, F frames, H height, W width, 3 colors.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from lumos_jax.evaluation.flow import end_point_error, has_optical_flow, optical_flow
@@ -48,21 +50,25 @@ def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return (above / below).mean((1, 2, 3))
 
 
-def reconstruction_scores(samples: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+def reconstruction_scores(
+    samples: np.ndarray, truth: np.ndarray, names: Collection[str] = ("psnr", "ssim", "flow_error")
+) -> dict[str, np.ndarray]:
     """Scores of each sample, (B,) each: `psnr` in decibels (100 where equal); `ssim`, of images of 11 pixels a side or more;
     and of clips, over whose frames both are averaged, `flow_error`: the end-point error between the optical flows, in pixels.
 
-    samples, truth: uint8 (B, H, W, 3), or clips (B, F, H, W, 3).
+    samples, truth: uint8 (B, H, W, 3), or clips (B, F, H, W, 3). names: of those to compute, where samples can have them.
     """
     rows, flat = len(samples), (-1, *samples.shape[-3:])
 
     def of_rows(metric):
         return metric(samples.reshape(flat), truth.reshape(flat)).reshape(rows, -1)
 
-    scores = {"psnr": np.minimum(of_rows(psnr), EQUAL_PSNR).mean(axis=1)}
-    if min(samples.shape[-3:-1]) >= WINDOW:
+    scores = {}
+    if "psnr" in names:
+        scores["psnr"] = np.minimum(of_rows(psnr), EQUAL_PSNR).mean(axis=1)
+    if "ssim" in names and min(samples.shape[-3:-1]) >= WINDOW:
         scores["ssim"] = of_rows(ssim).mean(axis=1)
-    if samples.ndim == 5 and has_optical_flow():
+    if "flow_error" in names and samples.ndim == 5 and has_optical_flow():
         pairs = zip(samples, truth, strict=True)
         flows = [(optical_flow(clip), optical_flow(true)) for clip, true in pairs]
         scores["flow_error"] = np.array([end_point_error(*pair) for pair in flows])
