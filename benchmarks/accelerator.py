@@ -11,8 +11,9 @@
     resume     six steps against three, a copy of the state through the host, and three; with and without deterministic ops
     sample     images a second: 20 steps of dpm++ with guidance, decoded by the autoencoder
 
-Everything is assembled by Experiment.build, as training assembles it, with random weights and random features. It needs
-neither grain nor files. Prints Markdown tables; the exit code is 1 if numerics, attention or resume are wrong.
+Everything is assembled by Experiment.build, as training assembles it, with random weights and random features. It reads no
+files, and needs, besides jax, flax, optax and numpy: ml_collections, pillow, simplejpeg, safetensors, huggingface_hub, tqdm.
+Prints Markdown tables; the exit code is 1 if numerics, attention or resume are wrong.
 """
 
 from __future__ import annotations

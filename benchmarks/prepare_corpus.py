@@ -64,15 +64,8 @@ SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 NAN_SHARE, CAPTION_SHARE, FAILED_SHARE = 0.03, 0.02, 0.03
 EVALUATION_SHARE = 0.002  # evaluation images, of the number of images
 CAPTIONS = (
-    "",
-    "   ",
-    "a\tb\r\nc",
-    "\u732b\u306e\u5199\u771f",
-    "caf\u00e9 \U0001f600",
-    "<b>sale</b> &amp; more",
-    "x" * 5000,
-    "NaN",
-)
+    "", "   ", "a\tb\r\nc", "\u732b\u306e\u5199\u771f", "caf\u00e9 \U0001f600", "<b>sale</b> &amp; more", "x" * 5000, "NaN",
+)  # fmt: skip
 CHOICES = {
     "near": images.MUTATIONS, "evaluation": ("", *images.MUTATIONS), "broken": images.BROKEN, "shape": ("small", "long"),
     "scores": tuple(LOW),

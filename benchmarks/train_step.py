@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=1, help="condition tokens")
     parser.add_argument("--token-dim", type=int, default=768)
-    parser.add_argument("--remat", default="none", choices=["none", "dots", "mlp", "full"])
+    parser.add_argument("--remat", default="none", choices=["none", "dots", "qkv", "mlp", "full"])
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=2.0, help="least duration of one side's turn")
     parser.add_argument("--own-modulation", action="store_true", help="a modulation Linear in each of their blocks too")
