@@ -24,7 +24,7 @@ def build(runs: Sequence[Run], watched: Sequence[str] = ()) -> gr.Blocks:
     for run in runs:
         if names.count(run.name) > 1:
             run.name = run.workdir
-    with gr.Blocks(title="lumos_jax", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+    with gr.Blocks(title="lumos_jax", fill_width=True, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         for run in runs:
             with gr.Tab(run.name):
                 loads.append(functools.partial(run.load, tab.build(page, run, stops)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 import numpy as np
 
-from lumos_jax.pages.controls import Action, Images, Panel, Wanted, number
+from lumos_jax.pages.controls import Action, Images, Panel, Wanted, number, slider
 from lumos_jax.pages.runs import Run
 from lumos_jax.tasks.i2v import FPS, MOTION, MOTION_IDS
 from lumos_jax.tasks.sampling import Sampled
@@ -19,7 +19,7 @@ def panel(run: Run) -> Panel:
     with gr.Row():
         count = gr.Number(run.settings.data.clips.frames, label="Frames", min_width=90)
         fps = gr.Number(FPS, label="Frames a second", min_width=90)
-        motion = gr.Slider(0, MOTION_IDS - 1, value=MOTION, step=1, label="Motion")
+        motion = slider(0, MOTION_IDS - 1, value=MOTION, step=1, label="Motion")
 
     def clip(chosen: list[str], count: float, fps: float, motion: float, num: int) -> Wanted:
         own = f"--frames={number(count, 'Frames', 1, MAX_FRAMES, whole=True)}"

@@ -74,6 +74,13 @@ def number(value: Any, what: str, low: float, high: float, whole: bool = False) 
     return int(value) if whole else float(value)
 
 
+def slider(*args: Any, **kwargs: Any) -> gr.Slider:
+    """A gr.Slider whose value may be anything: `number` checks it, with a message for users."""
+    made = gr.Slider(*args, **kwargs)
+    made.preprocess = lambda payload: payload
+    return made
+
+
 class Common:
     """Number of samples, guidance, steps, sampler and seed."""
 
@@ -81,11 +88,11 @@ class Common:
         used, flow = run.settings.eval, run.settings.diffusion.schedule == "flow"
         names = [name for name in SAMPLERS if (name in ("euler", "heun")) == flow]
         with gr.Row():
-            self.num = gr.Number(num, label="Samples", min_width=70)
-            self.guidance = gr.Number(used.guidance, label="Guidance", min_width=70)
-            self.steps = gr.Number(used.steps, label="Steps", min_width=70)
-            self.sampler = gr.Dropdown(names, value=used.sampler, label="Sampler", min_width=100, scale=2)
-            self.seed = gr.Number(0, label="Seed", min_width=70)
+            self.num = gr.Number(num, label="Samples", min_width=50)
+            self.guidance = gr.Number(used.guidance, label="Guidance", min_width=50)
+            self.steps = gr.Number(used.steps, label="Steps", min_width=50)
+            self.sampler = gr.Dropdown(names, value=used.sampler, label="Sampler", min_width=80, scale=2)
+            self.seed = gr.Number(0, label="Seed", min_width=50)
         self.inputs = [self.num, self.guidance, self.steps, self.sampler, self.seed]
 
     @staticmethod
@@ -116,12 +123,15 @@ class Stops:
 class Output:
     """A run's picture, its frames, files, status and command line."""
 
-    def __init__(self, panel: Panel, label: str):
+    def __init__(self, panel: Panel, label: str = ""):
         self.panel = panel
-        self.picture = gr.Image(label=label, interactive=False, format="png", buttons=["download", "fullscreen"])
+        plain = {"interactive": False, "format": "png", "show_label": False, "buttons": []}
+        if label:
+            gr.Markdown(f"### {label}")
+        self.picture = gr.Image(elem_classes="picture", **plain)
         self.frames = gr.State(None)
-        self.frame = gr.Slider(0, 1, value=0, step=1, label="Frame", visible=False)
-        self.view = gr.Image(label="Frame", interactive=False, format="png", visible=False, height=280)
+        self.frame = slider(0, 1, value=0, step=1, label="Frame", visible=False)
+        self.view = gr.Image(visible=False, height=280, **plain)
         self.status = gr.Textbox(label="Status", interactive=False, max_lines=4)
         self.command = gr.Textbox(
             label="The same on the command line",
@@ -133,10 +143,8 @@ class Output:
         )
         self.files = gr.File(label="Files", interactive=False, visible=False, file_count="multiple")
         self.all = [self.picture, self.frames, self.frame, self.view, self.status, self.command, self.files]
-        self.frame.input(
-            lambda frames, index: frames[int(index)] if frames is not None and index is not None else None,
-            [self.frames, self.frame], self.view, queue=False, show_progress="hidden", **PRIVATE,
-        )  # fmt: skip
+        how = {"queue": False, "show_progress": "hidden", **PRIVATE}
+        self.frame.input(_frame, [self.frames, self.frame], self.view, **how)
 
     def _values(self, **changed: Any) -> dict[Any, Any]:
         return {getattr(self, name): value for name, value in changed.items()}
@@ -164,6 +172,11 @@ class Output:
             view=gr.Image(visible=some, value=large[first] if some else None),
             files=gr.File(list(update.files), visible=True),
         )
+
+
+def _frame(frames: Sequence[np.ndarray] | None, place: Any) -> np.ndarray | None:
+    """The frame at a slider's place, which may be empty."""
+    return frames[min(max(int(place or 0), 0), len(frames) - 1)] if frames else None
 
 
 def command_line(action: Action, values: Sequence[Any], common: Sequence[Any]) -> tuple[list[str], str]:
@@ -224,10 +237,8 @@ class Images:
         }
         with gr.Row():
             text = "Drop an image" if most == 1 else f"Drop up to {most} images"
-            self.upload = gr.File(label=text, file_count="multiple", height=150, scale=3, min_width=160)
-            self.shown = gr.Gallery(
-                columns=min(most, 2), height=150, scale=2, min_width=120, elem_classes="chosen", **gallery
-            )
+            self.upload = gr.File(label=text, file_count="multiple", height=150, min_width=160)
+            self.shown = gr.Gallery(columns=min(most, 2), height=150, min_width=160, elem_classes="chosen", **gallery)
         gr.Markdown("or choose held-out records:")
         self.held_out = gr.Gallery(columns=THUMBNAILS, height=90, elem_classes="held-out", **gallery)
         self.note = gr.Textbox(label="Problem", interactive=False, visible=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 import numpy as np
 
-from lumos_jax.pages.controls import Action, Images, Panel, Wanted, number
+from lumos_jax.pages.controls import Action, Images, Panel, Wanted, number, slider
 from lumos_jax.pages.runs import Run
 from lumos_jax.tasks.sampling import Sampled
 
@@ -15,8 +15,8 @@ VIEWS = 24
 def panel(run: Run) -> Panel:
     """Of tasks whose sampling is an OrbitSampling."""
     images = Images(run, most=1)
-    azimuth = gr.Slider(-180, 180, value=30, step=1, label="Azimuth, degrees", elem_id="azimuth")
-    elevation = gr.Slider(-90, 90, value=0, step=1, label="Elevation, degrees", elem_id="elevation")
+    azimuth = slider(-180, 180, value=30, step=1, label="Azimuth, degrees", elem_id="azimuth")
+    elevation = slider(-90, 90, value=0, step=1, label="Elevation, degrees", elem_id="elevation")
     with gr.Row():
         views = gr.Number(12, label="Views of the orbit", min_width=90)
         reach = gr.Number(run.settings.data.scenes.max_view_angle, label="Orbit to each side, degrees", min_width=90)
@@ -36,7 +36,7 @@ def panel(run: Run) -> Panel:
 
     return Panel(
         [images.chosen, azimuth, elevation, views, reach],
-        [Action("View", view), Action("Orbit, as GIF and MP4", orbit)],
+        [Action("View", view), Action("Orbit", orbit)],
         frames, images.loaded, images.on_load, drag=[azimuth, elevation],
     )  # fmt: skip
 

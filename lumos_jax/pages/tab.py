@@ -50,7 +50,7 @@ def build(page: gr.Blocks, run: Run, stops: Stops) -> Callable[[], tuple[list[st
             common = Common(run, num=1 if panel.drag else 2)
             buttons, stop = _buttons(panel)
         with gr.Column(scale=3):
-            output = Output(panel, run.name)
+            output = Output(panel)
     inputs = [*panel.inputs, *common.inputs]
 
     def sampler(action: Action, **changed: Any) -> Callable[..., Iterator[dict]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gradio as gr
 import numpy as np
 
-from lumos_jax.pages.controls import Action, Images, Panel, Wanted, number
+from lumos_jax.pages.controls import Action, Images, Panel, Wanted, number, slider
 from lumos_jax.pages.runs import Run
 from lumos_jax.tasks.sampling import Sampled
 
@@ -15,7 +14,7 @@ MAX_PATH = 32
 def panel(run: Run) -> Panel:
     """Of tasks whose sampling is a FeatureSampling."""
     images = Images(run, most=4)
-    length = gr.Slider(2, MAX_PATH, value=8, step=1, label="Samples on the path between the last two images")
+    length = slider(2, MAX_PATH, value=8, step=1, label="Samples on a path between the last two")
 
     def variations(chosen: list[str], _: float, num: int) -> Wanted:
         return Wanted([*images.flags(chosen), f"--num={num}"], len(chosen) * num)

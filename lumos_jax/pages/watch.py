@@ -131,7 +131,7 @@ def build(page: gr.Blocks, workdir: str) -> None:
     with gr.Row():
         with gr.Column():
             table = gr.Dataframe(headers=["score", "value", "95 % interval", "step"], label="Scores", interactive=False)
-            sheet = gr.Image(label="Samples", interactive=False, format="png")
+            sheet = gr.Image(show_label=False, interactive=False, format="png", buttons=[])
             place = gr.Slider(0, 1, value=1, step=1, label="Sample sheet", visible=False)
             playing = gr.Checkbox(False, label="Play")
         with gr.Column(scale=2):

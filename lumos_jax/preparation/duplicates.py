@@ -164,6 +164,7 @@ def keepers(better: np.ndarray, worse: np.ndarray, count: int) -> np.ndarray:
 
     better, worse: (P,) the ends of each pair, better < worse.
     """
+    assert (better < worse).all()
     dropped = np.zeros(count, bool)
     left, right = better, worse
     while len(left):  # as often as the longest chain of decisions is long

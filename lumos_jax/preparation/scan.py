@@ -83,9 +83,9 @@ def run_task(out: str, number: int) -> None:
     with _attempt(out, number) as killed:
         found, read, failed, decoding = [], 0, [], 0.0
         for given in (made.inputs[i] for i in made.tasks[number]):
+            known = joins.lookup(out, made.sources[given.source])
             try:
                 crashing = quarantine.crashing(out, given.number) if killed >= KILLS else ()
-                known = joins.lookup(out, made.sources[given.source])
                 scanned = candidates.scan_input(made.settings, given, crashing, known=known)
             except (DamagedInput, OSError) as error:
                 if isinstance(error, OSError) and not _is_damage(error):

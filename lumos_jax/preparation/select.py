@@ -11,7 +11,7 @@ Of duplicates the row of the source with the highest priority is kept, then the 
 lowest identity (task, row). Steps run in several processes; chunks, partitions and processes change nothing about the result.
 
 Memory: a process holds a chunk (ROWS_OF_CHUNK rows) or a partition (43 bytes a row and as much again to sort it), 0.7 GB at
-most; the first process all pairs of near hashes, about 120 bytes each. Files in the scratch directory: 43 bytes a row, 32 for
+most; the first process all pairs of near hashes, 90 bytes each. Files in the scratch directory: 43 bytes a row, 32 for
 each different perceptual hash, 8 more for each while tables are made, 6 a row for decisions.
 """
 
