@@ -61,10 +61,10 @@ _LEFT_OUT = ("step", "images_per_second", "step_seconds", "data_wait_fraction", 
 def import_prior(args: argparse.Namespace) -> str:
     """Writes a released prior as a run directory at step 0, and returns its report."""
     prior = releases.load(args.source, "--source", kind=args.kind, heads=args.heads, shapes_only=args.dry_run)
-    if args.encoder:
-        encoder = dataclasses.replace(prior.settings.encoder, weights=args.encoder)
-        prior = dataclasses.replace(prior, settings=dataclasses.replace(prior.settings, encoder=encoder))
-    elif releases.RELEASES[args.kind].unhosted and not args.dry_run:
+    networks = {"encoder.weights": args.encoder, "autoencoder.weights": args.autoencoder}
+    settings = config.replace(prior.settings, {name: path for name, path in networks.items() if path})
+    prior = dataclasses.replace(prior, settings=settings)
+    if not args.encoder and releases.RELEASES[args.kind].unhosted and not args.dry_run:
         raise ValueError(
             f"--encoder is missing: a {args.kind} conditions on features of a network that is on no hub; give its file (as "
             f"{prior.settings.encoder.weights}), or a directory that --kind=image-encoder made of it"
@@ -240,6 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", help="the directory to make")
     add("--heads", type=int, default=0, help="attention heads, where neither the file nor the size tells")
     add("--encoder", help="of a prior: weights of the encoder that it conditions on, where they are not the usual ones")
+    add("--autoencoder", help="of a prior: weights of its autoencoder, likewise")
     add("--dry-run", action="store_true", help="print the report from shapes alone, write nothing")
     add = verbs.add_parser("export", help="a run's weights -> files for others").add_argument
     add("--workdir", required=True, help="the run's directory")

@@ -23,6 +23,7 @@ from configs import i2i, i2v, nvs, t2i
 from lumos_jax import config, demo
 from lumos_jax.checkpoints import Checkpoints
 from lumos_jax.config import io as config_io
+from lumos_jax.evaluation import intervals, scoring
 from lumos_jax.train.experiment import Experiment
 from tests import running
 
@@ -33,6 +34,7 @@ needs_browser = pytest.mark.skipif(
 )
 SECONDS = 60_000  # milliseconds that anything may take
 DONE, STOPPED, ERROR = re.compile("^done in"), re.compile("^stopped$"), re.compile("^error: ")
+STEP = re.compile(r"^step \d+ of 4000, \d\d:\d\d left")
 
 
 def make_run(workdir, module, steps=2, seed=0):
@@ -218,20 +220,31 @@ def test_the_path_between_two_images(visit, sampled):
 
 
 @needs_browser
-def test_steps_are_shown_and_sampling_can_be_stopped(visit):
-    page = visit("images")
+def test_steps_are_shown_and_stop_ends_what_samples_or_waits(visit):
+    """A visitor's Stop takes that visitor's request out of the queue, and leaves what another one samples."""
+    first, second = visit("images"), visit("images")
+    before = second.command()
     for number in (1, 2, 3):
-        page.panel.locator(".held-out button").nth(number).click()
-        page.panel.locator(".chosen img").nth(number).wait_for()
-    page.fill("Steps", 250)
-    page.fill("Samples", 16)
-    page.panel.get_by_role("button", name="Variations", exact=True).click()
-    assert page.until(re.compile(r"step \d+ of 4000, \d\d:\d\d left"))
-    page.panel.get_by_role("button", name="Stop", exact=True).click()
-    page.until(STOPPED)
-    page.fill("Steps", 2)
-    page.fill("Samples", 1)
-    page.click("Variations")
+        first.panel.locator(".held-out button").nth(number).click()
+        first.panel.locator(".chosen img").nth(number).wait_for()
+    first.fill("Steps", 250)
+    first.fill("Samples", 16)
+    first.panel.get_by_role("button", name="Variations", exact=True).click()
+    first.until(STEP)
+    for seed in (5, 6):
+        second.fill("Seed", seed)
+        second.panel.get_by_role("button", name="Variations", exact=True).click()
+        second.panel.get_by_text(re.compile("queue: 1/1")).first.wait_for()
+        if seed == 5:
+            second.click("Stop", STOPPED)
+    assert second.command() == before
+    first.until(STEP)
+    first.click("Stop", STOPPED)
+    second.until(DONE)
+    assert "--seed=6 " in second.command()
+    first.fill("Steps", 2)
+    first.fill("Samples", 1)
+    first.click("Variations")
 
 
 @needs_browser
@@ -304,10 +317,20 @@ def test_two_runs_on_the_same_noise(visit):
 def test_a_run_that_trains(visit, runs):
     page = visit("Watch images", loaded=False)
     page.until(re.compile("training, step 2 of 12, 0 min left, 10.0 images/s, goodput 50.0%"), "State")
+    for name in ("whole", "cut"):
+        (runs["images"] / "evaluated" / name).mkdir(parents=True)
+        estimate = intervals.Estimate(22.0, None, 0.25, 21.5, 22.5, "jackknife", {})
+        scores = scoring.Scores({"psnr": estimate}, {"psnr": {"better": "higher"}})
+        scoring.save(scores, runs["images"] / "evaluated" / name, {"step": 4})
+    cut = runs["images"] / "evaluated" / "cut" / "scores.json"
+    cut.write_text(cut.read_text()[:40])
     log(runs["images"], 4, **{"held_out_margin": 0.5, "suite_lpips@64": 0.25, "suite_lpips@64_error": 0.01})
     page.until(re.compile("training, step 4 of 12"), "State")
     page.panel.get_by_text("0.2304 .. 0.2696").locator("visible=true").first.wait_for()
     page.panel.get_by_text("held_out_margin").first.wait_for()
+    page.until(re.compile("damaged or half-written, skipped: evaluated/cut/scores.json$"), "State")
+    page.panel.get_by_text("evaluated/whole: psnr").locator("visible=true").first.wait_for()
+    page.panel.get_by_text("21.5 .. 22.5").locator("visible=true").first.wait_for()
     page.panel.get_by_text("Sample sheet of step 4").wait_for()
     page.panel.locator("input[type=range]").press("Home")
     page.panel.get_by_text("Sample sheet of step 2").wait_for()
@@ -371,6 +394,7 @@ def test_two_visitors_are_served_in_turn(visit):
     [
         ([], "name a run with --workdir=RUN"),
         (["--workdir=/nowhere"], "no config.json"),
+        ([f"--workdir={__file__}"], "`lumos_jax.convert import` makes a run directory of released weights"),
         (["--watch=/nowhere"], "--watch=/nowhere is no directory"),
         (["--watch=/", "--auth=me"], "--auth must be NAME:PASSWORD"),
         (["--watch=/", "--port=70000"], "--port=70000 must be from 0 to 65535"),

@@ -135,7 +135,9 @@ class Checkpoints:
         """That step, or the newest. Raises ValueError if there is no such checkpoint."""
         found = self.latest() if step is None else step
         if found is None or not (self.directory / str(found)).is_dir():
-            raise ValueError(f"there is no checkpoint {'' if step is None else step} in {self.directory}")
+            wanted = "" if step is None else f" {step}"
+            hint = "" if found is not None else "; of exported weights `lumos_jax.convert import` makes a run directory"
+            raise ValueError(f"there is no checkpoint{wanted} in {self.directory}{hint}")
         return found
 
     # Writing.

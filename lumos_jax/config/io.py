@@ -62,8 +62,11 @@ def load(path) -> config.Settings:
     try:
         with open(path, encoding="utf-8") as file:
             tree = json.load(file)
-    except FileNotFoundError:
-        raise ValueError(f"no config.json at {path}: is this the --workdir of a run that has started?") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"no config.json at {path}: is this the --workdir of a run that has started? `lumos_jax.convert import` makes a "
+            "run directory of released weights"
+        ) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from the run's command line") from None
     return from_saved(tree)

@@ -25,6 +25,7 @@ from lumos_jax.train.sampler import HELD_OUT
 MAX_SAMPLES, MAX_STEPS, MAX_SEED = 16, 250, 2**31 - 1
 BATCH = 4  # samples at a time; a single one runs alone
 QUEUE = {"concurrency_id": "device", "concurrency_limit": 1}  # everybody's sampling, in order
+STOPPED = "stopped"  # a status
 PRIVATE = {"api_visibility": "private"}
 
 
@@ -199,7 +200,7 @@ def sampling(
             for update in run.stream([*arguments, f"--out={folder}/samples{ending}"], stop):
                 yield output.show(update, command)
     except Stopped:
-        yield output.say("stopped")
+        yield output.say(STOPPED)
     except PROBLEMS as error:
         yield output.say(f"error: {_without_folders(str(error))}")
 

@@ -94,6 +94,10 @@ class Run:
             self.first = self.command([*arguments, f"--out=samples{ending}"]), update
         except (Stopped, *PROBLEMS) as error:
             self.status = f"{self.workdir} {'cannot be loaded' if self.sampler is None else 'is loaded'}: {error}"
+            if self.sampler is None and "coder.weights=" in str(error):  # the page has no flags for them
+                self.status += (
+                    f"; change that path in {pathlib.Path(self.workdir, 'config.json')}, and open the page again"
+                )
         self.ready.set()
 
     def _read_held_out(self) -> None:

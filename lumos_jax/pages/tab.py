@@ -10,7 +10,18 @@ from typing import Any
 import gradio as gr
 
 from lumos_jax.pages import clips, flags, orbit, prompts, variations
-from lumos_jax.pages.controls import PRIVATE, QUEUE, Action, Common, Output, Panel, Stops, command_line, sampling
+from lumos_jax.pages.controls import (
+    PRIVATE,
+    QUEUE,
+    STOPPED,
+    Action,
+    Common,
+    Output,
+    Panel,
+    Stops,
+    command_line,
+    sampling,
+)
 from lumos_jax.pages.runs import Run
 from lumos_jax.tasks.i2v import ClipSampling
 from lumos_jax.tasks.nvs import OrbitSampling
@@ -61,17 +72,19 @@ def build(page: gr.Blocks, run: Run, stops: Stops) -> Callable[[], tuple[list[st
 
         return sample
 
-    for button, action in zip(buttons, panel.actions, strict=True):
+    events = [
         button.click(sampler(action), inputs, output.all, show_progress="minimal", show_progress_on=output.picture,
-                     **QUEUE, **PRIVATE)  # fmt: skip
-    _drag(panel, output, inputs, sampler)
-    _stop_by(stop, stops, run)
+                     **QUEUE, **PRIVATE)
+        for button, action in zip(buttons, panel.actions, strict=True)
+    ]  # fmt: skip
+    events += _drag(panel, output, inputs, sampler)
+    _stop_by(stop, stops, run, events, [output])
     _fill(page, run, panel, [output])
     return functools.partial(_first, run, panel, common)
 
 
-def _drag(panel: Panel, output: Output, inputs: Sequence[Any], sampler: Callable[..., Callable]) -> None:
-    """Sliders that sample the main action: in few steps while they move, in all when they are released."""
+def _drag(panel: Panel, output: Output, inputs: Sequence[Any], sampler: Callable[..., Callable]) -> list[Any]:
+    """Sliders that sample the main action: in few steps while they move, in all when they are released. Returns the events."""
     released = gr.State(None)
     quick, full = sampler(panel.actions[0], steps=DRAG_STEPS, num=1), sampler(panel.actions[0], num=1)
     where = slice(0, len(panel.inputs))
@@ -88,9 +101,11 @@ def _drag(panel: Panel, output: Output, inputs: Sequence[Any], sampler: Callable
             yield update | {released: values[where]}
 
     how = {"show_progress": "hidden", **QUEUE, **PRIVATE}
+    events = []
     for slider in panel.drag:
-        slider.input(move, [released, *inputs], output.all, trigger_mode="always_last", **how)
-        slider.release(release, inputs, [*output.all, released], trigger_mode="always_last", **how)
+        events.append(slider.input(move, [released, *inputs], output.all, trigger_mode="always_last", **how))
+        events.append(slider.release(release, inputs, [*output.all, released], trigger_mode="always_last", **how))
+    return events
 
 
 def build_pair(page: gr.Blocks, runs: Sequence[Run], stops: Stops) -> None:
@@ -119,10 +134,12 @@ def build_pair(page: gr.Blocks, runs: Sequence[Run], stops: Stops) -> None:
 
         return sample
 
-    for button, action in zip(buttons, panel.actions, strict=True):
-        everything = [*outputs[0].all, *outputs[1].all]
+    everything = [*outputs[0].all, *outputs[1].all]
+    events = [
         button.click(sampler(action), inputs, everything, show_progress="minimal", **QUEUE, **PRIVATE)
-    _stop_by(stop, stops, page)
+        for button, action in zip(buttons, panel.actions, strict=True)
+    ]
+    _stop_by(stop, stops, page, events, outputs)
     _fill(page, runs[0], panel, [])
 
 
@@ -135,11 +152,15 @@ def _buttons(panel: Panel) -> tuple[list[gr.Button], gr.Button]:
         return buttons, gr.Button("Stop", variant="stop", min_width=80)
 
 
-def _stop_by(button: gr.Button, stops: Stops, key: Any) -> None:
-    def stop(request: gr.Request) -> None:
-        stops.set(request.session_hash, key)
+def _stop_by(button: gr.Button, stops: Stops, key: Any, events: Sequence[Any], outputs: Sequence[Output]) -> None:
+    """Ends what the visitor samples in this tab, and takes their requests of these events out of the queue."""
 
-    button.click(stop, None, None, queue=False, **PRIVATE)
+    def stop(request: gr.Request) -> dict[Any, str]:
+        stops.set(request.session_hash, key)
+        return {output.status: STOPPED for output in outputs}
+
+    button.click(stop, None, [output.status for output in outputs], cancels=events, queue=False,
+                 show_progress="hidden", **PRIVATE)  # fmt: skip
 
 
 def _fill(page: gr.Blocks, run: Run, panel: Panel, outputs: Sequence[Output]) -> None:

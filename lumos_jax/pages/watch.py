@@ -8,7 +8,7 @@ import pathlib
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from lumos_jax.checkpoints.manager import DIRECTORY
+from lumos_jax.evaluation import scoring
 from lumos_jax.pages.controls import PRIVATE
 from lumos_jax.train import goodput, metrics
 
@@ -61,6 +63,17 @@ class Follower:
         """Of samples, by step."""
         found = {path: re.fullmatch(r"step_(\d+)", path.stem) for path in (self.workdir / "samples").glob("step_*.png")}
         return sorted((path for path, match in found.items() if match), key=lambda path: int(found[path][1]))
+
+    def evaluations(self) -> tuple[list[list[Any]], list[str]]:
+        """What `lumos_jax.evaluate score` wrote below the run's directory: (rows as of `scores`, unreadable files)."""
+        rows, damaged = [], []
+        for path in sorted(_score_files(self.workdir)):
+            name = path.relative_to(self.workdir)
+            try:
+                rows += _evaluated(json.loads(path.read_bytes()), str(name.parent))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # half-written, or of another program
+                damaged.append(str(name))
+        return rows, damaged
 
     def state(self) -> str:
         """A paragraph about step, speed and time left."""
@@ -122,6 +135,23 @@ def scores(lines: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     return rows
 
 
+def _score_files(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
+    for folder, folders, names in os.walk(workdir):
+        folders[:] = [name for name in folders if name != DIRECTORY]  # checkpoints: many files, and no scores
+        if scoring.FILE in names:
+            yield pathlib.Path(folder, scoring.FILE)
+
+
+def _evaluated(content: Mapping[str, Any], where: str) -> list[list[Any]]:
+    """Rows of a scores.json in the folder `where`; raises one of several errors if it is none."""
+    step, rows = content["samples"].get("step", ""), []
+    for name, entry in content["scores"].items():
+        unbiased = "" if entry["corrected"] is None else f" → {entry['corrected']:.4g}"
+        interval = f"{entry['low']:.4g} .. {entry['high']:.4g}"
+        rows.append([f"{where}: {name}", f"{entry['value']:.4g}{unbiased}", interval, step])
+    return rows
+
+
 def build(page: gr.Blocks, workdir: str) -> None:
     """The tab of a run that is watched. Raises ValueError if there is no such directory."""
     if not pathlib.Path(workdir).is_dir():
@@ -144,7 +174,9 @@ def build(page: gr.Blocks, workdir: str) -> None:
             last = max(len(found) - 1, 0)
             index = last if follow else min(int(place or 0), last)
             slider = gr.Slider(maximum=max(last, 1), value=index, visible=last > 0, label=_title(found, index))
-            values = [follower.state(), scores(lines), slider, _picture(found, index)]
+            rows, damaged = follower.evaluations()
+            skipped = f"; damaged or half-written, skipped: {', '.join(damaged)}" if damaged else ""
+            values = [follower.state() + skipped, scores(lines) + rows, slider, _picture(found, index)]
         except OSError as error:
             return [f"{workdir} cannot be read: {error.strerror or error}", *[gr.skip()] * (len(shown) - 1)]
         frames = [curves(lines, pattern) for pattern in CURVES.values()]
