@@ -283,7 +283,7 @@ def _read_sizes(source: Source) -> Iterator[np.ndarray]:
                 raise
             return 0, 0
 
-    quiet = len(source) < _PROGRESS_FROM
+    quiet = len(source) < _PROGRESS_FROM or None  # None: where stderr is no terminal
     with (
         futures.ThreadPoolExecutor(_READERS) as pool,
         tqdm(total=len(source), desc="sizes of images", disable=quiet) as progress,

@@ -93,7 +93,7 @@ def counted(
                 failed.append(str(error))
                 return 0, 0
 
-        quiet = len(entries) < PROGRESS_FROM
+        quiet = len(entries) < PROGRESS_FROM or None  # None: where stderr is no terminal
         found = thread_map(one, entries, max_workers=_THREADS, desc=f"{kind} shards", disable=quiet)
         counts, samples = zip(*found, strict=True)
         check_failed(failed, len(entries), max_failed)

@@ -87,7 +87,8 @@ def make_all(entries: Sequence[Entry], kept: pathlib.Path | None) -> None:
         )
         for _ in range(count)
     ]
-    with tqdm(total=len(missing), desc="headers of .tar shards", disable=len(missing) < PROGRESS_FROM) as bar:
+    quiet = len(missing) < PROGRESS_FROM or None  # None: where stderr is no terminal
+    with tqdm(total=len(missing), desc="headers of .tar shards", disable=quiet) as bar:
 
         def follow(number: int, process: subprocess.Popen) -> None:
             for line in process.stdout:

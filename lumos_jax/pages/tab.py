@@ -147,12 +147,14 @@ def _fill(page: gr.Blocks, run: Run, panel: Panel, outputs: Sequence[Output]) ->
 
     def load() -> Iterator[dict]:
         while not run.ready.is_set():
-            yield {output.status: run.status for output in outputs}
+            if outputs:  # Gradio takes an empty dict for one value
+                yield {output.status: run.status for output in outputs}
             time.sleep(POLL_SECONDS)
         values = dict(zip(panel.loaded, panel.on_load(run), strict=True)) if run.sampler else {}
         for output in outputs:
             values |= output.show(run.first[1], run.first[0]) if run.first else output.say(run.status)
-        yield values
+        if values:
+            yield values
 
     components = [*panel.loaded, *(component for output in outputs for component in output.all)]
     if components:
