@@ -295,7 +295,10 @@ def main(arguments: Sequence[str]) -> None:
     unexpected = [] if args.verb in _BY_ENGINE else [*beam]
     unexpected += changes if args.verb in _WITHOUT_SETTINGS else []
     if unexpected:
-        raise ValueError(f"unexpected argument {unexpected[0]!r}; see lumos_jax.prepare {args.verb} --help")
+        raise ValueError(
+            f"unexpected argument {unexpected[0]!r}: fields are set as --config.group.field=value; see lumos_jax.prepare "
+            f"{args.verb} --help"
+        )
     names = ("workers", "runner", "processes", "process")
     execution = engines.Execution(**{name: getattr(args, name) for name in names if hasattr(args, name)}, beam=beam)
     settings = None if args.verb in _WITHOUT_SETTINGS else _settings(args, changes)

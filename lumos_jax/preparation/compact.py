@@ -26,7 +26,7 @@ def tasks(out: str) -> list[int]:
     manifest = manifests.read_manifest(out)
     if not manifest.tombstones.count:
         raise ValueError(f"no record in {out} has a tombstone: there is nothing to leave out")
-    return list(range(record_files.count_tasks(record_files.directory(out, manifest.build, manifest.version))))
+    return list(record_files.tasks(record_files.directory(out, manifest.build, manifest.version), manifest.records))
 
 
 def finished(out: str) -> int:
@@ -39,7 +39,7 @@ def finished(out: str) -> int:
 def _parts(out: str, manifest: Manifest) -> list[record_files.Part | None]:
     """What each task wrote of the new version; None if it has not, or has left out other tombstones."""
     old, new = (record_files.directory(out, manifest.build, manifest.version + i) for i in (0, 1))
-    parts = [record_files.read_part(new, task) for task in range(record_files.count_tasks(old))]
+    parts = [record_files.read_part(new, task) for task in record_files.tasks(old, manifest.records)]
     return [part if part and part.tombstones == manifest.tombstones.version else None for part in parts]
 
 

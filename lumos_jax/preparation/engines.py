@@ -50,6 +50,7 @@ class Execution:
     def __post_init__(self):
         problems = {
             f"--workers={self.workers} must be at least 1": self.workers < 1,
+            f"--processes={self.processes} must be at least 1": self.processes < 1,
             f"--process={self.process} must be from 0 to {self.processes - 1}, as --processes={self.processes}":
                 not 0 <= self.process < self.processes,
             f"--runner={self.runner} is not one of {', '.join(RUNNERS)}": bool(self.runner) and self.runner not in RUNNERS,

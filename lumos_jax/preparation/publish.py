@@ -18,15 +18,15 @@ def publish(out: str, manifest: manifests.Manifest) -> manifests.Manifest:
     """
     files.lock(out, wait=True)
     folder = record_files.directory(out, manifest.build, manifest.version)
-    tasks = record_files.count_tasks(folder)
+    tasks = record_files.tasks(folder, manifest.records)
     if storage.exists(storage.join(out, manifests.MANIFEST)):
         storage.remove(storage.join(out, manifests.MANIFEST))
-    sizes = (record_files.read_arrays(folder, task)["sizes"] for task in range(tasks))
+    sizes = (record_files.read_arrays(folder, task)["sizes"] for task in tasks)
     files.write_concatenated(storage.join(out, manifests.SIZES), sizes, np.uint16, (manifest.records, 2))
     if manifest.layout == "index":
         write_index.write_arrays(out, folder, tasks, manifest)
     else:
         files.remove_leftovers(storage.join(out, record_files.shard_directory(manifest.build, manifest.version)))
-    manifest = dataclasses.replace(manifest, tombstones=tombstones.write_numbers(out, folder))
+    manifest = dataclasses.replace(manifest, tombstones=tombstones.write_numbers(out, folder, tasks))
     manifests.write_manifest(out, manifest)
     return manifest

@@ -106,5 +106,14 @@ def count_tasks(folder: str) -> int:
         return 0
 
 
+def tasks(folder: str, records: int) -> range:
+    """Numbers of the tasks. Raises ValueError: their tables do not hold so many records."""
+    parts = [read_part(folder, task) for task in range(count_tasks(folder))]
+    held = sum(part.records for part in parts if part)
+    if None in parts or held != records:
+        raise ValueError(f"the tables in {folder} hold {held:,} of {records:,} records: write again")
+    return range(len(parts))
+
+
 def read_arrays(folder: str, task: int) -> dict[str, np.ndarray]:
     return files.read_npz(name(folder, task, "npz"), _remedy(folder, task))

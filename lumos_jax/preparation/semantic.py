@@ -77,7 +77,7 @@ def identity(settings: Duplicates) -> list[str]:
 def _match(job: select_steps.Job, manifest: manifests.Manifest, run: engines.Run) -> np.ndarray:
     """_MATCH (records of the cache,) on disk: the row that is the record, by sha256, if it is there and kept so far."""
     folder = record_files.directory(job.settings.duplicates.embeddings_set, manifest.build, manifest.version)
-    tasks = range(record_files.count_tasks(folder))
+    tasks = record_files.tasks(folder, manifest.records)
     files.new_array(job.file("matched.npy"), _MATCH, manifest.records)
     run(_spread_rows, [(job, chunk) for chunk in range(len(job.chunks))])
     run(_spread_records, [(job, folder, task) for task in tasks])

@@ -47,13 +47,14 @@ def add(
         raise ValueError(f"no {kind} is given to take out")
     import pyarrow as pa
 
-    before = _requests(out)
+    folder = record_files.directory(out, manifest.build, manifest.version)
+    tasks, before = record_files.tasks(folder, manifest.records), _requests(out)
     version = 1 + max(before["version"].to_pylist(), default=0)
     count = len(wanted)
     new = {"kind": [kind] * count, "value": wanted, "distance": [distance] * count, "version": [version] * count}
     requests = pa.concat_tables([before, pa.table(new, schema=before.schema)])
     files.write_parquet(storage.join(out, REQUESTS), requests)
-    made = write_numbers(out, record_files.directory(out, manifest.build, manifest.version))
+    made = write_numbers(out, folder, tasks)
     more = made.count - manifest.tombstones.count
     say(f"tombstones  {more:,} more, {made.count:,} in all (version {made.version})")
     if not more:
@@ -91,7 +92,7 @@ def _requests(out: str) -> Any:
     return pa.schema(list(fields.items())).empty_table()
 
 
-def write_numbers(out: str, folder: str) -> manifests.Tombstones:
+def write_numbers(out: str, folder: str, tasks: range) -> manifests.Tombstones:
     """Finds the records of all requests in the record tables of a folder, and writes tombstones.npy."""
     requests = _requests(out)
     version = max(requests["version"].to_pylist(), default=0)
@@ -99,7 +100,7 @@ def write_numbers(out: str, folder: str) -> manifests.Tombstones:
     found = np.zeros(0, np.uint64)
     if version:
         finder = _Finder(requests)
-        found = np.sort(np.concatenate([finder(folder, task) for task in range(record_files.count_tasks(folder))]))
+        found = np.sort(np.concatenate([finder(folder, task) for task in tasks]))
         files.write_npy(path, found)
     elif storage.exists(path):
         storage.remove(path)

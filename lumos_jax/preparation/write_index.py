@@ -50,8 +50,8 @@ def names(manifest: Manifest) -> list[str]:
     return [name for name in ARRAYS if manifest.captions or not name.startswith("caption")]
 
 
-def write_arrays(out: str, folder: str, tasks: int, manifest: Manifest) -> None:
+def write_arrays(out: str, folder: str, tasks: range, manifest: Manifest) -> None:
     """Writes DIR/index/ from the arrays of the tasks."""
     for name in names(manifest):
-        joined = (record_files.read_arrays(folder, task)[name] for task in range(tasks))
+        joined = (record_files.read_arrays(folder, task)[name] for task in tasks)
         files.write_concatenated(storage.join(out, INDEX, f"{name}.npy"), joined, ARRAYS[name][1], (manifest.records,))

@@ -293,6 +293,11 @@ def test_mistakes_in_requests_are_named(out, tmp_path):
     assert tombstones.read_values(str(tmp_path / "list")) == ["https://example.org/a", "b"]
     with pytest.raises(ValueError, match=r"--file=/nowhere must be a UTF-8 text file"):
         tombstones.read_values("/nowhere")
+    name = record_files.name(record_files.directory(out, manifests.read_manifest(out).build), 1, "json")
+    part = pathlib.Path(name).rename(tmp_path / "part")
+    with pytest.raises(ValueError, match=r"the tables in .* hold .* records: write again"):
+        tombstones.add(out, "url", ["x"], silent)
+    part.rename(name)
     said = []
     tombstones.add(out, "url", ["https://elsewhere.org"], said.append)
     assert "no other record matches (1 values given)" in said[1]
