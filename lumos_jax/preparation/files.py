@@ -65,7 +65,8 @@ def read_parquet(path: str, remedy: str, columns: Sequence[str] | None = None) -
     from pyarrow import parquet
 
     with readable(path, remedy), storage.open_read(path) as file:
-        return parquet.read_table(file, columns=columns and list(columns), use_threads=False)
+        # Not read_table, whose threads may still hold the file when the interpreter ends, and then abort the process.
+        return parquet.ParquetFile(file).read(columns=columns and list(columns), use_threads=False)
 
 
 def write_parquet(path: str, table: Any, **options: Any) -> bytes:
