@@ -75,12 +75,10 @@ def write(out: str, wanted: settings.Prepare, say: Callable[[str], None]) -> str
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Rows of some scan files. task, place: (N,) which file and which of its rows; codes: (N,) of the selection's reasons."""
+    """Rows of some scan files. codes: (N,) of the selection's reasons."""
 
     tasks: list[int]
     table: Any
-    task: np.ndarray
-    place: np.ndarray
     codes: np.ndarray
 
     @classmethod
@@ -96,10 +94,7 @@ class _Rows:
             codes.append(selection.reasons(out, chosen.digest, task))
             tasks.append(task)
             rows += len(tables[-1])
-        table = pyarrow.concat_tables(tables).combine_chunks()
-        lengths = [len(one) for one in tables]
-        place = np.concatenate([np.arange(length) for length in lengths])
-        return cls(tasks, table, np.repeat(tasks, lengths), place, np.concatenate(codes))
+        return cls(tasks, pyarrow.concat_tables(tables).combine_chunks(), np.concatenate(codes))
 
 
 def _sheets(sample: _Rows, chosen: selection.Selection, thumbnails: _Thumbnails) -> list[Sheet]:
@@ -127,7 +122,7 @@ def _sheets(sample: _Rows, chosen: selection.Selection, thumbnails: _Thumbnails)
 
 def _groups(out: str, chosen: selection.Selection, thumbnails: _Thumbnails) -> list[Group]:
     """Groups drawn at random, of each kind of duplicates: the record that was kept, and those dropped for it."""
-    members = selection.groups(out, chosen.digest).to_pylist()
+    members = selection.groups(out, chosen.digest, _ROWS).to_pylist()
     by_keeper: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for member in members:
         if member["keeper_row"] >= 0:
@@ -268,14 +263,7 @@ def _timings(made: plan.Plan, done: Sequence[scan.Done]) -> list[list[str]]:
         seconds, read = sum(one.seconds for one in own), sum(one.read for one in own)
         size = sum(one.bytes for one in own)
         table.append(
-            [
-                label,
-                f"{len(own):,}",
-                f"{read:,}",
-                _bytes(size),
-                _duration(seconds),
-                f"{read / max(seconds, 1e-3):,.0f}",
-            ]
+            [label, f"{len(own):,}", f"{read:,}", _bytes(size), _duration(seconds), f"{read / max(seconds, 1e-3):,.0f}"]
         )
     return table
 

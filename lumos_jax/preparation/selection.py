@@ -132,9 +132,18 @@ def inputs(out: str, digest: str) -> np.ndarray:
     return files.read_npy(path(out, digest, "inputs.npy"), _remedy(out, digest))
 
 
-def groups(out: str, digest: str) -> Any:
-    """groups.parquet as a pyarrow.Table."""
-    return files.read_parquet(path(out, digest, "groups.parquet"), _remedy(out, digest))
+def groups(out: str, digest: str, limit: int) -> Any:
+    """Rows of groups.parquet as a pyarrow.Table: all, or those of tasks drawn at random until there are `limit`."""
+    from pyarrow import parquet
+
+    name = path(out, digest, "groups.parquet")
+    with files.readable(name, _remedy(out, digest)), storage.open_read(name) as file:
+        opened, chosen, rows = parquet.ParquetFile(file), [], 0
+        for number in np.random.default_rng(0).permutation(opened.num_row_groups).tolist():
+            if rows < limit:
+                chosen.append(number)
+                rows += opened.metadata.row_group(number).num_rows
+        return opened.read_row_groups(sorted(chosen), use_threads=False)
 
 
 def _remedy(out: str, digest: str) -> str:
