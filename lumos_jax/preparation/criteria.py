@@ -31,18 +31,8 @@ EXACT, NEAR, SEMANTIC, CAP, CONTAMINATED = (
     "evaluation",
 )
 _RULES = (
-    "short_side",
-    "ratio",
-    "pixels",
-    "bytes",
-    "blur",
-    "entropy",
-    "border",
-    "no_caption",
-    "words",
-    "repetition",
-    "banned",
-)
+    "short_side", "ratio", "pixels", "bytes", "blur", "entropy", "border", "no_caption", "words", "repetition", "banned",
+)  # fmt: skip
 REASONS = (*SCORE_LIMITS, *_RULES, CONTAMINATED, EXACT, NEAR, SEMANTIC, CAP)
 _CAPTIONS = ("caption", "detailed")
 

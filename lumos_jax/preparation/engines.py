@@ -125,7 +125,7 @@ def processes(workers: int) -> Iterator[Run]:
 @contextlib.contextmanager
 def flags(execution: Execution) -> Iterator[list[str]]:
     """Beam's flags; a Dask cluster on this machine lives meanwhile."""
-    runner = execution.runner or "DirectRunner"
+    runner = execution.runner
     name = "apache_beam.runners.dask.dask_runner.DaskRunner" if runner == "DaskRunner" else runner
     given = [f"--runner={name}", *execution.beam]
     if runner == "DirectRunner":
@@ -136,13 +136,8 @@ def flags(execution: Execution) -> Iterator[list[str]]:
         from distributed import LocalCluster, default_client
 
         dask.config.set({"distributed.scheduler.allowed-failures": _DASK_RETRIES})
-        with LocalCluster(
-            n_workers=execution.workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            silence_logs=logging.ERROR,
-        ) as cluster:
+        options = {"threads_per_worker": 1, "processes": True, "dashboard_address": None, "silence_logs": logging.ERROR}
+        with LocalCluster(n_workers=execution.workers, **options) as cluster:
             yield [*given, f"--dask_client_address={cluster.scheduler_address}"]
             with contextlib.suppress(ValueError):  # there is none where the pipeline did not begin
                 default_client().close()  # Beam's own, which would look for the cluster again

@@ -49,11 +49,8 @@ def write(out: str, wanted: settings.Prepare, say: Callable[[str], None]) -> str
     groups = _groups(out, chosen, thumbnails)
     thumbnails.write(say)
     scale = chosen.rows / max(len(sample.table), 1)
-    few = (
-        ""
-        if scale == 1
-        else f"Of {len(sample.table):,} records of {len(sample.tasks)} scan files drawn at random, scaled to all."
-    )
+    looked_at = f"{len(sample.table):,} records of {len(sample.tasks)} scan files"
+    few = "" if scale == 1 else f"Of {looked_at} drawn at random, scaled to all."
     done = scan.finish(out, wanted)
     content = page.Page(
         title=f"Preparation of {out}",
@@ -141,15 +138,12 @@ def _groups(out: str, chosen: selection.Selection, thumbnails: _Thumbnails) -> l
     groups = []
     for key in drawn:
         shown = by_keeper[key][:_MEMBERS]
-        pictures = [
-            thumbnails.picture(
-                entries[m["task"], m["row"]], f"{_size(entries[m['task'], m['row']])}{_bits(m['distance'])}"
-            )
-            for m in shown
-        ]
-        groups.append(
-            Group(_words(key[0]), thumbnails.picture(entries[key[1:]], f"kept, {_size(entries[key[1:]])}"), pictures)
-        )
+        pictures = []
+        for member in shown:
+            entry = entries[member["task"], member["row"]]
+            pictures.append(thumbnails.picture(entry, _size(entry) + _bits(member["distance"])))
+        keeper = entries[key[1:]]
+        groups.append(Group(_words(key[0]), thumbnails.picture(keeper, f"kept, {_size(keeper)}"), pictures))
     return groups
 
 
@@ -182,13 +176,8 @@ class _Thumbnails:
             self._wanted.setdefault(entry["input"], {})[name] = entry
         else:
             name = ""
-        lines = (
-            f"{source.source}: {entry['key']}",
-            entry["url"],
-            source.path,
-            entry["caption"][:200],
-            f"{entry['bytes']:,} bytes",
-        )
+        about = (f"{source.source}: {entry['key']}", entry["url"], source.path, entry["caption"][:200])
+        lines = (*about, f"{entry['bytes']:,} bytes")
         return Picture(name, note, "\n".join(line for line in lines if line))
 
     def write(self, say: Callable[[str], None]) -> None:
@@ -262,9 +251,8 @@ def _timings(made: plan.Plan, done: Sequence[scan.Done]) -> list[list[str]]:
         own = [done[task] for task, inputs in enumerate(made.tasks) if label in (made.inputs[inputs[0]].source, "all")]
         seconds, read = sum(one.seconds for one in own), sum(one.read for one in own)
         size = sum(one.bytes for one in own)
-        table.append(
-            [label, f"{len(own):,}", f"{read:,}", _bytes(size), _duration(seconds), f"{read / max(seconds, 1e-3):,.0f}"]
-        )
+        rate = f"{read / max(seconds, 1e-3):,.0f}"
+        table.append([label, f"{len(own):,}", f"{read:,}", _bytes(size), _duration(seconds), rate])
     return table
 
 
@@ -274,27 +262,11 @@ def _forecast(
     """The table of a sample's forecast; empty where everything was prepared."""
     if made.settings.sample == made.settings.sample_inputs == 1:
         return []
-    table = [
-        [
-            "source",
-            "input files",
-            "to read",
-            "candidates",
-            "kept",
-            "images kept",
-            "core time of the scan",
-            "scan",
-            "storage a month",
-        ]
-    ]
+    names = ("source", "input files", "to read", "candidates", "kept", "images kept", "core time of the scan")
+    table = [[*names, "scan", "storage a month"]]
     for one in forecast.make(made, done, kept):
         scanning, storing = one.dollars(wanted.prices)
-        numbers = [
-            f"{one.files:,.0f}",
-            _bytes(one.read_bytes),
-            f"{one.candidates:,.0f}",
-            f"{one.kept:,.0f}",
-            _bytes(one.kept_bytes),
-        ]
+        counts = [f"{one.files:,.0f}", _bytes(one.read_bytes), f"{one.candidates:,.0f}", f"{one.kept:,.0f}"]
+        numbers = [*counts, _bytes(one.kept_bytes)]
         table.append([one.source, *numbers, _duration(3600 * one.core_hours), f"${scanning:,.2f}", f"${storing:,.2f}"])
     return table
