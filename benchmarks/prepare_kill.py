@@ -27,8 +27,8 @@ from benchmarks import prepare_quality
 
 HOW = {  # flags of one command, or the number of processes that share the tasks of each verb
     "1 worker": [],
-    "Beam, 2 workers": ["--workers=2"],
-    "Beam, 3 workers": ["--workers=3"],
+    "2 workers": ["--workers=2"],
+    "Beam, 3 workers": ["--runner=DirectRunner", "--workers=3"],
     "Dask, 2 workers": ["--runner=DaskRunner", "--workers=2"],
     "2 processes": 2,
     "3 processes": 3,
@@ -84,7 +84,7 @@ def digests(out: pathlib.Path) -> dict[str, str]:
     """Every output but the report -> sha256. Temporary files of killed processes have names of their own and are no outputs."""
     found = {}
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
-        if {"report", "attempts", "scratch"} & set(path.parts) or "partial" in path.name:
+        if {"report", "attempts", "scratch"} & set(path.parts) or "partial" in path.name or path.name == "lock":
             continue
         content = path.read_bytes()
         if path.suffix == ".json":

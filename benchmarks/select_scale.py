@@ -23,7 +23,7 @@ import tempfile
 
 import numpy as np
 
-from lumos_jax.preparation import duplicates, local, near, plan, rows, scan, select
+from lumos_jax.preparation import engines, hamming, plan, scan, scan_rows, select
 from lumos_jax.preparation.settings import Duplicates, Prepare, Source
 
 GOAL = 500_000_000
@@ -63,8 +63,8 @@ def find(hashes: np.ndarray, distance: int, workers: int) -> tuple[np.ndarray, f
             np.save(name, some)
         pathlib.Path(folder, "scratch").mkdir()
         began = processor()
-        with local.processes(workers) as run:
-            found = near.find(parts, distance, f"{folder}/scratch", run)
+        with engines.processes(workers) as run:
+            found = hamming.near_pairs(parts, distance, f"{folder}/scratch", run)
         return found, processor() - began
 
 
@@ -74,7 +74,7 @@ def pairs(count: int, distance: int, workers: int) -> None:
     found = np.unique(found, axis=0)
     known = np.dtype([("left", np.uint64), ("right", np.uint64)])
     both = np.isin(expected.view(known).ravel(), found.view(known).ravel())
-    plan_here, plan_goal = duplicates.tables(distance, count), duplicates.tables(distance, GOAL)
+    plan_here, plan_goal = hamming.tables(distance, count), hamming.tables(distance, GOAL)
     chance = count**2 / 2 * sum(math.comb(64, bits) for bits in range(1, distance + 1)) / 2**64
     print(
         f"{len(hashes):,} hashes, {distance} bits, {len(plan_here)} tables of {min(t.bits for t in plan_here)} bits: "
@@ -94,9 +94,9 @@ def comparisons_a_second() -> float:
     words = np.sort(np.random.default_rng(0).integers(0, 2**13, 240 << 13, np.uint64) << np.uint64(51))
     words |= np.random.default_rng(1).integers(0, 2**51, len(words), np.uint64)
     words.sort()
-    table = duplicates.Table(tuple(range(63, -1, -1)), 13)
+    table = hamming.Table(tuple(range(63, -1, -1)), 13)
     began = processor()
-    duplicates.pairs_of_table(words, [table], 0, 2)
+    hamming.pairs_of_table(words, [table], 0, 2)
     return 2**13 * 240**2 / 2 / (processor() - began)
 
 
@@ -127,7 +127,7 @@ def scanned(folder: pathlib.Path, count: int, wanted: Prepare) -> None:
     for number in range(tasks):
         (folder / "tars").mkdir(exist_ok=True)
         (folder / "tars" / f"{number:05d}.tar").write_bytes(b"-")
-    plan.make(str(folder / "out"), wanted, lambda _: None)
+    made = plan.make(str(folder / "out"), wanted, lambda _: None)
     (folder / "out" / "scan").mkdir()
     first_hashes, first_files = rng.integers(0, 2**64, _TASK, np.uint64), rng.integers(0, 256, (_TASK, 32), np.uint8)
     for number in range(tasks):
@@ -148,14 +148,15 @@ def scanned(folder: pathlib.Path, count: int, wanted: Prepare) -> None:
             **{name: rng.random(size) for name in ("blur", "entropy", "border", "similarity")},
             "aesthetic": rng.uniform(4.5, 7, size), "watermark": rng.random(size) / 2, "unsafe": rng.random(size) / 2,
         }  # fmt: skip
-        columns = {name: given.get(name, [default] * size) for name, default in rows.DEFAULTS.items()}
+        columns = {name: given.get(name, [default] * size) for name, default in scan_rows.DEFAULTS.items()}
         table = pa.table(
-            [pa.array(columns[field.name]).cast(field.type) for field in rows.schema()], schema=rows.schema()
+            [pa.array(columns[field.name]).cast(field.type) for field in scan_rows.schema()], schema=scan_rows.schema()
         )
         file = io.BytesIO()
         parquet.write_table(table, file, compression="zstd")
-        pathlib.Path(scan.path(str(folder / "out"), number)).write_bytes(file.getvalue())
-        done = scan.Done(size, size, hashlib.sha256(file.getvalue()).hexdigest(), {"": size}, 0, (), 0.0, 0.0)
+        pathlib.Path(scan_rows.path(str(folder / "out"), number)).write_bytes(file.getvalue())
+        digest = hashlib.sha256(file.getvalue()).hexdigest()
+        done = scan.Done(size, size, digest, {"": size}, 0, (), 0.0, 0.0, made.digest)
         (folder / "out" / "scan" / f"{number:06d}.json").write_text(json.dumps(dataclasses.asdict(done)))
 
 

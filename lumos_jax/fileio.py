@@ -125,10 +125,12 @@ def local_directory(flag: str, value: str) -> pathlib.Path:
 _LEASE = 100.0  # seconds; NFS servers free the locks of a machine that is lost after about 90
 
 
-def lock(path: pathlib.Path) -> None:
+def lock(path: pathlib.Path, *, wait: bool = False) -> None:
     """Take a file as this process's own until it ends, however it ends: the kernel frees the lock, or the file server does.
 
     POSIX record locks also hold between machines of a shared file system, and child processes do not inherit them.
+
+    wait: for another process that holds it, rather than fail.
 
     Raises:
       ValueError: another process holds it.
@@ -144,7 +146,7 @@ def lock(path: pathlib.Path) -> None:
                 print(f"warning: {path.parent} has no file locks ({error}): start no second run in it", file=sys.stderr)
                 return
         holder = os.pread(file, 1000, 0).decode(errors="replace").strip() or "unknown"
-        if holder.endswith(f" on {host}") or time.monotonic() > until:
+        if not wait and (holder.endswith(f" on {host}") or time.monotonic() > until):
             raise ValueError(f"{path.parent} is in use by another run ({holder}): stop it, or take another directory")
         time.sleep(1.0)
     os.ftruncate(file, 0)

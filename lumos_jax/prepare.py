@@ -7,7 +7,7 @@ A data set from collections of images, stage by stage, each resumable by the sam
                    --config=configs/prepare/web.py --source=folder:/data/photos --out=DIR [--sample=0.001]
     scan       reads, decodes and measures every image once; the rest is computed from its rows
                    --out=DIR --workers=16
-    select     chooses what is kept: criteria, duplicates, evaluation sets. Minutes, again for each change of a threshold
+    select     chooses what is kept by criteria, duplicates and evaluation sets; run it again to try other thresholds
                    --out=DIR --config.criteria.min_aesthetic=5.0
     write      writes what was selected as ArrayRecord shards, or only an index over the original shards
                    --out=DIR [--index-only]
@@ -44,7 +44,7 @@ from lumos_jax.config.fields import validate
 from lumos_jax.data import TooManyCorruptRecords
 from lumos_jax.exit_codes import STOPPED
 from lumos_jax.preparation import (
-    compaction,
+    compact,
     engines,
     forecast,
     plan,
@@ -115,16 +115,24 @@ def _say(line: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Command:
-    """What a stage takes from the command line. alone: whether this process is the only one."""
+    """What a stage takes from the command line. settings: None for verbs that have none. alone: whether this process is the
+    only one."""
 
     out: str
-    settings: Prepare
-    how: engines.How
+    settings: Prepare | None
+    execution: engines.Execution
     args: argparse.Namespace
 
     @property
     def alone(self) -> bool:
-        return self.how.processes == 1
+        return self.execution.processes == 1
+
+    def tasks_left(self, count: int, finished: Callable[[str], int]) -> bool:
+        """Whether other processes still have tasks to do; says so."""
+        left = 0 if self.alone else count - finished(self.out)
+        if left > 0:
+            _say(f"{left:,} of {count:,} tasks are left to other processes")
+        return left > 0
 
 
 def _plan(command: _Command) -> None:
@@ -135,9 +143,8 @@ def _scan(command: _Command) -> None:
     out, made = command.out, plan.read(command.out)
     if changed := plan.frozen_changes(made.settings, command.settings):
         raise ValueError(plan.refusal(out, changed))
-    engines.run(scan.run_task, out, scan.tasks(made), command.how, lambda: scan.finished(out), "scan")
-    if not command.alone and (left := len(made.tasks) - scan.finished(out)):
-        _say(f"{left:,} of {len(made.tasks):,} tasks are left to other processes")
+    engines.run(scan.run_task, out, scan.tasks(made), command.execution, lambda: scan.finished(out), "scan")
+    if command.tasks_left(len(made.tasks), scan.finished):
         return
     for line in scan.describe(scan.finish(out, command.settings)):
         _say(line)
@@ -145,7 +152,7 @@ def _scan(command: _Command) -> None:
 
 def _select(command: _Command) -> None:
     out, settings = command.out, command.settings
-    chosen = select.run(out, settings, command.how.workers, _say)
+    chosen = select.run(out, settings, command.execution.workers, _say)
     made = plan.read(out)
     if made.settings.sample < 1 or made.settings.sample_inputs < 1:
         kept = selection.inputs(out, chosen.digest)
@@ -155,18 +162,15 @@ def _select(command: _Command) -> None:
 
 def _write(command: _Command) -> None:
     out, numbers = command.out, write.tasks(command.out, command.settings)
-    engines.run(write.run_task, out, numbers, command.how, lambda: write.finished(out), "write")
-    if not command.alone and (left := len(numbers) - write.finished(out)):
-        _say(f"{left:,} of {len(numbers):,} tasks are left to other processes")
+    engines.run(write.run_task, out, numbers, command.execution, lambda: write.finished(out), "write")
+    if command.tasks_left(len(numbers), write.finished):
         return
     write.finish(out, _say)
     _say(f"train on it with --config.data.source=prepared --config.data.path={out}")
 
 
 def _verify(command: _Command) -> None:
-    problems = verify.run(command.out, workers=command.how.workers, say=_say)
-    for problem in problems:
-        _say(problem)
+    problems = verify.run(command.out, workers=command.execution.workers, say=_say)
     if problems:
         raise OSError(f"{len(problems):,} problems in {command.out}")
 
@@ -184,10 +188,10 @@ def _tombstone(command: _Command) -> None:
 
 
 def _compact(command: _Command) -> None:
-    out, numbers = command.out, compaction.tasks(command.out)
-    engines.run(compaction.run_task, out, numbers, command.how, lambda: compaction.finished(out), "compact")
-    if command.alone or compaction.finished(out) == len(numbers):
-        compaction.finish(out, _say)
+    out, numbers = command.out, compact.tasks(command.out)
+    engines.run(compact.run_task, out, numbers, command.execution, lambda: compact.finished(out), "compact")
+    if not command.tasks_left(len(numbers), compact.finished):
+        compact.finish(out, _say)
 
 
 def _all(command: _Command) -> None:
@@ -212,6 +216,7 @@ _VERBS: dict[str, tuple[Callable[[_Command], None], str]] = {
     "compact": (_compact, "Writes a new version without the records that have a tombstone; numbers and order change."),
 }
 _BY_ENGINE, _IN_PROCESSES = ("all", "scan", "write", "compact"), ("select", "verify")
+_WITHOUT_SETTINGS = ("verify", "tombstone", "compact")  # the manifest tells them everything
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -225,8 +230,11 @@ def _parser() -> argparse.ArgumentParser:
         add = verb.add_argument
         add("--out", required=True, metavar="DIR", help="directory or URL (gs://, s3://) of the data set")
         needed = name in ("all", "plan")
-        add("--config", required=needed, metavar="FILE",
-            help="in configs/prepare/" + ("" if needed else "; default: the settings of the plan"))  # fmt: skip
+        if name not in _WITHOUT_SETTINGS:
+            default = "selection" if name in ("write", "report") else "plan"
+            add("--config", required=needed, metavar="FILE",
+                help="in configs/prepare/" + ("" if needed else f"; default: the settings of the {default}"))  # fmt: skip
+            add("--config.GROUP.FIELD", dest="_", metavar="VALUE", help="set any field (docs/settings.md)")
         if needed:
             add("--source", action="append", default=[], metavar="KIND:PATH",
                 help="in place of the config's sources, as folder:/data/photos; may be given several times")  # fmt: skip
@@ -252,13 +260,17 @@ def _parser() -> argparse.ArgumentParser:
             add("--process", type=int, default=0, metavar="I", help="which of those this is, from 0")
             add("--runner", default="", metavar="RUNNER",
                 help=f"of Apache Beam: {', '.join(engines.RUNNERS)}; Beam's own flags may follow")  # fmt: skip
-        add("--config.GROUP.FIELD", dest="_", metavar="VALUE", help="set any field (docs/settings.md)")
     return parser
 
 
 def _settings(args: argparse.Namespace, changes: Sequence[str]) -> Prepare:
-    """The config file's settings, or the plan's, as the flags change them."""
-    default = {} if args.config else prepare_settings.to_dict(plan.read(args.out).settings)
+    """The config file's settings, or those of the plan or selection, as the flags change them."""
+    default = {}
+    if not args.config:
+        planned = plan.read(args.out).settings
+        if args.verb in ("write", "report"):
+            planned = selection.settings(planned, selection.read(args.out))
+        default = prepare_settings.to_dict(planned)
     settings = prepare_settings.from_dict(cli.changed_config(args.config, default, changes))
     if given := getattr(args, "source", []):
         pairs = [text.partition(":") for text in given]
@@ -280,9 +292,21 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("this needs the extra `prepare`: pip install '.[prepare]'")
     changes = [word for word in rest if word.startswith("--config.")]
     beam = tuple(word for word in rest if not word.startswith("--config."))
+    unexpected = [] if args.verb in _BY_ENGINE else [*beam]
+    unexpected += changes if args.verb in _WITHOUT_SETTINGS else []
+    if unexpected:
+        raise ValueError(
+            f"unexpected argument {unexpected[0]!r}: fields are set as --config.group.field=value; see lumos_jax.prepare "
+            f"{args.verb} --help"
+        )
     names = ("workers", "runner", "processes", "process")
-    how = engines.How(**{name: getattr(args, name) for name in names if hasattr(args, name)}, beam=beam)
-    _VERBS[args.verb][0](_Command(args.out, _settings(args, changes), how, args))
+    execution = engines.Execution(**{name: getattr(args, name) for name in names if hasattr(args, name)}, beam=beam)
+    settings = None if args.verb in _WITHOUT_SETTINGS else _settings(args, changes)
+    try:
+        _VERBS[args.verb][0](_Command(args.out, settings, execution, args))
+    except OSError as error:
+        text = str(error) if error.filename else f"{args.out}: {error}"
+        raise (error if error.errno is None else fileio.failure(error, text)) from error
 
 
 if __name__ == "__main__":

@@ -87,6 +87,8 @@ def as_oserror(error: Exception, path: str) -> OSError:
         kinds = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, ConnectionError: errno.ECONNRESET}
         code = error.errno or next((code for kind, code in kinds.items() if isinstance(error, kind)), None)
         text = error.strerror or text
+        if code is not None and code < 0:  # getaddrinfo's: no such host, or no name server
+            code = errno.EHOSTUNREACH
         if code is None:
             code = errno.ECONNRESET if _NETWORK.search(type(error).__name__) else errno.EPROTO
     elif isinstance(status, int) or str(status).isdigit():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import math
 import os
 import re
@@ -20,7 +19,7 @@ import numpy as np
 from lumos_jax.data import CorruptRecord, storage
 from lumos_jax.data.base import digest
 from lumos_jax.data.files import IMAGE_ENDINGS
-from lumos_jax.preparation import duplicates
+from lumos_jax.preparation import files, hamming
 
 _LOOK_UP, _COMPARE = 2e-8, 1.4e-9  # seconds to look a row up in a table, and to compare it with an evaluation image
 _TABLE_BITS = 23  # of a table in memory, at most
@@ -60,13 +59,13 @@ def merged(sets: Iterable[EvaluationHashes]) -> EvaluationHashes:
 
 
 def read(path: str, hash_image: Callable[[bytes], int | None], kept: str) -> EvaluationHashes:
-    """The hashes of an evaluation set. Those of a folder are kept in the directory `kept` until its files change.
+    """The hashes of an evaluation set. Those of a folder are cached in the directory `kept` until its files change.
 
     hash_image: the perceptual hash of an encoded image, None for one without content. Raises CorruptRecord.
     Raises ValueError: no set is there, or a line or an image cannot be read.
     """
     if path.endswith(".npy"):
-        values = np.load(io.BytesIO(storage.read(path)))
+        values = files.read_npy(path, "give another evaluation set, or write it again")
         if values.dtype != np.uint64 or values.ndim != 1:
             raise ValueError(f"{path} holds {values.dtype} {values.shape}, and perceptual hashes are uint64 (N,)")
         return merged([EvaluationHashes(values, np.zeros((0, 2), np.uint64))])
@@ -79,40 +78,35 @@ def read(path: str, hash_image: Callable[[bytes], int | None], kept: str) -> Eva
         )
     name = storage.join(kept, f"{digest([path, *found])}.npz")
     if not storage.exists(name):
-        hashes, file = _of_images(path, found, hash_image), io.BytesIO()
-        np.savez(file, **dataclasses.asdict(hashes))
-        storage.write_whole(name, file.getvalue())
-    with np.load(io.BytesIO(storage.read(name))) as arrays:
-        return EvaluationHashes(**arrays)
+        files.write_npz(name, dataclasses.asdict(_of_images(path, found, hash_image)))
+    return EvaluationHashes(**files.read_npz(name, "remove it and select again"))
 
 
 def _of_lines(path: str, lines: Sequence[str]) -> EvaluationHashes:
-    perceptual, files = [], []
+    perceptual, digests = [], []
     for number, line in enumerate(lines, start=1):
         digits = (line.split() or [""])[0].lower()
         if not digits or digits.startswith("#"):
             continue
         if not re.fullmatch("[0-9a-f]{16}|[0-9a-f]{64}", digits):
             raise ValueError(f"{path}, line {number}: {digits[:80]!r} is no hash of 16 or 64 hexadecimal digits")
-        (perceptual if len(digits) == 16 else files).append(digits)
-    sha256 = np.frombuffer(bytes.fromhex("".join(files)), np.uint8).reshape(-1, 32)
+        (perceptual if len(digits) == 16 else digests).append(digits)
+    sha256 = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, 32)
     return merged([EvaluationHashes(np.array([int(d, 16) for d in perceptual], np.uint64), leading(sha256))])
 
 
 def _of_images(
     path: str, found: Sequence[storage.Entry], hash_image: Callable[[bytes], int | None]
 ) -> EvaluationHashes:
-    perceptual, files = [], []
+    perceptual, digests = [], []
     for entry in found:
         content = storage.read(entry.path)
-        files.append(hashlib.sha256(content).digest())
+        digests.append(hashlib.sha256(content).digest())
         try:
             perceptual.append(hash_image(content))
         except CorruptRecord as error:
-            raise ValueError(
-                f"evaluation set {path}: {entry.path} cannot be decoded ({error}); take it away"
-            ) from error
-    sha256 = np.frombuffer(b"".join(files), np.uint8).reshape(-1, 32)
+            raise ValueError(f"evaluation set {path}: {entry.path} cannot be decoded ({error}); remove it") from error
+    sha256 = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
     known = [value for value in perceptual if value is not None]
     return merged([EvaluationHashes(np.array(known, np.uint64), leading(sha256))])
 
@@ -129,8 +123,8 @@ class Matcher:
                 each = _LOOK_UP + 10 * _COMPARE * len(hashes.phash) / 2**bits
                 costs[equal] = math.comb(distance + equal, equal) * each
         equal = min(costs, key=lambda one: (costs[one], one))
-        for table in duplicates.table_set(distance, equal) if equal else []:
-            words = np.sort(duplicates.rearranged(hashes.phash, table))
+        for table in hamming.table_set(distance, equal) if equal else []:
+            words = np.sort(hamming.rearranged(hashes.phash, table))
             there = np.zeros(1 << table.bits, bool)
             there[words >> np.uint64(64 - table.bits)] = True
             self._tables.append((table, words, there))
@@ -159,7 +153,7 @@ class Matcher:
     def _by_tables(self, phash: np.ndarray) -> np.ndarray:
         result = np.zeros(len(phash), bool)
         for table, words, there in self._tables:
-            looked_up = duplicates.rearranged(phash, table)
+            looked_up = hamming.rearranged(phash, table)
             rest = np.uint64(64 - table.bits)
             rows = np.flatnonzero(there[looked_up >> rest] & ~result)
             wanted = looked_up[rows]

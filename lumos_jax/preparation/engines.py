@@ -21,13 +21,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from tqdm import tqdm
 
 Task = Callable[[str, int], None]
+Run = Callable[[Callable[..., Any], Iterable[tuple]], list[Any]]  # calls a function with each tuple of arguments
 RUNNERS = ("DirectRunner", "DaskRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 _POLL = 1.0  # seconds between looks at what is finished, at least
 _POLL_SHARE = 0.05  # of the time that may go into looking: a bucket with many files takes seconds to list
@@ -36,7 +38,7 @@ _DASK_RETRIES = 16  # of a task whose worker died; the task itself counts its at
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
+class Execution:
     """Where tasks run. beam: flags that Beam's runner reads. processes, process: how many there are, and which one this is."""
 
     workers: int = 1
@@ -48,6 +50,7 @@ class How:
     def __post_init__(self):
         problems = {
             f"--workers={self.workers} must be at least 1": self.workers < 1,
+            f"--processes={self.processes} must be at least 1": self.processes < 1,
             f"--process={self.process} must be from 0 to {self.processes - 1}, as --processes={self.processes}":
                 not 0 <= self.process < self.processes,
             f"--runner={self.runner} is not one of {', '.join(RUNNERS)}": bool(self.runner) and self.runner not in RUNNERS,
@@ -61,22 +64,24 @@ class How:
                 raise ValueError(message)
 
 
-def run(task: Task, out: str, numbers: Sequence[int], how: How, finished: Callable[[], int], title: str) -> None:
+def run(
+    task: Task, out: str, numbers: Sequence[int], execution: Execution, finished: Callable[[], int], title: str
+) -> None:
     """Runs `task(out, number)` for the numbers, those of this process.
 
     finished: tells how many tasks are done, all processes together, for the progress bar.
     Raises what a task raises.
     """
-    own = numbers[how.process :: how.processes]
+    own = numbers[execution.process :: execution.processes]
     if not own:
         return
-    if not how.runner:
+    if not execution.runner:
         call = functools.partial(task, out)
-        done = map(call, own) if how.workers == 1 else _pool(call, own, how.workers)
+        done = map(call, own) if execution.workers == 1 else _pool(call, own, execution.workers)
         for _ in tqdm(done, title, len(own), unit="task", disable=None):
             pass
         return
-    with _progress(title, len(numbers), finished), flags(how) as given:
+    with _progress(title, len(numbers), finished), flags(execution) as given:
         _beam(task, out, own, given)
 
 
@@ -104,26 +109,35 @@ def _pool(call: Callable[[int], None], numbers: Sequence[int], workers: int) -> 
 
 
 @contextlib.contextmanager
-def flags(how: How) -> Iterator[list[str]]:
+def processes(workers: int) -> Iterator[Run]:
+    """Runs the steps of a stage in that many processes; results come in the order of the arguments. 1: in this process.
+    Raises OSError: a process was killed."""
+    if workers <= 1:
+        yield lambda function, arguments: [function(*some) for some in arguments]
+        return
+    try:
+        with futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            yield lambda function, arguments: list(pool.map(function, *zip(*arguments, strict=True)))
+    except BrokenProcessPool as error:
+        raise OSError("a worker was killed, as where memory is short: run again with fewer --workers") from error
+
+
+@contextlib.contextmanager
+def flags(execution: Execution) -> Iterator[list[str]]:
     """Beam's flags; a Dask cluster on this machine lives meanwhile."""
-    runner = how.runner or "DirectRunner"
+    runner = execution.runner
     name = "apache_beam.runners.dask.dask_runner.DaskRunner" if runner == "DaskRunner" else runner
-    given = [f"--runner={name}", *how.beam]
+    given = [f"--runner={name}", *execution.beam]
     if runner == "DirectRunner":
         quiet = "--default_sdk_harness_log_level=ERROR"
-        yield [*given, quiet, "--direct_running_mode=multi_processing", f"--direct_num_workers={how.workers}"]
-    elif runner == "DaskRunner" and not any(flag.startswith("--dask_client_address") for flag in how.beam):
+        yield [*given, quiet, "--direct_running_mode=multi_processing", f"--direct_num_workers={execution.workers}"]
+    elif runner == "DaskRunner" and not any(flag.startswith("--dask_client_address") for flag in execution.beam):
         import dask
         from distributed import LocalCluster, default_client
 
         dask.config.set({"distributed.scheduler.allowed-failures": _DASK_RETRIES})
-        with LocalCluster(
-            n_workers=how.workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            silence_logs=logging.ERROR,
-        ) as cluster:
+        options = {"threads_per_worker": 1, "processes": True, "dashboard_address": None, "silence_logs": logging.ERROR}
+        with LocalCluster(n_workers=execution.workers, **options) as cluster:
             yield [*given, f"--dask_client_address={cluster.scheduler_address}"]
             with contextlib.suppress(ValueError):  # there is none where the pipeline did not begin
                 default_client().close()  # Beam's own, which would look for the cluster again

@@ -4,7 +4,7 @@ The hash is that of the library imagehash (phash, hash_size 8, highfreq_factor 4
 cosine transform, its 8 x 8 lowest frequencies, each compared with their median. The image is first reduced by a whole factor, a
 JPEG while decoding, to a short side of 128 to 255 pixels, which changes a few bits at most (tests/preparation/test_images.py)
 and saves the time of resizing in full; sharpness, entropy and borders are measured there too, and do not depend on resolution.
-Resize and transform are one product of matrices: the rounding of the 32 x 32 pixels between them is left out.
+Resize and transform are one matmul: the rounding of the 32 x 32 pixels between them is left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scores of a collection's metadata by url or key, for images that were downloaded without them (LAION, COYO).
 
     DIR/metadata/<source>/hashes.u64    64-bit hashes of the urls or keys, ascending, all different
-    DIR/metadata/<source>/scores.f32    (N, 4) in the order of rows.SCORES, NaN where unknown
+    DIR/metadata/<source>/scores.f32    (N, 4) in the order of scan_rows.SCORES, NaN where unknown
     DIR/metadata/<source>/done.json     the metadata files that are in them; written last
 
 `build` makes them, once, on one machine: parquet files in turn are spread by hash over files in a temporary directory (24 bytes
@@ -24,8 +24,9 @@ import numpy as np
 
 from lumos_jax.data import storage
 from lumos_jax.data.captions import one_line
+from lumos_jax.preparation import files
 from lumos_jax.preparation.readers.base import NAMES, Candidate
-from lumos_jax.preparation.rows import SCORES
+from lumos_jax.preparation.scan_rows import SCORES
 from lumos_jax.preparation.settings import Source
 
 _PARTS = 256
@@ -76,7 +77,8 @@ def _read(path: str, source: Source) -> Iterator[np.ndarray]:
     from pyarrow import parquet
 
     with storage.open_read(path) as file:
-        opened = parquet.ParquetFile(file)
+        with files.readable(path, "fetch it again"):
+            opened = parquet.ParquetFile(file)
         there = {name.lower(): name for name in opened.schema_arrow.names}
         names = {"key": ("key",)} | NAMES
         columns = {

@@ -16,7 +16,7 @@ from typing import Any
 from lumos_jax.config.fields import flatten_settings
 from lumos_jax.data import storage
 from lumos_jax.data.base import digest
-from lumos_jax.preparation import criteria, embedded, joins
+from lumos_jax.preparation import criteria, joins, scene_shards
 from lumos_jax.preparation import settings as prepare_settings
 from lumos_jax.preparation.readers import READERS, Input
 from lumos_jax.preparation.settings import Prepare, Source
@@ -59,7 +59,7 @@ def make(out: str, settings: Prepare, say: Callable[[str], None]) -> Plan:
     for source in settings.sources:
         if source.kind == "scenes":
             folder = storage.join(out, "embedded")
-            embedded.write(folder, source.num_scenes, say)
+            scene_shards.write(folder, source.num_scenes, say)
             source = dataclasses.replace(source, path=folder)
         given = READERS[source.kind].list(source, settings.task_bytes)
         totals[source.label] = len(given), sum(one.bytes for one in given)

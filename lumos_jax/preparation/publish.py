@@ -8,24 +8,25 @@ import numpy as np
 
 from lumos_jax.data import manifest as manifests
 from lumos_jax.data import storage
-from lumos_jax.preparation import indexed, layout, tombstones
+from lumos_jax.preparation import files, record_files, tombstones, write_index
 
 
 def publish(out: str, manifest: manifests.Manifest) -> manifests.Manifest:
-    """Joins the arrays that the tasks left, gives tombstones to what was taken out before, and writes the manifest.
+    """Concatenates the arrays of the tasks, applies all requests for tombstones, and writes the manifest.
 
-    Meanwhile there is no manifest, so that nobody reads the arrays of one data set with the shards of another.
+    There is no manifest meanwhile, so that no reader takes the arrays of one data set with the shards of another.
     """
-    folder = layout.directory(out, manifest.build, manifest.version)
-    tasks = layout.count_tasks(folder)
+    files.lock(out, wait=True)
+    folder = record_files.directory(out, manifest.build, manifest.version)
+    tasks = record_files.tasks(folder, manifest.records)
     if storage.exists(storage.join(out, manifests.MANIFEST)):
         storage.remove(storage.join(out, manifests.MANIFEST))
-    sizes = (layout.read_arrays(folder, task)["sizes"] for task in range(tasks))
-    layout.write_array(storage.join(out, manifests.SIZES), sizes, np.uint16, (manifest.records, 2))
+    sizes = (record_files.read_arrays(folder, task)["sizes"] for task in tasks)
+    files.write_concatenated(storage.join(out, manifests.SIZES), sizes, np.uint16, (manifest.records, 2))
     if manifest.layout == "index":
-        indexed.write_arrays(out, folder, tasks, manifest)
+        write_index.write_arrays(out, folder, tasks, manifest)
     else:
-        layout.remove_leftovers(storage.join(out, layout.shard_directory(manifest.build, manifest.version)))
-    manifest = dataclasses.replace(manifest, tombstones=tombstones.write_numbers(out, folder))
+        files.remove_leftovers(storage.join(out, record_files.shard_directory(manifest.build, manifest.version)))
+    manifest = dataclasses.replace(manifest, tombstones=tombstones.write_numbers(out, folder, tasks))
     manifests.write_manifest(out, manifest)
     return manifest

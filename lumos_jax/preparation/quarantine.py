@@ -1,4 +1,4 @@
-"""Finds images that kill the process which decodes them: an input is scanned in processes of its own, over halves of halves.
+"""Finds images that kill the process which decodes them, by bisection: ranges of an input are scanned in child processes.
 
 python -m lumos_jax.preparation.quarantine OUT INPUT FIRST LAST   measures the rows from FIRST to LAST - 1 of an input
 """
@@ -23,7 +23,7 @@ def crashing(out: str, number: int) -> set[int]:
     found, pending = set(), [(0, count)] if count else []
     while pending:
         first, last = pending.pop()
-        if _child(out, number, first, last)[0] >= 0:  # an error of Python is not ours to judge: the scan meets it again
+        if _child(out, number, first, last)[0] >= 0:  # the scan raises a Python error itself
             continue
         if last - first == 1:
             found.add(first)

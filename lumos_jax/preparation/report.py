@@ -6,6 +6,7 @@ report takes minutes at any size. Which records are shown is decided by a hash o
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import io
 import json
@@ -15,9 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from lumos_jax.config import fields
 from lumos_jax.data import storage
-from lumos_jax.preparation import forecast, page, plan, rows, scan, screening, selection, settings, thresholds
+from lumos_jax.preparation import criteria, forecast, histograms, page, plan, scan, scan_rows, selection, settings
 from lumos_jax.preparation.page import Group, Picture, Sheet
 from lumos_jax.preparation.readers import READERS, DamagedInput
 
@@ -25,7 +25,7 @@ _ROWS = 1_000_000  # of the scan, that are read
 _SHOWN, _GROUPS, _MEMBERS = 30, 12, 6  # pictures of a sheet, groups of each kind of duplicates, members of a group
 _SIDE = 192  # pixels, of a thumbnail
 _SEED = 0
-_DUPLICATES = (screening.EXACT, screening.NEAR, screening.SEMANTIC)
+_DUPLICATES = (criteria.EXACT, criteria.NEAR, criteria.SEMANTIC)
 _COLUMNS = ("input", "row", "key", "url", "sha256", "format", "offset", "caption")
 
 
@@ -34,32 +34,29 @@ def write(out: str, wanted: settings.Prepare, say: Callable[[str], None]) -> str
 
     Args:
       out: a directory with a plan, a scan and a selection.
-      wanted: settings, of which the prices count; the selection has those that it was made with.
+      wanted: settings; those that decide what is kept must be the selection's.
       say: called with lines of progress.
 
     Raises:
-      ValueError: nothing is selected yet. OSError: storage.
+      ValueError: nothing is selected yet, or by other settings. OSError: storage.
     """
     made, chosen = plan.read(out), selection.read(out)
-    criteria = fields.build(settings.Criteria, chosen.settings["criteria"])
+    selection.check(out, made.digest, chosen, wanted)
     sample = _Rows.sample(out, made, chosen)
     say(f"report      {len(sample.table):,} of {chosen.rows:,} records are looked at")
-    album = _Album(out, made)
-    sheets = _sheets(sample, chosen, album)
-    groups = _groups(out, chosen, album)
-    album.write(say)
+    thumbnails = _Thumbnails(out, made)
+    sheets = _sheets(sample, chosen, thumbnails)
+    groups = _groups(out, chosen, thumbnails)
+    thumbnails.write(say)
     scale = chosen.rows / max(len(sample.table), 1)
-    few = (
-        ""
-        if scale == 1
-        else f"Of {len(sample.table):,} records of {len(sample.tasks)} scan files drawn at random, scaled to all."
-    )
+    looked_at = f"{len(sample.table):,} records of {len(sample.tasks)} scan files"
+    few = "" if scale == 1 else f"Of {looked_at} drawn at random, scaled to all."
     done = scan.finish(out, wanted)
     content = page.Page(
         title=f"Preparation of {out}",
         facts=_facts(out, chosen),
         sources={name: {page.KEPT: one.kept, **one.reasons} for name, one in chosen.sources.items()},
-        histograms=thresholds.histograms(sample.table, chosen.reasons, criteria, made.settings.criteria, scale),
+        histograms=histograms.histograms(sample.table, chosen.reasons, wanted.criteria, made.settings.criteria, scale),
         basis=few,
         sheets=sheets,
         groups=groups,
@@ -75,12 +72,10 @@ def write(out: str, wanted: settings.Prepare, say: Callable[[str], None]) -> str
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Rows of some scan files. task, place: (N,) which file and which of its rows; codes: (N,) of the selection's reasons."""
+    """Rows of some scan files. codes: (N,) of the selection's reasons."""
 
     tasks: list[int]
     table: Any
-    task: np.ndarray
-    place: np.ndarray
     codes: np.ndarray
 
     @classmethod
@@ -92,30 +87,16 @@ class _Rows:
         for task in map(int, np.random.default_rng(_SEED).permutation(len(made.tasks))):
             if rows and rows + len(tables[-1]) > _ROWS:
                 break
-            tables.append(read_scan(out, task))
+            tables.append(scan_rows.read(out, task))
             codes.append(selection.reasons(out, chosen.digest, task))
             tasks.append(task)
             rows += len(tables[-1])
-        table = pyarrow.concat_tables(tables).combine_chunks()
-        lengths = [len(one) for one in tables]
-        place = np.concatenate([np.arange(length) for length in lengths])
-        return cls(tasks, table, np.repeat(tasks, lengths), place, np.concatenate(codes))
+        return cls(tasks, pyarrow.concat_tables(tables).combine_chunks(), np.concatenate(codes))
 
 
-def read_scan(out: str, task: int, columns: Sequence[str] | None = None) -> Any:
-    """A pyarrow.Table of a scan file."""
-    import pyarrow.parquet
-
-    with storage.open_read(storage.join(out, "scan", f"{task:06d}.parquet")) as file:
-        return pyarrow.parquet.read_table(file, columns=columns)
-
-
-def _sheets(sample: _Rows, chosen: selection.Selection, album: _Album) -> list[Sheet]:
+def _sheets(sample: _Rows, chosen: selection.Selection, thumbnails: _Thumbnails) -> list[Sheet]:
     """What was kept, then each reason, the most frequent first. Duplicates are shown as groups."""
-    counts: dict[str, int] = {page.KEPT: chosen.kept}
-    for source in chosen.sources.values():
-        for reason, count in source.reasons.items():
-            counts[reason] = counts.get(reason, 0) + count
+    counts = {page.KEPT: chosen.kept} | _reason_counts(chosen)
     names = sorted(counts, key=lambda name: (name != page.KEPT, -counts[name]))
     # The content decides, so that the same records are shown whatever task they are in.
     places = np.array([int.from_bytes(digest[:8], "big") for digest in sample.table["sha256"].to_pylist()], np.uint64)
@@ -127,29 +108,24 @@ def _sheets(sample: _Rows, chosen: selection.Selection, album: _Album) -> list[S
             continue
         shown = found[np.argsort(places[found], kind="stable")[:_SHOWN]]
         entries = sample.table.take(shown)
-        measured = thresholds.values(entries, name) if name in thresholds.NAMES else None
+        measured = histograms.values(entries, name) if name in histograms.NAMES else None
         pictures = []
         for i, entry in enumerate(entries.to_pylist()):
             note = _size(entry) if measured is None else f"{name} {page.number(float(measured[i]))}"
-            pictures.append(album.picture(entry, note))
+            pictures.append(thumbnails.picture(entry, note))
         sheets.append(Sheet(name, counts[name], pictures))
     return sheets
 
 
-def _groups(out: str, chosen: selection.Selection, album: _Album) -> list[Group]:
+def _groups(out: str, chosen: selection.Selection, thumbnails: _Thumbnails) -> list[Group]:
     """Groups drawn at random, of each kind of duplicates: the record that was kept, and those dropped for it."""
-    import pyarrow.parquet
-
-    with storage.open_read(selection.path(out, chosen.digest, "groups.parquet")) as file:
-        members = pyarrow.parquet.read_table(file).to_pylist()
+    members = selection.groups(out, chosen.digest, _ROWS).to_pylist()
     by_keeper: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for member in members:
         if member["keeper_row"] >= 0:
             by_keeper.setdefault((member["reason"], member["keeper_task"], member["keeper_row"]), []).append(member)
     rng, drawn = np.random.default_rng(_SEED), []
-    for reason, number in zip(
-        (screening.NEAR, screening.SEMANTIC, screening.EXACT), (_GROUPS, _GROUPS, 3), strict=True
-    ):
+    for reason, number in zip((criteria.NEAR, criteria.SEMANTIC, criteria.EXACT), (_GROUPS, _GROUPS, 3), strict=True):
         keys = sorted(key for key in by_keeper if key[0] == reason)
         drawn += [keys[i] for i in sorted(rng.permutation(len(keys))[:number])]
     wanted = {key[1:] for key in drawn}
@@ -157,18 +133,17 @@ def _groups(out: str, chosen: selection.Selection, album: _Album) -> list[Group]
     entries = {}
     for task in sorted({task for task, _ in wanted}):
         places = sorted(row for one, row in wanted if one == task)
-        for row, entry in zip(places, read_scan(out, task).take(places).to_pylist(), strict=True):
+        for row, entry in zip(places, scan_rows.read(out, task).take(places).to_pylist(), strict=True):
             entries[task, row] = entry
     groups = []
     for key in drawn:
         shown = by_keeper[key][:_MEMBERS]
-        pictures = [
-            album.picture(entries[m["task"], m["row"]], f"{_size(entries[m['task'], m['row']])}{_bits(m['distance'])}")
-            for m in shown
-        ]
-        groups.append(
-            Group(_words(key[0]), album.picture(entries[key[1:]], f"kept, {_size(entries[key[1:]])}"), pictures)
-        )
+        pictures = []
+        for member in shown:
+            entry = entries[member["task"], member["row"]]
+            pictures.append(thumbnails.picture(entry, _size(entry) + _bits(member["distance"])))
+        keeper = entries[key[1:]]
+        groups.append(Group(_words(key[0]), thumbnails.picture(keeper, f"kept, {_size(keeper)}"), pictures))
     return groups
 
 
@@ -186,7 +161,7 @@ def _size(entry: dict[str, Any]) -> str:
     return f"{entry['bytes']:,} bytes"
 
 
-class _Album:
+class _Thumbnails:
     """Thumbnails of the records on the page. They are read at the end, input by input."""
 
     def __init__(self, out: str, made: plan.Plan):
@@ -197,17 +172,12 @@ class _Album:
     def picture(self, entry: dict[str, Any], note: str) -> Picture:
         source = self._plan.inputs[entry["input"]]
         name = f"images/{entry['sha256'][:8].hex()}.jpg"
-        if entry["reason"] not in (rows.UNDECODABLE, rows.CRASH):
+        if entry["reason"] not in (scan_rows.UNDECODABLE, scan_rows.CRASH):
             self._wanted.setdefault(entry["input"], {})[name] = entry
         else:
             name = ""
-        lines = (
-            f"{source.source}: {entry['key']}",
-            entry["url"],
-            source.path,
-            entry["caption"][:200],
-            f"{entry['bytes']:,} bytes",
-        )
+        about = (f"{source.source}: {entry['key']}", entry["url"], source.path, entry["caption"][:200])
+        lines = (*about, f"{entry['bytes']:,} bytes")
         return Picture(name, note, "\n".join(line for line in lines if line))
 
     def write(self, say: Callable[[str], None]) -> None:
@@ -238,20 +208,21 @@ class _Album:
         return True
 
 
+def _reason_counts(chosen: selection.Selection) -> collections.Counter[str]:
+    return sum((collections.Counter(source.reasons) for source in chosen.sources.values()), collections.Counter())
+
+
 def _facts(out: str, chosen: selection.Selection) -> list[tuple[str, str]]:
-    counts: dict[str, int] = {}
-    for source in chosen.sources.values():
-        for reason, count in source.reasons.items():
-            counts[reason] = counts.get(reason, 0) + count
+    counts = _reason_counts(chosen)
     size = int(selection.inputs(out, chosen.digest)[:, 1].sum())
     return [
         ("candidates", f"{chosen.rows:,}"),
         ("kept", f"{chosen.kept:,}"),
         ("share kept", page.share(chosen.kept, chosen.rows)),
         ("images kept", _bytes(size)),
-        ("duplicates", f"{sum(counts.get(reason, 0) for reason in _DUPLICATES):,}"),
-        ("evaluation images", f"{counts.get(screening.CONTAMINATED, 0):,}"),
-        ("undecodable", f"{counts.get(rows.UNDECODABLE, 0):,}"),
+        ("duplicates", f"{sum(counts[reason] for reason in _DUPLICATES):,}"),
+        ("evaluation images", f"{counts[criteria.CONTAMINATED]:,}"),
+        ("undecodable", f"{counts[scan_rows.UNDECODABLE]:,}"),
     ]
 
 
@@ -269,7 +240,7 @@ def _bytes(size: float) -> str:
 
 def _problems(chosen: selection.Selection, done: Sequence[scan.Done]) -> list[tuple[str, str, str]]:
     failed = [(one["path"], "not used", one["problem"]) for summary in done for one in summary.failed]
-    crashes = {label: source.reasons.get(rows.CRASH, 0) for label, source in chosen.sources.items()}
+    crashes = {label: source.reasons.get(scan_rows.CRASH, 0) for label, source in chosen.sources.items()}
     return failed + [(label, f"{count:,} images", "crash their decoder") for label, count in crashes.items() if count]
 
 
@@ -280,16 +251,8 @@ def _timings(made: plan.Plan, done: Sequence[scan.Done]) -> list[list[str]]:
         own = [done[task] for task, inputs in enumerate(made.tasks) if label in (made.inputs[inputs[0]].source, "all")]
         seconds, read = sum(one.seconds for one in own), sum(one.read for one in own)
         size = sum(one.bytes for one in own)
-        table.append(
-            [
-                label,
-                f"{len(own):,}",
-                f"{read:,}",
-                _bytes(size),
-                _duration(seconds),
-                f"{read / max(seconds, 1e-3):,.0f}",
-            ]
-        )
+        rate = f"{read / max(seconds, 1e-3):,.0f}"
+        table.append([label, f"{len(own):,}", f"{read:,}", _bytes(size), _duration(seconds), rate])
     return table
 
 
@@ -299,27 +262,11 @@ def _forecast(
     """The table of a sample's forecast; empty where everything was prepared."""
     if made.settings.sample == made.settings.sample_inputs == 1:
         return []
-    table = [
-        [
-            "source",
-            "input files",
-            "to read",
-            "candidates",
-            "kept",
-            "images kept",
-            "core time of the scan",
-            "scan",
-            "storage a month",
-        ]
-    ]
+    names = ("source", "input files", "to read", "candidates", "kept", "images kept", "core time of the scan")
+    table = [[*names, "scan", "storage a month"]]
     for one in forecast.make(made, done, kept):
         scanning, storing = one.dollars(wanted.prices)
-        numbers = [
-            f"{one.files:,.0f}",
-            _bytes(one.read_bytes),
-            f"{one.candidates:,.0f}",
-            f"{one.kept:,.0f}",
-            _bytes(one.kept_bytes),
-        ]
+        counts = [f"{one.files:,.0f}", _bytes(one.read_bytes), f"{one.candidates:,.0f}", f"{one.kept:,.0f}"]
+        numbers = [*counts, _bytes(one.kept_bytes)]
         table.append([one.source, *numbers, _duration(3600 * one.core_hours), f"${scanning:,.2f}", f"${storing:,.2f}"])
     return table

@@ -1,6 +1,6 @@
 """Scan: every candidate is read, decoded and measured once. One task reads some input files and writes one file of rows.
 
-    DIR/scan/000012.parquet   the rows (preparation/rows.py)
+    DIR/scan/000012.parquet   the rows (preparation/scan_rows.py)
     DIR/scan/000012.json      number and digest of the rows, counts by reason, inputs that failed; written last, when done
     DIR/scan/attempts/        a file for each attempt that is under way; those of killed workers stay
 
@@ -15,8 +15,6 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
-import io
-import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,19 +23,24 @@ from typing import Any
 from lumos_jax import fileio
 from lumos_jax.data import storage
 from lumos_jax.data.decode import ignore_pillow_warnings
-from lumos_jax.preparation import candidates, joins, plan, quarantine, rows
+from lumos_jax.preparation import candidates, files, joins, plan, quarantine, scan_rows
 from lumos_jax.preparation.readers import DamagedInput
 from lumos_jax.preparation.settings import Prepare
 
-FOLDER = "scan"
 KILLS = 3  # of a task's workers, after which its images are tried apart
 
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What DIR/scan/<task>.json says. read: candidates; with `sample`, more than rows. reasons: rows by reason, "" for decoded
-    ones. failed: inputs that cannot be read, "path" and "problem". seconds: of the task; decode_seconds: those of them in
-    which images were measured, which a sample has less of."""
+    """What DIR/scan/<task>.json says.
+
+    Attributes:
+      read: candidates; with `sample`, more than rows.
+      reasons: rows by reason, "" for decoded ones.
+      failed: inputs that cannot be read, "path" and "problem".
+      seconds: of the task; decode_seconds: of measuring its images, which a sample has fewer of.
+      plan: digest of the plan.
+    """
 
     rows: int
     read: int
@@ -47,46 +50,44 @@ class Done:
     failed: Sequence[Mapping[str, str]]
     seconds: float
     decode_seconds: float
+    plan: str = ""
 
 
 def tasks(made: plan.Plan) -> range:
     return range(len(made.tasks))
 
 
-def path(out: str, number: int) -> str:
-    """The file of a task's rows."""
-    return storage.join(out, FOLDER, f"{number:06d}.parquet")
-
-
-def done(out: str, number: int) -> Done | None:
-    """What a finished task found; None for one that is not finished."""
-    try:
-        tree = json.loads(storage.read(_summary(out, number)))
-    except FileNotFoundError:
-        return None
-    return Done(**tree)
+def done(out: str, number: int, plan_digest: str) -> Done | None:
+    """What a finished task found; None for one that is not finished. Raises ValueError: its file is damaged, or is of
+    another plan."""
+    path = _summary(out, number)
+    found = files.read_json(path, lambda tree: Done(**tree), "remove it and scan again")
+    if found and found.plan != plan_digest:
+        folder = storage.join(out, scan_rows.FOLDER)
+        raise ValueError(f"{path} is of another plan: remove {folder} and scan again, or give another --out")
+    return found
 
 
 def finished(out: str) -> int:
     """Number of finished tasks."""
     with contextlib.suppress(FileNotFoundError):
-        return len(storage.list_files(storage.join(out, FOLDER), "*.json"))
+        return len(storage.list_files(storage.join(out, scan_rows.FOLDER), "*.json"))
     return 0
 
 
 def run_task(out: str, number: int) -> None:
     """Scans the inputs of a task, unless it is done. Raises OSError: storage fails; ValueError: an input changed."""
-    if done(out, number):
+    made, began = plan.read(out), time.monotonic()
+    if done(out, number, made.digest) and storage.exists(scan_rows.path(out, number)):
         return
     ignore_pillow_warnings()
-    made, began = plan.read(out), time.monotonic()
     with _attempt(out, number) as killed:
         found, read, failed, decoding = [], 0, [], 0.0
         for given in (made.inputs[i] for i in made.tasks[number]):
-            known = joins.lookup(out, made.sources[given.source])
+            lookup = joins.lookup(out, made.sources[given.source])
             try:
                 crashing = quarantine.crashing(out, given.number) if killed >= KILLS else ()
-                scanned = candidates.scan_input(made.settings, given, crashing, known=known)
+                scanned = candidates.scan_input(made.settings, given, crashing, lookup=lookup)
             except (DamagedInput, OSError) as error:
                 if isinstance(error, OSError) and not _is_damage(error):
                     raise
@@ -95,7 +96,8 @@ def run_task(out: str, number: int) -> None:
             found += scanned.rows
             read += scanned.read
             decoding += scanned.seconds
-        _write(out, number, found, {"read": read, "failed": failed, "decode_seconds": round(decoding, 3)}, began)
+        more = {"read": read, "failed": failed, "decode_seconds": round(decoding, 3), "plan": made.digest}
+        _write(out, number, found, more, began)
 
 
 def _is_damage(error: OSError) -> bool:
@@ -104,28 +106,23 @@ def _is_damage(error: OSError) -> bool:
 
 
 def _write(out: str, number: int, found: list[dict[str, Any]], more: dict[str, Any], began: float) -> None:
-    from pyarrow import parquet
-
-    buffer = io.BytesIO()
-    parquet.write_table(rows.table(found), buffer, compression="zstd")
-    data = buffer.getvalue()
-    storage.write_whole(path(out, number), data)
+    content = files.write_parquet(scan_rows.path(out, number), scan_rows.table(found), compression="zstd")
     reasons = collections.Counter(row["reason"] for row in found)
     size = sum(row["bytes"] for row in found)
-    digest, seconds = hashlib.sha256(data).hexdigest(), round(time.monotonic() - began, 3)
+    digest, seconds = hashlib.sha256(content).hexdigest(), round(time.monotonic() - began, 3)
     counts = {"reasons": dict(sorted(reasons.items())), "bytes": size}
     summary = Done(rows=len(found), sha256=digest, seconds=seconds, **counts, **more)
-    storage.write_whole(_summary(out, number), (json.dumps(dataclasses.asdict(summary), indent=1) + "\n").encode())
+    files.write_json(_summary(out, number), dataclasses.asdict(summary))
 
 
 def _summary(out: str, number: int) -> str:
-    return storage.join(out, FOLDER, f"{number:06d}.json")
+    return storage.join(out, scan_rows.FOLDER, f"{number:06d}.json")
 
 
 @contextlib.contextmanager
 def _attempt(out: str, number: int) -> Iterator[int]:
     """Marks an attempt while it is under way; yields how many earlier ones were killed."""
-    folder = storage.join(out, FOLDER, "attempts")
+    folder = storage.join(out, scan_rows.FOLDER, "attempts")
     marks = f"{number:06d}-*"
     try:
         left = storage.list_files(folder, marks)
@@ -147,11 +144,11 @@ def finish(out: str, settings: Prepare | None = None) -> list[Done]:
     """What all tasks found.
 
     settings: whose max_failed_shards counts; default: the plan's.
-    Raises ValueError: some are not done, or more inputs failed than are allowed.
+    Raises ValueError: some are not done or of another plan, or more inputs failed than are allowed.
     """
     made = plan.read(out)
     allowed = (settings or made.settings).max_failed_shards
-    found = [done(out, number) for number in tasks(made)]
+    found = [done(out, number, made.digest) for number in tasks(made)]
     if missing := [number for number, one in enumerate(found) if one is None]:
         raise ValueError(
             f"{len(missing)} of {len(found)} tasks of the scan are not done, as {missing[0]}: run scan again"

@@ -1,14 +1,14 @@
 """Selects rows of a scan: criteria, evaluation sets, duplicates and caps. Reads rows only; no image is read or decoded again.
 
-    screen     each chunk of scan files: criteria and evaluation sets; what is left is spread by hash prefix over partitions
-    collapse   each partition: equal files, then equal perceptual hashes; of each group the best row is left
-    near       near.py over all perceptual hashes that are left, then duplicates.keepers
+    screen     each chunk of scan files: criteria and evaluation sets; remaining rows are partitioned by hash prefix
+    collapse   each partition: equal files, then equal perceptual hashes; the best row of each group remains
+    drop_near  hamming.py over all remaining perceptual hashes, then duplicates.keepers
     semantic   semantic.py, where features are given
     cap        of each source with max_records, the records of the lowest hash of (seed, sha256)
     finish     each chunk: kept rows, reasons, counts, groups
 
 Of duplicates the row of the source with the highest priority is kept, then the largest area, the highest aesthetic score, the
-lowest identity (task, row). Steps run in several processes; chunks, partitions and processes change nothing about the result.
+lowest identity (task, row). Steps run in several processes; the result does not depend on chunks, partitions and processes.
 
 Memory: a process holds a chunk (ROWS_OF_CHUNK rows) or a partition (43 bytes a row and as much again to sort it), 0.7 GB at
 most; the first process all pairs of near hashes, 90 bytes each. Files in the scratch directory: 43 bytes a row, 32 for
@@ -32,9 +32,19 @@ import numpy as np
 
 from lumos_jax.data import storage
 from lumos_jax.data.manifest import EvaluationSet, SourceCounts
-from lumos_jax.preparation import decontamination, images, local, scan, screening, selection, semantic, steps
+from lumos_jax.preparation import (
+    criteria,
+    decontamination,
+    engines,
+    files,
+    images,
+    scan,
+    select_steps,
+    selection,
+    semantic,
+)
 from lumos_jax.preparation import plan as plans
-from lumos_jax.preparation.settings import Prepare, to_dict
+from lumos_jax.preparation.settings import Prepare
 
 ROWS_OF_CHUNK = 2_000_000
 ROWS_OF_PARTITION = 4_000_000
@@ -44,51 +54,43 @@ def run(out: str, settings: Prepare, workers: int = 1, say: Callable[[str], None
     """Selects rows of the scan in `out`, and makes that the current selection. One that was made before is taken again.
 
     workers: processes.
-    Raises ValueError: the scan is not finished, a criterion is looser than the scan's, an evaluation set cannot be read.
+    Raises ValueError: the scan is not finished, a criterion is looser than the scan's, an evaluation set cannot be read, or
+    another process is selecting.
     """
     plan = plans.read(out)
     if changed := plans.frozen_changes(plan.settings, settings):
         raise ValueError(plans.refusal(out, changed))
+    files.lock(out)
     scanned = scan.finish(out, settings)
     sets = _evaluation_sets(out, settings, say)
-    decisive = _decisive(settings)
+    decisive = selection.decisive(settings)
     content = [plan.digest, decisive, [one.sha256 for one in scanned], [dataclasses.asdict(one) for one, _ in sets]]
+    if settings.duplicates.embeddings:
+        content.append(semantic.identity(settings.duplicates))
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     with contextlib.suppress(ValueError):
         done = selection.read(out, digest)
         selection.make_current(out, done)
         say(f"selected before: {done.kept:,} of {done.rows:,} records")
         return done
-    with _scratch(out, digest) as scratch, local.processes(workers) as step:
+    with _scratch(out, digest) as scratch, engines.processes(workers) as step:
         job = _job(out, scratch, digest, settings, plan, scanned)
         hashes = decontamination.merged(one for _, one in sets)
         np.savez(job.file("evaluation.npz"), phash=hashes.phash, sha256=hashes.sha256)
-        left = sum(step(steps.screen, [(job, number) for number in range(len(job.chunks))]))
+        left = sum(step(select_steps.screen, [(job, number) for number in range(len(job.chunks))]))
         say(f"criteria    {left:,} of {job.starts[-1]:,} records left")
-        dropped = sum(step(steps.collapse, [(job, number) for number in range(1 << job.bits)]))
+        dropped = sum(step(select_steps.collapse, [(job, number) for number in range(1 << job.bits)]))
         say(f"duplicates  {dropped:,} equal files and equal perceptual hashes")
         if settings.duplicates.phash_distance > 0:
-            say(f"near        {steps.drop_near(job, step):,} within {settings.duplicates.phash_distance} bits")
+            say(f"near        {select_steps.drop_near(job, step):,} within {settings.duplicates.phash_distance} bits")
         if settings.duplicates.embeddings:
             say(f"semantic    {semantic.drop(job, step):,} with a cosine of {settings.duplicates.min_cosine} or more")
-        steps.cap(job, step)
+        select_steps.cap(job, step)
         made = _finish(job, step, plan, decisive, [one for one, _ in sets])
         made = dataclasses.replace(made, failed_inputs=tuple(one for task in scanned for one in task.failed))
     selection.write(out, made)
     say(f"kept        {made.kept:,} of {made.rows:,} records")
     return selection.read(out, digest)
-
-
-def _decisive(settings: Prepare) -> dict[str, Any]:
-    """The settings that decide which rows are kept."""
-    tree = to_dict(settings)
-    names = ("criteria", "duplicates", "decontamination")
-    kept = {name: tree[name] for name in names}
-    del kept["duplicates"]["partitions"]
-    kept["sources"] = [
-        {"name": one.label, "priority": one.priority, "max_records": one.max_records} for one in settings.sources
-    ]
-    return kept
 
 
 def _evaluation_sets(
@@ -101,6 +103,8 @@ def _evaluation_sets(
         except FileNotFoundError:
             raise ValueError(f"config.decontamination.sets: {path} is not there") from None
         count = max(len(hashes.phash), len(hashes.sha256))
+        if not count:
+            raise ValueError(f"config.decontamination.sets: {path} holds no hashes")
         say(f"evaluation  {path}: {count:,} images")
         sets.append((EvaluationSet(path, hashes.digest(), count), hashes))
     return sets
@@ -127,24 +131,26 @@ def _scratch(out: str, digest: str) -> Iterator[str]:
         shutil.rmtree(scratch)
 
 
-def _job(out: str, scratch: str, digest: str, settings: Prepare, plan: Any, scanned: Sequence[scan.Done]) -> steps.Job:
+def _job(
+    out: str, scratch: str, digest: str, settings: Prepare, plan: Any, scanned: Sequence[scan.Done]
+) -> select_steps.Job:
     starts = np.cumsum([0, *(one.rows for one in scanned)])
     if starts[-1] >= 2**32 - 1:
         raise ValueError(
             f"{starts[-1]:,} rows are too many for one selection: prepare the sources in several directories"
         )
-    own = {reason for one in scanned for reason in one.reasons} - {""} - set(screening.REASONS)
+    own = {reason for one in scanned for reason in one.reasons} - {""} - set(criteria.REASONS)
     labels = [source.label for source in settings.sources]
     ranked = sorted({source.priority for source in settings.sources}, reverse=True)
     partitions = settings.duplicates.partitions or -(-int(starts[-1]) // ROWS_OF_PARTITION)
-    job = steps.Job(
-        out, scratch, digest, settings, ("", *sorted(own), *screening.REASONS), starts, _chunks(starts),
+    job = select_steps.Job(
+        out, scratch, digest, settings, ("", *sorted(own), *criteria.REASONS), starts, _chunks(starts),
         max(1, partitions - 1).bit_length(), tuple(labels),
         np.array([ranked.index(source.priority) for source in settings.sources], np.uint64),
         np.array([labels.index(one.source) for one in plan.inputs], np.uint16),
     )  # fmt: skip
     for name, kind in (("reasons", np.uint8), ("distance", np.uint8), ("keeper", np.uint32)):
-        np.lib.format.open_memmap(job.file(f"{name}.npy"), "w+", kind, (int(starts[-1]),))
+        files.new_array(job.file(f"{name}.npy"), kind, int(starts[-1]))
     return job
 
 
@@ -160,12 +166,16 @@ def _chunks(starts: np.ndarray) -> tuple[tuple[int, ...], ...]:
 
 
 def _finish(
-    job: steps.Job, step: local.Run, plan: plans.Plan, decisive: Mapping[str, Any], sets: Sequence[EvaluationSet]
+    job: select_steps.Job,
+    step: engines.Run,
+    plan: plans.Plan,
+    decisive: Mapping[str, Any],
+    sets: Sequence[EvaluationSet],
 ) -> selection.Selection:
     """Writes the files of all tasks and groups.parquet."""
     import pyarrow.parquet
 
-    results = list(step(steps.finish, [(job, chunk) for chunk in range(len(job.chunks))]))
+    results = list(step(select_steps.finish, [(job, chunk) for chunk in range(len(job.chunks))]))
     counts, inputs = (sum(parts) for parts in zip(*results, strict=True))
     names = [job.file(f"groups-{chunk:06d}.parquet") for chunk in range(len(job.chunks))]
     whole = job.file("groups.parquet")
@@ -174,7 +184,7 @@ def _finish(
             for number in range(chunk.num_row_groups):
                 file.write_table(chunk.read_row_group(number))
     storage.write_whole(selection.path(job.out, job.digest, "groups.parquet"), pathlib.Path(whole))
-    storage.write_whole(selection.path(job.out, job.digest, "inputs.npy"), selection.array_bytes(inputs))
+    files.write_npy(selection.path(job.out, job.digest, "inputs.npy"), inputs)
     sources = {
         label: SourceCounts(
             int(row.sum()), int(row[0]),

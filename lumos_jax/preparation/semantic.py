@@ -18,7 +18,16 @@ import numpy as np
 
 from lumos_jax.data import manifest as manifests
 from lumos_jax.data.sources import cached
-from lumos_jax.preparation import compacted, decontamination, layout, local, screening, steps
+from lumos_jax.preparation import (
+    criteria,
+    decontamination,
+    engines,
+    files,
+    record_files,
+    select_steps,
+    write_arrayrecord,
+)
+from lumos_jax.preparation.settings import Duplicates
 
 _SAMPLE, _ROUNDS = 64, 10  # records a centroid to fit them, and how often they are moved
 _ROWS = 2048  # features that are compared with others at a time
@@ -27,7 +36,7 @@ _ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("rank", "<u8"), ("score", "<u
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("record", "<u8")])
 
 
-def drop(job: steps.Job, run: local.Run) -> int:
+def drop(job: select_steps.Job, run: engines.Run) -> int:
     """Drops rows whose features are close to those of a better one. Returns how many.
     Raises ValueError: the cache is not of that data set, or holds other features than one token an image."""
     settings = job.settings.duplicates
@@ -55,37 +64,42 @@ def drop(job: steps.Job, run: local.Run) -> int:
     pairs = np.concatenate(run(_compare, [(job, cluster, len(shards)) for cluster in range(clusters)]))
     records, ends = np.unique(pairs, return_inverse=True)
     found = np.array(matched[records])
-    rows, kept = steps.worse_of_pairs(found, ends.reshape(-1, 2))
-    job.drop(found["id"][rows], found["id"][kept], screening.SEMANTIC, steps.UNKNOWN)
+    rows, kept = select_steps.worse_of_pairs(found, ends.reshape(-1, 2))
+    job.drop(found["id"][rows], found["id"][kept], criteria.SEMANTIC, select_steps.UNKNOWN)
     return len(rows)
 
 
-def _match(job: steps.Job, manifest: manifests.Manifest, run: local.Run) -> np.ndarray:
+def identity(settings: Duplicates) -> list[str]:
+    """What tells the data set and the cache of its features from others."""
+    return [manifests.read_manifest(settings.embeddings_set).digest(), repr(cached.read_manifest(settings.embeddings))]
+
+
+def _match(job: select_steps.Job, manifest: manifests.Manifest, run: engines.Run) -> np.ndarray:
     """_MATCH (records of the cache,) on disk: the row that is the record, by sha256, if it is there and kept so far."""
-    folder = layout.directory(job.settings.duplicates.embeddings_set, manifest.build, manifest.version)
-    tasks = range(layout.count_tasks(folder))
-    np.lib.format.open_memmap(job.file("matched.npy"), "w+", _MATCH, (manifest.records,))
+    folder = record_files.directory(job.settings.duplicates.embeddings_set, manifest.build, manifest.version)
+    tasks = record_files.tasks(folder, manifest.records)
+    files.new_array(job.file("matched.npy"), _MATCH, manifest.records)
     run(_spread_rows, [(job, chunk) for chunk in range(len(job.chunks))])
     run(_spread_records, [(job, folder, task) for task in tasks])
     run(_join, [(job, partition, len(tasks)) for partition in range(1 << job.bits)])
     return np.load(job.file("matched.npy"), mmap_mode="r")
 
 
-def _spread_rows(job: steps.Job, chunk: int) -> None:
+def _spread_rows(job: select_steps.Job, chunk: int) -> None:
     rows = np.load(job.file(f"rows-{chunk:06d}.npy"), mmap_mode="r")
     rows = rows[job.array("reasons")[rows["id"]] == 0]
     _save_by(job, rows[list(_ROW.names)].astype(_ROW), f"match-{chunk:06d}")
 
 
-def _spread_records(job: steps.Job, folder: str, task: int) -> None:
-    table = layout.read_records(folder, task, ("record", "sha256"))
+def _spread_records(job: select_steps.Job, folder: str, task: int) -> None:
+    table = record_files.read_records(folder, task, ("record", "sha256"))
     records = np.zeros(len(table), _RECORD)
     records["record"] = table["record"].to_numpy()
     records["high"], records["low"] = decontamination.leading(decontamination.sha256_of(table)).T
     _save_by(job, records, f"records-{task:06d}")
 
 
-def _save_by(job: steps.Job, rows: np.ndarray, name: str) -> None:
+def _save_by(job: select_steps.Job, rows: np.ndarray, name: str) -> None:
     """Saves rows in the order of `high`, and where each partition of its values begins."""
     rows = rows[np.argsort(rows["high"], kind="stable")]
     partition = rows["high"] >> np.uint64(64 - job.bits)
@@ -93,7 +107,7 @@ def _save_by(job: steps.Job, rows: np.ndarray, name: str) -> None:
     np.save(job.file(f"{name}-ends.npy"), np.searchsorted(partition, np.arange((1 << job.bits) + 1)))
 
 
-def _join(job: steps.Job, partition: int, tasks: int) -> None:
+def _join(job: select_steps.Job, partition: int, tasks: int) -> None:
     rows = np.concatenate(list(_slices(job, "match", partition, len(job.chunks))))
     rows = rows[np.argsort(rows["high"], kind="stable")]
     records = np.concatenate(list(_slices(job, "records", partition, tasks)))
@@ -108,13 +122,13 @@ def _join(job: steps.Job, partition: int, tasks: int) -> None:
         np.load(job.file("matched.npy"), mmap_mode="r+")[records["record"][same]] = matches
 
 
-def _slices(job: steps.Job, name: str, part: int, count: int) -> Iterator[np.ndarray]:
+def _slices(job: select_steps.Job, name: str, part: int, count: int) -> Iterator[np.ndarray]:
     for number in range(count):
         ends = np.load(job.file(f"{name}-{number:06d}-ends.npy"))
         yield np.load(job.file(f"{name}-{number:06d}.npy"), mmap_mode="r")[ends[part] : ends[part + 1]]
 
 
-def _features(job: steps.Job, cache: cached.Manifest, shard: int) -> tuple[np.ndarray, np.ndarray]:
+def _features(job: select_steps.Job, cache: cached.Manifest, shard: int) -> tuple[np.ndarray, np.ndarray]:
     """(numbers (n,), features (n, C) float32 of length 1) of the records of a shard that could be encoded."""
     path = pathlib.Path(job.settings.duplicates.embeddings).expanduser() / cache.shards[shard][0]
     records = [record for record in cached.read_shard(path) if record.weight]
@@ -128,11 +142,11 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
-def _centroids(job: steps.Job, cache: cached.Manifest, matched: np.ndarray) -> np.ndarray:
+def _centroids(job: select_steps.Job, cache: cached.Manifest, matched: np.ndarray) -> np.ndarray:
     """(K, C) float32 of length 1: spherical k-means over a sample."""
     known = np.flatnonzero(matched["known"])
     count = max(1, round((len(known) / 2) ** 0.5))
-    chosen = np.sort(known[compacted.shuffled(len(known), "k-means")[: count * _SAMPLE]])
+    chosen = np.sort(known[write_arrayrecord.shuffled(len(known), "k-means")[: count * _SAMPLE]])
     sample, first = [], 0
     for shard, (_, records, _) in enumerate(cache.shards):
         here = chosen[(chosen >= first) & (chosen < first + records)]
@@ -141,7 +155,7 @@ def _centroids(job: steps.Job, cache: cached.Manifest, matched: np.ndarray) -> n
             sample.append(features[np.isin(numbers, here)].astype(np.float16))
         first += records
     points = np.concatenate(sample)
-    centroids = points[compacted.shuffled(len(points), "centroids")[:count]].astype(np.float32)
+    centroids = points[write_arrayrecord.shuffled(len(points), "centroids")[:count]].astype(np.float32)
     for _ in range(_ROUNDS):
         nearest = _nearest(points, centroids)
         order = np.argsort(nearest, kind="stable")
@@ -156,7 +170,7 @@ def _nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return np.concatenate([(points[i : i + _ROWS].astype(np.float32) @ centroids.T).argmax(1) for i in blocks])
 
 
-def _spread(job: steps.Job, cache: cached.Manifest, shard: int) -> None:
+def _spread(job: select_steps.Job, cache: cached.Manifest, shard: int) -> None:
     """Saves the features of a shard by cluster, of records that are known rows."""
     centroids = np.load(job.file("centroids.npy"))
     numbers, features = _features(job, cache, shard)
@@ -171,7 +185,7 @@ def _spread(job: steps.Job, cache: cached.Manifest, shard: int) -> None:
         np.save(job.file(f"{name}-{shard:06d}-ends.npy"), ends)
 
 
-def _compare(job: steps.Job, cluster: int, shards: int) -> np.ndarray:
+def _compare(job: select_steps.Job, cluster: int, shards: int) -> np.ndarray:
     """Pairs (P, 2) of records of a cluster that are close."""
     numbers = np.concatenate(list(_slices(job, "numbers", cluster, shards)))
     features = _unit(np.concatenate(list(_slices(job, "features", cluster, shards))).astype(np.float32))

@@ -89,12 +89,12 @@ class Duplicates:
     embeddings: Annotated[
         str, "directory of features cached by `prepare cache`, for near-duplicates by cosine; empty: off"
     ] = ""
-    embeddings_set: Annotated[str, "the prepared data set whose records that cache holds, told apart by sha256"] = ""
+    embeddings_set: Annotated[str, "the prepared data set whose records that cache holds, matched by sha256"] = ""
     min_cosine: Annotated[float, between(0, 1), "similarity from which features are duplicates"] = 0.95
     partitions: Annotated[
         int,
         between(0, 1 << 16),
-        "by hash, each of which a process holds; 0: from the number of rows, 4M or fewer each",
+        "number of partitions by hash, one in memory a process; 0: so many that each has 4M rows at most",
     ] = 0
 
     def check(self) -> dict[str, bool]:
@@ -126,7 +126,7 @@ class Write:
     ] = "arrayrecord"
     shard_bytes: Annotated[int, at_least(1), "of an output shard, about"] = 512 << 20
     group_inputs: Annotated[int, at_least(1), "input files, chosen at random, whose records are shuffled together"] = 64
-    seed: Annotated[int, at_least(0), "of that choice"] = 0
+    seed: Annotated[int, at_least(0), "of these random choices, and of the one of max_records"] = 0
 
 
 @dataclasses.dataclass(frozen=True)

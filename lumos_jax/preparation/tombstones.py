@@ -1,8 +1,7 @@
-"""Takes records out of a prepared data set by url, key, sha256 or perceptual hash, without changing the order of the others.
+"""Tombstones: takes records out of a prepared data set by url, key, sha256 or pHash; the others keep their order.
 
-    DIR/taken_out.parquet   what was asked for: kind, value, distance, version. Kept, so that a data set that is written again
-                            or compacted leaves out the same
-    DIR/tombstones.npy      uint64, numbers of the records that this finds, ascending
+    DIR/taken_out.parquet   requests: kind, value, distance, version; they apply again when the set is written or compacted
+    DIR/tombstones.npy      uint64, numbers of the records that match a request, ascending
 
 A record with a tombstone keeps its number and has weight 0. `version` in the manifest counts the requests.
 """
@@ -10,7 +9,6 @@ A record with a tombstone keeps its number and has weight 0. `version` in the ma
 from __future__ import annotations
 
 import dataclasses
-import io
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,9 +17,10 @@ import numpy as np
 
 from lumos_jax.data import manifest as manifests
 from lumos_jax.data import storage
-from lumos_jax.preparation import decontamination, layout, selection
+from lumos_jax.preparation import decontamination, files, record_files
 
 REQUESTS = "taken_out.parquet"
+MAX_DISTANCE = 16  # bits; unrelated images are closer than that by chance
 KINDS = {"url": None, "key": None, "sha256": 64, "phash": 16}  # hexadecimal digits
 
 
@@ -36,30 +35,41 @@ def add(
     Raises ValueError: another kind, a value that is no hash, or nothing is written in `out`.
     """
     manifest = manifests.read_manifest(out)
+    files.lock(out)
     if kind not in KINDS:
         raise ValueError(f"records are taken out by {', '.join(KINDS)}, not by {kind!r}")
     if distance and kind != "phash":
         raise ValueError(f"a distance of {distance} bits goes with phash, not with {kind}")
+    if not 0 <= distance <= MAX_DISTANCE:
+        raise ValueError(f"a distance of {distance} bits must be from 0 to {MAX_DISTANCE}")
     wanted = sorted({_value(kind, value) for value in values} - {""})
     if not wanted:
         raise ValueError(f"no {kind} is given to take out")
     import pyarrow as pa
 
-    before = _requests(out)
+    folder = record_files.directory(out, manifest.build, manifest.version)
+    tasks, before = record_files.tasks(folder, manifest.records), _requests(out)
     version = 1 + max(before["version"].to_pylist(), default=0)
     count = len(wanted)
     new = {"kind": [kind] * count, "value": wanted, "distance": [distance] * count, "version": [version] * count}
-    _save(out, pa.concat_tables([before, pa.table(new, schema=before.schema)]))
-    made = write_numbers(out, layout.directory(out, manifest.build, manifest.version))
-    say(f"tombstones  {made.count - manifest.tombstones.count:,} more, {made.count:,} in all (version {made.version})")
+    requests = pa.concat_tables([before, pa.table(new, schema=before.schema)])
+    files.write_parquet(storage.join(out, REQUESTS), requests)
+    made = write_numbers(out, folder, tasks)
+    more = made.count - manifest.tombstones.count
+    say(f"tombstones  {more:,} more, {made.count:,} in all (version {made.version})")
+    if not more:
+        say(f"no other record matches ({count:,} values given); the request applies again when the set is written anew")
     manifest = dataclasses.replace(manifest, tombstones=made)
     manifests.write_manifest(out, manifest)
     return manifest
 
 
 def read_values(path: str) -> list[str]:
-    """The lines of a text file, without empty ones."""
-    lines = storage.read(path).decode().splitlines()
+    """The lines of a UTF-8 text file, without empty ones. Raises ValueError: there is no such file, or it is no text."""
+    try:
+        lines = storage.read(path).decode("utf-8-sig").splitlines()
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise ValueError(f"--file={path} must be a UTF-8 text file with a value a line: {error}") from error
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -74,34 +84,24 @@ def _value(kind: str, text: str) -> str:
 
 def _requests(out: str) -> Any:
     import pyarrow as pa
-    import pyarrow.parquet
 
     path = storage.join(out, REQUESTS)
     if storage.exists(path):
-        with storage.open_read(path) as file:
-            return pa.parquet.read_table(file)
+        return files.read_parquet(path, "restore it: it holds every request that was made")
     fields = {"kind": pa.string(), "value": pa.string(), "distance": pa.int32(), "version": pa.int32()}
     return pa.schema(list(fields.items())).empty_table()
 
 
-def _save(out: str, requests: Any) -> None:
-    import pyarrow.parquet
-
-    file = io.BytesIO()
-    pyarrow.parquet.write_table(requests, file)
-    storage.write_whole(storage.join(out, REQUESTS), file.getvalue())
-
-
-def write_numbers(out: str, folder: str) -> manifests.Tombstones:
-    """Finds all records that were asked for in the record tables of a folder, and writes tombstones.npy."""
+def write_numbers(out: str, folder: str, tasks: range) -> manifests.Tombstones:
+    """Finds the records of all requests in the record tables of a folder, and writes tombstones.npy."""
     requests = _requests(out)
     version = max(requests["version"].to_pylist(), default=0)
     path = storage.join(out, manifests.TOMBSTONES)
     found = np.zeros(0, np.uint64)
     if version:
         finder = _Finder(requests)
-        found = np.sort(np.concatenate([finder(folder, task) for task in range(layout.count_tasks(folder))]))
-        storage.write_whole(path, selection.array_bytes(found))
+        found = np.sort(np.concatenate([finder(folder, task) for task in tasks]))
+        files.write_npy(path, found)
     elif storage.exists(path):
         storage.remove(path)
     return manifests.Tombstones(version, len(found))
@@ -110,7 +110,9 @@ def write_numbers(out: str, folder: str) -> manifests.Tombstones:
 def numbers(out: str) -> np.ndarray:
     """uint64, the numbers of the records that have a tombstone, ascending."""
     path = storage.join(out, manifests.TOMBSTONES)
-    return np.load(io.BytesIO(storage.read(path))) if storage.exists(path) else np.zeros(0, np.uint64)
+    if not storage.exists(path):
+        return np.zeros(0, np.uint64)
+    return files.read_npy(path, "run tombstone or write again")
 
 
 class _Finder:
@@ -136,7 +138,7 @@ class _Finder:
         import pyarrow.compute
 
         hashes = ["phash", "phash_valid"] if self._matchers else []
-        rows = layout.read_records(folder, task, ["record", *self._columns, *hashes])
+        rows = record_files.read_records(folder, task, ["record", *self._columns, *hashes])
         found = np.zeros(len(rows), bool)
         for kind in self._columns:
             found |= pyarrow.compute.is_in(rows[kind], value_set=self._texts[kind]).to_numpy()

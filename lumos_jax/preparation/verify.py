@@ -13,7 +13,7 @@ from lumos_jax.data import manifest as manifests
 from lumos_jax.data.manifest import Manifest, Shard
 from lumos_jax.data.shards import count_records
 from lumos_jax.data.sources.prepared import PreparedSource
-from lumos_jax.preparation import compacted, images, layout, local, tombstones
+from lumos_jax.preparation import engines, images, record_files, tombstones, write_arrayrecord, write_index
 
 _BLOCK = 8 << 20
 
@@ -25,7 +25,7 @@ def run(out: str, sample: int = 256, workers: int = 1, say: Callable[[str], None
     Raises ValueError: no data set is there.
     """
     manifest = manifests.read_manifest(out)
-    with local.processes(workers) as step:
+    with engines.processes(workers) as step:
         problems = [line for line in step(_check_shard, [(out, manifest, shard) for shard in manifest.shards]) if line]
     say(f"shards      {len(manifest.shards):,}, {len(problems):,} of them wrong")
     problems += [*_check_tables(out, manifest), *_check_tombstones(out, manifest)]
@@ -67,7 +67,7 @@ def _check_tables(out: str, manifest: Manifest) -> Iterator[str]:
     """Sizes, index and record tables have as many entries as the manifest has records."""
     names = [manifests.SIZES]
     if manifest.layout == "index":
-        names += [f"{manifests.INDEX}/{name}.npy" for name in ("offsets", "lengths")]
+        names += [f"{manifests.INDEX}/{name}.npy" for name in write_index.names(manifest)]
     for name in names:
         try:
             count = len(np.load(storage.local_copy(storage.join(out, name)), mmap_mode="r"))
@@ -76,23 +76,27 @@ def _check_tables(out: str, manifest: Manifest) -> Iterator[str]:
             continue
         if count != manifest.records:
             yield f"{name} has {count:,} entries, the manifest {manifest.records:,} records"
-    folder = layout.directory(out, manifest.build, manifest.version)
+    folder = record_files.directory(out, manifest.build, manifest.version)
     first = 0
-    for task in range(layout.count_tasks(folder)):
+    for task in range(record_files.count_tasks(folder)):
         try:
-            numbers = layout.read_records(folder, task, ["record"])["record"].to_numpy()
+            numbers = record_files.read_records(folder, task, ["record"])["record"].to_numpy()
         except (OSError, ValueError) as error:
-            yield f"{layout.name(folder, task, 'parquet')} cannot be read: {error}"
+            yield str(error)
             return
         if not np.array_equal(numbers, np.arange(first, first + len(numbers), dtype=np.uint64)):
-            yield f"{layout.name(folder, task, 'parquet')} does not hold the records from {first:,} on"
+            yield f"{record_files.name(folder, task, 'parquet')} does not hold the records from {first:,} on"
         first += len(numbers)
     if first != manifest.records:
         yield f"the tables in {folder} hold {first:,} records, the manifest {manifest.records:,}"
 
 
 def _check_tombstones(out: str, manifest: Manifest) -> Iterator[str]:
-    numbers = tombstones.numbers(out)
+    try:
+        numbers = tombstones.numbers(out)
+    except ValueError as error:
+        yield str(error)
+        return
     if len(numbers) != manifest.tombstones.count:
         yield f"{manifests.TOMBSTONES} has {len(numbers):,} records, the manifest {manifest.tombstones.count:,}"
     elif len(numbers) and ((np.diff(numbers.astype(np.int64)) <= 0).any() or numbers[-1] >= manifest.records):
@@ -101,8 +105,8 @@ def _check_tombstones(out: str, manifest: Manifest) -> Iterator[str]:
 
 def _check_sample(out: str, manifest: Manifest, sample: int) -> list[str]:
     source, dead, found = PreparedSource(out), set(tombstones.numbers(out).tolist()), []
-    chosen = np.sort(compacted.shuffled(manifest.records, f"verify {manifest.digest()}")[:sample])
-    folder = layout.directory(out, manifest.build, manifest.version)
+    chosen = np.sort(write_arrayrecord.shuffled(manifest.records, f"verify {manifest.digest()}")[:sample])
+    folder = record_files.directory(out, manifest.build, manifest.version)
     for number, digest in _digests(folder, chosen):
         if number in dead:
             continue
@@ -123,10 +127,10 @@ def _check_sample(out: str, manifest: Manifest, sample: int) -> list[str]:
 def _digests(folder: str, chosen: np.ndarray) -> Iterator[tuple[int, Any]]:
     """(number, sha256) of records, ascending."""
     first = 0
-    for task in range(layout.count_tasks(folder)):
-        last = first + layout.read_part(folder, task).records
+    for task in range(record_files.count_tasks(folder)):
+        last = first + record_files.read_part(folder, task).records
         here = chosen[(chosen >= first) & (chosen < last)]
         if len(here):
-            digests = layout.read_records(folder, task, ["sha256"])["sha256"].take(here - first)
+            digests = record_files.read_records(folder, task, ["sha256"])["sha256"].take(here - first)
             yield from zip(here.tolist(), digests.to_pylist(), strict=True)
         first = last

@@ -17,8 +17,10 @@ from lumos_jax import config
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.state import TrainState, move_ema, to_float32, to_state_dtype
 
-# By platform. TPUs: 32 MiB of vector memory for one fusion, twice the default, from which large matmuls take larger tiles.
-COMPILER_OPTIONS = {"tpu": {"xla_tpu_scoped_vmem_limit_kib": "32768"}}
+# By device kind. 32 MiB of vector memory for one fusion, twice the default, from which large matmuls take larger tiles.
+# Earlier TPUs have no more than that in all.
+_WIDE = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
+COMPILER_OPTIONS = {"TPU v5 lite": _WIDE, "TPU v5": _WIDE, "TPU v6 lite": _WIDE}
 
 
 def update_ema(ema: Any, params: Any, decay: float) -> Any:
@@ -86,7 +88,7 @@ def make_train_step(settings: config.Settings, task, plan: finetune.Plan, optimi
         step,
         donate_argnums=0,
         out_shardings=(None, sharding.replicated(mesh)),
-        compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform),
+        compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].device_kind),
     )
 
 

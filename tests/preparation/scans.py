@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from pyarrow import parquet
 
-from lumos_jax.preparation import plan, rows, scan
+from lumos_jax.preparation import plan, scan, scan_rows
 from lumos_jax.preparation.settings import Prepare, Source
 
 
@@ -29,15 +29,18 @@ def write(root: pathlib.Path, wanted: Prepare, tasks: list[tuple[str, list[dict]
         (root / name).mkdir(parents=True, exist_ok=True)
         (root / name / f"{number:03d}.tar").write_bytes(b"-")
     out = str(root / "out")
-    plan.make(out, wanted, silent)
+    made = plan.make(out, wanted, silent)
     (root / "out" / "scan").mkdir()
     for number, (_, given) in enumerate(tasks):
-        table = rows.table([{"input": number, "row": i, "url": f"u{number}-{i}", **row} for i, row in enumerate(given)])
+        table = scan_rows.table(
+            [{"input": number, "row": i, "url": f"u{number}-{i}", **row} for i, row in enumerate(given)]
+        )
         file = io.BytesIO()
         parquet.write_table(table, file)
-        pathlib.Path(scan.path(out, number)).write_bytes(file.getvalue())
+        pathlib.Path(scan_rows.path(out, number)).write_bytes(file.getvalue())
         reasons = {row.get("reason", ""): 0 for row in given}
-        done = scan.Done(len(given), len(given), hashlib.sha256(file.getvalue()).hexdigest(), reasons, 0, (), 0.0, 0.0)
+        digest = hashlib.sha256(file.getvalue()).hexdigest()
+        done = scan.Done(len(given), len(given), digest, reasons, 0, (), 0.0, 0.0, made.digest)
         (root / "out" / "scan" / f"{number:06d}.json").write_text(json.dumps(dataclasses.asdict(done)))
     return out
 

@@ -17,7 +17,7 @@ def test_beam_on_a_dask_cluster_of_two_processes(tmp_path):
         (tmp_path / f"{number}.tar").write_bytes(made.tar([(f"{number}.jpg", data), ("broken.jpg", data[:700])]))
     source = settings.Source(kind="tars", path=str(tmp_path))
     digests = []
-    for name, how in (("alone", engines.How()), ("dask", engines.How(workers=2, runner="DaskRunner"))):
+    for name, how in (("alone", engines.Execution()), ("dask", engines.Execution(workers=2, runner="DaskRunner"))):
         out = tmp_path / name
         planned = plan.make(str(out), settings.Prepare(sources=(source,), task_bytes=1), lambda _: None)
         engines.run(scan.run_task, str(out), scan.tasks(planned), how, lambda: 0, "scan")
@@ -32,7 +32,7 @@ def test_flags_of_other_runners_reach_beam():
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
     for runner in ("DataflowRunner", "FlinkRunner", "SparkRunner"):
-        with engines.flags(engines.How(runner=runner, beam=("--region=us-east1", "--num_workers=7"))) as flags:
+        with engines.flags(engines.Execution(runner=runner, beam=("--region=us-east1", "--num_workers=7"))) as flags:
             options = PipelineOptions(flags)
         assert options.view_as(StandardOptions).runner == runner
         assert options.get_all_options()["region"] == "us-east1"
@@ -42,4 +42,4 @@ def test_flags_of_other_runners_reach_beam():
         ({"runner": "SparkRunner", "processes": 2}, "leave out --processes"),
     ):
         with pytest.raises(ValueError, match=message):
-            engines.How(**how)
+            engines.Execution(**how)

@@ -5,11 +5,11 @@ import html.parser
 import numpy as np
 import pytest
 
-from lumos_jax.preparation import page, rows, screening, thresholds
+from lumos_jax.preparation import criteria, histograms, page, scan_rows
 from lumos_jax.preparation.page import Group, Page, Picture, Sheet
 from lumos_jax.preparation.settings import Criteria
 
-REASONS = ("", rows.UNDECODABLE, *screening.REASONS)
+REASONS = ("", scan_rows.UNDECODABLE, *criteria.REASONS)
 
 
 def scanned(count=400, **columns):
@@ -29,12 +29,12 @@ def scanned(count=400, **columns):
             "row": i, "sha256": rng.bytes(32), "bytes": int(rng.integers(1000, 9000)), "aesthetic": aesthetic,
             "reason": "aesthetic" if low else "", "caption": " ".join("w" * int(rng.integers(0, 9))),
         } | measured)  # fmt: skip
-    return rows.table(made)
+    return scan_rows.table(made)
 
 
 def histogram(table, field, criteria=None, scale=1.0):
     criteria = criteria or Criteria()
-    made = thresholds.histograms(table, REASONS, criteria, Criteria(), scale)
+    made = histograms.histograms(table, REASONS, criteria, Criteria(), scale)
     return next(one for one in made if one.field == field)
 
 
@@ -44,7 +44,7 @@ def test_counts_at_other_thresholds_are_those_of_the_selection():
     assert shown.limit == 256
     assert [limit for limit, _ in shown.moves] == [128, 192, 256, 384, 512]
     for limit, count in shown.moves:
-        satisfied = screening.codes(table, Criteria(short_side=limit), REASONS) == 0
+        satisfied = criteria.codes(table, Criteria(short_side=limit), REASONS) == 0
         assert count == satisfied.sum() > 0
     height, width = (table[name].to_numpy() for name in ("height", "width"))
     assert shown.counts.sum() == (height > 0).sum()
@@ -68,7 +68,7 @@ def test_a_criterion_that_is_off_shows_thresholds_that_reject_some():
     shown = histogram(table, "min_blur", scale=2.0)
     assert shown.off
     (first, now), *others = shown.moves
-    assert (first, now) == (0.0, 2 * (screening.codes(table, Criteria(), REASONS) == 0).sum())
+    assert (first, now) == (0.0, 2 * (criteria.codes(table, Criteria(), REASONS) == 0).sum())
     assert len(others) == 3
     assert all(now > count > 0.5 * now for _, count in others)
 
@@ -90,7 +90,7 @@ def shown():
     return Page(
         title="Preparation of /data", facts=[("candidates", "12")], basis="",
         sources={"laion": {page.KEPT: 7, "aesthetic": 2, "near_duplicate": 1}, "sa1b": {page.KEPT: 2}},
-        histograms=thresholds.histograms(scanned(), REASONS, Criteria(), Criteria(), 1.0),
+        histograms=histograms.histograms(scanned(), REASONS, Criteria(), Criteria(), 1.0),
         sheets=[Sheet(page.KEPT, 9, [picture]), Sheet("undecodable", 1, [Picture("", "0 bytes", "folder: x.jpg")])],
         groups=[Group("near duplicate", picture, [picture])], problems=[("a.tar", "not used", "truncated")],
         timings=[["scan of", "tasks"], ["all", "3"]], forecast=(), settings="{}",

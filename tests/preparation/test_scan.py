@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from lumos_jax import cli, prepare
-from lumos_jax.preparation import engines, plan, rows, scan, settings
+from lumos_jax.preparation import engines, plan, scan, scan_rows, settings
 from tests.preparation import collections_of as made
 from tests.running import ROOT
 
@@ -46,7 +46,7 @@ def wanted(shards, **changes):
     return settings.Prepare(sources=(source,), task_bytes=1, max_failed_shards=0.5, **changes)
 
 
-def scanned(out, shards, how=engines.How(), **changes):  # noqa: B008
+def scanned(out, shards, how=engines.Execution(), **changes):  # noqa: B008
     planned = plan.make(str(out), wanted(shards, **changes), quiet)
     engines.run(scan.run_task, str(out), scan.tasks(planned), how, lambda: scan.finished(str(out)), "scan")
     return scan.finish(str(out))
@@ -60,8 +60,8 @@ def test_every_candidate_has_a_row_with_its_reason(tmp_path, shards):
     found = scanned(tmp_path, shards)
     assert [dict(one.reasons) for one in found] == [{"": 2, "aesthetic": 1, "undecodable": 1}] * 3 + [{}]
     assert [pathlib.Path(one["path"]).name for one in found[3].failed] == ["3.tar"]
-    table = parquet.read_table(scan.path(str(tmp_path), 1))
-    assert table.schema == rows.schema()
+    table = parquet.read_table(scan_rows.path(str(tmp_path), 1))
+    assert table.schema == scan_rows.schema()
     low, good, broken, _ = table.to_pylist()
     assert [low["reason"], good["reason"], broken["reason"]] == ["aesthetic", "", "undecodable"]
     assert (low["height"], low["phash"], low["sha256"]) == (0, 0, hashlib.sha256(PHOTOS[0]).digest())
@@ -74,12 +74,12 @@ def test_every_candidate_has_a_row_with_its_reason(tmp_path, shards):
 
 def test_rows_do_not_depend_on_workers_processes_or_interruptions(tmp_path, shards):
     scanned(tmp_path / "one", shards)
-    scanned(tmp_path / "pool", shards, engines.How(workers=2))
+    scanned(tmp_path / "pool", shards, engines.Execution(workers=2))
     planned = plan.make(str(tmp_path / "array"), wanted(shards), quiet)
     out = str(tmp_path / "array")
     scan.run_task(out, 2)
     for process in (1, 0):
-        how = engines.How(processes=2, process=process)
+        how = engines.Execution(processes=2, process=process)
         if not process:
             with pytest.raises(ValueError, match="1 of 4 tasks of the scan are not done, as 0"):
                 scan.finish(out)
@@ -138,7 +138,7 @@ def test_a_sample_takes_the_same_images_everywhere(tmp_path, shards):
     half = scanned(tmp_path / "half", shards, sample=0.6)
     sums = [hashlib.sha256(PHOTOS[number]).digest() for number in (0, 1, 3)]
     share = {one for one in sums if int.from_bytes(one[:8]) < 0.6 * 2**64}
-    tables = [parquet.read_table(scan.path(str(tmp_path / "half"), task)) for task in range(3)]
+    tables = [parquet.read_table(scan_rows.path(str(tmp_path / "half"), task)) for task in range(3)]
     kept = [row["sha256"] for table in tables for row in table.to_pylist() if row["reason"] != "undecodable"]
     assert set(kept) == share
     assert [one.read for one in half] == [one.read for one in whole]
@@ -170,10 +170,10 @@ def test_an_image_that_kills_its_workers_is_put_in_quarantine(tmp_path, monkeypa
     for mark in ("a", "b"):  # two workers were killed before
         (out / "scan" / "attempts").mkdir(parents=True, exist_ok=True)
         (out / "scan" / "attempts" / f"000000-{mark}").touch()
-    engines.run(scan.run_task, str(out), scan.tasks(made_plan), engines.How(workers=2), lambda: 0, "scan")
+    engines.run(scan.run_task, str(out), scan.tasks(made_plan), engines.Execution(workers=2), lambda: 0, "scan")
     (found,) = scan.finish(str(out))
     assert dict(found.reasons) == {"": 1, "crash": 1}
-    last = parquet.read_table(scan.path(str(out), 0)).to_pylist()[1]
+    last = parquet.read_table(scan_rows.path(str(out), 0)).to_pylist()[1]
     assert (last["reason"], last["sha256"]) == ("crash", hashlib.sha256(PHOTOS[3]).digest())
     assert not list((out / "scan" / "attempts").iterdir())
 

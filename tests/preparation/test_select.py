@@ -4,13 +4,15 @@ import dataclasses
 import math
 import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from pyarrow import parquet
 
-from lumos_jax.preparation import decontamination, select, selection
-from lumos_jax.preparation.settings import Criteria, Decontamination, Duplicates
+from lumos_jax.preparation import decontamination, scan_rows, select, selection
+from lumos_jax.preparation.settings import Criteria, Decontamination, Duplicates, Write
 from tests.fields import replace
 from tests.preparation import scans
 from tests.preparation.scans import random_row
@@ -123,12 +125,12 @@ def test_caps_choose_by_hash(tmp_path):
     rng = np.random.default_rng(0)
     rows = [random_row(rng) for _ in range(300)]
 
-    def kept(order, name):
-        wanted = scans.settings(tmp_path / name, "a")
+    def kept(order, name, seed=0):
+        wanted = scans.settings(tmp_path / name, "a", write=Write(seed=seed))
         wanted = dataclasses.replace(wanted, sources=(dataclasses.replace(wanted.sources[0], max_records=100),))
-        out = scans.write(
-            tmp_path / name, wanted, [("a", [rows[i] for i in part]) for part in np.array_split(order, 3)]
-        )
+        tasks = [("a", [rows[i] for i in part]) for part in np.array_split(order, 3)]
+        there = (tmp_path / name / "out").exists()
+        out = str(tmp_path / name / "out") if there else scans.write(tmp_path / name, wanted, tasks)
         made = select.run(out, wanted, say=scans.silent)
         assert made.sources["a"].reasons == {"cap": 200}
         parts = np.array_split(order, 3)
@@ -138,6 +140,8 @@ def test_caps_choose_by_hash(tmp_path):
     assert len(chosen) == 100
     assert chosen == kept(rng.permutation(300), "y")
     assert 20 < len(chosen & set(range(100))) < 47  # not the first
+    assert chosen != kept(np.arange(300), "z", seed=1)
+    assert chosen == kept(np.arange(300), "z", seed=0)
 
 
 REASONS = {
@@ -183,6 +187,45 @@ def test_a_looser_criterion_is_refused_by_name_and_a_stricter_one_selects_again(
     assert said == ["selected before: 3 of 3 records"]
     os.unlink(os.path.join(out, "scan", "000000.json"))
     with pytest.raises(ValueError, match="1 of 1 tasks of the scan are not done"):
+        select.run(out, wanted, say=scans.silent)
+
+
+def test_one_process_selects_at_a_time(tmp_path):
+    wanted = scans.settings(tmp_path, "a")
+    out = scans.write(tmp_path, wanted, [("a", [random_row(np.random.default_rng(0))])])
+    hold = f"import sys; from lumos_jax.preparation import files; files.lock({out!r}); print(1, flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold], cwd=pathlib.Path(__file__).parents[2], **pipes) as other:
+        assert other.stdout.readline() == b"1\n"
+        with pytest.raises(ValueError, match=rf"out is in use by another run \(process {other.pid} on"):
+            select.run(out, wanted, say=scans.silent)
+        other.kill()
+    assert select.run(out, wanted, say=scans.silent).kept == 1
+
+
+def test_damaged_and_missing_files_are_named_with_a_remedy(tmp_path):
+    wanted = scans.settings(tmp_path, "a")
+    out = scans.write(tmp_path, wanted, [("a", [random_row(np.random.default_rng(0))])])
+    made = select.run(out, wanted, say=scans.silent)
+    folder = pathlib.Path(selection.path(out, made.digest))
+    for path, call, remedy in (
+        (folder / "kept-000000.npy", lambda: selection.kept(out, made.digest, 0), f"remove {folder} and select again"),
+        (folder / "selection.json", lambda: selection.read(out), "remove it and select again"),
+        (pathlib.Path(scan_rows.path(out, 0)), lambda: select.run(out, wanted, say=scans.silent), "000000.json and scan again"),
+        (pathlib.Path(out, "scan/000000.json"), lambda: select.run(out, wanted, say=scans.silent), "remove it and scan again"),
+    ):  # fmt: skip
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=rf"{path} is damaged \(.*\): .*{remedy}"):
+            call()
+        if path.suffix != ".json":
+            path.unlink()
+            with pytest.raises(ValueError, match=rf"{path} is missing: .*{remedy}"):
+                call()
+        if path != folder / "selection.json":  # so that the next selection begins anew
+            path.write_bytes(whole)
+    path.write_text(whole.decode().replace('"plan": "', '"plan": "0'))
+    with pytest.raises(ValueError, match=r"scan/000000.json is of another plan: remove .*scan and scan again"):
         select.run(out, wanted, say=scans.silent)
 
 
@@ -237,6 +280,9 @@ def test_evaluation_sets_of_hashes_and_images(tmp_path):
     fileio.save_png(pixels, folder / "one.png")
     with pytest.raises(ValueError, match=r"config.decontamination.sets: /nowhere is not there"):
         select.run(out, replace(wanted, decontamination__sets=("/nowhere",)), say=scans.silent)
+    (tmp_path / "hashes.txt").write_text("# nothing\n")
+    with pytest.raises(ValueError, match=r"hashes.txt holds no hashes"):
+        select.run(out, wanted, say=scans.silent)
     (tmp_path / "hashes.txt").write_text("abc\n")
     with pytest.raises(ValueError, match=r"hashes.txt, line 1: 'abc' is no hash"):
         select.run(out, wanted, say=scans.silent)

@@ -8,7 +8,7 @@ import pytest
 
 from lumos_jax import data
 from lumos_jax.data.sources import cached
-from lumos_jax.preparation import layout, select, selection, write
+from lumos_jax.preparation import record_files, select, selection, write
 from lumos_jax.preparation.settings import Duplicates, Write
 from tests.fields import replace
 from tests.preparation import scans
@@ -66,4 +66,4 @@ def test_close_features_are_duplicates(tmp_path, workers):
     with pytest.raises(ValueError, match=r"holds features of shape \(2, 16\): cache one token an image"):
         select.run(there, replace(again, duplicates__embeddings=str(tmp_path / "patches")), say=scans.silent)
     assert dataclasses.replace(asked, embeddings_set="").check()
-    assert layout.count_tasks(layout.directory(out, made.build)) == 2
+    assert record_files.count_tasks(record_files.directory(out, made.build)) == 2

@@ -4,7 +4,7 @@ import runpy
 
 import pytest
 
-from lumos_jax.preparation import criteria, rows, settings
+from lumos_jax.preparation import criteria, scan_rows, settings
 
 CONFIG = "configs/prepare/web.py"
 
@@ -53,9 +53,11 @@ def test_scores_are_compared_before_decoding_and_may_only_be_tightened_afterward
 
 
 def test_rows_have_the_defaults_of_what_is_unknown():
-    table = rows.table([{"input": 3, "row": 0, "sha256": b"\1" * 32, "reason": "aesthetic"}, {"input": 3, "row": 1}])
+    table = scan_rows.table(
+        [{"input": 3, "row": 0, "sha256": b"\1" * 32, "reason": "aesthetic"}, {"input": 3, "row": 1}]
+    )
     first, second = table.to_pylist()
-    assert table.schema == rows.schema()
-    assert (first["offset"], first["phash_valid"], first["caption_kind"]) == (-1, False, rows.NO_CAPTION)
+    assert table.schema == scan_rows.schema()
+    assert (first["offset"], first["phash_valid"], first["caption_kind"]) == (-1, False, scan_rows.NO_CAPTION)
     assert first["aesthetic"] != first["aesthetic"]
     assert second["sha256"] == bytes(32)

@@ -20,18 +20,22 @@ from lumos_jax.data import CorruptRecord, shards
 from lumos_jax.data import manifest as manifests
 from lumos_jax.data.sources.prepared import PreparedSource
 from lumos_jax.preparation import (
-    compacted,
-    compaction,
-    layout,
+    compact,
+    files,
     plan,
+    record_files,
+    report,
     scan,
+    scan_rows,
     select,
     selection,
     tombstones,
     verify,
     write,
+    write_arrayrecord,
 )
 from lumos_jax.preparation.settings import Criteria, Prepare, Source, Write
+from tests.fields import replace
 from tests.preparation.scans import silent
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -91,7 +95,7 @@ def selected(out: str) -> list[tuple[bytes, str]]:
 
     digest, found = selection.read(out).digest, []
     for task in range(3):
-        table = parquet.read_table(scan.path(out, task), columns=["sha256", "caption"]).to_pylist()
+        table = parquet.read_table(scan_rows.path(out, task), columns=["sha256", "caption"]).to_pylist()
         found += [(table[row]["sha256"], table[row]["caption"]) for row in selection.kept(out, digest, task)]
     return found
 
@@ -114,7 +118,7 @@ def test_compacted_shards_hold_the_selected_images_shuffled(out):
         assert shard.bytes < 200_000
     assert made.sources == selection.read(out).sources
     assert verify.run(out, say=silent) == []
-    assert [path for path in pathlib.Path(out).rglob("*") if layout.PARTIAL in path.name] == []
+    assert [path for path in pathlib.Path(out).rglob("*") if files.PARTIAL in path.name] == []
 
 
 def test_the_index_reads_the_original_files(out):
@@ -166,7 +170,7 @@ def test_killed_writers_and_their_order_change_no_byte(out, tmp_path):
     for number, writes in zip(reversed(numbers), (2, 1), strict=True):
         call = f"from tests.preparation import test_write; test_write.run_and_die({other!r}, {number}, {writes})"
         assert subprocess.run([sys.executable, "-c", call], cwd=ROOT, check=False).returncode == -signal.SIGKILL
-    assert [path for path in pathlib.Path(other).rglob("*") if layout.PARTIAL in path.name]
+    assert [path for path in pathlib.Path(other).rglob("*") if files.PARTIAL in path.name]
     with pytest.raises(ValueError, match="2 of 2 tasks are not written"):
         write.finish(other, silent)
     for number in reversed(numbers):
@@ -216,11 +220,11 @@ def test_inputs_that_changed_are_refused(out, scanned):
 def test_tombstones_leave_the_others_where_they_are(out, settings):
     made = written(out, settings)
     before, source = records(PreparedSource(out, captioned=True)), PreparedSource(out)
-    folder = layout.directory(out, made.build)
+    folder = record_files.directory(out, made.build)
     rows = [
         row
-        for task in range(layout.count_tasks(folder))
-        for row in layout.read_records(folder, task, layout.COLUMNS).to_pylist()
+        for task in range(record_files.count_tasks(folder))
+        for row in record_files.read_records(folder, task, record_files.COLUMNS).to_pylist()
     ]
     hashed = next(i for i, row in enumerate(rows) if row["phash_valid"] and i > 5)
     tombstones.add(out, "url", [rows[3]["url"], "https://elsewhere.org"], silent)
@@ -240,17 +244,38 @@ def test_tombstones_leave_the_others_where_they_are(out, settings):
     assert verify.run(out, say=silent) == []
     assert write.finish(out, silent).tombstones == last.tombstones  # what was taken out stays out
 
-    for number in compaction.tasks(out):
-        compaction.run_task(out, number)
-    compact = compaction.finish(out, silent)
-    assert (compact.version, compact.records, compact.tombstones.count) == (2, len(before) - 4, 0)
+    for number in compact.tasks(out):
+        compact.run_task(out, number)
+    compacted = compact.finish(out, silent)
+    assert (compacted.version, compacted.records, compacted.tombstones.count) == (2, len(before) - 4, 0)
     assert records(PreparedSource(out, captioned=True)) == [one for i, one in enumerate(before) if i not in gone]
     assert verify.run(out, say=silent) == []
     with pytest.raises(ValueError, match=r"no record in .* has a tombstone"):
-        compaction.tasks(out)
+        compact.tasks(out)
+
+    written(out, settings)  # version 1 again, with the requests from before, and one more
+    tombstones.add(out, "key", [rows[1]["key"]], silent)
+    for number in compact.tasks(out):
+        compact.run_task(out, number)
+    again = compact.finish(out, silent)
+    assert (again.version, again.records, again.tombstones.count) == (2, len(before) - 5, 0)
+    assert verify.run(out, say=silent) == []
 
 
-def test_mistakes_in_requests_are_named(out):
+def test_settings_are_those_of_the_selection(out):
+    planned, chosen = plan.read(out).settings, selection.read(out)
+    stricter = replace(planned, criteria__short_side=20)
+    with pytest.raises(ValueError, match=r"config.criteria.short_side was 16 and is 20. Run select with these"):
+        write.tasks(out, stricter)
+    with pytest.raises(ValueError, match=r"config.criteria.short_side was 16 and is 20"):
+        report.write(out, stricter, silent)
+    assert selection.settings(stricter, chosen) == planned
+    capped = dataclasses.replace(planned, sources=(dataclasses.replace(planned.sources[0], max_records=50),))
+    made = select.run(out, replace(capped, write__seed=3), say=silent)
+    assert selection.settings(planned, made) == replace(capped, write__seed=3)
+
+
+def test_mistakes_in_requests_are_named(out, tmp_path):
     with pytest.raises(ValueError, match=r"has no manifest.json"):
         tombstones.add(out, "url", ["x"], silent)
     written(out, INDEXED)
@@ -261,26 +286,41 @@ def test_mistakes_in_requests_are_named(out):
     ):
         with pytest.raises(ValueError, match=message):
             tombstones.add(out, kind, values, silent)
+    for distance in (-1, 17):
+        with pytest.raises(ValueError, match=rf"distance of {distance} bits must be from 0 to 16"):
+            tombstones.add(out, "phash", ["0" * 16], silent, distance=distance)
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbfhttps://example.org/a\r\n\n b \n")
+    assert tombstones.read_values(str(tmp_path / "list")) == ["https://example.org/a", "b"]
+    with pytest.raises(ValueError, match=r"--file=/nowhere must be a UTF-8 text file"):
+        tombstones.read_values("/nowhere")
+    name = record_files.name(record_files.directory(out, manifests.read_manifest(out).build), 1, "json")
+    part = pathlib.Path(name).rename(tmp_path / "part")
+    with pytest.raises(ValueError, match=r"the tables in .* hold .* records: write again"):
+        tombstones.add(out, "url", ["x"], silent)
+    part.rename(name)
+    said = []
+    tombstones.add(out, "url", ["https://elsewhere.org"], said.append)
+    assert "no other record matches (1 values given)" in said[1]
 
 
 def test_groups_have_each_input_once_and_few_records_fill_fewer_shards():
     inputs = np.array([[100, 10**6, 0], [0, 0, 0], [1, 10**6, 0], [3, 9 * 10**6, 0], [50, 10**6, 0]])
-    made = compacted.groups(inputs, Write(shard_bytes=10**6, group_inputs=2))
+    made = write_arrayrecord.groups(inputs, Write(shard_bytes=10**6, group_inputs=2))
     assert sorted(sum(made.inputs, ())) == [0, 2, 3, 4]
     assert made.first_record[-1] == 154
     assert made.first_shard[-1] == sum(made.shards)
     for group, number in zip(made.inputs, made.shards, strict=True):
         assert 1 <= number <= inputs[list(group), 0].sum()
-    assert compacted.groups(inputs, Write(seed=1, group_inputs=2)).inputs != made.inputs
+    assert write_arrayrecord.groups(inputs, Write(seed=1, group_inputs=2)).inputs != made.inputs
 
 
 def test_examples_are_those_of_tensorflow():
     # written by hand from the wire format: features { feature { key "b" value { bytes_list { value "xy" } } } }
-    assert compacted.example({"b": b"xy"}) == bytes.fromhex("0a0d 0a0b 0a0162 1206 0a04 0a02 7879")
+    assert write_arrayrecord.example({"b": b"xy"}) == bytes.fromhex("0a0d 0a0b 0a0162 1206 0a04 0a02 7879")
     from lumos_jax.data.sources.arrayrecord import byte_features
 
     long = {"image/encoded": bytes(70_000), "caption": "é".encode(), "caption_detailed": b""}
-    assert byte_features(compacted.example(long)) == long
+    assert byte_features(write_arrayrecord.example(long)) == long
 
 
 def test_a_url_holds_the_same_bytes(scanned, out, tmp_path, monkeypatch):
@@ -299,8 +339,8 @@ def test_a_url_holds_the_same_bytes(scanned, out, tmp_path, monkeypatch):
             assert hashlib.sha256(memory.cat_file(f"/prepared/out/{name}")).hexdigest() == digest, name
         tombstones.add(url, "sha256", [selected(out)[0][0].hex()], silent)
         assert verify.run(url, say=silent) == []
-        for number in compaction.tasks(url):
-            compaction.run_task(url, number)
-        assert compaction.finish(url, silent).records == len(selected(out)) - 1
+        for number in compact.tasks(url):
+            compact.run_task(url, number)
+        assert compact.finish(url, silent).records == len(selected(out)) - 1
     finally:
         memory.rm("/prepared", recursive=True)

@@ -50,7 +50,7 @@ class TarSource(Source, HasCaptions):
         self._entries, self._kept = find_shards(path, ".tar", "*.tar"), kept
         left_out: collections.Counter = collections.Counter()
         tar_index.make_all(self._entries, kept)
-        quiet, failed = len(self._entries) < PROGRESS_FROM, []
+        quiet, failed = len(self._entries) < PROGRESS_FROM or None, []  # None: where stderr is no terminal
 
         def count(number: int) -> tuple[int, int, Table | None]:
             try:

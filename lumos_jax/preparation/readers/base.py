@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from lumos_jax.data import storage
 from lumos_jax.data.captions import one_line
-from lumos_jax.preparation.rows import NO_CAPTION, SCORES
+from lumos_jax.preparation.scan_rows import NO_CAPTION, SCORES
 from lumos_jax.preparation.settings import Source
 
 READERS: dict[str, Reader] = {}

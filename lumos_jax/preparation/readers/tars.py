@@ -21,7 +21,7 @@ from lumos_jax.data.captions import decode_text
 from lumos_jax.data.files import IMAGE_ENDINGS
 from lumos_jax.preparation.readers import base
 from lumos_jax.preparation.readers.base import Candidate, DamagedInput, Input
-from lumos_jax.preparation.rows import JSON, NO_CAPTION, TEXT
+from lumos_jax.preparation.scan_rows import JSON, NO_CAPTION, TEXT
 from lumos_jax.preparation.settings import Source
 
 _BLOCK = tarfile.BLOCKSIZE

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lumos_jax.data import storage
-from lumos_jax.preparation import decontamination, duplicates, local, near, screening, selection
+from lumos_jax.preparation import criteria, decontamination, duplicates, engines, files, hamming, scan_rows, selection
 from lumos_jax.preparation.settings import Prepare
 
 _MIX, _UNMIX = 0x9E3779B97F4A7C15, pow(0x9E3779B97F4A7C15, -1, 1 << 64)  # a bijection that spreads hashes evenly
@@ -59,13 +58,10 @@ class Job:
 
     def parquet(self, task: int, columns: Sequence[str]) -> Any:
         """Columns of a scan file. Raises ValueError: it has another number of rows than its task counted."""
-        import pyarrow.parquet
-
-        name = storage.join(self.out, "scan", f"{task:06d}.parquet")
-        with storage.open_read(name) as file:
-            table = pyarrow.parquet.read_table(file, columns=list(columns), use_threads=False)
-        if len(table) != self.starts[task + 1] - self.starts[task]:
-            raise ValueError(f"{name} has {len(table)} rows, and its task counted others: remove it and scan again")
+        table, count = scan_rows.read(self.out, task, columns), self.starts[task + 1] - self.starts[task]
+        if len(table) != count:
+            name = scan_rows.path(self.out, task)
+            raise ValueError(f"{name} has {len(table)} rows, its .json counts {count}: remove both and scan again")
         return table
 
     def drop(self, rows: np.ndarray, keepers: np.ndarray, reason: str, distance: np.ndarray | int) -> None:
@@ -76,19 +72,19 @@ class Job:
 
 
 def screen(job: Job, chunk: int) -> int:
-    """Applies criteria and evaluation sets, and spreads what is left over the partitions. Returns how much that is."""
-    criteria, parts = job.settings.criteria, [np.zeros(0, _ROW)]
+    """Applies criteria and evaluation sets, and partitions the remaining rows by hash. Returns how many remain."""
+    limits, parts = job.settings.criteria, [np.zeros(0, _ROW)]
     with np.load(job.file("evaluation.npz")) as known:
         hashes = decontamination.EvaluationHashes(known["phash"], known["sha256"])
     matcher = decontamination.Matcher(hashes, job.settings.decontamination.phash_distance)
     for task in job.chunks[chunk]:
-        table = job.parquet(task, {*screening.columns(criteria), *_COLUMNS})
-        codes = screening.codes(table, criteria, job.reasons)
+        table = job.parquet(task, {*criteria.columns(limits), *_COLUMNS})
+        codes = criteria.codes(table, limits, job.reasons)
         left = np.flatnonzero(codes == 0)
         rows = _ranked(job, task, table, left)
         sha256 = np.stack([rows["high"], rows["low"]], 1)
         known = matcher(rows["mixed"] * np.uint64(_UNMIX), rows["valid"], sha256)
-        codes[left[known]] = job.reasons.index(screening.CONTAMINATED)
+        codes[left[known]] = job.reasons.index(criteria.CONTAMINATED)
         job.array("reasons")[job.rows_of(task)] = codes
         parts.append(rows[~known])
     rows = np.concatenate(parts)
@@ -117,16 +113,16 @@ def _ranked(job: Job, task: int, table: Any, left: np.ndarray) -> np.ndarray:
 
 
 def collapse(job: Job, partition: int) -> int:
-    """Drops all but the best of equal files and of equal perceptual hashes in a partition. Returns how many."""
+    """Drops all but the best row of equal files and of equal perceptual hashes in a partition. Returns how many."""
     slices = []
     for chunk in range(len(job.chunks)):
         ends = np.load(job.file(f"ends-{chunk:06d}.npy"))
         slices.append(np.load(job.file(f"rows-{chunk:06d}.npy"), mmap_mode="r")[ends[partition] : ends[partition + 1]])
     rows, count = np.concatenate(slices), 0
-    steps = [(screening.EXACT, ("high", "low"))] * job.settings.duplicates.exact
-    steps += [(screening.NEAR, ("mixed",))] * (job.settings.duplicates.phash_distance >= 0)
+    steps = [(criteria.EXACT, ("high", "low"))] * job.settings.duplicates.exact
+    steps += [(criteria.NEAR, ("mixed",))] * (job.settings.duplicates.phash_distance >= 0)
     for reason, keys in steps:
-        if reason == screening.NEAR:
+        if reason == criteria.NEAR:
             rows = rows[rows["valid"]]
         columns = [np.ascontiguousarray(rows[name]) for name in (*keys, "rank", "score", "id")]
         dropped, kept = duplicates.equal_rows(columns[: len(keys)], columns[len(keys) :])
@@ -139,15 +135,15 @@ def collapse(job: Job, partition: int) -> int:
     return count
 
 
-def drop_near(job: Job, run: local.Run) -> int:
-    """Drops what is close to a better perceptual hash that is kept. Returns how many."""
+def drop_near(job: Job, run: engines.Run) -> int:
+    """Drops rows whose perceptual hash is near that of a better row which is kept. Returns how many."""
     os.mkdir(job.file("tables"))
     parts = [job.file(f"hashes-{number:05d}.npy") for number in range(1 << job.bits)]
-    pairs = near.find(parts, job.settings.duplicates.phash_distance, job.file("tables"), run)
+    pairs = hamming.near_pairs(parts, job.settings.duplicates.phash_distance, job.file("tables"), run)
     hashes, ends = np.unique(pairs, return_inverse=True)
     found = _best(job, hashes)
     rows, kept = worse_of_pairs(found, ends.reshape(-1, 2))
-    job.drop(found["id"][rows], found["id"][kept], screening.NEAR, np.bitwise_count(hashes[rows] ^ hashes[kept]))
+    job.drop(found["id"][rows], found["id"][kept], criteria.NEAR, np.bitwise_count(hashes[rows] ^ hashes[kept]))
     return len(rows)
 
 
@@ -174,7 +170,7 @@ def _best(job: Job, hashes: np.ndarray) -> np.ndarray:
     return result
 
 
-def cap(job: Job, run: local.Run) -> None:
+def cap(job: Job, run: engines.Run) -> None:
     """Drops records above max_records of each source: those of the highest hash of (seed, sha256)."""
     capped = {i: source.max_records for i, source in enumerate(job.settings.sources) if source.max_records}
     if not capped:
@@ -224,7 +220,7 @@ def _drop_above(job: Job, chunk: int, limits: dict[int, Any]) -> None:
         above = (values["value"] > limit["value"]) | (
             (values["value"] == limit["value"]) & (values["id"] >= limit["id"])
         )
-        job.array("reasons")[values["id"][above]] = job.reasons.index(screening.CAP)
+        job.array("reasons")[values["id"][above]] = job.reasons.index(criteria.CAP)
 
 
 def finish(job: Job, chunk: int) -> tuple[np.ndarray, np.ndarray]:
@@ -243,9 +239,7 @@ def finish(job: Job, chunk: int) -> tuple[np.ndarray, np.ndarray]:
         codes = np.array(job.array("reasons")[job.rows_of(task)])
         kept = np.flatnonzero(codes == 0)
         for name, array in (("reasons", codes), ("kept", kept.astype(np.uint32))):
-            storage.write_whole(
-                selection.path(job.out, job.digest, f"{name}-{task:06d}.npy"), selection.array_bytes(array)
-            )
+            files.write_npy(selection.path(job.out, job.digest, f"{name}-{task:06d}.npy"), array)
         table = job.parquet(task, ("input", "bytes", "caption", "detailed"))
         numbers = table["input"].to_numpy()
         np.add.at(counts, (job.source_of[numbers], codes), 1)

@@ -1,10 +1,10 @@
 """Layout arrayrecord: the kept images, as they were downloaded, in new ArrayRecord shards.
 
-Inputs are put into groups at random, each a task. The files of a group are read side by side, each from its beginning to its
-end once: whose image comes next is a random permutation. A run of these images of about shard_bytes becomes a shard, and is
-shuffled within. So a process holds one shard, and reads and writes nothing but long runs of bytes.
+Inputs are grouped at random; each group is a task. Its files are read side by side, each sequentially and once; a random
+permutation decides which file gives the next image. Consecutive images of about shard_bytes become a shard, and are shuffled
+within it. A process holds one shard in memory.
 
-Shuffles are sorts by a hash of (seed, what is shuffled, place): they depend on no library's random numbers.
+Shuffles sort by a hash of (seed, purpose, place), which no version of a library changes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 
 from lumos_jax.data import shards, storage
 from lumos_jax.data.manifest import Shard
-from lumos_jax.preparation import layout, selection
+from lumos_jax.preparation import files, record_files, scan_rows, selection
 from lumos_jax.preparation.readers.base import READERS, DamagedInput
 from lumos_jax.preparation.settings import Write
 
-_SCANNED = (*layout.COLUMNS, "offset", "height", "width", "caption", "detailed")
+_SCANNED = (*record_files.COLUMNS, "offset", "height", "width", "caption", "detailed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +59,12 @@ def shuffled(count: int, key: str) -> np.ndarray:
     return np.argsort(z ^ z >> np.uint64(31))
 
 
-def write_group(out: str, plan: Any, selected: selection.Selection, write: Write, group: int) -> layout.Part:
+def write_group(out: str, plan: Any, selected: selection.Selection, write: Write, group: int) -> record_files.Part:
     """Writes the shards of a group, and its record table at last; skips one that is whole.
     Raises ValueError: an input has changed since it was scanned; OSError."""
-    build = layout.build(selected.digest, write)
-    folder = layout.directory(out, build)
-    if (done := layout.read_part(folder, group)) and all(is_whole(out, shard) for shard in done.shards):
+    build = record_files.build(selected.digest, write)
+    folder = record_files.directory(out, build)
+    if (done := record_files.read_part(folder, group)) and all(is_whole(out, shard) for shard in done.shards):
         return done
     made = groups(selection.inputs(out, selected.digest), write)
     numbers = made.inputs[group]
@@ -84,11 +84,11 @@ def write_group(out: str, plan: Any, selected: selection.Selection, write: Write
         places.append(chosen[within])
         records = _records([images[i] for i in within], table.take(chosen[within]), made.captions)
         lineage = tuple(sorted({numbers[i] for i in np.searchsorted(starts, chosen, side="right") - 1}))
-        path = f"{layout.shard_directory(build)}/" + shard_name(made, made.first_shard[group] + number)
+        path = f"{record_files.shard_directory(build)}/" + shard_name(made, made.first_shard[group] + number)
         written.append(write_shard(out, path, records, lineage))
     ordered = table.take(np.concatenate(places))
-    return layout.write_part(
-        folder, group, made.first_record[group], ordered, {"sizes": layout.sizes(ordered)}, written
+    return record_files.write_part(
+        folder, group, made.first_record[group], ordered, {"sizes": record_files.sizes(ordered)}, written
     )
 
 
@@ -119,7 +119,7 @@ def is_whole(out: str, shard: Shard) -> bool:
 
 def write_shard(out: str, path: str, records: Iterator[bytes], lineage: tuple[int, ...]) -> Shard:
     """Writes out/path, whole under its name or not at all."""
-    with layout.temporary(storage.join(out, path)) as file:
+    with files.temporary(storage.join(out, path)) as file:
         count = shards.write_arrayrecord(file, records, compress=False)
         with open(file, "rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
@@ -129,14 +129,11 @@ def write_shard(out: str, path: str, records: Iterator[bytes], lineage: tuple[in
 def _kept_rows(out: str, plan: Any, selected: selection.Selection, numbers: tuple[int, ...]) -> list[Any]:
     """The kept rows of each of these inputs, as pyarrow.Tables of _SCANNED."""
     import pyarrow.compute
-    import pyarrow.parquet
 
     found, task_of = {}, {number: task for task, inputs in enumerate(plan.tasks) for number in inputs}
     for task in sorted({task_of[number] for number in numbers}):
         here = [number for number in numbers if task_of[number] == task]
-        with storage.open_read(storage.join(out, "scan", f"{task:06d}.parquet")) as file:
-            table = pyarrow.parquet.read_table(file, columns=list(_SCANNED), use_threads=False)
-        table = table.take(selection.kept(out, selected.digest, task))
+        table = scan_rows.read(out, task, _SCANNED).take(selection.kept(out, selected.digest, task))
         for number in here:
             found[number] = table.filter(pyarrow.compute.equal(table["input"], number)).combine_chunks()
     return [found[number] for number in numbers]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from lumos_jax.preparation import criteria as rules
-from lumos_jax.preparation import screening
 from lumos_jax.preparation.page import Histogram
 from lumos_jax.preparation.settings import Criteria
 
@@ -115,7 +114,7 @@ def _satisfying(table: Any, reasons: Sequence[str], chosen: Criteria, one: Shown
     """Rows that satisfy all criteria with another limit of one. Where that is a score's, looser than in the scan, what it lets
     in was not decoded and counts as if it satisfied the rest."""
     moved = dataclasses.replace(chosen, **{one.field: limit})
-    count = int((screening.codes(table, moved, reasons) == 0).sum())
+    count = int((rules.codes(table, moved, reasons) == 0).sum())
     if one.value in rules.SCORE_LIMITS:
         scores = table[one.value].to_numpy()
         rejected = table["reason"].to_numpy(zero_copy_only=False) == one.value

@@ -1,4 +1,4 @@
-"""The rows of a scan: one parquet file a task, one row a candidate, in the order of (input, row).
+"""The rows of a scan: DIR/scan/<task>.parquet, one file a task, one row a candidate, in the order of (input, row).
 
 input, row          place: the input's number in plan.json, and the place among its images, in file order
 key, url            the member's name without its ending, and where the image came from; "" where unknown. Not unique
@@ -18,10 +18,15 @@ reason              "" for an image that was decoded, or why it was not: a crite
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from lumos_jax.data import storage
+from lumos_jax.preparation import files
+
+FOLDER = "scan"
 NO_CAPTION, TEXT, JSON = range(3)  # caption_kind
 SCORES = ("aesthetic", "watermark", "unsafe", "similarity")
 UNDECODABLE, CRASH = "undecodable", "crash"
@@ -55,3 +60,12 @@ def table(rows: list[dict[str, Any]]) -> Any:
 
     columns = {name: [row.get(name, default) for row in rows] for name, default in DEFAULTS.items()}
     return pa.table(columns, schema=schema())
+
+
+def path(out: str, task: int) -> str:
+    return storage.join(out, FOLDER, f"{task:06d}.parquet")
+
+
+def read(out: str, task: int, columns: Sequence[str] | None = None) -> Any:
+    """A pyarrow.Table of a task's rows. Raises ValueError: its file is missing or damaged."""
+    return files.read_parquet(path(out, task), f"remove {FOLDER}/{task:06d}.json and scan again", columns)
