@@ -46,7 +46,7 @@ ALLOWED = {
     },
     "planning": {"data", "tasks", "train"},
     "preparation": {"data", "scenes", "tasks", "train"},
-    "pages": {"data", "tasks", "diffusion", "checkpoints", "train", "sample"},
+    "pages": {"data", "tasks", "diffusion", "checkpoints", "evaluation", "train", "sample"},
 }
 LEAVES = {"config", "exit_codes", "fileio", "progress"}
 
