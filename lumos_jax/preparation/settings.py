@@ -165,6 +165,8 @@ class Prepare:
         labels = [source.label for source in self.sources]
         return {
             "config.sources: name at least one": not self.sources,
+            "config.sources: one source of kind=scenes at most, as they share a folder":
+                sum(source.kind == "scenes" for source in self.sources) > 1,
             f"config.sources: several are named {max(labels, key=labels.count, default='')!r}; set `name`":
                 len(set(labels)) < len(labels),
         }  # fmt: skip

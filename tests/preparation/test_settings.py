@@ -32,6 +32,7 @@ def test_settings_survive_a_round_trip(get_config):
         ({"sources": [{"kind": "folder"}]}, "folder needs a path"),
         ({"sources": [{"kind": "folder", "path": "x", "pth": "y"}]}, r"config\.sources\[0\]\.pth"),
         ({"sources": [{"kind": "tars", "path": "x"}] * 2}, "several are named 'tars'"),
+        ({"sources": [{"kind": "scenes"}, {"kind": "scenes", "name": "more"}]}, "one source of kind=scenes at most"),
         ({"sample": 0.0}, "config.sample=0.0 must be above 0"),
         ({"duplicates": {"phash_distance": 5}}, "at most 4"),
     ],
