@@ -43,7 +43,7 @@ def command(config: pathlib.Path, out: pathlib.Path, how: str) -> str:
         return " ".join([program, "all", flags, *HOW[how]])
     steps = []
     for verb in ("plan", "scan", "select", "write", "verify", "report"):
-        line, count = f"{program} {verb} {flags}", HOW[how]
+        line, count = f"{program} {verb} --out={out}" if verb == "verify" else f"{program} {verb} {flags}", HOW[how]
         if verb in ("scan", "write"):
             parts = [f"{line} --processes={count} --process={i} & p{i}=$!" for i in range(count)]
             waits = " && ".join(f"wait $p{i}" for i in range(count))
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--wait", type=float, nargs=2, default=(3.0, 20.0), help="seconds before a kill, from and to")
+    parser.add_argument("--wait", type=float, nargs=2, default=(1.0, 8.0), help="seconds before a kill, from and to")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng, different = random.Random(args.seed), 0
