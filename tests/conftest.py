@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import tracemalloc  # noqa: F401 (pytest imports it when an object was not closed, which fails while TFDS imports modules lazily)
 
 # What tests compile runs a few times, which does not win back the time of LLVM's optimization, nor that of XLA's MLIR
 # emitters for fusions: with the older ones a train step compiles in a third of the time (jaxlib 0.12 has no others). Weights
