@@ -21,12 +21,13 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from lumos_jax import fileio
 from lumos_jax.data import remote
+from lumos_jax.data.base import CorruptRecord
 from lumos_jax.data.files import open_regular
 
 T = TypeVar("T")
@@ -89,6 +90,19 @@ def read_many(ranges: Sequence[tuple[str, int, int | None]]) -> list[bytes | OSE
             else:
                 found[member] = data[offset - start : offset - start + size]
     return found
+
+
+def read_fetched(place: tuple[str, int, int], fetched: Mapping[tuple[str, int, int], bytes | OSError]) -> bytes:
+    """A whole (path, offset, size): what `read_many` fetched of it, or `read` now.
+    Raises OSError; CorruptRecord: the file ends before."""
+    data = fetched.get(place)
+    if data is None:
+        data = read(*place)
+    if isinstance(data, OSError):
+        raise data
+    if len(data) < place[2]:
+        raise CorruptRecord("the shard is shorter than it was")
+    return data
 
 
 def in_parallel(call: Callable[[Any], T], values: Sequence[Any]) -> list[T]:

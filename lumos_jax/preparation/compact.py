@@ -44,6 +44,7 @@ def _parts(out: str, manifest: Manifest) -> list[record_files.Part | None]:
 
 
 def run_task(out: str, number: int) -> None:
+    """Writes the new version of one task, unless that is there. Raises ValueError: a file of the present version is damaged."""
     manifest = manifests.read_manifest(out)
     old, new = (record_files.directory(out, manifest.build, manifest.version + i) for i in (0, 1))
     done = record_files.read_part(new, number)
@@ -51,7 +52,8 @@ def run_task(out: str, number: int) -> None:
         return
     part, dead = record_files.read_part(old, number), tombstones.numbers(out)
     rows = record_files.read_records(old, number, ("record", *record_files.COLUMNS))
-    live = ~np.isin(rows["record"].to_numpy(), dead)
+    numbers = rows["record"].to_numpy()
+    live = ~np.isin(numbers, dead)
     arrays = {name: array[live] for name, array in record_files.read_arrays(old, number).items()}
     ends = np.cumsum([0, *(shard.records for shard in part.shards)])
     written = []
@@ -62,8 +64,7 @@ def run_task(out: str, number: int) -> None:
             written.append(dataclasses.replace(shard, records=int(live[begin:end].sum())))
         else:
             written.append(_without(out, manifest, shard, live[begin:end]))
-    first = sum(record_files.read_part(old, task).records for task in range(number))
-    first -= int(np.searchsorted(dead, np.uint64(first)))
+    first = int(numbers[0]) - int(np.searchsorted(dead, numbers[0])) if len(numbers) else 0
     record_files.write_part(new, number, first, rows.filter(live), arrays, written, manifest.tombstones.version)
 
 

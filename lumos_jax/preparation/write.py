@@ -26,7 +26,7 @@ def tasks(out: str, settings: Prepare) -> list[int]:
     if not selected.kept:
         raise ValueError(f"the selection in {out} keeps none of {selected.rows:,} records: see its report")
     files.write_json(storage.join(out, _FILE), {"selection": selected.digest, "settings": to_dict(settings)})
-    return _tasks(out, selected, settings)
+    return _tasks(out, plan, selected, settings)
 
 
 def run_task(out: str, number: int) -> None:
@@ -48,7 +48,7 @@ def finish(out: str, say: Callable[[str], None] = print) -> manifests.Manifest:
     plan, selected, settings = _read(out)
     build = record_files.build(selected.digest, settings.write)
     folder = record_files.directory(out, build)
-    parts = [record_files.read_part(folder, task) for task in _tasks(out, selected, settings)]
+    parts = [record_files.read_part(folder, task) for task in _tasks(out, plan, selected, settings)]
     if None in parts:
         raise ValueError(
             f"{parts.count(None)} of {len(parts)} tasks are not written, as {parts.index(None)}: write again"
@@ -76,7 +76,7 @@ def _read(out: str) -> tuple[plans.Plan, selection.Selection, Prepare]:
     return plans.read(out), selection.read(out, found[0]), found[1]
 
 
-def _tasks(out: str, selected: selection.Selection, settings: Prepare) -> list[int]:
+def _tasks(out: str, plan: plans.Plan, selected: selection.Selection, settings: Prepare) -> list[int]:
     if settings.write.layout == "index":
-        return list(range(len(plans.read(out).tasks)))
+        return list(range(len(plan.tasks)))
     return list(range(len(write_arrayrecord.groups(selection.inputs(out, selected.digest), settings.write).inputs)))

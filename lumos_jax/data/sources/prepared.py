@@ -166,7 +166,11 @@ class _Indexed:
 
     def image(self, index: int) -> bytes:
         shard, _ = locate(self._ends, index)
-        return self._bytes(self._range(index)) if self._is_tar[shard] else image_of(self._numbered[self._number(index)])
+        return (
+            storage.read_fetched(self._range(index), self._held)
+            if self._is_tar[shard]
+            else image_of(self._numbered[self._number(index)])
+        )
 
     def captions(self, index: int) -> Captions:
         shard, _ = locate(self._ends, index)
@@ -175,7 +179,7 @@ class _Indexed:
         kind = manifests.CAPTION_KINDS[self._index["caption_kinds"][index]]
         if not kind:
             raise CorruptRecord("no caption")
-        text = self._bytes(self._range(index, "caption_"))
+        text = storage.read_fetched(self._range(index, "caption_"), self._held)
         texts = captions_of_json(text) if kind == ".json" else (decode_text(text), "")
         if texts == (None, None):
             raise CorruptRecord("no caption: its .json has no field caption")
@@ -205,13 +209,3 @@ class _Indexed:
 
     def _number(self, index: int) -> int:
         return locate(self._ends, index)[0] * _NUMBERS + int(self._index["offsets"][index])
-
-    def _bytes(self, where: tuple[str, int, int]) -> bytes:
-        data = self._held.get(where)
-        if data is None:
-            data = storage.read(*where)
-        if isinstance(data, OSError):
-            raise data
-        if len(data) < where[2]:
-            raise CorruptRecord("the shard is shorter than it was")
-        return data

@@ -127,13 +127,4 @@ class TarSource(Source, HasCaptions):
 
     def _bytes(self, index: int, column: int) -> bytes | None:
         place = self._place(index, column)
-        if place is None:
-            return None
-        data = self._fetched.get(place)
-        if data is None:
-            data = storage.read(*place)
-        if isinstance(data, OSError):
-            raise data
-        if len(data) < place[2]:
-            raise CorruptRecord("the shard is shorter than it was")
-        return data
+        return None if place is None else storage.read_fetched(place, self._fetched)
