@@ -20,9 +20,9 @@ DROPOUT = 0.1  # of the condition, there
 _FD = ("fd_scene_vit", "fd_vgg16")
 _TRUTH = ("psnr", "ssim", "lpips")
 _CAPTIONS = ("caption_count", "caption_colour", "caption_shape", "caption_all")
-_CLIPS = ("fvd", *_TRUTH, "flow_error")
+_CLIPS = ("fvd", "psnr", "ssim", "flow_error")
 _PROMPTS = ("scenes",)  # GenEval's six categories, and their mean
-_I2I, _T2I_SWEEP = (*_FD, *_TRUTH), (*_FD, *_CAPTIONS)
+_I2I, _I2I_SWEEP, _T2I_SWEEP = (*_FD, *_TRUTH), (*_FD, "psnr"), (*_FD, *_CAPTIONS)
 _T2I = (*_T2I_SWEEP, *_PROMPTS)
 _I2I_CURVE = ("held_out_loss", "score_psnr", "score_ssim")
 _T2I_CURVE = ("held_out_loss", "score_count", "score_colour", "score_shape")
@@ -37,15 +37,15 @@ DESK = Scale(
     points=4,
     examples=256,
     scored=64,
-    sampling_steps=10,
+    sampling_steps=20,
     evaluations={
-        "i2i": (Evaluation("scenes", 512, _I2I),),
+        "i2i": (Evaluation("scenes", 256, _I2I),),
         "t2i": (Evaluation("scenes", 512, _T2I_SWEEP), Evaluation("scenes-geneval", 0, _PROMPTS, stride=2)),
         "nvs": (Evaluation("scenes", 256, _TRUTH),),
         "i2v": (Evaluation("scenes", 128, _CLIPS, frames=9, stride=4),),  # I3D needs 9 frames
     },
     sweeps={
-        "i2i": (Evaluation("scenes", 256, _I2I),),
+        "i2i": (Evaluation("scenes", 256, _I2I_SWEEP),),
         "t2i": (Evaluation("scenes", 256, _T2I_SWEEP),),
     },
     references={"vgg16": 4000, "scene_vit": 4000, "i3d": 400},
@@ -157,7 +157,7 @@ def declare(scale: Scale) -> dict[str, Figure]:
             Panel(
                 "Image to video", _lines(from_priors("i2v")), _CLIPS, "scratch",
                 ("held_out_loss", "score_psnr", "score_flow_error"),
-                claims=_wins("clips", "I2I prior", ("fvd", "lpips"), *_OTHERS),
+                claims=_wins("clips", "I2I prior", ("fvd", "psnr"), *_OTHERS),
             ),
         ),
     )  # fmt: skip
@@ -229,7 +229,7 @@ def declare(scale: Scale) -> dict[str, Figure]:
         "12",
         "Condition dropout and guidance",
         (
-            Panel("Image to image", _sweep(dropped(i2i), guided=True), _I2I, base, axis="guidance scale"),
+            Panel("Image to image", _sweep(dropped(i2i), guided=True), _I2I_SWEEP, base, axis="guidance scale"),
             Panel("Text to image", _sweep(dropped(t2i), guided=True), _T2I_SWEEP, base, axis="guidance scale"),
         ),
     )

@@ -8,7 +8,6 @@ import pathlib
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.study.runs import Study
@@ -144,9 +143,9 @@ class Pool:
                 process.send_signal(signal.SIGTERM)
             self._changed.notify_all()
 
-    def call(self, name: str, command: Sequence[str]) -> float:
-        """Runs a program to its end; returns its seconds. Raises RuntimeError, which names its log, if it fails."""
-        log, began = self.logs / f"{name}.log", time.monotonic()
+    def call(self, name: str, command: Sequence[str]) -> None:
+        """Runs a program to its end. Raises RuntimeError, which names its log, if it fails."""
+        log = self.logs / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as file:
             with self._changed:
@@ -160,7 +159,6 @@ class Pool:
         if code:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
             raise RuntimeError(f"exit code {code}: {lines[-1]} ({log})")
-        return time.monotonic() - began
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -11,12 +11,14 @@ import shutil
 import statistics
 import sys
 import threading
+import time
 from typing import Any
 
 from benchmarks.study.jobs import Job, Pool
 from benchmarks.study.results import Result
 from benchmarks.study.runs import Study, key_of, uses
 from benchmarks.study.spec import Evaluation
+from lumos_jax import fileio
 
 _MEASURED = ("held_out_", "score_")  # names in metrics.jsonl that are kept
 
@@ -36,7 +38,7 @@ class Worker:
         missing = [one for one in job.evaluations if not study.scored(result, one)]
         if not study.trained(run, seed) and (result is None or missing or job.weights):
             print(f"trains   {job.name}: {run.steps} steps, learning rate {study.rate(run):g}", flush=True)
-            self._add_seconds(job, self.pool.call(f"{run.name}-seed{seed}", study.training(run, seed)))
+            self._train(job)
         if result is None:
             result = self._result(job)
             study.results.save(result)
@@ -46,18 +48,22 @@ class Worker:
         loss = result["curve"][str(run.steps)].get("held_out_loss")
         print(f"finished {job.name}: held-out loss {loss:.4f}", flush=True)
 
-    def _add_seconds(self, job: Job, seconds: float) -> None:
-        """A run that was stopped and continued has the sum."""
-        path = self.study.directory(job.run, job.seed) / "seconds.txt"
+    def _train(self, job: Job) -> None:
+        """Trains or continues; `seconds.txt` has the sum, also of a run that was stopped."""
+        study, run, seed = self.study, job.run, job.seed
+        path, began = study.directory(run, seed) / "seconds.txt", time.monotonic()
         before = float(path.read_text()) if path.exists() else 0.0
-        path.write_text(f"{before + seconds}\n")
+        try:
+            self.pool.call(f"{run.name}-seed{seed}", study.training(run, seed))
+        finally:
+            fileio.write_whole(path, f"{before + time.monotonic() - began}\n")
 
     def _result(self, job: Job) -> Result:
         """What is kept of a trained run, without scores of samples.
 
-        name, title (of Run), seed, size; digest, settings, prior (of Study.identity); steps, rate (learning rate); curve (step -> what was
-        measured of held-out records); evaluations (name -> protocol, scores, seconds); step_seconds (median), seconds (of the
-        program), cpu, cores, versions, date.
+        name, title (of Run), seed, size; digest, settings, prior (of Study.identity); steps, rate (learning rate); curve
+        (step -> what was measured of held-out records); evaluations (name -> protocol, scores, seconds); step_seconds
+        (median), seconds (of the program), cpu, cores, versions, date.
         """
         study, directory = self.study, self.study.directory(job.run, job.seed)
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -70,7 +76,8 @@ class Worker:
         steps = [line["step_seconds"] for line in lines if "step_seconds" in line]
         seconds = directory / "seconds.txt"
         return {
-            "name": job.run.name, "title": job.run.title, "seed": job.seed, "size": study.scale.size, **identity, "steps": job.run.steps,
+            "name": job.run.name, "title": job.run.title, "seed": job.seed, "size": study.scale.size, **identity,
+            "steps": job.run.steps,
             "curve": curve, "evaluations": {}, "step_seconds": round(statistics.median(steps), 4),
             "seconds": round(float(seconds.read_text())) if seconds.exists() else None,
             "cpu": cpu(), "cores": len(self.pool.lanes[0]), "versions": versions(),
@@ -84,16 +91,18 @@ class Worker:
         for evaluation in missing:
             out = directory / "evaluations" / key_of(evaluation).replace(", ", "-").replace(" ", "-")
             shutil.rmtree(out, ignore_errors=True)  # of another protocol, or incomplete
-            seconds = self.pool.call(
+            score = self._metrics(evaluation, out, side)  # makes the references, which is not counted
+            began = time.monotonic()
+            self.pool.call(
                 f"{job.run.name}-seed{job.seed}",
                 [sys.executable, "-m", "benchmarks.study.scoring",
-                 json.dumps([self._sample(directory, evaluation, out), self._metrics(evaluation, out, side)])],
+                 json.dumps([self._sample(directory, evaluation, out), score])],
             )  # fmt: skip
             found = json.loads((out / "scores.json").read_text(encoding="utf-8"))["scores"]
             result["evaluations"][key_of(evaluation)] = {
                 "protocol": study.protocol(evaluation),
                 "scores": {entry["metric"]: _kept(entry) for entry in found.values()},
-                "seconds": round(seconds),
+                "seconds": round(time.monotonic() - began),
             }
             study.results.save(result)
 
