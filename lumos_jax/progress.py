@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 DELAY = 1.0  # seconds; what is done sooner shows no bar
 
@@ -16,5 +17,7 @@ def bar(iterable: Iterable[Any] | None = None, *, total: int | None = None, unit
 
     total: of `unit`s; None takes the length of the iterable. show: False for none, as in all processes but the first.
     """
+    from tqdm import tqdm
+
     hidden = not (show and sys.stderr.isatty())
     return tqdm(iterable, total=total, unit=unit, dynamic_ncols=True, delay=DELAY, disable=hidden)

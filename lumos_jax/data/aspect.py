@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 
 import numpy as np
-from tqdm import tqdm
 
 from lumos_jax import fileio
 from lumos_jax.data import order
@@ -274,6 +273,8 @@ def record_sizes(source: Source) -> Callable[[int, int], np.ndarray]:
 
 
 def _read_sizes(source: Source) -> Iterator[np.ndarray]:
+    from tqdm import tqdm
+
     def one(index: int) -> tuple[int, int]:
         try:
             with fileio.with_retries(functools.partial(source.open_image, index)) as file:

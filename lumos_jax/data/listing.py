@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from absl import logging
-from tqdm.contrib.concurrent import thread_map
 
 from lumos_jax import fileio
 from lumos_jax.data import storage
@@ -86,6 +85,8 @@ def counted(
     failed: list[str] = []
 
     def survey() -> dict[str, np.ndarray]:
+        from tqdm.contrib.concurrent import thread_map
+
         def one(entry: Entry) -> tuple[int, int]:
             try:
                 return count(entry), content_sample(entry)

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
 from lumos_jax import fileio
 from lumos_jax.data import storage
@@ -75,6 +74,8 @@ def index_of(entry: Entry, kept: pathlib.Path | None) -> Table:
 def make_all(entries: Sequence[Entry], kept: pathlib.Path | None) -> None:
     """Makes what tables are missing, if they are many, in as many processes as there are cores; shards that cannot be read are
     left to `index_of`."""
+    from tqdm import tqdm
+
     missing = [entry for entry in entries if kept and not _file_of(entry, kept).exists()]
     if len(missing) < _PROCESSES_FROM:
         return

@@ -17,7 +17,6 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from absl import logging
-from tqdm.contrib.concurrent import thread_map
 
 from lumos_jax import fileio
 from lumos_jax.data import storage, tar_index
@@ -47,6 +46,8 @@ class TarSource(Source, HasCaptions):
     needs = "path"
 
     def __init__(self, path: str, kept: pathlib.Path | None = None, max_failed: float = 0.0):
+        from tqdm.contrib.concurrent import thread_map
+
         self._entries, self._kept = find_shards(path, ".tar", "*.tar"), kept
         left_out: collections.Counter = collections.Counter()
         tar_index.make_all(self._entries, kept)
