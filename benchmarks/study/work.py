@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import pathlib
@@ -52,6 +53,7 @@ class Worker:
     def _train(self, job: Job) -> None:
         """Trains or continues; `seconds.txt` has the sum, also of a run that was stopped."""
         study, run, seed = self.study, job.run, job.seed
+        _wait_for(study.directory(run, seed) / "lock")
         path, began = study.directory(run, seed) / "seconds.txt", time.monotonic()
         before = float(path.read_text()) if path.exists() else 0.0
         try:
@@ -135,6 +137,17 @@ class Worker:
                 command = ["statistics", "--source=scenes", *flags]
                 self.pool.call(path.stem, [sys.executable, "-m", "lumos_jax.evaluate", *command])
         return path
+
+
+def _wait_for(lock: pathlib.Path) -> None:
+    """Until no other process trains there: a study that was killed leaves its programs running."""
+    while lock.exists():
+        with open(lock, "rb+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                time.sleep(1.0)
 
 
 def _kept(entry: dict[str, Any]) -> dict[str, Any]:
