@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 T = TypeVar("T")
 
@@ -104,6 +103,8 @@ def save_json(tree: Mapping[str, Any], path: str | os.PathLike) -> None:
 
 def save_png(image: np.ndarray, path: str | os.PathLike) -> None:
     """Write an image (H, W, 3) uint8."""
+    from PIL import Image
+
     with replacing(path) as partial:
         Image.fromarray(image).save(partial, format="PNG")
 

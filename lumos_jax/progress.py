@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -26,6 +27,8 @@ def bar(
 
     total: of `unit`s; None takes the length of the iterable. show: False for none, as in all processes but the first.
     """
+    from tqdm import tqdm
+
     hidden = not (show and sys.stderr.isatty())
     return tqdm(iterable, description, total, unit=unit, dynamic_ncols=True, delay=DELAY, disable=hidden)
 
