@@ -55,9 +55,10 @@ def plan(study: Study, figures: Iterable[Figure], seeds: Sequence[int]) -> list[
             jobs[run, seed] = Job(run, seed, needs=trials + prior)
         return jobs[run, seed]
 
-    for figure in figures:  # one is complete before the next begins
+    panels = [panel for figure in figures for panel in figure.panels]
+    for panel in panels:  # one is complete before the next begins
         for seed in seeds:
-            for cell in figure.cells():
+            for cell in panel.cells:
                 job = add(cell.run, seed)
                 wanted = study.evaluations(cell.run, cell.guidance)
                 job.evaluations += [one for one in wanted if one not in job.evaluations]
