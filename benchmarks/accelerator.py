@@ -12,7 +12,7 @@
     sample     images a second: 20 steps of dpm++ with guidance, decoded by the autoencoder
 
 Everything is assembled by Experiment.build, as training assembles it, with random weights and random features. It reads no
-files, and needs, besides jax, flax, optax and numpy: ml_collections, pillow, simplejpeg, safetensors, huggingface_hub, tqdm.
+files and needs jax, flax, optax and numpy alone.
 Prints Markdown tables; the exit code is 1 if numerics, attention or resume are wrong.
 """
 
@@ -33,7 +33,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import i2i
 from lumos_jax import config, models
 from lumos_jax.config import io as config_io
 from lumos_jax.models import attention, fused_attention
@@ -51,17 +50,22 @@ FLOAT32_BOUND, BFLOAT16_BOUND = 1e-5, 3e-2
 
 
 def settings_of(size: str, pixels: int, batch: int, small: bool, **model: Any) -> config.Settings:
-    """I2I at the paper's shapes, random frozen weights; in small: the test configuration."""
-    made = i2i.get_config("test" if small else "")
-    made.data.source, made.data.holdout, made.data.workers, made.eval.every = "scenes", 0, 0, 0
-    made.train.batch_size = batch
-    if not small:
-        made.data.image_size = pixels
-        made.encoder.weights = made.autoencoder.weights = "random:0"
-        made.model.size = size
-    for name, value in model.items():
-        setattr(made.model, name, value)
-    return config_io.resolve(made)
+    """I2I at the paper's shapes, random frozen weights; in small: pixels as latents, and networks of two layers."""
+    encoder, autoencoder = {"weights": "random:0"}, {"weights": "random:0"}
+    if small:
+        encoder |= {"size": "32x2x4/8", "image_size": pixels}
+        autoencoder["weights"] = "identity"
+        model |= {"size": "32x2x2", "patch_size": 4, "dtype": "float32"}
+    return config_io.from_dict(
+        {
+            "data": {"source": "scenes", "image_size": pixels},
+            "encoder": encoder,
+            "autoencoder": autoencoder,
+            "model": {"size": size} | model,
+            "train": {"batch_size": batch},
+            "eval": {"every": 0},
+        }
+    )
 
 
 @dataclasses.dataclass

@@ -61,7 +61,7 @@ def main() -> None:
             os.environ |= servers.environment(kind, slow)
             for form in ("arrayrecord", "webdataset"):
                 for file in sorted((root / form).iterdir()):
-                    storage.write_whole(f"{kind}://{BUCKET}/{form}/{file.name}", file)
+                    storage.write_whole(f"{kind}://{BUCKET}/{form}/{file.name}", file.read_bytes())
                 measure(kind, form, root / form, slow)
             unreachable(kind)
 

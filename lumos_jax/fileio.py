@@ -12,11 +12,11 @@ import re
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 T = TypeVar("T")
 
@@ -71,21 +71,28 @@ def with_retries(call: Callable[[], T], retries: int = RETRIES - 1) -> T:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def replacing(path: str | os.PathLike, *, shared: bool = False) -> Iterator[pathlib.Path]:
     """A temporary name beside `path`, synced and renamed at the end: a crash leaves the old file or the new one. A missing
-    folder is made."""
+    folder is made; if writing fails, the temporary file is removed.
+
+    shared: other processes may write the same file at this moment. The name is then unique; otherwise a later write takes the
+    place of what a killed one has left. It ends in .partial, and begins with a dot if it is unique.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    yield partial
-    with open(partial, "rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial" if shared else f"{path.name}.partial")
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+def write_whole(path: str | os.PathLike, content: str | bytes, *, shared: bool = False) -> None:
     """Write a file as `replacing` does."""
-    with replacing(path) as partial:
+    with replacing(path, shared=shared) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -96,6 +103,8 @@ def save_json(tree: Mapping[str, Any], path: str | os.PathLike) -> None:
 
 def save_png(image: np.ndarray, path: str | os.PathLike) -> None:
     """Write an image (H, W, 3) uint8."""
+    from PIL import Image
+
     with replacing(path) as partial:
         Image.fromarray(image).save(partial, format="PNG")
 

@@ -19,11 +19,11 @@ def within_the_account():
     """Half of handoff.json is on disk, under its temporary name."""
     whole = fileio.write_whole
 
-    def half(path, content):
+    def half(path, content, **how):
         if pathlib.Path(path).name == "handoff.json":
             pathlib.Path(f"{path}.partial").write_text(content[: len(content) // 2])
             kill()
-        whole(path, content)
+        whole(path, content, **how)
 
     fileio.write_whole = half
 

@@ -20,6 +20,11 @@ class Scenes:
 
     num_scenes: Annotated[int, between(1, 2**32 - 1), "how many make an epoch"] = 1_000_000
     max_view_angle: Annotated[float, between(0, 180), "degrees between the two views of a pair, at most"] = 180.0
+    motion: Annotated[
+        Literal["any", "turntable"],
+        "of clips. any: the camera turns either way, or solids move, which the first frame does not tell; turntable: the",
+        "camera turns counterclockwise, so that first frame and motion id tell what follows",
+    ] = "any"
 
 
 @dataclasses.dataclass(frozen=True)

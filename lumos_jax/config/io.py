@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
-
-import ml_collections
+from typing import TYPE_CHECKING, Any
 
 from lumos_jax import config, fileio, tasks
 from lumos_jax.config import fields as config_fields
 from lumos_jax.config import migration
+
+if TYPE_CHECKING:
+    import ml_collections
 
 
 def to_dict(settings: config.Settings) -> dict[str, Any]:
@@ -37,6 +38,8 @@ def from_saved(tree: Mapping[str, Any]) -> config.Settings:
 
 def default_config(task: str = "") -> ml_collections.ConfigDict:
     """Every field with its default, for a file in configs/ to edit; `task`: whose settings are the group `task`."""
+    import ml_collections  # only what a user edits needs it
+
     settings = config.Settings()
     if task:
         settings = dataclasses.replace(settings, task=tasks.task_class(task).settings_class(name=task))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from absl import logging
 
+from lumos_jax import fileio
 from lumos_jax.data.files import npy_header, open_regular
 
 
@@ -68,22 +68,42 @@ class ArrayFile:
         return np.frombuffer(data, dtype).reshape(end - begin, *shape[1:])
 
 
-class _Unwritable(Exception):
-    """The cache, not what is made, has failed."""
-
-
 def kept_once(
     file: pathlib.Path | None, shape: tuple[int, ...], dtype: np.dtype, make: Callable[[], Iterable[np.ndarray]]
 ) -> np.ndarray | ArrayFile:
     """The array whose rows `make` gives piece by piece, kept in a .npy file (None: in memory); a damaged one is made again."""
+    failed = []  # errors of `make`, rather than of the cache
+
+    def pieces() -> Iterator[np.ndarray]:
+        try:
+            yield from make()
+        except OSError as error:
+            failed.append(error)
+            raise
+
     if file is not None:
         try:
             if not (file.exists() and _holds(file, shape, dtype)):
-                _write_npy(file, shape, dtype, make)
+                with fileio.replacing(file, shared=True) as partial:
+                    write_pieces(partial, shape, dtype, pieces())
             return ArrayFile(file)
-        except _Unwritable as error:
+        except OSError as error:
+            if failed:
+                raise
             logging.warning("the cache %s cannot be written to (%s): it is made at each start", file.parent, error)
     return np.concatenate([np.zeros((0, *shape[1:]), dtype), *make()])
+
+
+def write_pieces(path: str | os.PathLike, shape: tuple[int, ...], dtype: Any, pieces: Iterable[np.ndarray]) -> None:
+    """Write an array as a .npy file, whose rows come in pieces; one of them is in memory at a time."""
+    described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    count = 0
+    with open(path, "wb") as out:
+        np.lib.format.write_array_header_1_0(out, described)
+        for piece in pieces:
+            out.write(np.ascontiguousarray(piece, dtype).data)
+            count += len(piece)
+    assert count == shape[0], (count, shape)
 
 
 def _holds(file: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
@@ -96,35 +116,3 @@ def _holds(file: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
         problem = error
     logging.warning("%s cannot be read (%s): it is made again", file, problem)
     return False
-
-
-def _write_npy(
-    file: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype, make: Callable[[], Iterable[np.ndarray]]
-) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")  # other processes may do the same at this moment
-
-    @contextlib.contextmanager
-    def writing() -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise _Unwritable(str(error)) from error
-
-    try:
-        with writing():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            out = open(partial, "wb")  # noqa: SIM115
-        with out:
-            about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-            with writing():
-                np.lib.format.write_array_header_1_0(out, about)
-            for piece in make():
-                with writing():
-                    out.write(np.ascontiguousarray(piece, dtype).data)
-            with writing():
-                out.flush()
-                os.fsync(out.fileno())
-        with writing():
-            partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)

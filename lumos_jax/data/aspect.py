@@ -20,9 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 
 import numpy as np
-from tqdm import tqdm
 
-from lumos_jax import fileio
+from lumos_jax import fileio, progress
 from lumos_jax.data import order
 from lumos_jax.data.arrays import ArrayFile, kept_once
 from lumos_jax.data.base import CorruptRecord, Data, Source, digest
@@ -33,7 +32,6 @@ LEAST_AREA = 0.9  # of the square's
 PARTS = 16  # steps a side of the square
 LEAST_STEP = 4  # pixels: small images, as of the embedded scenes, have few patches
 _READERS = 32  # threads that read headers: they mostly wait for the disk
-_PROGRESS_FROM = 20_000  # records from which reading headers takes long enough to be reported
 _KEPT_FROM = 1 << 20  # records from which buckets are kept in a file
 _CHUNK = 1 << 12  # records
 _VERSION = 1  # of that file
@@ -274,6 +272,7 @@ def record_sizes(source: Source) -> Callable[[int, int], np.ndarray]:
 
 
 def _read_sizes(source: Source) -> Iterator[np.ndarray]:
+
     def one(index: int) -> tuple[int, int]:
         try:
             with fileio.with_retries(functools.partial(source.open_image, index)) as file:
@@ -283,11 +282,10 @@ def _read_sizes(source: Source) -> Iterator[np.ndarray]:
                 raise
             return 0, 0
 
-    quiet = len(source) < _PROGRESS_FROM or None  # None: where stderr is no terminal
     with (
         futures.ThreadPoolExecutor(_READERS) as pool,
-        tqdm(total=len(source), desc="sizes of images", disable=quiet) as progress,
+        progress.bar(description="sizes of images", total=len(source), unit="image") as bar,
     ):
         for begin, end in _pieces(len(source), 1 << 14):
             yield np.array(list(pool.map(one, range(begin, end))), np.int32).reshape(-1, 2)
-            progress.update(end - begin)
+            bar.update(end - begin)

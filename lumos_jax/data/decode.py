@@ -15,13 +15,14 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
-import simplejpeg
-from PIL import Image, JpegImagePlugin
 
 from lumos_jax.data.base import CorruptRecord
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 1 << 28  # of a JPEG, which is read scaled; other formats have Pillow's limit, about 179 million
@@ -44,9 +45,11 @@ def ignore_pillow_warnings() -> None:
 @contextlib.contextmanager
 def _undecodable() -> Iterator[None]:
     """Damaged files make the readers of Pillow and libjpeg raise nearly anything, MemoryError among it."""
+    from PIL import Image
+
     try:
         yield
-    except UndecodableImage:
+    except (UndecodableImage, ImportError):  # a library that is not installed is no damage
         raise
     except (Image.UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UndecodableImage(str(error).split(" <")[0]) from error
@@ -62,6 +65,8 @@ def decode_square(data: bytes | np.ndarray, size: int, *, shift: float = 0.5, fl
     flip: mirror left and right.
     Raises UndecodableImage: empty, truncated, not an image, or too large to be one.
     """
+    from PIL import Image
+
     with _undecodable():
         image, orientation, _, _ = _open(data, size)
         _, step_y, step_x = _UPRIGHT[orientation]
@@ -80,6 +85,8 @@ def decode_cover(data: bytes | np.ndarray, height: int, width: int) -> tuple[np.
     Resized (bicubic, antialiased) so that it covers the target, and the middle of it cut out.
     Raises UndecodableImage: as `decode_square`.
     """
+    from PIL import Image
+
     with _undecodable():
         image, orientation, own, _ = _open(data, max(height, width))
         target = (height, width) if _UPRIGHT[orientation][0] else (width, height)
@@ -139,6 +146,9 @@ def _turned(image: Image.Image, orientation: int) -> np.ndarray:
 def _open(data: bytes | np.ndarray, side: int, colors: str = "RGB") -> tuple[Image.Image, int, tuple[int, int], str]:
     """An image as stored, a JPEG reduced to sides of at least `side`; its orientation; its upright (height, width) in full; its
     format. colors: RGB, or GRAY for the luma of JPEGs; all others are RGB."""
+    import simplejpeg
+    from PIL import Image
+
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] not in (1, 3) or not data.size:
             raise UndecodableImage(f"pixels of shape {data.shape} and type {data.dtype}, not (H, W, 3) uint8")
@@ -164,6 +174,8 @@ def _open(data: bytes | np.ndarray, side: int, colors: str = "RGB") -> tuple[Ima
 
 def _read_header(file: BinaryIO) -> Image.Image:
     """An image that is not decoded yet."""
+    from PIL import Image, JpegImagePlugin
+
     head = file.read(3)
     file.seek(0)
     # JPEGs directly: Image.open holds them, which are read scaled, to its limit for all formats.
@@ -199,6 +211,8 @@ def _check_png(data: bytes) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Any mode -> RGB: other types than 8 bits are scaled, not clipped; transparency is laid on white."""
+    from PIL import Image
+
     tags = {}
     if image.format == "TIFF":
         tags = {tag: np.ravel(image.tag_v2.get(tag, 0))[0] for tag in (_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT)}

@@ -183,14 +183,9 @@ def made_once(file: pathlib.Path | None, names: Sequence[str], make: Callable[[]
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             logging.warning("%s cannot be read (%s): it is made again", file, error)
     arrays = make()
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")  # other processes may do the same at this moment
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as out:
+        with fileio.replacing(file, shared=True) as partial, open(partial, "wb") as out:
             np.savez(out, **arrays)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
     except OSError as error:
         logging.warning("the cache %s cannot be written to (%s): files are indexed at each start", file.parent, error)
     return arrays

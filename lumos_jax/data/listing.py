@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from absl import logging
-from tqdm.contrib.concurrent import thread_map
 
-from lumos_jax import fileio
+from lumos_jax import fileio, progress
 from lumos_jax.data import storage
 from lumos_jax.data.base import digest, printable
 from lumos_jax.data.files import made_once
@@ -24,8 +23,7 @@ from lumos_jax.data.storage import Entry
 
 _NUMBERED = re.compile(r"(\d+)-of-(\d+)")
 _SAMPLE = 1 << 14  # bytes, at the beginning and in the middle of a shard
-_THREADS = 16  # that mostly wait for storage
-PROGRESS_FROM = 100  # shards from which that takes long enough to be reported
+THREADS = 16  # that mostly wait for storage
 
 
 def find_shards(path: str, kind: str, *patterns: str) -> list[Entry]:
@@ -86,6 +84,7 @@ def counted(
     failed: list[str] = []
 
     def survey() -> dict[str, np.ndarray]:
+
         def one(entry: Entry) -> tuple[int, int]:
             try:
                 return count(entry), content_sample(entry)
@@ -93,8 +92,7 @@ def counted(
                 failed.append(str(error))
                 return 0, 0
 
-        quiet = len(entries) < PROGRESS_FROM or None  # None: where stderr is no terminal
-        found = thread_map(one, entries, max_workers=_THREADS, desc=f"{kind} shards", disable=quiet)
+        found = progress.in_threads(one, entries, THREADS, f"{kind} shards", unit="shard")
         counts, samples = zip(*found, strict=True)
         check_failed(failed, len(entries), max_failed)
         return {"counts": np.array(counts, np.int64), "samples": np.array(samples, np.uint64)}

@@ -210,20 +210,19 @@ def write_arrayrecord(path: str | os.PathLike, records: Iterable[bytes], *, comp
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    partial = f"{os.fspath(path)}.partial"
     # One record a group: records are read in random order, and a group is decompressed as a whole.
-    writer, count = ArrayRecordWriter(partial, "group_size:1" if compress else "group_size:1,uncompressed"), 0
-    try:
-        for record in records:
-            _on_disk(writer.write, record)
-            count += 1
+    options, count = "group_size:1" if compress else "group_size:1,uncompressed", 0
+    with fileio.replacing(path) as partial:
+        writer = ArrayRecordWriter(os.fspath(partial), options)
+        try:
+            for record in records:
+                _on_disk(writer.write, record)
+                count += 1
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _on_disk(writer.close)
+            raise
         _on_disk(writer.close)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            _on_disk(writer.close)
-        os.unlink(partial)
-        raise
-    os.replace(partial, path)
     return count
 
 

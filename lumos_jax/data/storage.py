@@ -8,6 +8,7 @@ environment (`remote`).
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import fnmatch
@@ -19,9 +20,10 @@ import os
 import pathlib
 import random
 import re
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -174,29 +176,26 @@ def list_files(path: str, *patterns: str) -> list[Entry]:
     return sorted(entries)
 
 
-def write_whole(path: str, content: bytes | pathlib.Path) -> None:
-    """Bytes, or what a local file holds, under that name: all of it or nothing appears. A missing folder is made.
-    Raises OSError."""
+def write_whole(path: str, content: bytes) -> None:
+    """Bytes under that name: all of them or nothing appears. A missing folder is made. Raises OSError."""
     if is_remote(path):
-        size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        if isinstance(content, bytes):
-            _retried(path, None, "pipe_file", size, after=(content,))
-        else:
-            _retried(path, None, "put_file", size, before=(os.fspath(content),))
+        _retried(path, None, "pipe_file", len(content), after=(content,))
+    else:
+        fileio.write_whole(path, content, shared=True)
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[pathlib.Path]:
+    """A unique file name on this machine. What is written there gets the name `path` at the end, by a rename or as one upload;
+    if it fails, nothing is left. Raises OSError."""
+    if not is_remote(path):
+        with fileio.replacing(path, shared=True) as partial:
+            yield partial
         return
-    folder, name = os.path.split(os.path.abspath(path))
-    partial = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.partial")
-    os.makedirs(folder, exist_ok=True)
-    try:
-        with open(partial, "xb") as file:
-            for part in [content] if isinstance(content, bytes) else _parts_of(content):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        pathlib.Path(partial).unlink(missing_ok=True)
-        raise
+    with tempfile.TemporaryDirectory(prefix="lumos_jax_write_") as folder:
+        partial = pathlib.Path(folder, "file")
+        yield partial
+        _retried(path, None, "put_file", partial.stat().st_size, before=(os.fspath(partial),))
 
 
 def remove(path: str) -> None:
@@ -222,21 +221,15 @@ def local_copy(path: str) -> str:
     name = uuid.uuid5(uuid.NAMESPACE_URL, repr(entry)).hex
     kept = folder / name[:2] / f"{name}-{path.rpartition('/')[2]}"
     if not (kept.exists() and kept.stat().st_size == entry.size):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}.partial")
-        try:
-            with open(partial, "xb") as file:
-                for first in range(0, entry.size, 8 * _PART):
-                    starts = range(first, min(first + 8 * _PART, entry.size), _PART)
-                    for part in read_many([(path, start, _PART) for start in starts]):
-                        if isinstance(part, OSError):
-                            raise part
-                        file.write(part)
-            if partial.stat().st_size != entry.size:
+        with fileio.replacing(kept, shared=True) as partial, open(partial, "wb") as file:
+            for first in range(0, entry.size, 8 * _PART):
+                starts = range(first, min(first + 8 * _PART, entry.size), _PART)
+                for part in read_many([(path, start, _PART) for start in starts]):
+                    if isinstance(part, OSError):
+                        raise part
+                    file.write(part)
+            if file.tell() != entry.size:
                 raise OSError(errno.EIO, f"{path} changed while it was copied")
-            partial.replace(kept)
-        finally:
-            partial.unlink(missing_ok=True)
     return os.fspath(kept)
 
 
@@ -298,12 +291,6 @@ def _pread(file: int, offset: int, size: int | None) -> bytes:
         parts.append(part)
         offset, wanted = offset + len(part), wanted - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _parts_of(path: pathlib.Path) -> Any:
-    with open_regular(path) as file:
-        while part := file.read(_PART):
-            yield part
 
 
 def _retried(

@@ -14,20 +14,18 @@ import pathlib
 import subprocess
 import sys
 import threading
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
-from lumos_jax import fileio
+from lumos_jax import fileio, progress
 from lumos_jax.data import storage
 from lumos_jax.data.base import digest, printable
 from lumos_jax.data.files import IMAGE_ENDINGS, open_regular
-from lumos_jax.data.listing import PROGRESS_FROM, content_sample
+from lumos_jax.data.listing import content_sample
 from lumos_jax.data.storage import Entry
 
 IMAGE, RAW, DETAILED, JSON = range(4)  # columns
@@ -75,6 +73,7 @@ def index_of(entry: Entry, kept: pathlib.Path | None) -> Table:
 def make_all(entries: Sequence[Entry], kept: pathlib.Path | None) -> None:
     """Makes what tables are missing, if they are many, in as many processes as there are cores; shards that cannot be read are
     left to `index_of`."""
+
     missing = [entry for entry in entries if kept and not _file_of(entry, kept).exists()]
     if len(missing) < _PROCESSES_FROM:
         return
@@ -87,8 +86,7 @@ def make_all(entries: Sequence[Entry], kept: pathlib.Path | None) -> None:
         )
         for _ in range(count)
     ]
-    quiet = len(missing) < PROGRESS_FROM or None  # None: where stderr is no terminal
-    with tqdm(total=len(missing), desc="headers of .tar shards", disable=quiet) as bar:
+    with progress.bar(description="headers of .tar shards", total=len(missing), unit="shard") as bar:
 
         def follow(number: int, process: subprocess.Popen) -> None:
             for line in process.stdout:
@@ -175,11 +173,9 @@ def _save(file: pathlib.Path, table: Table) -> bool:
     about = json.dumps([columns, table.left_out, table.sample, records])
     told = {"records": records, "columns": columns, "left_out": table.left_out, "sample": table.sample}
     line = json.dumps(told | {"crc": zlib.crc32(table.places), "about": zlib.crc32(about.encode())}).encode() + b"\n"
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
+    content = line.ljust(-(-len(line) // _BLOCK) * _BLOCK, b"\0") + table.places.tobytes()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(line.ljust(-(-len(line) // _BLOCK) * _BLOCK, b"\0") + table.places.tobytes())
-        partial.replace(file)
+        fileio.write_whole(file, content, shared=True)
     except OSError as error:
         logging.warning("the cache %s cannot be written to (%s): shards are indexed at each start", file.parent, error)
         return False

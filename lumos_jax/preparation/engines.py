@@ -26,7 +26,7 @@ from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from tqdm import tqdm
+from lumos_jax import progress
 
 Task = Callable[[str, int], None]
 Run = Callable[[Callable[..., Any], Iterable[tuple]], list[Any]]  # calls a function with each tuple of arguments
@@ -78,7 +78,7 @@ def run(
     if not execution.runner:
         call = functools.partial(task, out)
         done = map(call, own) if execution.workers == 1 else _pool(call, own, execution.workers)
-        for _ in tqdm(done, title, len(own), unit="task", disable=None):
+        for _ in progress.bar(done, title, total=len(own), unit="task"):
             pass
         return
     with _progress(title, len(numbers), finished), flags(execution) as given:
@@ -171,12 +171,13 @@ def _end_without_worker(failed: threading.ExceptHookArgs) -> None:
 
 @contextlib.contextmanager
 def _progress(title: str, total: int, finished: Callable[[], int]) -> Iterator[None]:
-    """A bar with the time that is left, from what is done; quiet where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
+    """A bar with the time that is left, from what is done; nothing where stderr is no terminal."""
     stop = threading.Event()
-    with tqdm(total=total, desc=title, unit="task", initial=min(finished(), total)) as bar:
+    with progress.bar(description=title, total=total, unit="task") as bar:
+        if bar.disable:
+            yield
+            return
+        bar.initial = bar.n = min(finished(), total)
 
         def look() -> None:
             pause = _POLL

@@ -7,8 +7,6 @@ import io
 import json
 import os
 import pathlib
-import tempfile
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -17,9 +15,9 @@ import numpy as np
 
 from lumos_jax import fileio
 from lumos_jax.data import storage
+from lumos_jax.data.arrays import write_pieces
 
 T = TypeVar("T")
-PARTIAL = ".partial-"  # beginning of the names of files that are being written
 
 
 def lock(out: str, *, wait: bool = False) -> None:
@@ -105,14 +103,8 @@ def write_npz(path: str, arrays: Mapping[str, np.ndarray]) -> None:
 
 def write_concatenated(path: str, parts: Iterable[np.ndarray], dtype: Any, shape: tuple[int, ...]) -> None:
     """Writes the concatenation of arrays as one .npy file; one part is in memory at a time."""
-    described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    count = 0
-    with temporary(path) as partial, open(partial, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, described)
-        for part in parts:
-            file.write(np.ascontiguousarray(part, dtype))
-            count += len(part)
-        assert count == shape[0]
+    with storage.replacing(path) as partial:
+        write_pieces(partial, shape, dtype, parts)
 
 
 def new_array(path: str, dtype: Any, count: int) -> None:
@@ -123,30 +115,7 @@ def new_array(path: str, dtype: Any, count: int) -> None:
         os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
 
 
-@contextlib.contextmanager
-def temporary(path: str) -> Iterator[str]:
-    """A unique file name on this machine. What is written there gets the name `path` at the end, by a rename or as one upload;
-    if it fails, nothing is left."""
-    with contextlib.ExitStack() as stack:
-        if storage.is_remote(path):
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lumos_jax_write_"))
-        else:
-            folder = os.path.dirname(os.path.abspath(path))
-            os.makedirs(folder, exist_ok=True)
-        partial = pathlib.Path(folder, f"{PARTIAL}{uuid.uuid4().hex}")
-        try:
-            yield os.fspath(partial)
-            if storage.is_remote(path):
-                storage.write_whole(path, partial)
-            else:
-                with open(partial, "rb+") as file:
-                    os.fsync(file.fileno())
-                partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
 def remove_leftovers(folder: str) -> None:
     """Removes what killed processes left in a local directory; none may be at work there."""
-    for path in [] if storage.is_remote(folder) else pathlib.Path(folder).glob(f"{PARTIAL}*"):
+    for path in [] if storage.is_remote(folder) else pathlib.Path(folder).glob(".*.partial*"):
         path.unlink(missing_ok=True)

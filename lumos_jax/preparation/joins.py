@@ -64,11 +64,15 @@ def build(out: str, source: Source, say: Callable[[str], None]) -> None:
                 for number in np.unique(part):
                     with open(os.path.join(scratch, f"{number}"), "ab") as file:
                         found[order[ends[number] : ends[number + 1]]].tofile(file)
-        count = _join(scratch)
-        if not count:
-            raise ValueError(f"source {source.label}: the parquet files at metadata={source.metadata!r} have no rows")
-        for name in (_HASHES, _SCORES):
-            storage.write_whole(storage.join(folder, name), pathlib.Path(scratch, name))
+        with (
+            storage.replacing(storage.join(folder, _HASHES)) as hashes,
+            storage.replacing(storage.join(folder, _SCORES)) as scores,
+        ):
+            count = _join(scratch, hashes, scores)
+            if not count:
+                raise ValueError(
+                    f"source {source.label}: the parquet files at metadata={source.metadata!r} have no rows"
+                )
     storage.write_whole(done, listed)
     say(f"metadata of {source.label}: {count:,} by {source.join}")
 
@@ -99,10 +103,10 @@ def _read(path: str, source: Source) -> Iterator[np.ndarray]:
             yield found
 
 
-def _join(scratch: str) -> int:
+def _join(scratch: str, hashes_file: pathlib.Path, scores_file: pathlib.Path) -> int:
     """Sorts the parts into the two files; returns the number of rows."""
     count = 0
-    with open(os.path.join(scratch, _HASHES), "wb") as hashes, open(os.path.join(scratch, _SCORES), "wb") as scores:
+    with open(hashes_file, "wb") as hashes, open(scores_file, "wb") as scores:
         for number in range(_PARTS):
             path = pathlib.Path(scratch, f"{number}")
             if path.exists():

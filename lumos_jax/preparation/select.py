@@ -178,12 +178,13 @@ def _finish(
     results = list(step(select_steps.finish, [(job, chunk) for chunk in range(len(job.chunks))]))
     counts, inputs = (sum(parts) for parts in zip(*results, strict=True))
     names = [job.file(f"groups-{chunk:06d}.parquet") for chunk in range(len(job.chunks))]
-    whole = job.file("groups.parquet")
-    with pyarrow.parquet.ParquetWriter(whole, pyarrow.parquet.read_schema(names[0])) as file:
+    with (
+        storage.replacing(selection.path(job.out, job.digest, "groups.parquet")) as partial,
+        pyarrow.parquet.ParquetWriter(partial, pyarrow.parquet.read_schema(names[0])) as file,
+    ):
         for chunk in map(pyarrow.parquet.ParquetFile, names):
             for number in range(chunk.num_row_groups):
                 file.write_table(chunk.read_row_group(number))
-    storage.write_whole(selection.path(job.out, job.digest, "groups.parquet"), pathlib.Path(whole))
     files.write_npy(selection.path(job.out, job.digest, "inputs.npy"), inputs)
     sources = {
         label: SourceCounts(

@@ -19,7 +19,7 @@ import numpy as np
 
 from lumos_jax.data import shards, storage
 from lumos_jax.data.manifest import Shard
-from lumos_jax.preparation import files, record_files, scan_rows, selection
+from lumos_jax.preparation import record_files, scan_rows, selection
 from lumos_jax.preparation.readers.base import READERS, DamagedInput
 from lumos_jax.preparation.settings import Write
 
@@ -119,7 +119,7 @@ def is_whole(out: str, shard: Shard) -> bool:
 
 def write_shard(out: str, path: str, records: Iterator[bytes], lineage: tuple[int, ...]) -> Shard:
     """Writes out/path, whole under its name or not at all."""
-    with files.temporary(storage.join(out, path)) as file:
+    with storage.replacing(storage.join(out, path)) as file:
         count = shards.write_arrayrecord(file, records, compress=False)
         with open(file, "rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()

@@ -23,8 +23,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import safe_open
-from scipy import ndimage
 
 FILE = pathlib.Path(__file__).parent / "reader.safetensors"
 MEASURES = ("count", "colour", "shape", "all")
@@ -99,6 +97,8 @@ def _shared(told: Iterable, found: Iterable) -> int:
 
 @functools.cache
 def _reader() -> dict:
+    from safetensors import safe_open
+
     with safe_open(FILE, "numpy") as file:
         reader = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
         reader |= {name: json.loads(file.metadata()[name]) for name in ("colours", "contents")}
@@ -116,6 +116,8 @@ def parts(picture: np.ndarray, table: np.ndarray) -> list[tuple[int, np.ndarray,
 
     The table (CELLS^3,) holds 0 for no colour, or a colour's index + 1.
     """
+    from scipy import ndimage  # takes a quarter of a second, which no start of a run need pay
+
     owner = table[cells(picture)]
     least = SPECK * (min(picture.shape[:2]) / 32) ** 2
     found = []

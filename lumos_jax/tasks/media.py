@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from lumos_jax import fileio
 
@@ -42,6 +41,8 @@ def image_grid(rows: np.ndarray, *, titles: Sequence[str] = (), gap: int = 2, mi
 
 def _title(text: str, width: int, margin: int) -> np.ndarray:
     """A line or more of black text on white, (H, width, 3) uint8."""
+    from PIL import Image, ImageDraw, ImageFont
+
     font = ImageFont.load_default(_FONT_SIZE)
     columns = int((width - 2 * margin) / font.getlength("o"))
     lines = textwrap.wrap(text, max(columns, 8), max_lines=_TITLE_LINES, placeholder=" ...")
@@ -89,6 +90,8 @@ def save_clip(frames: np.ndarray, out: str, fps: float = 8.0) -> list[str]:
 def save_gif(frames: np.ndarray, path: str | os.PathLike, fps: float = 8.0) -> None:
     """Writes (F, H, W, 3) uint8 as a GIF that loops; each frame has 256 colors of its own. GIF counts in hundredths of a
     second, so that 50 frames a second are the most."""
+    from PIL import Image
+
     first, *others = [Image.fromarray(frame) for frame in frames]
     with fileio.replacing(path) as partial:
         first.save(partial, format="GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)

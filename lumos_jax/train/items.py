@@ -75,8 +75,10 @@ class ItemReader:
                 f"task, {self.task.name}, needs {' and '.join(sorted(wanted))}"
             )
         if self.kind == "scene":
-            turn = math.radians(self.settings.scenes.max_view_angle)
-            self.source = ScenesSource(2 * FIRST_SCENE, self.settings.image_size, turn=turn)
+            world = self.settings.scenes
+            turn, turntable = math.radians(world.max_view_angle), world.motion == "turntable"
+            size = self.settings.image_size
+            self.source = ScenesSource(2 * FIRST_SCENE, size, turn=turn, turntable=turntable)
             self.settings = config.replace(self.settings, {"source": "scenes", "path": ""})
         elif self.kind == "record":
             self.source = data.make_source(self.settings)

@@ -14,12 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import huggingface_hub
 import numpy as np
-import safetensors
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from lumos_jax import fileio
 from lumos_jax.weights import torch_files
@@ -38,6 +33,9 @@ def locate(weights: str, field: str, wanted: Sequence[str] = _WANTED) -> pathlib
         return path
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", weights) or path.suffix in (".pkl", *_SUFFIXES):
         raise ValueError(f"{field}={weights!r}: no such file or directory")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         folder = pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=list(wanted)))
         if wanted is _WANTED and not any(folder.glob("*.safetensors")):
@@ -131,10 +129,12 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, Lazy]:
+    import safetensors
+
     try:
         file = safetensors.safe_open(path, "numpy")
         return {name: Lazy(file, name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
 
 
@@ -150,6 +150,8 @@ class Lazy:
 
 def save_safetensors(state: Mapping[str, np.ndarray], path: pathlib.Path, metadata: Mapping[str, str]) -> None:
     """Writes arrays by name, and what the file says about itself."""
+    from safetensors.numpy import save_file
+
     path.touch()
     mode = path.stat().st_mode  # as the umask says; the library makes a new file that only its owner can read
     save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, path, dict(metadata))
@@ -170,6 +172,8 @@ def read_release(
     Raises:
       ValueError: there is no such file, or several; as `locate` and `read`.
     """
+    import safetensors
+
     path = locate(source, field, _WANTED_RELEASE)
     if path.is_dir():
         folder = path / "transformer" if (path / "transformer").is_dir() else path

@@ -68,7 +68,7 @@ def test_a_store_that_refuses_some_requests_gives_what_the_disk_gives(kind, shar
     with servers.store(kind, "pictures") as port, servers.proxy(port, latency=0.005, failures=0.05) as proxy:
         use(kind, port, monkeypatch)
         for file in filter(pathlib.Path.is_file, shards.rglob("*")):
-            storage.write_whole(f"{kind}://pictures/{file.relative_to(shards)}", file)
+            storage.write_whole(f"{kind}://pictures/{file.relative_to(shards)}", file.read_bytes())
         use(kind, proxy, monkeypatch)
         for form in ("arrayrecord", "webdataset", "folder"):
             source, found = epoch(f"{kind}://pictures/{form}", form)

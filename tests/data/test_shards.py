@@ -306,7 +306,7 @@ def test_shards_behind_a_url_are_read_by_ranges(tmp_path, monkeypatch, options):
         for record in part:
             writer.write(record)
         writer.close()
-        storage.write_whole(f"{base}/{number}-of-2.arrayrecord", tmp_path / "x")
+        storage.write_whole(f"{base}/{number}-of-2.arrayrecord", (tmp_path / "x").read_bytes())
     source = data.make_source(config.Data(source="arrayrecord", path=base))
     assert [source.read(i) for i in range(41)] == records
     assert source.describe(18) == f"{base}/1-of-2.arrayrecord#1"

@@ -180,7 +180,7 @@ def test_a_folder_behind_a_url(folder, tmp_path):
     base = f"memory://{uuid.uuid4().hex}"
     for file in folder.rglob("*"):
         if file.is_file():
-            storage.write_whole(f"{base}/{file.relative_to(folder)}", file)
+            storage.write_whole(f"{base}/{file.relative_to(folder)}", file.read_bytes())
     storage.write_whole(f"{base}/sub/c.txt", b"told")
     source, local = FolderSource(base, captioned=True), FolderSource(str(folder))
     assert list(source.names) == list(local.names)

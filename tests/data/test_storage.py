@@ -22,8 +22,8 @@ def test_files_are_listed_read_and_written(base, tmp_path):
     for name in ("b.tar", "a.tar", ".hidden.tar", "notes.txt", "deep/c.tar"):
         folder, _, file = name.rpartition("/")
         storage.write_whole(storage.join(base, *filter(None, (folder, file))), CONTENT)
-    (tmp_path / "upload").write_bytes(CONTENT[:99])
-    storage.write_whole(storage.join(base, "a.tar"), tmp_path / "upload")  # another content in its place
+    with storage.replacing(storage.join(base, "a.tar")) as partial:  # another content in its place
+        partial.write_bytes(CONTENT[:99])
 
     def names(path, *patterns):
         return [entry.path.removeprefix(base).lstrip("/") for entry in storage.list_files(path, *patterns)]
@@ -63,8 +63,8 @@ def test_files_are_listed_read_and_written(base, tmp_path):
 def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
     path = str(tmp_path / "a")
     storage.write_whole(path, b"old")
-    with pytest.raises(FileNotFoundError):
-        storage.write_whole(path, tmp_path / "none")
+    with pytest.raises(FileNotFoundError), storage.replacing(path):
+        pass  # nothing is written
     assert os.listdir(tmp_path) == ["a"]
     assert storage.read(path) == b"old"
 

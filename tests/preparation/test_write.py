@@ -21,7 +21,6 @@ from lumos_jax.data import manifest as manifests
 from lumos_jax.data.sources.prepared import PreparedSource
 from lumos_jax.preparation import (
     compact,
-    files,
     plan,
     record_files,
     report,
@@ -118,7 +117,7 @@ def test_compacted_shards_hold_the_selected_images_shuffled(out):
         assert shard.bytes < 200_000
     assert made.sources == selection.read(out).sources
     assert verify.run(out, say=silent) == []
-    assert [path for path in pathlib.Path(out).rglob("*") if files.PARTIAL in path.name] == []
+    assert list(pathlib.Path(out).rglob(".*.partial*")) == []
 
 
 def test_the_index_reads_the_original_files(out):
@@ -170,7 +169,7 @@ def test_killed_writers_and_their_order_change_no_byte(out, tmp_path):
     for number, writes in zip(reversed(numbers), (2, 1), strict=True):
         call = f"from tests.preparation import test_write; test_write.run_and_die({other!r}, {number}, {writes})"
         assert subprocess.run([sys.executable, "-c", call], cwd=ROOT, check=False).returncode == -signal.SIGKILL
-    assert [path for path in pathlib.Path(other).rglob("*") if files.PARTIAL in path.name]
+    assert list(pathlib.Path(other).rglob(".*.partial*"))
     with pytest.raises(ValueError, match="2 of 2 tasks are not written"):
         write.finish(other, silent)
     for number in reversed(numbers):

@@ -138,3 +138,16 @@ def test_source_is_a_picklable_random_access_source():
     assert np.array_equal(source.read(7), again.read(7))
     assert source.fingerprint() == again.fingerprint() != ScenesSource(10, 32).fingerprint()
     assert source.describe(7) == "scene 7"
+
+
+def test_turntable_clips_are_those_of_a_camera_that_turns_counterclockwise():
+    source, table = ScenesSource(30, 16), ScenesSource(30, 16, turntable=True)
+    assert source.fingerprint() != table.fingerprint()
+    same = []
+    for index in range(30):
+        scene = source.scene(index)
+        same.append(scene.motion == "camera" and scene.turn > 0)
+        clips = [each.clip(index, frames=3, stride=6, share=0.0, size=16) for each in (source, table)]
+        assert np.array_equal(clips[0].frames[0], clips[1].frames[0])
+        assert np.array_equal(clips[0].frames, clips[1].frames) == same[-1]
+    assert 0 < sum(same) < 30

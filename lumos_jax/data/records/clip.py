@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from lumos_jax.data.base import HasClips, register
 from lumos_jax.data.decode import decode_square
@@ -73,6 +72,7 @@ def is_image_step(step: int, share: float) -> bool:
 def motion_score(frames: np.ndarray, fps: float) -> float:
     """The motion score (see scenes/motion.py) of a clip (F, S, S, 3) uint8, by Farneback's optical flow (2003)."""
     import cv2  # its libraries take a moment to load, and only this needs them
+    from PIL import Image
 
     box, size = Image.Resampling.BOX, (SCORE_SIDE, SCORE_SIDE)
     gray = [np.asarray(Image.fromarray(frame).convert("L").resize(size, box)) for frame in frames]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -19,19 +20,25 @@ class ScenesSource(Source, HasCaptions, HasLabels, HasClips, HasViews):
 
     ratios: smallest and largest height over width, if the images are to have shapes of their own, of about that area.
     turn: radians by which posed views of a scene may be turned from the first of them, at most.
+    turntable: whether in all clips the camera turns, and counterclockwise, in place of a motion of each scene's own.
     """
 
     clip_frames = scenes.CLIP_FRAMES
     classes = tuple(f"{color} {kind}" for kind in scenes.KINDS for color in scenes.COLORS)  # of a scene's largest solid
 
-    def __init__(self, records: int, size: int, seed: int = 0, ratios: Sequence[float] = (), turn: float = math.pi):
+    def __init__(
+        self, records: int, size: int, seed: int = 0, ratios: Sequence[float] = (), turn: float = math.pi,
+        turntable: bool = False,
+    ):  # fmt: skip
         self.records, self.size, self.seed, self.ratios, self.turn = records, size, seed, ratios, turn
+        self.turntable = turntable
 
     @classmethod
     def open(cls, data: Data) -> ScenesSource:
         ratios = data.aspect_ratios if data.has_buckets else ()
         turn = math.radians(data.scenes.max_view_angle)
-        return cls(data.scenes.num_scenes, data.image_size, ratios=ratios, turn=turn)
+        turntable = data.scenes.motion == "turntable"
+        return cls(data.scenes.num_scenes, data.image_size, ratios=ratios, turn=turn, turntable=turntable)
 
     def __len__(self) -> int:
         return self.records
@@ -60,6 +67,8 @@ class ScenesSource(Source, HasCaptions, HasLabels, HasClips, HasViews):
         start = start_of(share, scenes.CLIP_FRAMES, frames, stride)
         times = [(start + i * stride) / (scenes.CLIP_FRAMES - 1) for i in range(frames)]
         scene, fps = self.scene(index), scenes.CLIP_FPS / stride
+        if self.turntable:
+            scene = dataclasses.replace(scene, motion="camera", turn=abs(scene.turn))
         images = np.stack([render.render(scene, size, time=time) for time in times])
         between = functools.partial(motion.flow, scene, size=motion.SCORE_SIDE)
         return Clip(images, fps, motion.score(between, times, fps))
@@ -80,7 +89,8 @@ class ScenesSource(Source, HasCaptions, HasLabels, HasClips, HasViews):
     def fingerprint(self) -> str:
         shapes = "".join(f"-{ratio}" for ratio in self.ratios)
         turn = "" if self.turn == math.pi else f"-turn{self.turn:.4f}"
-        return f"scenes-v{scenes.VERSION}-{self.records}-{self.size}-{self.seed}{shapes}{turn}"
+        turntable = "-turntable" if self.turntable else ""
+        return f"scenes-v{scenes.VERSION}-{self.records}-{self.size}-{self.seed}{shapes}{turn}{turntable}"
 
 
 def _uniform(records: np.ndarray, seed: int) -> np.ndarray:

@@ -17,16 +17,14 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from absl import logging
-from tqdm.contrib.concurrent import thread_map
 
-from lumos_jax import fileio
+from lumos_jax import fileio, progress
 from lumos_jax.data import storage, tar_index
 from lumos_jax.data.base import Captions, CorruptRecord, Data, Fetched, HasCaptions, Source, locate, printable, register
 from lumos_jax.data.captions import captions_of_json, decode_text
-from lumos_jax.data.listing import PROGRESS_FROM, check_failed, find_shards, shards_digest
+from lumos_jax.data.listing import THREADS, check_failed, find_shards, shards_digest
 from lumos_jax.data.tar_index import DETAILED, IMAGE, JSON, RAW, Table
 
-_READERS = 16  # threads that read headers: they mostly wait for the disk
 _Place = tuple[str, int, int]  # path, offset, size
 
 
@@ -47,10 +45,11 @@ class TarSource(Source, HasCaptions):
     needs = "path"
 
     def __init__(self, path: str, kept: pathlib.Path | None = None, max_failed: float = 0.0):
+
         self._entries, self._kept = find_shards(path, ".tar", "*.tar"), kept
         left_out: collections.Counter = collections.Counter()
         tar_index.make_all(self._entries, kept)
-        quiet, failed = len(self._entries) < PROGRESS_FROM or None, []  # None: where stderr is no terminal
+        failed: list[str] = []
 
         def count(number: int) -> tuple[int, int, Table | None]:
             try:
@@ -63,7 +62,7 @@ class TarSource(Source, HasCaptions):
 
         self._own: dict[int, Table] = {}  # without a directory for them
         numbers = range(len(self._entries))
-        found = thread_map(count, numbers, max_workers=_READERS, desc="indices of .tar shards", disable=quiet)
+        found = progress.in_threads(count, numbers, THREADS, "indices of .tar shards", unit="shard")
         check_failed(failed, len(found), max_failed)
         counts, self._samples, tables = zip(*found, strict=True)
         self._own = {number: table for number, table in enumerate(tables) if table is not None}
