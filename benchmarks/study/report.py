@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks.study import plots
 from benchmarks.study.results import (
     Interval,
+    Result,
     difference,
     interval,
     lower_is_better,
@@ -18,7 +19,7 @@ from benchmarks.study.results import (
     verdict,
 )
 from benchmarks.study.runs import Study
-from benchmarks.study.spec import Cell, Claim, Figure, Panel
+from benchmarks.study.spec import Cell, Claim, Figure, Panel, Run
 from lumos_jax import fileio
 
 Values = Mapping[int, float]  # by seed
@@ -29,12 +30,19 @@ class Reader:
 
     def __init__(self, study: Study, seeds: Sequence[int]):
         self.study, self.seeds = study, seeds
+        self._read: dict[tuple[Run, int], Result | None] = {}
+
+    def result(self, run: Run, seed: int) -> Result | None:
+        """Of today's settings."""
+        if (run, seed) not in self._read:
+            self._read[run, seed] = self.study.result(run, seed)
+        return self._read[run, seed]
 
     def values(self, cell: Cell, score: str) -> Values:
         """Of samples of finished runs, by seed."""
         made = {}
         for seed in self.seeds:
-            result = self.study.result(cell.run, seed)
+            result = self.result(cell.run, seed)
             for evaluation in self.study.evaluations(cell.run, cell.guidance):
                 entry = self.study.scored(result, evaluation)
                 if entry is not None and score in (scores := scores_of(entry)):
@@ -45,7 +53,7 @@ class Reader:
         """Over training steps."""
         points: dict[int, list[float]] = {}
         for seed in self.seeds:
-            result = self.study.result(cell.run, seed)
+            result = self.result(cell.run, seed)
             for step, measured in result["curve"].items() if result else ():
                 if score in measured:
                     points.setdefault(int(step), []).append(measured[score])
@@ -58,7 +66,7 @@ class Reader:
         return [name for score in panel.scores for name in named if name.partition("/")[0] == score]
 
     def _entries(self, cell: Cell) -> list:
-        results = [self.study.result(cell.run, seed) for seed in self.seeds]
+        results = [self.result(cell.run, seed) for seed in self.seeds]
         wanted = self.study.evaluations(cell.run, cell.guidance)
         return [entry for result in results for one in wanted if (entry := self.study.scored(result, one)) is not None]
 
@@ -83,7 +91,7 @@ def section(reader: Reader, figure: Figure, pictures: Mapping[str, str]) -> str:
 
 def _state(reader: Reader, figure: Figure) -> str:
     runs = {(cell.run, seed) for cell in figure.cells() for seed in reader.seeds}
-    done = [result for run, seed in runs if (result := reader.study.result(run, seed)) is not None]
+    done = [result for run, seed in runs if (result := reader.result(run, seed)) is not None]
     if not done:
         return "Not run yet."
     made = sorted({result["cpu"] for result in done})

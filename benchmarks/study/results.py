@@ -52,7 +52,7 @@ class Interval:
     def __str__(self) -> str:
         if self.seeds < 2:
             return f"{self.mean:.4g}"
-        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.mean:.4g} ± {self.high - self.mean:.2g}"
 
 
 def interval(values: Sequence[float]) -> Interval:

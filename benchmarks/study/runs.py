@@ -72,7 +72,7 @@ class Study:
             # Runs are short: the recipe's own values, where these are not too long for it.
             "optimizer.warmup_steps": min(recipe["optimizer.warmup_steps"], max(1, int(_WARMUP * run.steps))),
             "optimizer.ema_decay": min(recipe["optimizer.ema_decay"], round(1 - 1 / max(2, _EMA_SHARE * run.steps), 5)),
-            "eval.every": max(1, run.steps // scale.points),
+            "eval.every": run.steps if run.rate else max(1, run.steps // scale.points),
             "eval.num_examples": scale.examples,
             "eval.num_scored": 0 if run.rate else scale.scored,
             "eval.steps": scale.sampling_steps,
@@ -99,8 +99,9 @@ class Study:
         if rate is None or (run.prior is not None and prior is None):
             return None
         settings = self._settings(run, rate) | {"train.seed": seed, "data.seed": seed, "scenes": VERSION}
-        if settings.get("encoder.weights") == "scenes":
-            settings["encoder"] = _shipped_encoder()
+        weights = settings.get("encoder.weights", "")
+        if weights.partition("-")[0] == "scenes":
+            settings["encoder"] = _content(settings.get("encoder.kind", "vit"), weights)
         text = json.dumps({"settings": settings, "prior": prior and prior["digest"]}, sort_keys=True)
         return json.loads(text) | {"digest": hashlib.sha256(text.encode()).hexdigest()[:16], "rate": rate}
 
@@ -195,6 +196,6 @@ def _flat(settings: config.Settings) -> dict[str, Any]:
 
 
 @functools.cache
-def _shipped_encoder() -> str:
-    content = b"".join(path.read_bytes() for path in sorted(frozen.SHIPPED.iterdir()) if path.suffix != ".md")
-    return hashlib.sha256(content).hexdigest()[:16]
+def _content(kind: str, weights: str) -> str:
+    """A hash of an encoder that comes with the package, which may be trained anew."""
+    return frozen.load(frozen.KIND_OF[kind], weights).identity.rpartition("@")[2]

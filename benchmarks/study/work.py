@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import pathlib
@@ -18,7 +19,8 @@ from benchmarks.study.jobs import Job, Pool
 from benchmarks.study.results import Result
 from benchmarks.study.runs import Study, key_of, uses
 from benchmarks.study.spec import Evaluation
-from lumos_jax import fileio
+from lumos_jax import config, fileio
+from lumos_jax.config import io as config_io
 
 _MEASURED = ("held_out_", "score_")  # names in metrics.jsonl that are kept
 
@@ -51,6 +53,7 @@ class Worker:
     def _train(self, job: Job) -> None:
         """Trains or continues; `seconds.txt` has the sum, also of a run that was stopped."""
         study, run, seed = self.study, job.run, job.seed
+        _wait_for(study.directory(run, seed) / "lock")
         path, began = study.directory(run, seed) / "seconds.txt", time.monotonic()
         before = float(path.read_text()) if path.exists() else 0.0
         try:
@@ -87,11 +90,11 @@ class Worker:
     def _score(self, job: Job, result: Result, missing: list[Evaluation]) -> None:
         """Adds these evaluations to the result, and saves it."""
         study, directory = self.study, self.study.directory(job.run, job.seed)
-        side = json.loads((directory / "config.json").read_text())["data"]["image_size"]
+        data = config_io.load(directory / "config.json").data
         for evaluation in missing:
             out = directory / "evaluations" / key_of(evaluation).replace(", ", "-").replace(" ", "-")
             shutil.rmtree(out, ignore_errors=True)  # of another protocol, or incomplete
-            score = self._metrics(evaluation, out, side)  # makes the references, which is not counted
+            score = self._metrics(evaluation, out, data)  # makes the references, which is not counted
             began = time.monotonic()
             self.pool.call(
                 f"{job.run.name}-seed{job.seed}",
@@ -113,27 +116,38 @@ class Worker:
         command += [f"--frames={evaluation.frames}", f"--stride={evaluation.stride}"] if evaluation.frames else []
         return command + ([] if evaluation.guidance is None else [f"--guidance={evaluation.guidance:g}"])
 
-    def _metrics(self, evaluation: Evaluation, out: pathlib.Path, side: int) -> list[str]:
+    def _metrics(self, evaluation: Evaluation, out: pathlib.Path, data: config.Data) -> list[str]:
         command = ["score", f"--samples={out}", f"--metrics={','.join(evaluation.metrics)}"]
         networks = [network for network in self.study.scale.references if uses(evaluation, network)]
-        return command + [f"--reference={self._reference(network, evaluation, side)}" for network in networks]
+        return command + [f"--reference={self._reference(network, evaluation, data)}" for network in networks]
 
-    def _reference(self, network: str, evaluation: Evaluation, side: int) -> pathlib.Path:
+    def _reference(self, network: str, evaluation: Evaluation, data: config.Data) -> pathlib.Path:
         """Statistics of true scenes, made once for all runs."""
         num = self.study.scale.references[network]
-        clips = f"-{evaluation.frames}x{evaluation.stride}" if evaluation.frames else ""
-        path = self.study.workdir / "references" / f"{network}-{side}px{clips}-{num}.npz"
+        clips = {"frames": evaluation.frames, "stride": evaluation.stride, "motion": data.scenes.motion}
+        chosen = {"num": num, "image-size": data.image_size, "network": network} | (clips if evaluation.frames else {})
+        path = self.study.workdir / "references" / f"{'-'.join(map(str, chosen.values()))}.npz"
         with self._guard:
             lock = self._references.setdefault(str(path), threading.Lock())
         with lock:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 print(f"makes    {path}", flush=True)
-                frames = [f"--frames={evaluation.frames}", f"--stride={evaluation.stride}"] if clips else []
-                command = ["statistics", "--source=scenes", f"--num={num}", f"--image-size={side}",
-                           f"--network={network}", f"--out={path}", *frames]  # fmt: skip
+                flags = [f"--{name}={value}" for name, value in (chosen | {"out": path}).items()]
+                command = ["statistics", "--source=scenes", *flags]
                 self.pool.call(path.stem, [sys.executable, "-m", "lumos_jax.evaluate", *command])
         return path
+
+
+def _wait_for(lock: pathlib.Path) -> None:
+    """Until no other process trains there: a study that was killed leaves its programs running."""
+    while lock.exists():
+        with open(lock, "rb+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                time.sleep(1.0)
 
 
 def _kept(entry: dict[str, Any]) -> dict[str, Any]:
