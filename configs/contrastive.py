@@ -53,6 +53,7 @@ def desk():
     config.task.text_size = "128x2x4"
     config.task.max_tokens = 64
     config.task.tokenizer = "scenes"
+    config.optimizer.name = "muon"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 0.04
     config.optimizer.warmup_steps = 100
@@ -76,6 +77,7 @@ def test():
     config.encoder.image_size = 16
     config.task.text_size = "32x2x2"
     config.task.max_tokens = 24
+    config.optimizer.name = "adamw"  # compiles sooner
     config.optimizer.warmup_steps = 2
     config.train.batch_size = 16
     config.train.steps = 12

@@ -32,7 +32,6 @@ def _small(config):
     common.set_task(config, "moco")
     config.task.crop_scale = (0.4, 1.0)  # smaller views show other solids than their image
     config.task.head = (256, 64)
-    config.optimizer.name = "adamw"
     return config
 
 
