@@ -7,8 +7,8 @@ Both sides: forward, backward, AdamW and the EMA of the weights, in float32, on 
 MSE on the noise. Theirs is `diffusers`' PixArtTransformer2DModel, with PyTorch's fused AdamW and multi-tensor EMA. It
 shares one modulation Linear(D, 6 D) between blocks where ours has one in each, as Lumos has: at equal sizes we have a third
 more parameters to differentiate and update. `--own-modulation` gives each of their blocks its own, so that both sides are
-the same network. Both run with the allocator setting of `launch/` (GLIBC_TUNABLES, below), unless the caller's
-environment has its own. Prints steps per second of each side and their ratio, the median over pairs.
+the same network. Both run with the allocator setting of `launch/`, unless GLIBC_TUNABLES is set. Prints steps per second of
+each side and their ratio, the median over pairs.
 
 PyTorch and diffusers are needed here only: pip install torch diffusers.
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import statistics
 import sys
 import time
@@ -28,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.allocator import restart_with_tunables
 from lumos_jax import config, models
 from lumos_jax.models.network import make_size
 
@@ -183,10 +183,7 @@ def seconds_per_step(run: Callable[[], float], least: float) -> float:
 
 def main() -> None:
     args = parse()
-    if "GLIBC_TUNABLES" not in os.environ:
-        # glibc reads it when the process starts; both sides then touch fresh memory by 2 MB at a time, not by 4 kB.
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    restart_with_tunables()
     sides = {"ours": make_ours(args)} | ({} if args.ours_only else {"theirs": make_theirs(args)})
     for name, (run, count) in sides.items():
         start = time.perf_counter()

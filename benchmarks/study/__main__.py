@@ -20,6 +20,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 
+from benchmarks.allocator import TUNABLES
 from benchmarks.study import figures, jobs, report, work
 from benchmarks.study.results import Results
 from benchmarks.study.runs import ROOT, Study, key_of
@@ -125,7 +126,7 @@ def _train(study: Study, todo: Sequence[jobs.Job], lanes: Sequence[Sequence[int]
     fileio.lock(study.workdir / "lock")
     # For the programs that are started. Runs of this size are for CPUs: an accelerator would hold one at a time.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    os.environ.setdefault("GLIBC_TUNABLES", TUNABLES)
     # Runs of other seeds compile the same programs again.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(study.workdir / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
