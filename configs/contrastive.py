@@ -60,10 +60,10 @@ def desk():
     config.optimizer.clip_norm = 3.0
     config.optimizer.ema_decay = 0.99
     config.train.batch_size = 128
-    config.train.steps = 1500
+    config.train.steps = 1200
     config.checkpoint.every = 250
     config.log.every = 50
-    config.eval.every = 250
+    config.eval.every = 300
     config.eval.num_examples = 1024
     return config
 

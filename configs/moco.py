@@ -39,7 +39,7 @@ def desk():
     config = _small(dino.desk())
     config.data.image_size = 32
     config.train.batch_size = 128
-    config.train.steps = 1500
+    config.train.steps = 1000
     config.checkpoint.every = config.eval.every = 250
     return config
 

@@ -34,7 +34,7 @@ from lumos_jax.weights import files, rules
 DESCRIPTION, WEIGHTS = "network.json", "weights.safetensors"
 # Small encoders that come with us, trained on the embedded scenes by configs/dino.py, contrastive.py and moco.py (:desk).
 _SCENES = pathlib.Path(__file__).parent.parent / "scenes"
-SHIPPED = {"scenes": _SCENES / "vit", "scenes-clip": _SCENES / "clip", "scenes-moco": _SCENES / "moco"}
+SHIPPED = {"scenes": _SCENES / "vit", "scenes-clip": _SCENES / "clip", "scenes-moco": _SCENES / "vit_moco"}
 
 KINDS: Mapping[str, tuple[type, Callable]] = {  # network, and how its weights are recognized
     "image-encoder": (Vit, architectures.recognize_vit),
