@@ -66,6 +66,7 @@ class Server:
     def start(self, module, arguments, own):
         self.count += 1
         output = pathlib.Path(self.directory.name) / f"{self.count}.txt"
+        output.touch()
         asked = {"module": module, "arguments": arguments, "environment": own, "output": str(output)}
         print(json.dumps(asked), file=self.process.stdin, flush=True)
         return Fork(int(self.process.stdout.readline()), output)
