@@ -52,9 +52,7 @@ def test_nearest_neighbors_of_the_shipped_encoder_agree_on_what_is_shown(shown):
 
 @pytest.mark.parametrize("weights", ["scenes-moco", "scenes-clip"])
 def test_nearest_neighbors_of_the_other_encoders_agree_on_colors_and_numbers(weights, shown):
-    encoder, params = encoders.make_encoder(
-        dataclasses.replace(SCENES, weights=weights, output="cls", normalize="white")
-    )
+    encoder, params = encoders.make_encoder(dataclasses.replace(SCENES, weights=weights, output="cls"))
     assert (encoder.dim, encoder.vit.depth, encoder.vit.patch_size) == (128, 4, 8)
     apply = jax.jit(encoder.apply)
     cls = np.concatenate([apply(params, part)[:, 0] for part in np.split(shown[0]["image"], 6)])
