@@ -29,7 +29,7 @@ from lumos_jax.models.layers import positions
 from lumos_jax.weights.rules import flatten
 
 CHANNELS, SIDE, PATCH, FEATURES = 4, 32, 2, 768
-PROCESS = diffusion.make_process(config.Diffusion())
+PROCESS = diffusion.make_process(config.Diffusion(loss="simple"))
 
 
 def make_weights(network: models.Network) -> Any:
@@ -124,7 +124,7 @@ def torch_names(network: models.Network, params: Any) -> dict[str, np.ndarray]:
             bias = biases[layer].reshape(-1)
             named[f"blocks.{layer}.{theirs}.weight"] = kernels[layer].reshape(-1, bias.size).T
             named[f"blocks.{layer}.{theirs}.bias"] = bias
-    return {name: np.ascontiguousarray(value) for name, value in named.items()}
+    return {name: np.array(value) for name, value in named.items()}  # PyTorch wants writable memory
 
 
 def main() -> None:
