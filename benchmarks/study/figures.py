@@ -26,6 +26,7 @@ _I2I, _I2I_SWEEP, _T2I_SWEEP = (*_FD, *_TRUTH), (*_FD, "psnr"), (*_FD, *_CAPTION
 _T2I = (*_T2I_SWEEP, *_PROMPTS)
 _I2I_CURVE = ("held_out_loss", "score_psnr", "score_ssim")
 _T2I_CURVE = ("held_out_loss", "score_count", "score_colour", "score_shape")
+_ALL_TOKENS = (("encoder.output", "all"),)
 _OTHERS = ("scratch", "T2I prior")  # what figure 5 compares the I2I prior with
 
 DESK = Scale(
@@ -87,10 +88,6 @@ QUICK = Scale(
 SCALES = {scale.size: scale for scale in (DESK, QUICK)}
 # Figures of the paper that show the runs of another.
 ALIASES = {"2d": "5", "10": "2c"}
-ENCODERS = {
-    "self-distilled": "scenes"
-}  # whose features the I2I prior is conditioned on: title -> config.encoder.weights
-TEXT_ENCODERS = {"T5": ()}  # title -> changes of configs/t2i.py
 
 
 def declare(scale: Scale) -> dict[str, Figure]:
@@ -107,9 +104,9 @@ def declare(scale: Scale) -> dict[str, Figure]:
         "patches": Run("i2i patch", "i2i", "configs/ablations/tokens.py", first, "patch", rate_of=i2i),
         "all": i2i,
     }
-    encoders = {
-        title: _changed(i2i, f"i2i {weights}", ("encoder.weights", weights)) if weights != "scenes" else i2i
-        for title, weights in ENCODERS.items()
+    encoders = {"self-distilled": i2i} | {
+        title: Run(f"i2i {variant}", "i2i", "configs/ablations/encoders.py", first, variant, None, _ALL_TOKENS, i2i)
+        for title, variant in (("contrastive", "clip"), ("MoCo v3", "moco"))
     }
     data_scale = "configs/ablations/data_scale.py"
     shares = {
@@ -207,12 +204,18 @@ def declare(scale: Scale) -> dict[str, Figure]:
             Panel("Text to image after it", _lines(t2i_after(encoders)), _T2I, "self-distilled", _T2I_CURVE),
         ),
     )
-    texts = {
-        title: _changed(t2i, f"t2i from i2i {title}", *changes) if changes else t2i
-        for title, changes in TEXT_ENCODERS.items()
-    }
+    clip_text = dataclasses.replace(
+        t2i,
+        title="t2i from i2i clip text",
+        config="configs/ablations/text_encoders.py",
+        variant="clip_text",
+        rate_of=t2i,
+    )
+    texts = {"T5, random weights": t2i, "CLIP text, trained on scenes": clip_text}
     figure_11 = Figure(
-        "11", "Encoders of the captions", (Panel("Text to image", _lines(texts), _T2I, "T5", _T2I_CURVE),)
+        "11",
+        "Encoders of the captions",
+        (Panel("Text to image", _lines(texts), _T2I, "T5, random weights", _T2I_CURVE),),
     )
 
     def dropped(run: Run) -> dict[str, dict[float, Run]]:
