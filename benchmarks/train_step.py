@@ -7,8 +7,9 @@ Both sides: forward, backward, AdamW and the EMA of the weights, in float32, on 
 MSE on the noise. Theirs is `diffusers`' PixArtTransformer2DModel, with PyTorch's fused AdamW and multi-tensor EMA. It
 shares one modulation Linear(D, 6 D) between blocks where ours has one in each, as Lumos has: at equal sizes we have a third
 more parameters to differentiate and update. `--own-modulation` gives each of their blocks its own, so that both sides are
-the same network. Both run with the allocator setting of `launch/` (GLIBC_TUNABLES, below), unless the caller's
-environment has its own. Prints steps per second of each side and their ratio, the median over pairs.
+the same network. Both run with the allocator setting of `launch/`, unless GLIBC_TUNABLES is set. Prints each side's time, on
+the clock and of processors, and the ratios, medians over pairs. Beside other programs trust processor time, and pin the run to
+one core (taskset -c 0).
 
 PyTorch and diffusers are needed here only: pip install torch diffusers.
 """
@@ -17,17 +18,19 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
+import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.allocator import restart_with_tunables
 from lumos_jax import config, models
 from lumos_jax.models.network import make_size
 
@@ -170,40 +173,52 @@ def give_own_modulation(network, width: int) -> None:
         )
 
 
-def seconds_per_step(run: Callable[[], float], least: float) -> float:
-    """Mean over as many steps as fill `least` seconds."""
-    count, start = 0, time.perf_counter()
+class Cost(NamedTuple):
+    """Of one step: seconds on the clock, seconds of processor time of all threads, page faults."""
+
+    wall: float
+    processor: float
+    faults: float
+
+
+def cost_of_step(run: Callable[[], float], least: float) -> Cost:
+    """Means over as many steps as fill `least` seconds."""
+
+    def now():
+        return time.perf_counter(), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    count, start = 0, now()
     while True:
         run()
         count += 1
-        elapsed = time.perf_counter() - start
-        if elapsed >= least:
-            return elapsed / count
+        spent = [after - before for before, after in zip(start, now(), strict=True)]
+        if spent[0] >= least:
+            return Cost(*(part / count for part in spent))
 
 
 def main() -> None:
     args = parse()
-    if "GLIBC_TUNABLES" not in os.environ:
-        # glibc reads it when the process starts; both sides then touch fresh memory by 2 MB at a time, not by 4 kB.
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    restart_with_tunables()
     sides = {"ours": make_ours(args)} | ({} if args.ours_only else {"theirs": make_theirs(args)})
     for name, (run, count) in sides.items():
         start = time.perf_counter()
         first = run()
         print(f"{name:>6}: {count:>11,} parameters, first step {time.perf_counter() - start:.1f} s, loss {first:.3f}")
         run()
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    costs: dict[str, list[Cost]] = {name: [] for name in sides}
     for _ in range(args.pairs):
         for name, (run, _) in sides.items():
-            times[name].append(seconds_per_step(run, args.seconds))
-    for name, values in times.items():
-        print(
-            f"{name:>6}: median {1e3 * statistics.median(values):8.1f} ms/step, best {1e3 * min(values):8.1f} ms/step"
-        )
-    if not args.ours_only:
-        ratios = sorted(theirs / ours for ours, theirs in zip(times["ours"], times["theirs"], strict=True))
-        print(f"ratio (ours / theirs, steps per second): median {statistics.median(ratios):.2f}, "
+            costs[name].append(cost_of_step(run, args.seconds))
+    for name, values in costs.items():
+        wall, processor, faults = (statistics.median(column) for column in zip(*values, strict=True))
+        print(f"{name:>6}: median {1e3 * wall:8.1f} ms/step, best {1e3 * min(values).wall:8.1f} ms/step, "
+              f"{1e3 * processor:.1f} ms of processor time, {faults:.0f} page faults")  # fmt: skip
+    if args.ours_only:
+        return
+    pairs = list(zip(costs["ours"], costs["theirs"], strict=True))
+    for what in ("wall", "processor"):
+        ratios = sorted(getattr(theirs, what) / getattr(ours, what) for ours, theirs in pairs)
+        print(f"ratio (theirs / ours, {what} time): median {statistics.median(ratios):.2f}, "
               f"range {ratios[0]:.2f} .. {ratios[-1]:.2f} over {len(ratios)} pairs")  # fmt: skip
 
 

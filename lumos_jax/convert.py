@@ -118,6 +118,7 @@ def export(args: argparse.Namespace) -> str:
     step = checkpoints.find(args.checkpoint)
     placement = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     params = jax.tree.map(np.asarray, finetune.read_weights(checkpoints, step, args.weights, placement))
+    params.pop("align", None)  # the projector of alignment is of training alone
     meta = checkpoints.meta(step)
     checkpoints.close()
     if ("vit" in params) != (args.format == ENCODER):

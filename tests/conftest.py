@@ -50,9 +50,9 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # What takes longest comes first, or one process would work on it alone at the end.
 _LONGEST = (
-    "test_task_runs.py", "test_runs.py", "test_cache.py", "test_invariants.py", "test_faults.py", "test_evaluate.py",
-    "test_nvs.py", "test_finetune.py", "test_dit.py", "test_dino.py", "test_clip_steps.py", "test_priors.py",
-    "test_encoders.py", "test_estimate.py", "test_precision.py",
+    "test_task_runs.py", "test_runs.py", "test_demo.py", "test_cache.py", "test_invariants.py", "test_faults.py",
+    "test_evaluate.py", "test_nvs.py", "test_finetune.py", "test_dit.py", "test_dino.py", "test_clip_steps.py",
+    "test_priors.py", "test_encoders.py", "test_precision.py",
 )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ class Fork:
 
 
 class Server:
-    """Starts `python -m module arguments` in forks; the environment is that of the server but for XLA_FLAGS."""
+    """Starts `python -m module arguments` in forks; the environment is that of the server but for _OWN."""
 
     def __init__(self, environment):
         self.environment, self.count = environment, 0
@@ -63,10 +63,11 @@ class Server:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def start(self, module, arguments, xla_flags):
+    def start(self, module, arguments, own):
         self.count += 1
         output = pathlib.Path(self.directory.name) / f"{self.count}.txt"
-        asked = {"module": module, "arguments": arguments, "xla_flags": xla_flags, "output": str(output)}
+        output.touch()
+        asked = {"module": module, "arguments": arguments, "environment": own, "output": str(output)}
         print(json.dumps(asked), file=self.process.stdin, flush=True)
         return Fork(int(self.process.stdout.readline()), output)
 
@@ -78,6 +79,7 @@ class Server:
 
 
 _servers = []
+_OWN = ("XLA_FLAGS", "PYTHONPATH", "TMPDIR")  # read after the fork; XLA_FLAGS when JAX looks for devices
 
 
 def start(args, env, cwd):
@@ -88,12 +90,11 @@ def start(args, env, cwd):
     if server is None:
         server = Server(env)
         _servers.append(server)
-    return server.start(args[2], args[3:], env.get("XLA_FLAGS", ""))
+    return server.start(args[2], args[3:], {name: env[name] for name in _OWN if name in env})
 
 
 def _of_run(environment):
-    own = ("XLA_FLAGS", "PYTEST_")
-    return {name: value for name, value in environment.items() if not name.startswith(own)}
+    return {name: value for name, value in environment.items() if not name.startswith((*_OWN, "PYTEST_"))}
 
 
 def close():
@@ -107,7 +108,9 @@ def run(asked):
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(0)
-    os.environ["XLA_FLAGS"] = asked["xla_flags"]  # read when JAX looks for devices
+    os.environ.update(asked["environment"])
+    tempfile.tempdir = None  # it is looked for again
+    sys.path += os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.argv = [asked["module"], *asked["arguments"]]
     runpy.run_module(asked["module"], run_name="__main__", alter_sys=True)
 

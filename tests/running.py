@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -14,8 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lumos_jax import config
 from lumos_jax.checkpoints import Checkpoints
+from lumos_jax.config import io as config_io
 from lumos_jax.train import sharding
+from lumos_jax.train.experiment import Experiment
 from tests import forks
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -70,6 +74,19 @@ def metrics(workdir):
         {name: value for name, value in line.items() if name not in TIMINGS and not name.startswith("goodput")}
         for line in lines
     ]
+
+
+def untrained(workdir, settings, seed=0):
+    """Writes a run at step 1, whose weights are noise."""
+    experiment = Experiment.build(settings, jax.devices()[:1])
+    state = experiment.init_state()
+    ema = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(seed), a.shape), state.ema)
+    checkpoints = Checkpoints(workdir, config.Checkpoint())
+    meta = {"settings": config_io.to_dict(settings), "fingerprints": dict(experiment.task.identity), "memory": {}}
+    checkpoints.save(1, vars(dataclasses.replace(state, ema=ema)), meta)
+    checkpoints.close()
+    config_io.save(settings, workdir / "config.json")
+    return workdir
 
 
 def rewound(workdir, to, step):

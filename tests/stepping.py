@@ -34,8 +34,11 @@ def build(settings, devices):
 
 def train(settings, devices, steps, change=None):
     """Metrics of each step, and the last state as NumPy arrays. change(step, host batch) may replace a batch."""
-    experiment = build(settings, devices)
-    size = settings.train.batch_size
+    return train_on(build(settings, devices), steps, change)
+
+
+def train_on(experiment, steps, change=None):
+    settings, size = experiment.settings, experiment.settings.train.batch_size
     rows = experiment.local_rows(size)
     batches = data.make_train_iterator(
         settings.data,

@@ -51,8 +51,10 @@ def test_paths_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_modules_exist(page):
     names = re.findall(r"python -m ((?:lumos_jax|benchmarks)[\w.]+)", page.read_text())
-    missing = [name for name in names if not (ROOT / f"{name.replace('.', '/')}.py").is_file()]
-    assert not missing
+    paths = {name: ROOT / name.replace(".", "/") for name in names}
+    assert not [
+        n for n, path in paths.items() if not any(p.is_file() for p in (path.with_suffix(".py"), path / "__main__.py"))
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

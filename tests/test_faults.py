@@ -15,7 +15,7 @@ import pytest
 from tests import running
 
 LONG = 900  # seconds, on a busy machine
-FIELDS = ("train.steps=24", "optimizer.decay=constant", "checkpoint.every=2", "log.every=1", "eval.every=0")
+FIELDS = ("train.steps=16", "optimizer.decay=constant", "checkpoint.every=2", "log.every=1", "eval.every=0")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_killed_again_and_again_nothing_is_lost(undisturbed, begin, tmp_path):
     chance = random.Random(5)
     for kill, victim in enumerate((0, 1, 1)):
         processes = begin(tmp_path, 2)
-        beyond, until = 6 * kill + 2, time.monotonic() + LONG
+        beyond, until = 4 * kill + 2, time.monotonic() + LONG
         while not any(line["step"] >= beyond for line in lines_so_far(tmp_path)):
             assert all(process.poll() is None for process in processes), [p.output() for p in processes]
             assert time.monotonic() < until, "nothing happens"
@@ -111,7 +111,7 @@ def test_killed_again_and_again_nothing_is_lost(undisturbed, begin, tmp_path):
     output = ends(begin(tmp_path, 2))[0]
     assert "continues at step" in output
     assert losses(tmp_path) == losses(undisturbed)
-    assert sorted(losses(tmp_path)) == list(range(1, 25))
+    assert sorted(losses(tmp_path)) == list(range(1, 17))
     last = lines(tmp_path)[-1]
     assert last["goodput_lost_redone"] > 0
     assert last["goodput_lost_restore"] > 0
@@ -141,17 +141,17 @@ def damage(checkpoint):
 def test_a_damaged_checkpoint_is_set_aside_and_one_process_goes_on_from_two(undisturbed, begin, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
-    assert sorted(int(path.name) for path in checkpoints.iterdir()) == [20, 22, 24]
-    damage(checkpoints / "24")
-    (checkpoints / "22" / "meta" / "metadata").write_text('{"settings": ')
-    (output,) = ends(begin(tmp_path / "run", 1, "train.steps=26"))
-    assert "continues at step 20, as 24, 22 cannot be restored" in output
-    assert sorted(path.name for path in (tmp_path / "run" / "damaged").iterdir()) == ["22", "24"]
+    assert sorted(int(path.name) for path in checkpoints.iterdir()) == [12, 14, 16]
+    damage(checkpoints / "16")
+    (checkpoints / "14" / "meta" / "metadata").write_text('{"settings": ')
+    (output,) = ends(begin(tmp_path / "run", 1, "train.steps=18"))
+    assert "continues at step 12, as 16, 14 cannot be restored" in output
+    assert sorted(path.name for path in (tmp_path / "run" / "damaged").iterdir()) == ["14", "16"]
     whole = losses(undisturbed)
     for step, values in losses(tmp_path / "run").items():
         if step in whole:
             np.testing.assert_allclose(values, whole[step], rtol=1e-5)
-    assert 26 in losses(tmp_path / "run")
+    assert 18 in losses(tmp_path / "run")
 
 
 def test_where_no_checkpoint_is_good_nothing_starts_from_scratch(undisturbed, begin, tmp_path):
@@ -161,4 +161,4 @@ def test_where_no_checkpoint_is_good_nothing_starts_from_scratch(undisturbed, be
         (path / "meta" / "metadata").unlink()
     (output,) = ends(begin(tmp_path / "run", 1), code=1)
     assert "none of the 3 checkpoint(s)" in output.splitlines()[-1]
-    assert sorted(int(path.name) for path in checkpoints.iterdir()) == [20, 22, 24]
+    assert sorted(int(path.name) for path in checkpoints.iterdir()) == [12, 14, 16]

@@ -15,7 +15,7 @@ from lumos_jax.config import io as config_io
 from lumos_jax.train import loop, sampler
 from lumos_jax.train.sharded_forward import ShardedForward
 from tests.fields import put
-from tests.running import pixels
+from tests.running import pixels, untrained
 
 
 def train(workdir, **changes):
@@ -146,7 +146,9 @@ def test_help_lists_the_flags_of_the_runs_task(run, capsys):
 def test_frozen_weights_may_move_but_not_change(images, goldens, tmp_path, capsys):
     weights = tmp_path / "autoencoder"
     shutil.copytree(goldens / "diffusers_autoencoder_kl", weights)
-    workdir = train(tmp_path / "run", autoencoder__weights=str(weights), model__patch_size=1)
+    made = i2i.test()
+    made.autoencoder.weights, made.model.patch_size = str(weights), 1
+    workdir = untrained(tmp_path / "run", config_io.resolve(made))
     moved = weights.rename(tmp_path / "moved")
     arguments = [f"--workdir={workdir}", *images, "--num=1", "--steps=2", f"--out={tmp_path / 'x.png'}"]
     assert sample.main(arguments) == 2

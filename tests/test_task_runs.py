@@ -42,7 +42,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def views(tmp_path_factory):
-    """64 objects seen from above, white, from the side, grey, and from below, black."""
+    """64 objects seen from above, white, from the side, gray, and from below, black."""
     root = tmp_path_factory.mktemp("views")
     for i in range(64):
         (root / f"{i:02}").mkdir()
@@ -55,7 +55,7 @@ def views(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """64 videos of six frames, each of a grey of its own that grows a little lighter."""
+    """64 videos of six frames, each of a gray of its own that grows a little lighter."""
     root = tmp_path_factory.mktemp("videos")
     for i in range(64):
         with av.open(str(root / f"{i:02}.mp4"), "w") as container:

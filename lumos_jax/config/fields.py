@@ -90,9 +90,14 @@ def validate(group: Any, where: str = "config") -> None:
             raise ValueError(f"{where}.{name}={value!r} is not one of {', '.join(map(str, field.choices))}")
         elif broken := [rule.text for rule in field.rules if not rule.allows(value)]:
             raise ValueError(f"{where}.{name}={value!r} must be {broken[0]}")
-    wrong = [message for message, wrong in getattr(group, "check", dict)().items() if wrong]
-    if wrong:
-        raise ValueError(wrong[0])
+    refuse(getattr(group, "check", dict)())
+
+
+def refuse(problems: Mapping[str, bool]) -> None:
+    """Raises ValueError: the first message that holds."""
+    for message, holds in problems.items():
+        if holds:
+            raise ValueError(message)
 
 
 def build(

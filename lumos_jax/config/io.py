@@ -81,7 +81,7 @@ _FREE_GROUPS = ("mesh", "checkpoint", "log", "eval")
 _FREE_FIELDS = frozenset(
     {
         "data.path", "data.workers", "data.max_corrupt_rate", "data.max_failed_shards", "init_from", "optimizer.ema_memory",
-        "encoder.weights", "autoencoder.weights", "train.profile_at",
+        "encoder.weights", "autoencoder.weights", "align.encoder.weights", "train.profile_at",
     }
 )  # fmt: skip
 

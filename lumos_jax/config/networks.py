@@ -44,6 +44,7 @@ _WEIGHTS = Rule(
 class Encoder:
     """The frozen encoder, of images (vit) or of captions (t5, clip_text), whose features are the condition."""
 
+    group: ClassVar[str] = "config.encoder"  # for messages
     kind: Annotated[Literal["vit", "t5", "clip_text"], "t5: the encoder of T5 v1.1 or Flan-T5"] = "vit"
     weights: Annotated[
         str,
@@ -87,12 +88,34 @@ class Encoder:
             "tokenizer='' (random weights have none beside them; \"scenes\" comes with us)":
                 text and random and not self.tokenizer,
         }  # fmt: skip
-        named = "; ".join(f"config.encoder.{field}" for field, is_wrong in wrong.items() if is_wrong)
+        named = "; ".join(f"{self.group}.{field}" for field, is_wrong in wrong.items() if is_wrong)
         return {
-            f"config.encoder.kind={self.kind} with weights={self.weights} does not go with {named}": bool(named),
-            f"config.encoder.image_size={self.image_size} is not divisible by the patches of encoder.size={self.size}":
+            f"{self.group}.kind={self.kind} with weights={self.weights} does not go with {named}": bool(named),
+            f"{self.group}.image_size={self.image_size} is not divisible by the patches of encoder.size={self.size}":
                 random and not text and self.image_size % self.patch_size > 0,
         }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignEncoder(Encoder):
+    """The frozen image encoder that hidden tokens are aligned with: fields as of config.encoder."""
+
+    group: ClassVar[str] = "config.align.encoder"
+    # No fields here: patch tokens of a ViT are what alignment takes.
+    kind: ClassVar[str] = "vit"
+    output: ClassVar[str] = "patch"
+    max_tokens: ClassVar[int] = 0
+    tokenizer: ClassVar[str] = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Align:
+    """Representation alignment (REPA): in training, hidden tokens of the transformer are pulled, through an MLP, towards the
+    patch tokens that a frozen image encoder gives for the clean image; see lumos_jax/models/alignment.py."""
+
+    weight: Annotated[float, at_least(0), "of the negative cosine similarity in the loss; 0: off; REPA's is 0.5"] = 0.0
+    block: Annotated[int, at_least(1), "the block whose output is aligned, counted from 1; REPA's is 8 of XL's 28"] = 8
+    encoder: AlignEncoder = AlignEncoder()
 
 
 @dataclasses.dataclass(frozen=True)

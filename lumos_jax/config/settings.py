@@ -8,7 +8,7 @@ from typing import Annotated
 
 from lumos_jax.config.data import Data
 from lumos_jax.config.fields import between, flatten_settings
-from lumos_jax.config.networks import Autoencoder, Diffusion, Encoder, Model
+from lumos_jax.config.networks import Align, Autoencoder, Diffusion, Encoder, Model
 from lumos_jax.config.training import Checkpoint, Eval, Finetune, Log, Mesh, Optimizer, Train
 
 
@@ -31,6 +31,7 @@ class Settings:
     autoencoder: Autoencoder = Autoencoder()
     model: Model = Model()
     diffusion: Diffusion = Diffusion()
+    align: Align = Align()
     task: Task = Task()
     optimizer: Optimizer = Optimizer()
     finetune: Finetune = Finetune()
@@ -72,7 +73,7 @@ class Settings:
         for name in self.checkpoint.allow_change:
             here = f"config.checkpoint.allow_change names {name!r}"
             wrong[f"{here}, which is no field"] = name not in known and not name.endswith(".fingerprint")
-            wrong[f"{here}: what trains may change with init_from only"] = name.startswith("finetune.")
+            wrong[f"{here}: what trains may change with init_from only"] = name.startswith(("finetune.", "align."))
             held = name == "optimizer.state_dtype"
             wrong[f"{here}: a checkpoint holds that dtype; change it with init_from only"] = held
         return wrong

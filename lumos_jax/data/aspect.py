@@ -272,7 +272,6 @@ def record_sizes(source: Source) -> Callable[[int, int], np.ndarray]:
 
 
 def _read_sizes(source: Source) -> Iterator[np.ndarray]:
-
     def one(index: int) -> tuple[int, int]:
         try:
             with fileio.with_retries(functools.partial(source.open_image, index)) as file:

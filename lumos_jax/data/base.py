@@ -86,8 +86,7 @@ class Source(abc.ABC):
     def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
         """The images of some records and the captions of others, as `read` and `captions` give them, with many reads in
         flight. Batches of remote sources are fetched so, and decoded then."""
-        found = {index: value_or_error(self.read, index) for index in images}
-        return Fetched(found, {index: value_or_error(self.captions, index) for index in captions})
+        return fetched(self, images, captions)
 
     def sizes(self, records: np.ndarray) -> np.ndarray | None:
         """(height, width) of the images of records (N,): int (N, 2), if they are known without reading them."""
@@ -99,14 +98,19 @@ class Source(abc.ABC):
         return (Part(0, self, 1.0),)
 
 
-def value_or_error(read: Callable[[int], Any], index: int) -> Any:
-    """What `read` gives, or the exception that it raises, but for those of the machine and of its installation."""
-    try:
-        return read(index)
-    except (MemoryError, ImportError):
-        raise
-    except Exception as error:  # noqa: BLE001
-        return error
+def fetched(source: Any, images: Sequence[int], captions: Sequence[int]) -> Fetched:
+    """What `source.read` and `source.captions` give of records, one after the other."""
+
+    def value_or_error(read: Callable[[int], Any], index: int) -> Any:
+        try:
+            return read(index)
+        except (MemoryError, ImportError):  # of the machine and of its installation
+            raise
+        except Exception as error:  # noqa: BLE001
+            return error
+
+    found = {index: value_or_error(source.read, index) for index in images}
+    return Fetched(found, {index: value_or_error(source.captions, index) for index in captions})
 
 
 class HasCaptions(abc.ABC):

@@ -67,6 +67,8 @@ def decode_square(data: bytes | np.ndarray, size: int, *, shift: float = 0.5, fl
     """
     from PIL import Image
 
+    if isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape == (size, size, 3):
+        return data[:, ::-1] if flip else data
     with _undecodable():
         image, orientation, _, _ = _open(data, size)
         _, step_y, step_x = _UPRIGHT[orientation]

@@ -42,6 +42,10 @@ def is_image(head: bytes) -> bool:
     return head.startswith(known) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
+def has_image_ending(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
+
+
 class Names:
     """A list of file names in two flat buffers: a few bytes each, and quick to hand to worker processes."""
 

@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from absl import logging
@@ -18,12 +19,13 @@ from absl import logging
 from lumos_jax import fileio, progress
 from lumos_jax.data import storage
 from lumos_jax.data.base import digest, printable
-from lumos_jax.data.files import made_once
+from lumos_jax.data.files import Arrays, made_once
 from lumos_jax.data.storage import Entry
 
 _NUMBERED = re.compile(r"(\d+)-of-(\d+)")
 _SAMPLE = 1 << 14  # bytes, at the beginning and in the middle of a shard
-THREADS = 16  # that mostly wait for storage
+_THREADS = 16  # that mostly wait for storage
+T = TypeVar("T")
 
 
 def find_shards(path: str, kind: str, *patterns: str) -> list[Entry]:
@@ -81,39 +83,40 @@ def counted(
     """
     name = digest([_SAMPLE, *entries])
     file = kept and kept / f"{name}.npz"
-    failed: list[str] = []
+    all_read = True
 
-    def survey() -> dict[str, np.ndarray]:
-
-        def one(entry: Entry) -> tuple[int, int]:
-            try:
-                return count(entry), content_sample(entry)
-            except ValueError as error:
-                failed.append(str(error))
-                return 0, 0
-
-        found = progress.in_threads(one, entries, THREADS, f"{kind} shards", unit="shard")
-        counts, samples = zip(*found, strict=True)
-        check_failed(failed, len(entries), max_failed)
+    def look() -> Arrays:
+        nonlocal all_read
+        found = survey(lambda entry: (count(entry), content_sample(entry)), entries, f"{kind} shards", max_failed)
+        all_read = None not in found
+        counts, samples = zip(*(one or (0, 0) for one in found), strict=True)
         return {"counts": np.array(counts, np.int64), "samples": np.array(samples, np.uint64)}
 
-    found = made_once(file, ("counts", "samples"), survey)
-    if failed and file:  # they are looked at again at the next start
+    found = made_once(file, ("counts", "samples"), look)
+    if file and not all_read:  # those that failed are looked at again at the next start
         file.unlink(missing_ok=True)
     return found["counts"], found["samples"]
 
 
-def check_failed(failed: Sequence[str], shards: int, max_failed: float) -> None:
-    """Names shards that cannot be read. Raises ValueError: they are more than that share."""
-    if len(failed) > int(max_failed * shards):
-        more = (
-            f" ({len(failed)} such shards of {shards}; config.data.max_failed_shards={max_failed})"
-            if shards > 1
-            else ""
-        )
-        raise ValueError(f"{min(failed)}{more}")
+def survey(look: Callable[[Any], T], shards: Sequence[Any], title: str, max_failed: float) -> list[T | None]:
+    """What `look` gives for each shard; None where it raises ValueError, for a shard that cannot be read. Up to the share
+    `max_failed` of such are named in the log. Raises ValueError: more of them."""
+    failed: list[str] = []
+
+    def one(shard: Any) -> T | None:
+        try:
+            return look(shard)
+        except ValueError as error:
+            failed.append(str(error))
+            return None
+
+    found = progress.in_threads(one, shards, _THREADS, title, unit="shard")
+    if len(failed) > int(max_failed * len(shards)):
+        of = f" ({len(failed)} such shards of {len(shards)}; config.data.max_failed_shards={max_failed})"
+        raise ValueError(min(failed) + of * (len(shards) > 1))
     for problem in sorted(failed):
         logging.warning("a shard is left out: %s", problem)
+    return found
 
 
 def content_sample(entry: Entry) -> int:

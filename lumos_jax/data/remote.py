@@ -38,17 +38,8 @@ def request(path: str, method: str, left: float, before: tuple, after: tuple, na
 
 
 _lock = threading.Lock()
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {
-        "config_kwargs": {
-            "connect_timeout": 5,
-            "read_timeout": 20,
-            "max_pool_connections": IN_FLIGHT,
-            "retries": {"max_attempts": 0},
-        }
-    },
-    "gs": {"requests_timeout": 20},
-}
+_S3 = {"connect_timeout": 5, "read_timeout": 20, "max_pool_connections": IN_FLIGHT, "retries": {"max_attempts": 0}}
+_OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": _S3}, "gs": {"requests_timeout": 20}}
 
 
 @functools.cache

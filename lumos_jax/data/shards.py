@@ -21,7 +21,7 @@ import numpy as np
 
 from lumos_jax import fileio
 from lumos_jax.data import riegeli, storage
-from lumos_jax.data.base import CorruptRecord, digest, locate, printable
+from lumos_jax.data.base import CorruptRecord, Fetched, digest, fetched, locate, printable
 from lumos_jax.data.files import made_once, system_error
 
 _ERRORS = (ValueError, RuntimeError, OSError, IndexError)  # what ArrayRecord raises, of full disks and open files too
@@ -123,6 +123,27 @@ class Shards:
             return self._index(shard)
         except (ValueError, OSError) as error:  # raised again where the record is read
             return error
+
+
+class InShards:
+    """Of a source whose records are those of `shards`, from record `first` on."""
+
+    shards: Shards
+    first = 0
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def record(self, index: int) -> bytes:
+        return self.shards[self.first + index]
+
+    def describe(self, index: int) -> str:
+        return self.shards.describe(self.first + index)
+
+    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
+        found = copy.copy(self)
+        found.shards = self.shards.ahead(self.first + index for index in {*images, *captions})
+        return fetched(found, images, captions)
 
 
 _lock = threading.Lock()

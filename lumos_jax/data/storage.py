@@ -128,7 +128,7 @@ def _runs(ranges: Sequence[tuple[str, int, int | None]]) -> list[tuple[str, int,
 
 def open_read(path: str) -> BinaryIO:
     """A seekable buffered file. Raises OSError."""
-    return io.BufferedReader(_Remote(stat(path)), _BUFFER) if is_remote(path) else open_regular(path)
+    return io.BufferedReader(RemoteFile(stat(path)), _BUFFER) if is_remote(path) else open_regular(path)
 
 
 def stat(path: str) -> Entry:
@@ -203,12 +203,6 @@ def remove(path: str) -> None:
     _retried(path, lambda: os.unlink(path), "rm_file")
 
 
-def make_directory(path: str) -> None:
-    """With those above it; stores of objects have none."""
-    if not is_remote(path):
-        os.makedirs(path, exist_ok=True)
-
-
 def local_copy(path: str) -> str:
     """The path of a local file with this content: `path` itself, or a copy of what the URL names, kept below $LUMOS_JAX_CACHE
     under the version that the store names. Raises OSError; ValueError: there is no cache directory."""
@@ -233,11 +227,15 @@ def local_copy(path: str) -> str:
     return os.fspath(kept)
 
 
-class _Remote(io.RawIOBase):
+class RemoteFile(io.RawIOBase):
     """What a URL names as a file; every read is a request with a deadline."""
 
     def __init__(self, entry: Entry):
-        self._entry, self._place = entry, 0
+        self.entry, self._place = entry, 0
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """At most `size` bytes, all of them within the file."""
+        return read(self.entry.path, offset, size)
 
     def readable(self) -> bool:
         return True
@@ -246,15 +244,14 @@ class _Remote(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._entry.size}[whence]
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self.entry.size}[whence]
         return self._place
 
     def tell(self) -> int:
         return self._place
 
     def readinto(self, buffer: Any) -> int:
-        size = min(len(buffer), max(0, self._entry.size - self._place))
-        data = read(self._entry.path, self._place, size)
+        data = self.read_at(self._place, min(len(buffer), max(0, self.entry.size - self._place)))
         buffer[: len(data)] = data
         self._place += len(data)
         return len(data)

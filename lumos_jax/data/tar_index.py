@@ -1,8 +1,8 @@
 """Where the records of .tar shards lie: headers are read once, in several processes, and kept in one small file a shard.
 
-A .tar has no table of contents, only a header of 512 bytes before each member (POSIX.1-2001 pax, ustar and GNU formats). An
-index file holds a line of JSON, padded to 512 bytes, and (records, columns, 2) uint32: the first block of 512 bytes and the
-size of each image and of what belongs to it. It is mapped into memory, so that processes share it.
+A .tar has no table of contents, only a header before each member (`tar_headers`). An index file holds a line of JSON, padded to
+512 bytes, and (records, columns, 2) uint32: the first block of 512 bytes and the size of each image and of what belongs to it.
+It is mapped into memory, so that processes share it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -27,14 +27,12 @@ from lumos_jax.data.base import digest, printable
 from lumos_jax.data.files import IMAGE_ENDINGS, open_regular
 from lumos_jax.data.listing import content_sample
 from lumos_jax.data.storage import Entry
+from lumos_jax.data.tar_headers import BLOCK, name_of, walk
 
 IMAGE, RAW, DETAILED, JSON = range(4)  # columns
 ENDINGS = dict.fromkeys(IMAGE_ENDINGS, IMAGE) | {".txt": RAW, ".detailed.txt": DETAILED, ".json": JSON}
 _LONGEST_FIRST = sorted(ENDINGS, key=len, reverse=True)
 _ABSENT = 0xFFFFFFFF  # as a size
-_BLOCK = 512
-_ZEROS = bytes(_BLOCK)
-_PLAIN, _NO_DATA = b"0\0007", b"123456"  # types of members: files; links, devices and folders
 _VERSION = 3
 _PROCESSES_FROM = 64  # shards without an index, from which processes of their own read headers
 _OPEN = 4096  # index files that a process has mapped
@@ -54,7 +52,7 @@ class Table(NamedTuple):
         if column not in self.columns:
             return None
         block, size = map(int, self.places[number, self.columns.index(column)])
-        return None if size == _ABSENT else (block * _BLOCK, size)
+        return None if size == _ABSENT else (block * BLOCK, size)
 
 
 def index_of(entry: Entry, kept: pathlib.Path | None) -> Table:
@@ -73,7 +71,6 @@ def index_of(entry: Entry, kept: pathlib.Path | None) -> Table:
 def make_all(entries: Sequence[Entry], kept: pathlib.Path | None) -> None:
     """Makes what tables are missing, if they are many, in as many processes as there are cores; shards that cannot be read are
     left to `index_of`."""
-
     missing = [entry for entry in entries if kept and not _file_of(entry, kept).exists()]
     if len(missing) < _PROCESSES_FROM:
         return
@@ -88,11 +85,11 @@ def make_all(entries: Sequence[Entry], kept: pathlib.Path | None) -> None:
     ]
     with progress.bar(description="headers of .tar shards", total=len(missing), unit="shard") as bar:
 
-        def follow(number: int, process: subprocess.Popen) -> None:
+        def follow(process: subprocess.Popen) -> None:
             for line in process.stdout:
                 bar.update(line == "done\n")
 
-        followers = [threading.Thread(target=follow, args=pair, daemon=True) for pair in enumerate(processes)]
+        followers = [threading.Thread(target=follow, args=(process,), daemon=True) for process in processes]
         try:
             for number, (process, follower) in enumerate(zip(processes, followers, strict=True)):
                 follower.start()
@@ -120,7 +117,7 @@ def main() -> None:
 
 def member_name(path: str, offset: int) -> str:
     """The name of the member whose content lies there, of a long one the beginning. Raises OSError, ValueError."""
-    name = _name_of(storage.read(path, offset - _BLOCK, _BLOCK))
+    name = name_of(storage.read(path, offset - BLOCK, BLOCK))
     ending = next((end for end in _LONGEST_FIRST if name.lower().endswith(end)), "")
     return name[: len(name) - len(ending)]
 
@@ -144,7 +141,7 @@ def _load(file: pathlib.Path) -> Table | None:
         with open(file, "rb") as opened:
             line = opened.readline()
             told = json.loads(line)
-            begin = -(-len(line) // _BLOCK) * _BLOCK
+            begin = -(-len(line) // BLOCK) * BLOCK
             shape = told["records"], len(told["columns"]), 2
             if not shape[0]:
                 places = np.zeros(shape, np.uint32)
@@ -173,7 +170,7 @@ def _save(file: pathlib.Path, table: Table) -> bool:
     about = json.dumps([columns, table.left_out, table.sample, records])
     told = {"records": records, "columns": columns, "left_out": table.left_out, "sample": table.sample}
     line = json.dumps(told | {"crc": zlib.crc32(table.places), "about": zlib.crc32(about.encode())}).encode() + b"\n"
-    content = line.ljust(-(-len(line) // _BLOCK) * _BLOCK, b"\0") + table.places.tobytes()
+    content = line.ljust(-(-len(line) // BLOCK) * BLOCK, b"\0") + table.places.tobytes()
     try:
         fileio.write_whole(file, content, shared=True)
     except OSError as error:
@@ -200,7 +197,7 @@ def _read_headers(entry: Entry) -> tuple[np.ndarray, dict[str, int]]:
         folder, _, name = path.rpartition("/")
         stem, _, ending = name.partition(".")
         column = ENDINGS.get(f".{ending}") if stem else None
-        place = (offset // _BLOCK, size)
+        place = (offset // BLOCK, size)
         if column is not None and 0 <= size < _ABSENT:
             add(f"{folder}/{stem}" if folder else stem, column, place)
             continue
@@ -236,11 +233,11 @@ def _members(entry: Entry) -> Iterator[tuple[str, int, int]]:
         if storage.is_remote(entry.path):
             file = storage.open_read(entry.path)
             with file:
-                yield from _walk(lambda offset, size: (file.seek(offset), file.read(size))[1])
+                yield from walk(lambda offset, size: (file.seek(offset), file.read(size))[1])
         else:
             with open_regular(entry.path) as file:
                 number = file.fileno()
-                yield from _walk(lambda offset, size: os.pread(number, size, offset))
+                yield from walk(lambda offset, size: os.pread(number, size, offset))
     except OSError as error:
         raise fileio.failure(error, f"{printable(entry.path)} cannot be read: {error}") from error
     except ValueError as error:
@@ -248,67 +245,3 @@ def _members(entry: Entry) -> Iterator[tuple[str, int, int]]:
             f"{printable(entry.path)} cannot be read as .tar: truncated, compressed, or something else ({error}). Fetch or "
             "write it again, uncompressed, or take it away"
         ) from error
-
-
-def _walk(read: Callable[[int, int], bytes]) -> Iterator[tuple[str, int, int]]:
-    """As `_members`. read: (offset, size) -> bytes."""
-    offset, extended = 0, {}
-    while True:
-        header = read(offset, _BLOCK)
-        if header == _ZEROS:
-            return
-        if len(header) < _BLOCK:
-            raise ValueError("it ends without an end mark")
-        kind, size = header[156:157], _number(header[124:136])
-        # Adler-32's lower half is 1 plus the sum of the bytes, modulo 65521; the checksum itself counts as spaces.
-        total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * 32
-        if (total - _number(header[148:156])) % 65521:
-            raise ValueError(f"damaged at byte {offset}")
-        data = offset + _BLOCK
-        if kind in b"xLg" or kind == b"K":
-            body = read(data, min(size, 1 << 20))
-            if kind == b"x":
-                extended |= _pax(body)
-            elif kind == b"L":
-                extended["path"] = body.rstrip(b"\0")
-            offset = data + -(-size // _BLOCK) * _BLOCK
-            continue
-        size = int(extended.get("size", size))
-        name = os.fsdecode(extended["path"]) if "path" in extended else _name_of(header)
-        more = header[482:483] if kind == b"S" else b"\0"
-        while more != b"\0":  # further blocks of a sparse file's map
-            more = read(data, _BLOCK)[504:505]
-            data += _BLOCK
-        has_data = kind not in _NO_DATA and not (kind == b"\0" and name.endswith("/"))
-        sparse = any(key.startswith("GNU.sparse") for key in extended)
-        if kind != b"5" and not (kind == b"\0" and name.endswith("/")):
-            yield name, data, size if kind in _PLAIN and not sparse else -1
-        offset, extended = data + (-(-size // _BLOCK) * _BLOCK if has_data else 0), {}
-
-
-def _number(field: bytes) -> int:
-    """Octal digits, or 256-ary ones where the first bit is set (GNU)."""
-    if field[0] & 128:
-        return int.from_bytes(field[1:], "big")
-    return int(field.strip(b" \0") or b"0", 8)
-
-
-def _name_of(header: bytes) -> str:
-    name = header[:100].split(b"\0", 1)[0]
-    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-    return os.fsdecode(prefix + b"/" + name if prefix else name)
-
-
-def _pax(body: bytes) -> dict[str, Any]:
-    """Keyword -> value of an extended header: entries "length keyword=value" and a line's end each."""
-    found, at = {}, 0
-    while at < len(body) and body[at : at + 1] != b"\0":
-        digits, space, _ = body[at : at + 20].partition(b" ")
-        length = int(digits) if space else 0
-        entry = body[at + len(digits) + 1 : at + length - 1]
-        key, equals, value = entry.partition(b"=")
-        if length < 5 or not equals:
-            raise ValueError("an extended header is damaged")
-        found[os.fsdecode(key)] = value
-        at += length
-    return found

@@ -126,6 +126,7 @@ def load(
     heads: int = 0,
     dtype: str = "",
     place: Placement | None = None,
+    field: str = "",
 ) -> Loaded:
     """Loads a frozen network, in the compute dtype.
 
@@ -136,6 +137,7 @@ def load(
       heads: for image encoders' files that do not say; 0 takes the usual number.
       dtype: the compute dtype; empty leaves parameters as they are.
       place: puts each array on devices as it is read; None keeps them on the host.
+      field: the setting that `weights` is from, as for `read`.
 
     Raises:
       ValueError: weights that cannot be found, read or fitted.
@@ -148,7 +150,7 @@ def load(
         network, seed = architectures.KNOWN.get(weights), 0
         known = isinstance(network, KINDS[kind][0]) and not pathlib.Path(weights).expanduser().exists()
         if not (place.shapes_only and known):
-            network, flat = read(kind, weights, heads=heads, place=placer)[1:3]
+            network, flat = read(kind, weights, field=field, heads=heads, place=placer)[1:3]
             return Loaded(network, rules.unflatten(flat), placer.identity(weights))
     init = functools.partial(jax.eval_shape, network.init) if place.shapes_only else jax.jit(network.init)
     flat = {path: placer(path, leaf) for path, leaf in rules.flatten(init(jax.random.key(seed))).items()}

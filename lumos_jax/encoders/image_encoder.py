@@ -74,26 +74,26 @@ class ImageEncoder:
 def make_encoder(
     encoder: config.Encoder, place: Placement | None = None, dtype: str = "float32"
 ) -> tuple[ImageEncoder, Any]:
-    """The encoder that config.encoder names, and its parameters; `place` and `dtype` as for `frozen.load`.
+    """The encoder that config.encoder or config.align.encoder names, and its parameters; place, dtype: as for `frozen.load`.
     Raises ValueError: an encoder of text; weights that cannot be found, read or fitted; sizes that do not divide."""
     if encoder.kind in config.TEXT_KINDS:
-        raise ValueError(f"config.encoder.kind={encoder.kind} reads text, and this task conditions on images: set vit")
-    options = {"random": lambda: vit_of(encoder), "dtype": dtype, "place": place}
+        raise ValueError(f"{encoder.group}.kind={encoder.kind} reads text, and this task conditions on images: set vit")
+    options = {"random": lambda: vit_of(encoder), "dtype": dtype, "place": place, "field": f"{encoder.group}.weights"}
     vit, params, identity = frozen.load("image-encoder", encoder.weights, **options)
     if encoder.output == "pooled" and not vit.head:
         raise ValueError(
-            f"config.encoder.output=pooled needs a network with a projection head (CLIP, MoCo-v3), which {encoder.weights} "
+            f"{encoder.group}.output=pooled needs a network with a projection head (CLIP, MoCo-v3), which {encoder.weights} "
             "has not; choose cls, patch or all"
         )
     if encoder.normalize == "white" and (encoder.output == "pooled" or not vit.whitened):
         raise ValueError(
-            f"config.encoder.normalize=white needs weights that say how their tokens are whitened, and output cls, patch or "
+            f"{encoder.group}.normalize=white needs weights that say how their tokens are whitened, and output cls, patch or "
             f"all: {encoder.weights}, output {encoder.output}, does not suit. `convert export --format=encoder` writes such "
             "weights; or choose unit, standard or none"
         )
     if encoder.image_size % vit.patch_size:
         raise ValueError(
-            f"config.encoder.image_size={encoder.image_size} is not divisible by the patch size {vit.patch_size} of "
+            f"{encoder.group}.image_size={encoder.image_size} is not divisible by the patch size {vit.patch_size} of "
             f"{encoder.weights}"
         )
     return ImageEncoder(vit, encoder, identity, place or ON_HOST, dtype), params

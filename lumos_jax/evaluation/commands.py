@@ -43,6 +43,9 @@ def add_statistics(commands: argparse._SubParsersAction) -> None:
     add("--num", type=int, metavar="N", help="so many records, evenly spaced; of scenes how many (default: all)")
     add("--frames", type=int, default=16, help="of clips")
     add("--stride", type=int, default=3, help="of clips: frames of the video from one to the next")
+    add(
+        "--motion", default="any", choices=("any", "turntable"), help="of clips of scenes, as config.data.scenes.motion"
+    )
     add("--out", required=True, metavar="FILE.npz", help="file to write")
     _add_networks(parser)
     parser.set_defaults(run=statistics)
@@ -90,7 +93,7 @@ def _of_records(args: argparse.Namespace, kind: str) -> Batches:
     fields: dict[str, Any] = {"source": args.source, "path": args.path, "image_size": args.image_size}
     fields |= {"tfds": config.Tfds(args.name, args.split)}
     if args.source == "scenes":
-        fields["scenes"] = config.Scenes(args.num or 50_000)
+        fields["scenes"] = config.Scenes(args.num or 50_000, motion=args.motion)
     if kind == "clip":
         fields |= {"sample_type": "clip", "clips": config.Clips(args.frames, (args.stride, args.stride))}
     settings = config.Data(**fields)
@@ -105,6 +108,7 @@ def _of_records(args: argparse.Namespace, kind: str) -> Batches:
     }  # fmt: skip
     if kind == "clip":
         about |= {"frames": args.frames, "stride": args.stride}
+        about |= {"motion": args.motion} if args.source == "scenes" else {}
 
     def batches() -> Iterator[np.ndarray]:
         lists = [records[i : i + _BATCH].tolist() for i in range(0, len(records), _BATCH)]

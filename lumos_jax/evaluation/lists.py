@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lumos_jax import fileio
-from lumos_jax.data.files import IMAGE_ENDINGS, files_below
+from lumos_jax.data.files import IMAGE_ENDINGS, files_below, has_image_ending
 from lumos_jax.data.sources.videos import VIDEO_ENDINGS
 from lumos_jax.scenes.scene import COLORS, KINDS, VERSION, captions, make_scene
 
@@ -118,7 +118,7 @@ def make_list(name: str, data: str | None = None, num: int | None = None) -> Ite
             raise ValueError(f"--set={name} needs --data=FOLDER with {chosen.files}")
         found = ItemList(name, tuple(chosen.items(Folder(name, data or ""), num)), data or "")
     elif path.is_dir():
-        files = sorted(p for p in map(pathlib.Path, files_below(path)) if p.suffix.lower() in IMAGE_ENDINGS)
+        files = sorted(map(pathlib.Path, filter(has_image_ending, files_below(path))))
         if not files:
             raise ValueError(f"--set={name}: the folder holds no images ({', '.join(sorted(IMAGE_ENDINGS))})")
         found = ItemList(path.name, tuple(_image_item(path, file) for file in files), str(path))
@@ -143,15 +143,15 @@ def _image_item(folder: pathlib.Path, file: pathlib.Path) -> Item:
 
 def _json_lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     """(line number, object) of a JSONL file. Raises ValueError if it cannot be read."""
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
             yield number, json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
 
 
-def _read_text(path: pathlib.Path) -> str:
-    """Raises ValueError if a file cannot be read or is no text, and OSError where storage fails."""
+def read_text(path: pathlib.Path) -> str:
+    """A UTF-8 file. Raises ValueError if a file cannot be read or is no text, and OSError where storage fails."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -177,7 +177,7 @@ class Folder:
     def table(self, name: str, *columns: str) -> list[dict[str, str]]:
         """The rows of a csv file with these columns. Raises ValueError if it is missing or has others."""
         path = self / name
-        rows = list(csv.DictReader(io.StringIO(_read_text(path), newline="")))
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
         if not rows or not set(columns) <= set(rows[0]):
             raise ValueError(
                 f"{path} has the columns {', '.join(rows[0] if rows else ())}; needed: {', '.join(columns)}"
@@ -273,7 +273,7 @@ def _geneval(folder: Folder, _: int | None) -> Iterator[Item]:
 
 def _dpg(folder: Folder, _: int | None) -> Iterator[Item]:
     for file in sorted((folder / "prompts").glob("*.txt")):
-        text = _read_text(file).strip()
+        text = read_text(file).strip()
         for k in range(PER_PROMPT):
             yield Item(f"{file.stem}/{k:04d}", {"caption": text}, group=file.stem)
 

@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from lumos_jax import fileio
 from lumos_jax.evaluation import intervals
 from lumos_jax.evaluation.intervals import Estimate
-from lumos_jax.evaluation.lists import Item
+from lumos_jax.evaluation.lists import Item, read_text
 
 # Path of the grid, the scores of its four samples, and their mean; other lines of the file are totals.
 _DPG_LINE = re.compile(r"(.+)((?:, [\d.]+(?:e-\d+)?){4}), [\d.]+(?:e-\d+)?")
@@ -34,7 +33,7 @@ def geneval(path: str | pathlib.Path, items: Sequence[Item]) -> Estimate:
     """
     correct = {}
     try:
-        for line in _lines(path):
+        for line in read_text(pathlib.Path(path)).splitlines():
             record = json.loads(line)
             name = pathlib.PurePosixPath(record["filename"])
             correct[f"{name.parents[1].name}/{name.stem}"] = float(bool(record["correct"]))
@@ -51,7 +50,7 @@ def dpg(path: str | pathlib.Path, items: Sequence[Item]) -> Estimate:
     path, items: as for `geneval`, of `evaluate export --format=dpg`. Raises ValueError likewise.
     """
     scores = {}
-    for found in filter(None, map(_DPG_LINE.fullmatch, _lines(path))):
+    for found in filter(None, map(_DPG_LINE.fullmatch, read_text(pathlib.Path(path)).splitlines())):
         prompt = pathlib.PurePosixPath(found[1]).stem
         scores |= {f"{prompt}/{k:04d}": 100 * float(score) for k, score in enumerate(found[2].split(", ")[1:])}
     if not scores:
@@ -60,13 +59,6 @@ def dpg(path: str | pathlib.Path, items: Sequence[Item]) -> Estimate:
 
 
 SCORERS: Mapping[str, Callable[[str, Sequence[Item]], Estimate]] = {"geneval": geneval, "dpg": dpg}
-
-
-def _lines(path: str | pathlib.Path) -> list[str]:
-    try:
-        return pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise fileio.failure(error, f"{path} cannot be read: {error}") from error
 
 
 def _values(path: str | pathlib.Path, by_id: Mapping[str, float], items: Sequence[Item]) -> np.ndarray:

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from lumos_jax.models import conditioning, layers
+from lumos_jax.models import alignment, conditioning, layers
 from lumos_jax.models.attention import QKV, CrossAttention, SelfAttention
 from lumos_jax.models.conditioning import Condition
 from lumos_jax.models.layers import Dense, modulated_norm, parameter, zeros
@@ -79,6 +79,8 @@ class DiTConfig:
       camera_dim: camera numbers at the end of each token's features, which `project_camera` projects into them.
       camera_turns: whether their products with the features are projected too; see conditioning.CameraProjection.
       temporal: whether blocks also attend over frames.
+      align_block: the block, counted from 1, whose tokens are projected for alignment; 0: there is no projector.
+      align_shape: (side of the grid, features) of the tokens that they are aligned with; see models.alignment.
     """
 
     width: int
@@ -102,6 +104,8 @@ class DiTConfig:
     camera_dim: int = 0
     camera_turns: bool = False
     temporal: bool = False
+    align_block: int = 0
+    align_shape: tuple[int, int] = (0, 0)
 
 
 class Mlp(nn.Module):
@@ -176,6 +180,18 @@ class Block(nn.Module):
         return h_RFND.reshape(x_BND.shape)
 
 
+class KeepingBlock(Block):
+    """A block that carries the output of block `kept` (counted from 1) along: of one block, where a scan's outputs would be
+    stacked for all. carry: (x, that output, this block's number)."""
+
+    kept: int = 1
+
+    def __call__(self, carry: tuple, *inputs) -> tuple[tuple, None]:
+        x_BND, kept_BND, number = carry
+        x_BND, _ = super().__call__(x_BND, *inputs)
+        return (x_BND, jnp.where(number == self.kept, x_BND, kept_BND), number + 1), None
+
+
 def gated(x_BND: jax.Array, gate_BD: jax.Array, branch_BND: jax.Array) -> jax.Array:
     """x + gate * branch, summed in float32; gate is float32."""
     return (x_BND.astype(jnp.float32) + gate_BD[:, None] * branch_BND.astype(jnp.float32)).astype(x_BND.dtype)
@@ -203,7 +219,7 @@ class FinalLayer(nn.Module):
 class DiT(nn.Module):
     """The network. `Network` is its interface for the rest of the code.
 
-    gather, modulate, over_frames, hardware: what a sharded forward pass changes inside; see `Network.apply`.
+    gather, modulate, over_frames, hardware: what a sharded forward pass changes inside; see `Network.apply`. aligned: likewise.
     """
 
     cfg: DiTConfig
@@ -211,6 +227,7 @@ class DiT(nn.Module):
     modulate: Callable | None = None
     over_frames: Callable | None = None
     hardware: str = ""
+    aligned: bool = False
 
     def setup(self):
         cfg = self.cfg
@@ -222,6 +239,9 @@ class DiT(nn.Module):
             self.camera = conditioning.CameraProjection(cfg.token_shape[1], cfg.camera_turns)
         if cfg.vector_dim:
             self.vector = conditioning.vector_embedder(cfg.vector_kind, cfg.vector_dim, cfg.width)
+        if cfg.align_block:
+            self.align = alignment.Projector(cfg.align_shape[1])
+        kept = {"kept": cfg.align_block} if self.aligned else {}
         self.blocks = self._scanned_block()(
             cfg.heads,
             cfg.mlp_hidden,
@@ -230,11 +250,12 @@ class DiT(nn.Module):
             bool(self.modulate),
             self.over_frames,
             self.hardware,
+            **kept,
         )
         self.final = FinalLayer(cfg.patch_size**2 * cfg.out_channels, cfg.final)
 
     def _scanned_block(self) -> type[nn.Module]:
-        cfg, gather, block = self.cfg, self.gather, Block
+        cfg, gather, block = self.cfg, self.gather, KeepingBlock if self.aligned else Block
         if gather is not None:
             # Innermost: the weights of one layer are gathered in the scanned body, and again in its backward pass.
             block = nn.map_variables(block, "params", lambda variables: {"params": gather(variables["params"])})
@@ -253,8 +274,8 @@ class DiT(nn.Module):
             check_constancy_invariants=False,
         )
 
-    def __call__(self, x: jax.Array, t_R: jax.Array, condition: Condition) -> jax.Array:
-        """x (R, [F,] h, w, c) -> (R, [F,] h, w, out_channels) float32; arguments as of `Network.apply`."""
+    def __call__(self, x: jax.Array, t_R: jax.Array, condition: Condition) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """x (R, [F,] h, w, c) -> (R, [F,] h, w, out_channels) float32; arguments, and `aligned`, as of `Network.apply`."""
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         frames = x.shape[1] if x.ndim == 5 else 0
         if condition.latent is not None:
@@ -279,11 +300,21 @@ class DiT(nn.Module):
         if y_RLD is not None:
             y_RLD = self.tokens(y_RLD.astype(dtype))  # (R, L, C) -> (R, L, D)
 
-        if modulation is None:
-            modulation = nn.silu(s_BD).astype(dtype)
-        x_BND, _ = self.blocks(x_BND, modulation, y_RLD, condition.token_mask, frames)
+        inputs = (
+            nn.silu(s_BD).astype(dtype) if modulation is None else modulation,
+            y_RLD,
+            condition.token_mask,
+            frames,
+        )
+        if self.aligned:
+            (x_BND, kept_BND, _), _ = self.blocks((x_BND, x_BND, jnp.ones((), jnp.int32)), *inputs)
+        else:
+            x_BND, _ = self.blocks(x_BND, *inputs)
         out_Bhwc = layers.unpatchify(self.final(x_BND, s_BD), cfg.patch_size, grid)  # (B, N, P) -> (B, h, w, c_out)
-        return out_Bhwc.reshape(-1, frames, *out_Bhwc.shape[1:]) if frames else out_Bhwc
+        out = out_Bhwc.reshape(-1, frames, *out_Bhwc.shape[1:]) if frames else out_Bhwc
+        if not self.aligned:
+            return out
+        return out, self.align(alignment.pool(kept_BND, grid, cfg.align_shape[0]))
 
     def project_camera(self, tokens_RLC: jax.Array) -> jax.Array:
         """Tokens with the camera's numbers at the end of their features (R, L, C + camera_dim) -> (R, L, C) float32."""

@@ -55,6 +55,8 @@ class Network(DiTConfig):
             "final": (x, row),
             "blocks": (x, row, x if self.token_shape else None, None, 1),
         }
+        if self.align_block:
+            inputs["align"] = (x,)
         null = {}
         if self.token_shape:
             inputs["tokens"] = (token(self.token_shape[1]),)
@@ -96,7 +98,8 @@ class Network(DiTConfig):
         modulate: Callable[[jax.Array], jax.Array] | None = None,
         over_frames: Callable[[Callable, jax.Array], jax.Array] | None = None,
         hardware: str = "",
-    ) -> jax.Array:
+        aligned: bool = False,
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """The network's output for noisy latents.
 
         Args:
@@ -111,15 +114,16 @@ class Network(DiTConfig):
           over_frames: where several devices hold a clip's frames: called with attend and h (B, F, N, D) of the device's own
             frames; returns attend(h) of all of them, of the own frames. `attend` treats each position (N) by itself.
           hardware: which attention kernel may be used; see attention.kernel_for.
+          aligned: also return the projected tokens of block `align_block`, for models.alignment.
 
         Returns:
-          (B, [F,] h, w, out_channels) float32.
+          (B, [F,] h, w, out_channels) float32; with `aligned` that and (B, P, C) of `align_shape`, P its side squared.
 
         Raises:
           ValueError: shapes that do not fit the network.
         """
         self._check(x, condition)
-        return DiT(self, gather, modulate, over_frames, hardware).apply({"params": params}, x, t, condition)
+        return DiT(self, gather, modulate, over_frames, hardware, aligned).apply({"params": params}, x, t, condition)
 
     def project_camera(self, params: dict[str, Any], condition: Condition) -> Condition:
         """Projects the camera numbers at the end of the tokens' features into them: tokens (B, L, C), as `apply` takes them.
@@ -231,13 +235,17 @@ def make_dit(
     """The network that config.model describes; for the other arguments see DiTConfig.
 
     final: the task's choice, unless config.model.final overrides it. parts: what the task adds: fields that have defaults.
-    Raises ValueError for latents that do not divide into patches.
+    Raises ValueError for latents that do not divide into patches, and for an align_block that there is not.
     """
     size = make_size(model)
     if latent_shape[0] % model.patch_size or latent_shape[1] % model.patch_size:
         raise ValueError(
             f"latents of {latent_shape[0]}x{latent_shape[1]} do not divide into patches of "
             f"config.model.patch_size={model.patch_size}; change it, or config.data.image_size"
+        )
+    if parts.get("align_block", 0) > size.depth:
+        raise ValueError(
+            f"config.align.block={parts['align_block']}: config.model.size={model.size} has {size.depth} blocks; take one"
         )
     if parts.get("vector_kind") == "size":
         parts["vector_dim"] = 3  # height, width and their ratio

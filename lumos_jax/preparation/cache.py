@@ -23,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from lumos_jax import config, data, fileio, tasks
+from lumos_jax.config.fields import refuse
 from lumos_jax.data.sources import cached
 from lumos_jax.train import sharding
 from lumos_jax.train.cached_features import differences, made_by
@@ -88,7 +89,7 @@ def write(settings: config.Settings, out: str, options: Options, say: Callable[[
 def _check_request(settings: config.Settings, options: Options, devices: int) -> None:
     """Raises ValueError for what cannot be cached, or not so."""
     wanted, size = settings.data, options.batch_size
-    problems = {
+    refuse({
         "config.data.source=cached is a cache already; name the source that it was made from": wanted.source == "cached",
         f"config.data.sample_type={wanted.sample_type} is drawn anew from a record in each epoch, so there is nothing to "
         "cache: train on the records as they are": wanted.sample_type in ("clip", "views"),
@@ -102,10 +103,7 @@ def _check_request(settings: config.Settings, options: Options, devices: int) ->
         f"--batch_size={size} must be at least 1": size < 1,
         f"--batch_size={size} does not split over {devices} devices": size % devices,
         f"--dtype={options.dtype} is not one of {', '.join(cached.DTYPES)}": options.dtype not in cached.DTYPES,
-    }  # fmt: skip
-    for message, wrong in problems.items():
-        if wrong:
-            raise ValueError(message)
+    })  # fmt: skip
 
 
 def _take_directory(directory: pathlib.Path, plan: Mapping[str, Any]) -> None:

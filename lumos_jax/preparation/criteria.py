@@ -23,13 +23,8 @@ SCORE_LIMITS = {
     "unsafe": ("max_unsafe", True),
     "similarity": ("min_similarity", False),
 }
-EXACT, NEAR, SEMANTIC, CAP, CONTAMINATED = (
-    "exact_duplicate",
-    "near_duplicate",
-    "semantic_duplicate",
-    "cap",
-    "evaluation",
-)
+EXACT, NEAR, SEMANTIC = "exact_duplicate", "near_duplicate", "semantic_duplicate"
+CAP, CONTAMINATED = "cap", "evaluation"
 _RULES = (
     "short_side", "ratio", "pixels", "bytes", "blur", "entropy", "border", "no_caption", "words", "repetition", "banned",
 )  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 
 from lumos_jax.data import CorruptRecord, storage
 from lumos_jax.data.base import digest
-from lumos_jax.data.files import IMAGE_ENDINGS
+from lumos_jax.data.files import has_image_ending
 from lumos_jax.preparation import files, hamming
 
 _LOOK_UP, _COMPARE = 2e-8, 1.4e-9  # seconds to look a row up in a table, and to compare it with an evaluation image
@@ -71,7 +70,7 @@ def read(path: str, hash_image: Callable[[bytes], int | None], kept: str) -> Eva
         return merged([EvaluationHashes(values, np.zeros((0, 2), np.uint64))])
     if path.endswith(".txt"):
         return _of_lines(path, storage.read(path).decode(errors="replace").splitlines())
-    found = [one for one in storage.list_files(path, "**/*") if os.path.splitext(one.path)[1].lower() in IMAGE_ENDINGS]
+    found = [one for one in storage.list_files(path, "**/*") if has_image_ending(one.path)]
     if not found:
         raise ValueError(
             f"evaluation set {path}: no images there; give a folder of images, or a .npy or .txt of hashes"

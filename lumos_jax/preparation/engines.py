@@ -27,6 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from lumos_jax import progress
+from lumos_jax.config.fields import refuse
 
 Task = Callable[[str, int], None]
 Run = Callable[[Callable[..., Any], Iterable[tuple]], list[Any]]  # calls a function with each tuple of arguments
@@ -48,7 +49,7 @@ class Execution:
     process: int = 0
 
     def __post_init__(self):
-        problems = {
+        refuse({
             f"--workers={self.workers} must be at least 1": self.workers < 1,
             f"--processes={self.processes} must be at least 1": self.processes < 1,
             f"--process={self.process} must be from 0 to {self.processes - 1}, as --processes={self.processes}":
@@ -58,10 +59,7 @@ class Execution:
                 bool(self.runner) and self.processes > 1,
             f"unexpected argument {''.join(self.beam[:1])!r}: Beam's flags go with --runner":
                 bool(self.beam) and not self.runner,
-        }  # fmt: skip
-        for message, wrong in problems.items():
-            if wrong:
-                raise ValueError(message)
+        })  # fmt: skip
 
 
 def run(

@@ -26,7 +26,6 @@ _SHOWN, _GROUPS, _MEMBERS = 30, 12, 6  # pictures of a sheet, groups of each kin
 _SIDE = 192  # pixels, of a thumbnail
 _SEED = 0
 _DUPLICATES = (criteria.EXACT, criteria.NEAR, criteria.SEMANTIC)
-_COLUMNS = ("input", "row", "key", "url", "sha256", "format", "offset", "caption")
 
 
 def write(out: str, wanted: settings.Prepare, say: Callable[[str], None]) -> str:

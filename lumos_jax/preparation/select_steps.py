@@ -64,6 +64,20 @@ class Job:
             raise ValueError(f"{name} has {len(table)} rows, its .json counts {count}: remove both and scan again")
         return table
 
+    def save_parts(self, name: str, rows: np.ndarray, part: np.ndarray, count: int) -> None:
+        """Saves rows in the order of their parts, numbers below `count`."""
+        order = np.argsort(part, kind="stable")
+        np.save(self.file(f"{name}.npy"), rows[order])
+        np.save(self.file(f"{name}-ends.npy"), np.searchsorted(part[order], np.arange(count + 1)))
+
+    def part(self, name: str, number: int, files: int) -> np.ndarray:
+        """The rows of a part in all files that `save_parts` wrote as name-000000, name-000001 ..."""
+        slices = []
+        for file in (self.file(f"{name}-{i:06d}") for i in range(files)):
+            begin, end = np.load(f"{file}-ends.npy")[number : number + 2]
+            slices.append(np.load(f"{file}.npy", mmap_mode="r")[begin:end])
+        return np.concatenate(slices)
+
     def drop(self, rows: np.ndarray, keepers: np.ndarray, reason: str, distance: np.ndarray | int) -> None:
         """Decide that rows (numbers) are duplicates of others."""
         self.array("reasons")[rows] = self.reasons.index(reason)
@@ -89,9 +103,7 @@ def screen(job: Job, chunk: int) -> int:
         parts.append(rows[~known])
     rows = np.concatenate(parts)
     partition = np.where(rows["valid"], rows["mixed"], rows["high"]) >> np.uint64(64 - job.bits)
-    order = np.argsort(partition, kind="stable")
-    np.save(job.file(f"rows-{chunk:06d}.npy"), rows[order])
-    np.save(job.file(f"ends-{chunk:06d}.npy"), np.searchsorted(partition[order], np.arange((1 << job.bits) + 1)))
+    job.save_parts(f"rows-{chunk:06d}", rows, partition, 1 << job.bits)
     return len(rows)
 
 
@@ -114,11 +126,7 @@ def _ranked(job: Job, task: int, table: Any, left: np.ndarray) -> np.ndarray:
 
 def collapse(job: Job, partition: int) -> int:
     """Drops all but the best row of equal files and of equal perceptual hashes in a partition. Returns how many."""
-    slices = []
-    for chunk in range(len(job.chunks)):
-        ends = np.load(job.file(f"ends-{chunk:06d}.npy"))
-        slices.append(np.load(job.file(f"rows-{chunk:06d}.npy"), mmap_mode="r")[ends[partition] : ends[partition + 1]])
-    rows, count = np.concatenate(slices), 0
+    rows, count = job.part("rows", partition, len(job.chunks)), 0
     steps = [(criteria.EXACT, ("high", "low"))] * job.settings.duplicates.exact
     steps += [(criteria.NEAR, ("mixed",))] * (job.settings.duplicates.phash_distance >= 0)
     for reason, keys in steps:

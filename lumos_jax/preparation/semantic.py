@@ -12,7 +12,6 @@ Duplicates in different clusters are missed. Sums of floats depend on the linear
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -100,17 +99,14 @@ def _spread_records(job: select_steps.Job, folder: str, task: int) -> None:
 
 
 def _save_by(job: select_steps.Job, rows: np.ndarray, name: str) -> None:
-    """Saves rows in the order of `high`, and where each partition of its values begins."""
-    rows = rows[np.argsort(rows["high"], kind="stable")]
-    partition = rows["high"] >> np.uint64(64 - job.bits)
-    np.save(job.file(f"{name}.npy"), rows)
-    np.save(job.file(f"{name}-ends.npy"), np.searchsorted(partition, np.arange((1 << job.bits) + 1)))
+    """Saves rows by partitions of the values of `high`."""
+    job.save_parts(name, rows, rows["high"] >> np.uint64(64 - job.bits), 1 << job.bits)
 
 
 def _join(job: select_steps.Job, partition: int, tasks: int) -> None:
-    rows = np.concatenate(list(_slices(job, "match", partition, len(job.chunks))))
+    rows = job.part("match", partition, len(job.chunks))
     rows = rows[np.argsort(rows["high"], kind="stable")]
-    records = np.concatenate(list(_slices(job, "records", partition, tasks)))
+    records = job.part("records", partition, tasks)
     place = np.minimum(np.searchsorted(rows["high"], records["high"]), len(rows) - 1)
     if len(rows) and len(records):
         found = rows[place]
@@ -120,12 +116,6 @@ def _join(job: select_steps.Job, partition: int, tasks: int) -> None:
             matches[name] = found[name][same]
         matches["known"] = True
         np.load(job.file("matched.npy"), mmap_mode="r+")[records["record"][same]] = matches
-
-
-def _slices(job: select_steps.Job, name: str, part: int, count: int) -> Iterator[np.ndarray]:
-    for number in range(count):
-        ends = np.load(job.file(f"{name}-{number:06d}-ends.npy"))
-        yield np.load(job.file(f"{name}-{number:06d}.npy"), mmap_mode="r")[ends[part] : ends[part + 1]]
 
 
 def _features(job: select_steps.Job, cache: cached.Manifest, shard: int) -> tuple[np.ndarray, np.ndarray]:
@@ -177,18 +167,14 @@ def _spread(job: select_steps.Job, cache: cached.Manifest, shard: int) -> None:
     known = np.load(job.file("matched.npy"), mmap_mode="r")["known"][numbers]
     numbers, features = numbers[known], features[known]
     nearest = _nearest(features, centroids) if len(numbers) else numbers
-    order = np.argsort(nearest, kind="stable")
-    np.save(job.file(f"features-{shard:06d}.npy"), features[order].astype(np.float16))
-    np.save(job.file(f"numbers-{shard:06d}.npy"), numbers[order])
-    ends = np.searchsorted(nearest[order], np.arange(len(centroids) + 1))
-    for name in ("features", "numbers"):
-        np.save(job.file(f"{name}-{shard:06d}-ends.npy"), ends)
+    job.save_parts(f"features-{shard:06d}", features.astype(np.float16), nearest, len(centroids))
+    job.save_parts(f"numbers-{shard:06d}", numbers, nearest, len(centroids))
 
 
 def _compare(job: select_steps.Job, cluster: int, shards: int) -> np.ndarray:
     """Pairs (P, 2) of records of a cluster that are close."""
-    numbers = np.concatenate(list(_slices(job, "numbers", cluster, shards)))
-    features = _unit(np.concatenate(list(_slices(job, "features", cluster, shards))).astype(np.float32))
+    numbers = job.part("numbers", cluster, shards)
+    features = _unit(job.part("features", cluster, shards).astype(np.float32))
     found = [np.zeros((0, 2), np.int64)]
     for first in range(0, len(numbers), _ROWS):
         cosine = features[first : first + _ROWS] @ features[first:].T

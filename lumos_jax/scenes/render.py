@@ -25,9 +25,10 @@ def camera_matrix(camera: Camera) -> np.ndarray:
     sin, cos = math.sin(camera.polar), math.cos(camera.polar)
     centre = camera.radius * np.array([sin * math.cos(camera.azimuth), sin * math.sin(camera.azimuth), cos])
     forward = -centre / np.linalg.norm(centre)
-    right = np.array([-math.sin(camera.azimuth), math.cos(camera.azimuth), 0.0])
-    down = np.cross(forward, right)
-    rotation = np.stack([right, down, forward])
+    x, y, z = map(float, forward)
+    right = (-math.sin(camera.azimuth), math.cos(camera.azimuth), 0.0)
+    down = (y * right[2] - z * right[1], z * right[0] - x * right[2], x * right[1] - y * right[0])  # forward x right
+    rotation = np.array([right, down, (x, y, z)])
     return np.concatenate([rotation, (-rotation @ centre)[:, None]], axis=1)
 
 
@@ -63,7 +64,10 @@ def render(scene: Scene, size: int | tuple[int, int], *, camera: Camera | None =
         if len(at[0]):
             direction = [ray[at] for ray in rays]
             colour[:, at[0], at[1]] = _shade(scene, solid, direction, depth[at], centre)
-    blocks = colour.reshape(3, height, SUPERSAMPLE, width, SUPERSAMPLE).mean((2, 4))
+    rows = colour.reshape(3, height, SUPERSAMPLE, width, SUPERSAMPLE)
+    # The mean over both dims of 2, in the order in which NumPy adds, ten times as fast as its `mean`.
+    top, bottom = (rows[:, :, row, :, 0] + rows[:, :, row, :, 1] for row in range(SUPERSAMPLE))
+    blocks = (top + bottom) * np.float32(0.25)
     return (np.clip(blocks, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
 
@@ -166,12 +170,14 @@ def _torus(r: float, direction, origin) -> np.ndarray:
     oz -= minor
     start = _nearest_root(np.float32(1), ox * x + oy * y + oz * z, ox * ox + oy * oy + oz * oz - r * r)
     at = np.nonzero(start < FAR)
-    x, y, z, t = x[at], y[at], z[at], start[at]
+    rays, t = np.stack([x[at], y[at], z[at]]), start[at]
+    origins = np.array([[ox], [oy], [oz]], np.float32)
 
     def from_ring(t: np.ndarray) -> np.ndarray:
-        px, py, pz = ox + t * x, oy + t * y, oz + t * z
-        ring = np.sqrt(px * px + py * py) - major
-        return np.sqrt(ring * ring + pz * pz)
+        points = origins + t * rays
+        x2, y2, z2 = points * points
+        ring = np.sqrt(x2 + y2) - major
+        return np.sqrt(ring * ring + z2)
 
     for _ in range(14):
         t = t + from_ring(t) - minor

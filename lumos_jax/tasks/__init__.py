@@ -47,7 +47,13 @@ def make_task(settings: config.Settings, place: Placement | None = None) -> tupl
             f"config.data.sample_type={sample_type}: config.task.name={settings.task.name} trains on {kind.sample_type} "
             f"samples; set it to {kind.sample_type}"
         )
-    return kind.build(settings, place)
+    task, frozen = kind.build(settings, place)
+    if settings.align.weight and getattr(task, "align", None) is None:
+        raise ValueError(
+            f"config.align.weight={settings.align.weight}: hidden tokens are aligned in diffusion on single images, which "
+            f"config.task.name={settings.task.name} is not; set it to 0"
+        )
+    return task, frozen
 
 
 __all__ = ["Task", "make_task", "task_class", "task_names"]

@@ -9,6 +9,8 @@ F frames, h w c latent, L condition tokens, C their features.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 
 from lumos_jax import config, diffusion, encoders, models
 from lumos_jax.encoders import Autoencoder, Placement
-from lumos_jax.models import Condition, Network
+from lumos_jax.models import Condition, Network, alignment
 from lumos_jax.tasks.base import Batch, Handoff, Task
 
 QUARTILES = 4
@@ -27,6 +29,8 @@ QUARTILES = 4
 FROM_ADALN = Handoff(new=("blocks/cross/*", "tokens/*", "null/tokens"), gone=("vector/*", "null/vector"))
 # To such a prior: another condition is initialized anew, and cross-attention is dropped.
 TO_ADALN = Handoff(new=FROM_ADALN.gone, gone=(*FROM_ADALN.gone, *FROM_ADALN.new), refit=FROM_ADALN.gone)
+# Of runs with and without alignment: its projector is the run's own.
+ALIGN = Handoff(new=("align/*",), gone=("align/*",), refit=("align/*",))
 
 
 @jax.tree_util.register_dataclass
@@ -36,7 +40,7 @@ class Example:
 
     x0, noise: (B, [F,] h, w, c). t: (B,), as the process counts time. condition: its camera not projected. drop: for each
     name of models.PARTS, (B,) bool, the rows that lose that part of their condition. weight: (B,) float32, 0 for records that
-    could not be decoded.
+    could not be decoded. target: what hidden tokens are aligned with, (B, P, C) float32; None without alignment.
     """
 
     x0: jax.Array
@@ -45,6 +49,15 @@ class Example:
     condition: Condition
     drop: Mapping[str, jax.Array]
     weight: jax.Array
+    target: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """Of models.alignment: the weight of the similarity in the loss, and the frozen encoder of the target."""
+
+    weight: float
+    encoder: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +70,7 @@ class Denoising(Task):
       autoencoder: the frozen map between pixels and latents.
       latent_shape: ([F,] h, w, c) of x0.
       condition_dropout: probability in [0, 1] of the null condition in training.
+      align: representation alignment in training; None for none.
     """
 
     evaluator: ClassVar[str] = "denoising"
@@ -66,16 +80,23 @@ class Denoising(Task):
     autoencoder: Autoencoder
     latent_shape: tuple[int, ...]
     condition_dropout: float
+    align: Alignment | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def identity(self) -> dict[str, str]:
         networks = {"encoder": self.encoder, "autoencoder": self.autoencoder}
+        if self.align is not None:
+            networks["align"] = self.align.encoder
         return {group: network.identity for group, network in networks.items() if network is not None}
 
     def describe(self) -> dict[str, str]:
         encoder = self.encoder
         condition = "none" if encoder is None else f"{encoder.settings.output} tokens of {encoder.identity}"
-        return {"latents": " x ".join(map(str, self.latent_shape)), "condition": condition}
+        lines = {"latents": " x ".join(map(str, self.latent_shape)), "condition": condition}
+        if self.align is not None:
+            target = f"{self.align.encoder.tokens} patches of {self.align.encoder.identity}"
+            lines["alignment"] = f"{self.align.weight:g} x block {self.network.align_block} with {target}"
+        return lines
 
     @classmethod
     def build(cls, settings: config.Settings, place: Placement | None) -> tuple[Denoising, dict[str, Any]]:
@@ -83,7 +104,7 @@ class Denoising(Task):
 
     def handoff(self) -> Handoff:
         """Tasks add their own rules with `|`."""
-        return FROM_ADALN if self.network.token_shape else TO_ADALN
+        return ALIGN | (FROM_ADALN if self.network.token_shape else TO_ADALN)
 
     def check_prior(self, ours: config.Model, theirs: config.Model, paths: Collection[str]) -> None:
         final, own = "adaln" if "final/modulation/kernel" in paths else "table", self.network.final
@@ -120,12 +141,20 @@ class Denoising(Task):
             condition=jax.lax.stop_gradient(condition),
             drop=self.dropout_masks(keys["dropout"], x0.shape[0]),
             weight=batch["weight"],
+            target=None if self.align is None else jax.lax.stop_gradient(self.align_target(frozen, batch)),
         )
 
-    def loss_terms(self, params: Any, example: Example, gather: Any = None, null: bool = False) -> dict[str, jax.Array]:
+    def align_target(self, frozen: Any, batch: Batch) -> jax.Array:
+        """(B, P, C) float32: patch tokens of the clean images."""
+        return self.align.encoder.apply(frozen["align"], batch["image"])
+
+    def loss_terms(
+        self, params: Any, example: Example, gather: Any = None, null: bool = False, aligned: bool = False
+    ) -> dict[str, jax.Array]:
         """Losses per example, each (B,) float32 and unweighted: `loss`, `mse` and, for the hybrid loss, `vlb`.
 
-        null: with the null condition of guidance, in place of the condition with its dropped parts.
+        null: with the null condition of guidance, in place of the condition with its dropped parts. aligned: adds `alignment`,
+        the negative cosine similarity with the example's target, which is not part of `loss`.
         """
         if null:
             condition = self.network.null_condition(params, self.network.project_camera(params, example.condition))
@@ -133,18 +162,23 @@ class Denoising(Task):
             condition = self.network.drop_condition(params, example.condition, example.drop)
         x_t = diffusion.corrupt(self.process, example.x0, example.noise, example.t)
         time = diffusion.network_time(self.process, example.t)
-        output = self.network.apply(params, x_t, time, condition, gather=gather)
-        return diffusion.loss_terms(self.process, output, x_t, example.x0, example.t, example.noise)
+        forward = functools.partial(self.network.apply, params, x_t, time, condition, gather=gather)
+        output, hidden = forward(aligned=True) if aligned else (forward(), None)
+        terms = diffusion.loss_terms(self.process, output, x_t, example.x0, example.t, example.noise)
+        return terms | ({"alignment": -alignment.similarity(hidden, example.target)} if aligned else {})
 
     def losses(self, params: Any, ema: Any, example: Example, total: jax.Array, gather: Any) -> dict[str, jax.Array]:
-        """`loss`, `mse`, `vlb` (hybrid loss only), and the weighted sums quartile_loss and quartile_weight (4,) by quartile of
-        the timestep, which are not divided by `total`."""
-        terms = self.loss_terms(params, example, gather)
+        """`loss`, `mse`, `vlb` (hybrid loss only), `alignment` (where there is one, and `loss` then has it), and the weighted
+        sums quartile_loss and quartile_weight (4,) of the diffusion loss by quartile of the timestep, which are not divided by
+        `total`."""
+        terms = self.loss_terms(params, example, gather, aligned=self.align is not None)
         terms = {name: value * example.weight / total for name, value in terms.items()}
         quartile = jax.nn.one_hot(diffusion.timestep_quartile(self.process, example.t), QUARTILES)
         sums = {name: value.sum() for name, value in terms.items()}
         sums["quartile_loss"] = terms["loss"] @ quartile * total
         sums["quartile_weight"] = example.weight @ quartile
+        if self.align is not None:
+            sums["loss"] += self.align.weight * sums["alignment"]
         return sums
 
     def shuffled(self, condition: Condition) -> Condition:
@@ -179,7 +213,15 @@ class Denoising(Task):
         return {} if self.encoder is None else {"feature": self.image_features(frozen, batch)}
 
     def without_encoders(self, frozen: Any) -> Any:
-        return {"autoencoder": {name: part for name, part in frozen["autoencoder"].items() if name != "encoder"}}
+        kept = {"autoencoder": {name: part for name, part in frozen["autoencoder"].items() if name != "encoder"}}
+        if self.align is None:
+            return kept
+        if self.autoencoder.network is not None:
+            raise ValueError(
+                f"config.align.weight={self.align.weight} needs the images, and a cache holds latents in their place: train on "
+                "the records as they are, or set it to 0"
+            )
+        return kept | {"align": frozen["align"]}
 
 
 def make(
@@ -210,12 +252,34 @@ def make(
     if encoder is not None:
         parts = {"token_shape": (encoder.tokens, encoder.dim)}
     parts |= {"concat_channels": shape[-1] if concatenated else 0} | dict(network or {})
+    align, align_params = None, {}
+    if settings.align.weight and not frames:
+        align, align_params = make_alignment(settings, place)
+        parts |= {
+            "align_block": settings.align.block,
+            "align_shape": (math.isqrt(align.encoder.tokens), align.encoder.dim),
+        }
     parts["position_scale"] = models.position_scale(settings.data.image_size)
     out_channels = process.out_channels(shape[-1])
     dit = models.make_dit(settings.model, latent_shape=shape, out_channels=out_channels, **parts)
-    fields = {"condition_dropout": settings.task.condition_dropout} | fields
+    fields = {"condition_dropout": settings.task.condition_dropout, "align": align} | fields
     task = kind(dit, process, encoder, autoencoder, (frames, *shape) if frames else shape, **fields)
-    return task, {"autoencoder": autoencoder_params} | ({} if encoder is None else {"encoder": encoder_params})
+    return task, {"autoencoder": autoencoder_params} | (
+        {} if encoder is None else {"encoder": encoder_params}
+    ) | align_params
+
+
+def make_alignment(settings: config.Settings, place: Placement | None) -> tuple[Alignment, dict[str, Any]]:
+    """What config.align describes, and its frozen parameters {"align"}. Raises ValueError as `encoders.make_encoder`, and for
+    images that are not square."""
+    weight, data = settings.align.weight, settings.data
+    if data.has_buckets:
+        raise ValueError(
+            f"config.align.weight={weight}: the encoder sees a square, and images of config.data.aspect_ratios="
+            f"{data.aspect_ratios} are none; set the weight to 0, or the ratios to (1,1)"
+        )
+    encoder, params = encoders.make_encoder(settings.align.encoder, place, settings.model.dtype)
+    return Alignment(weight, encoder), {"align": params}
 
 
 def null_embedding(params: Mapping[str, Any], dropped: Collection[str]) -> Any | None:

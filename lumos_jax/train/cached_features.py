@@ -19,6 +19,8 @@ def made_by(settings: config.Settings, task: tasks.Task) -> dict[str, Any]:
     """The settings and frozen networks that decide the content of a cache, as "group.field" -> value."""
     found: dict[str, Any] = {"data.image_size": settings.data.image_size}
     for group, identity in task.identity.items():
+        if group == "align":  # its targets are not cached
+            continue
         found[f"{group}.identity"] = identity
         if identity == "identity":  # a map without parameters
             continue

@@ -48,8 +48,8 @@ class Experiment:
           settings: of the run.
           devices: to run on; None takes all of them.
           abstract: load nothing, for devices that need not exist: `frozen` holds shapes with shardings.
-          training: whether batches of config.train are to run. If not, config.mesh and the batch sizes are ignored, and rows
-            are split over all devices.
+          training: whether batches of config.train are to run. If not, config.mesh, config.align and the batch sizes are
+            ignored, and rows are split over all devices.
 
         Raises:
           ValueError: a user's mistake: settings that do not fit the devices, or weights that cannot be loaded.
@@ -61,7 +61,10 @@ class Experiment:
         if training:
             sharding.check_batches(mesh, settings)
         placement = sharding.Frozen(mesh, shapes_only=abstract)
-        task, frozen = tasks.make_task(settings, placement)
+        # Alignment is of training alone.
+        task, frozen = tasks.make_task(
+            settings if training else config.replace(settings, {"align.weight": 0.0}), placement
+        )
         if not abstract and len({device.process_index for device in mesh.devices.flat}) > 1:
             sharding.barrier("the first collective")
             sharding.check_agreement(task.identity)

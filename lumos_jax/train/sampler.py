@@ -18,6 +18,7 @@ from lumos_jax import config, data, diffusion, encoders, tasks
 from lumos_jax.checkpoints import Checkpoints, transfer
 from lumos_jax.checkpoints.checksums import checksums
 from lumos_jax.config import io as config_io
+from lumos_jax.tasks import denoising
 from lumos_jax.tasks.sampling import Sampled, Sampling, repeat_rows
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.experiment import Experiment
@@ -281,7 +282,8 @@ def load(
             )
     everywhere = sharding.replicated(experiment.mesh)
     shapes = jax.eval_shape(experiment.task.network.init, rngs.key(0, "init"))
-    params, _ = transfer(finetune.read_weights(checkpoints, step, weights, everywhere), shapes, origin=workdir)
+    stored = finetune.read_weights(checkpoints, step, weights, everywhere)
+    params, _ = transfer(stored, shapes, origin=workdir, drop=denoising.ALIGN.gone)
     checkpoints.close()
     return Sampler(experiment, params, experiment.task.sampling, step=step, **fields)
 

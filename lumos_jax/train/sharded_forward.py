@@ -35,20 +35,21 @@ class ShardedForward(Network):
     mesh: jax.sharding.Mesh
 
     def apply(
-        self, params: Any, x: jax.Array, t: jax.Array, condition: Any, *, gather: Callable | None = None
-    ) -> jax.Array:
+        self, params: Any, x: jax.Array, t: jax.Array, condition: Any, *, gather: Callable | None = None,
+        aligned: bool = False,
+    ) -> Any:  # fmt: skip
         """As `Network.apply`, of all rows and frames. Only inside `jax.jit`."""
         axes, context = self.logical_axes(), self.mesh.shape["context"]
         plain = jax.tree.structure(params) == jax.tree.structure(axes, is_leaf=lambda a: isinstance(a, tuple))
         even = x.shape[0] % (self.mesh.shape["data"] * self.mesh.shape["fsdp"]) == 0 and context == 1
         if plain and even:
             single = condition.tokens is not None and condition.tokens.shape[1] == 1
-            forward = self._split_rows(super().apply, params, axes, single)
+            forward = self._split_rows(functools.partial(super().apply, aligned=aligned), params, axes, single)
         elif x.ndim == 5 and context > 1:
             forward = self._split_frames(functools.partial(super().apply, gather=gather, over_frames=self.over_frames))
         else:
             hardware = "cuda" if even and self.hardware == "cuda" else ""
-            forward = functools.partial(super().apply, gather=gather, hardware=hardware)
+            forward = functools.partial(super().apply, gather=gather, hardware=hardware, aligned=aligned)
         return forward(params, x, t, condition)
 
     @property

@@ -128,7 +128,7 @@ def _check_unchanged(settings: config.Settings, workdir: pathlib.Path, meta: Map
         lines = "\n".join(f"  {name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items())
         names = ",".join(repr(name) for name in changed)
         accept = f'accept the difference with --config.checkpoint.allow_change="({names},)"'
-        if any(name.startswith("finetune.") for name in changed):
+        if any(name.startswith(("finetune.", "align.")) for name in changed):
             accept = f"start another run with --config.init_from={workdir}"
         raise ValueError(
             f"the checkpoint of this run was made with other settings, so continuing it would not be exact:\n{lines}\n"

@@ -20,17 +20,17 @@ from lumos_jax.scenes import scene as scenes
 from tests.fields import data_settings
 
 SIZE = 16
-GREY = 4  # of frame n: GREY * n
+GRAY = 4  # of frame n: GRAY * n
 
 
 def write_video(path, count, fps=24, size=(64, 48), **options):
-    """A video whose frame n is grey of value GREY n; key frames every 12."""
+    """A video whose frame n is gray of value GRAY n; key frames every 12."""
     with av.open(str(path), "w", **options) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "1", "g": "12"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         container.start_encoding()
         for number in range(count):
-            frame = np.full((size[1], size[0], 3), GREY * number, np.uint8)
+            frame = np.full((size[1], size[0], 3), GRAY * number, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
 
@@ -52,7 +52,7 @@ def load(data_settings, records, *, training=False, first=0):
 
 def numbers(frames):
     """Which frames of `write_video` these are."""
-    return np.round(frames.mean((-3, -2, -1)) / GREY).astype(int).tolist()
+    return np.round(frames.mean((-3, -2, -1)) / GRAY).astype(int).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def numbered_video(path, codec="libx264", rate=24, first=0.0, audio=0.0, count=4
                 container.mux(sound.encode(frame))
             container.mux(sound.encode(None))
         for number in range(count):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), GREY * number, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), GRAY * number, np.uint8), format="rgb24")
             if first:
                 frame.pts, frame.time_base = round(1000 * (first + number / rate)), Fraction(1, 1000)
             container.mux(video.encode(frame))

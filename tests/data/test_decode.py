@@ -68,13 +68,13 @@ def rgb16_png(image):
 def test_every_kind_of_file_gives_its_picture(kind):
     pixels = decode_square(QUARTERS[kind](), 16).astype(int)
     assert pixels.shape == (16, 16, 3)
-    for (row, column), colour in {
+    for (row, column), color in {
         (2, 2): (255, 0, 0), (2, 13): (0, 255, 0), (13, 2): (0, 0, 255), (13, 13): (255, 255, 255),
     }.items():  # fmt: skip
-        assert np.abs(pixels[row, column] - colour).max() < 30
+        assert np.abs(pixels[row, column] - color).max() < 30
 
 
-def test_grey_files_give_three_equal_channels():
+def test_gray_files_give_three_equal_channels():
     for data in (encode(corners().convert("L"), format="JPEG"), encode(corners().convert("LA"), format="PNG")):
         pixels = decode_square(data, 16).astype(int)
         assert np.ptp(pixels, axis=2).max() == 0

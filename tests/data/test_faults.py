@@ -476,14 +476,14 @@ class ToySource(Source):
 '''
 USE_TOY = """
 from lumos_jax import config, data
+from lumos_jax.data import order
 for fields in ({}, {"tfds.name": "gray", "sample_type": "clip"}):
     try: config.validate(config.Settings(data=config.replace(config.Data(), {"source": "toy", **fields})))
     except ValueError as error: print(error)
 chosen = config.replace(config.Data(), {"source": "toy", "tfds.name": "gray", "image_size": 4})
 config.validate(config.Settings(data=chosen))
-batches = data.make_train_iterator(chosen, data.make_source(chosen), batch_size=8, rows=range(8), start_step=0)
-batch = next(batches)
-batches.close()
+source = data.make_source(chosen)
+batch = data.read_batch(chosen, source, [order.training_order(chosen, source)(i) for i in range(8)])
 print(batch["weight"].sum(), (batch["image"][:, 0, 0, 0] == batch["record"]).all())
 """
 

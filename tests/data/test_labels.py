@@ -35,7 +35,7 @@ def test_folders_are_classes_in_sorted_order(folder):
     assert list(batch["image"][:, 0, 0, 0]) == [90, 110, 100, 90]
 
 
-def test_scenes_are_labelled_by_their_largest_solid():
+def test_scenes_are_labeled_by_their_largest_solid():
     given = settings(source="scenes", scenes__num_scenes=50, num_classes=40)
     source = data.make_source(given)
     truth = data.truth_of(source, range(50))

@@ -44,7 +44,7 @@ def test_content_counts_where_the_ending_says_nothing(folder, monkeypatch):
     monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
     (folder / "a.png").rename(folder / "9f86d081")  # a name that is a hash
     (folder / "b.JPG").rename(folder / "b.data")
-    (folder / "captions.txt").write_text("a grey square")
+    (folder / "captions.txt").write_text("a gray square")
     (folder / ".DS_Store").write_text("x")
     (folder / "broken.jpg").write_text("not an image")
     (folder / "gone").symlink_to(folder / "nowhere")

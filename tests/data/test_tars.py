@@ -96,7 +96,7 @@ def test_headers_are_read_once(shards, tmp_path, monkeypatch):
     source = TarSource(str(shards), kept)
     found = sorted(kept.rglob("*.index"))
     assert len(found) == 2
-    monkeypatch.setattr(tar_index, "_walk", None)  # not asked again
+    monkeypatch.setattr(tar_index, "walk", None)  # not asked again
     tar_index._tables.clear()
     again = TarSource(str(shards), kept)
     assert names(again) == names(source) == ["b", "deep/a", "x", "y", "z"]
@@ -113,7 +113,7 @@ def test_headers_are_read_once(shards, tmp_path, monkeypatch):
         assert names(TarSource(str(shards), kept)) == ["b", "deep/a", "n"]
     file.write_bytes(whole)
     tar_index._tables.clear()
-    monkeypatch.setattr(tar_index, "_walk", None)  # and it is whole again
+    monkeypatch.setattr(tar_index, "walk", None)  # and it is whole again
     TarSource(str(shards), kept)
 
 

@@ -121,8 +121,8 @@ def test_preprocess_agrees_with_pillow(shape, interpolation):
     top, left = round((height - 24) / 2), round((width - 24) / 2)
     theirs = resized[top : top + 24, left : left + 24]
     mean, std = 255 * np.array(IMAGENET_STATISTICS)
-    grey = ours * std + mean
-    assert np.abs(grey - theirs).max() < 1.01
+    gray = ours * std + mean
+    assert np.abs(gray - theirs).max() < 1.01
 
 
 SMALL = config.Encoder(
@@ -131,7 +131,7 @@ SMALL = config.Encoder(
 
 
 @pytest.mark.parametrize(("output", "tokens"), [("cls", 1), ("patch", 16), ("all", 17)])
-def test_token_choice_and_normalisation(output, tokens):
+def test_token_choice_and_normalization(output, tokens):
     encoder, params = encoders.make_encoder(dataclasses.replace(SMALL, output=output))
     image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     feature = np.asarray(encoder.apply(params, image))
@@ -160,7 +160,7 @@ def test_features_are_computed_in_the_dtype_that_is_asked_for():
 
 
 def test_random_tokens_still_say_what_is_where():
-    """A linear map from a patch's token gives its mean colour and its place back: what the desk run conditions on."""
+    """A linear map from a patch's token gives its mean color and its place back: what the desk run conditions on."""
     encoder, params = encoders.make_encoder(dataclasses.replace(SMALL, output="patch"))
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (400, 4, 4, 3), np.uint8)

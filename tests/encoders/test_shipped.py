@@ -15,7 +15,7 @@ BANK, QUERIES = 1024, 512
 FIRST = 2**31  # far from the scenes that it was trained on
 
 
-def test_nearest_neighbours_of_the_shipped_encoder_agree_on_what_is_shown():
+def test_nearest_neighbors_of_the_shipped_encoder_agree_on_what_is_shown():
     assert sum(path.stat().st_size for path in pathlib.Path(frozen.SHIPPED).iterdir()) < 3_000_000
     settings = data_settings(source="scenes", image_size=48, scenes__num_scenes=2**32 - 1)
     source = data.make_source(settings)

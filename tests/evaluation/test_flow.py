@@ -15,8 +15,8 @@ def turned(angle, side=64):
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     cos, sin = np.cos(angle), np.sin(angle)
     u, v = cos * x + sin * y, cos * y - sin * x
-    grey = 127 + 60 * np.sin(u / 3.1) * np.cos(v / 3.7) + 50 * np.sin((u + 2 * v) / 5.3)
-    return np.repeat(grey.astype(np.uint8)[..., None], 3, -1), x, y
+    gray = 127 + 60 * np.sin(u / 3.1) * np.cos(v / 3.7) + 50 * np.sin((u + 2 * v) / 5.3)
+    return np.repeat(gray.astype(np.uint8)[..., None], 3, -1), x, y
 
 
 def test_flow_of_a_shifted_scene():

@@ -1,8 +1,6 @@
 """From tars, archives, tables and folders to a training run: the verbs of preparation, its report, and steps on the result."""
 
 import html.parser
-import os
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from configs import i2i
 from lumos_jax.config import io as config_io
 from lumos_jax.data.manifest import read_manifest
 from lumos_jax.train import loop
-from tests.running import ROOT, finish, metrics, on_one_device, start
+from tests.running import finish, metrics, on_one_device, start
 
 COUNT = 160
 
@@ -27,12 +25,11 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def prepared(corpus, tmp_path_factory):
+def prepared(corpus, program, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared")
     file = out / "config.py"
     file.write_text(prepare_quality.config(corpus, 4))
-    args = [sys.executable, "-m", "lumos_jax.prepare", "all", f"--config={file}", f"--out={out}/set"]
-    finish(start({"args": args, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "cwd": ROOT}))
+    finish(start(program("lumos_jax.prepare", "all", f"--config={file}", f"--out={out}/set")))
     return out / "set"
 
 

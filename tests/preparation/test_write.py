@@ -8,15 +8,13 @@ import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lumos_jax.data import CorruptRecord, shards
+from lumos_jax.data import CorruptRecord
 from lumos_jax.data import manifest as manifests
 from lumos_jax.data.sources.prepared import PreparedSource
 from lumos_jax.preparation import (
@@ -36,8 +34,8 @@ from lumos_jax.preparation import (
 from lumos_jax.preparation.settings import Criteria, Prepare, Source, Write
 from tests.fields import replace
 from tests.preparation.scans import silent
+from tests.running import finish, start
 
-ROOT = pathlib.Path(__file__).parents[2]
 COMPACTED, INDEXED = Write(shard_bytes=30_000, group_inputs=2), Write(layout="index")
 
 
@@ -132,26 +130,6 @@ def test_the_index_reads_the_original_files(out):
     assert verify.run(out, say=silent) == []
 
 
-def run_and_die(out: str, number: int, writes: int) -> None:
-    """Writes a group, and kills itself within one of its shards."""
-    count, write_arrayrecord = 0, shards.write_arrayrecord
-
-    def dies(path, records, **options):
-        nonlocal count
-        count += 1
-
-        def killed():
-            for i, record in enumerate(records):
-                if count == writes and i == 3:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                yield record
-
-        return write_arrayrecord(path, killed(), **options)
-
-    shards.write_arrayrecord = dies
-    write.run_task(out, number)
-
-
 def tree(out: str) -> dict[str, str]:
     parts = ("data", "records", "manifest.json", "sizes.npy")
     files = [path for path in pathlib.Path(out).rglob("*") if path.is_file()]
@@ -161,14 +139,13 @@ def tree(out: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def test_killed_writers_and_their_order_change_no_byte(out, tmp_path):
+def test_killed_writers_and_their_order_change_no_byte(out, program, tmp_path):
     other = str(tmp_path / "other")
     shutil.copytree(out, other)
     written(out, COMPACTED)
     numbers = begun(other, COMPACTED)
     for number, writes in zip(reversed(numbers), (2, 1), strict=True):
-        call = f"from tests.preparation import test_write; test_write.run_and_die({other!r}, {number}, {writes})"
-        assert subprocess.run([sys.executable, "-c", call], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+        finish(start(program("tests.preparation.killed_writer", other, str(number), str(writes))), code=-signal.SIGKILL)
     assert list(pathlib.Path(other).rglob(".*.partial*"))
     with pytest.raises(ValueError, match="2 of 2 tasks are not written"):
         write.finish(other, silent)

@@ -50,7 +50,7 @@ def test_noisy_pictures_agree_nearly_as_well(pictures, scenes):
     assert min(found["count"] / 0.78, found["colour"] / 0.85) > 1, found
 
 
-def test_a_solid_of_every_colour_and_kind():
+def test_a_solid_of_every_color_and_kind():
     """Each alone, plain, in the middle of a picture that is no square."""
     scene = next(s for s in (make_scene(i, seed=SEED) for i in range(99)) if len(s.solids) == 1)
     told = [(color, kind) for color in COLORS for kind in KINDS]

@@ -63,7 +63,7 @@ def test_thousand_scenes_are_valid_and_varied():
 
 
 @pytest.mark.parametrize("kind", scenes.KINDS)
-def test_each_kind_is_drawn_in_its_colour_and_shape(kind):
+def test_each_kind_is_drawn_in_its_color_and_shape(kind):
     polar = 0.4 if kind == "torus" else 1.0
     scene = one_solid(kind, "green", camera=scenes.Camera(0.3, polar, 4.0))
     mask = covered(scene)

@@ -42,7 +42,7 @@ def made():
 
 
 def scrambled(dit):
-    """Random parameters, without the zeros of initialisation."""
+    """Random parameters, without the zeros of initialization."""
     leaves, tree = jax.tree.flatten(jax.eval_shape(dit.init, jax.random.key(0)))
     rng = np.random.default_rng(0)
     return jax.tree.unflatten(tree, [0.2 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])

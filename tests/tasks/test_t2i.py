@@ -45,7 +45,7 @@ def host_batch(records=range(8), **fields):
 
 @functools.cache
 def busy_params(output="all"):
-    """A network without the zeros of initialisation, so that its condition counts."""
+    """A network without the zeros of initialization, so that its condition counts."""
     dit = made(output)[0].network
     leaves, tree = jax.tree.flatten(jax.jit(dit.init)(rngs.key(0, "init")))
     noise = [0.1 * jax.random.normal(rngs.key(1, str(i)), leaf.shape) for i, leaf in enumerate(leaves)]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import i2i, i2v
-from tests.stepping import assert_close, build, losses, settings_with, train
+from tests.stepping import assert_close, build, losses, settings_with, train, train_on
 
 CLIPS = {
     "data": {"clips.image_step_fraction": 0.5},
@@ -25,10 +25,10 @@ def test_split_frames_train_alike():
 
     alone, alone_state = train(settings_with(i2v, **CLIPS), 1, STEPS, look)
     assert seen == [False, True, False]
-    settings = settings_with(i2v, mesh={"fsdp": 2, "context": 2}, **CLIPS)
-    frames = build(settings, 8).device_batch({"frames": np.zeros((4, 4, 2, 2, 3)), "weight": np.ones(4)}, 4)["frames"]
+    experiment = build(settings_with(i2v, mesh={"fsdp": 2, "context": 2}, **CLIPS), 8)
+    frames = experiment.device_batch({"frames": np.zeros((4, 4, 2, 2, 3)), "weight": np.ones(4)}, 4)["frames"]
     assert frames.sharding.shard_shape(frames.shape)[:2] == (1, 2)
-    split, split_state = train(settings, 8, STEPS)
+    split, split_state = train_on(experiment, STEPS)
     np.testing.assert_allclose(losses(split), losses(alone), rtol=1e-5)
     temporal = alone_state.params["blocks"]["temporal"]
     assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(temporal)) > 0.005

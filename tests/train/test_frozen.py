@@ -1,11 +1,7 @@
 """Parameters of frozen networks split over devices: the same features, an eighth of the bytes on each device."""
 
 import dataclasses
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -14,9 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from lumos_jax import config, encoders
 from lumos_jax.train import sharding
-from tests.running import free_port
+from tests.running import finish, free_port, start
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 SMALL = config.Encoder(
     kind="t5", weights="random:0", tokenizer="scenes", size="32x2x4",
     output="all", max_tokens=8,
@@ -108,37 +103,8 @@ def test_what_is_split_at_full_size():
     assert share(vit.Vit(1024, 24, 16, 14, 224)) == 1
 
 
-PROCESS = """
-import sys, jax, numpy as np
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
-from lumos_jax import config
-from lumos_jax.train import sharding
-place = sharding.Frozen(sharding.make_mesh(config.Mesh(fsdp=2)), 0)
-array = np.arange(24, dtype=np.float32).reshape(3, 8)
-split = place("kernel", array)
-assert len(split.addressable_shards) == 2, split.sharding
-assert {shard.data.shape for shard in split.addressable_shards} == {(3, 2)}
-whole = jax.jit(place.gather)(split)
-sharding.check_agreement({"encoder": "a@1"})
-try:
-    sharding.check_agreement({"encoder": f"a@{sys.argv[2]}"})
-except ValueError as error:
-    assert "different frozen networks" in str(error)
-    print(np.array_equal(np.asarray(whole.addressable_data(0)), array))
-"""
-
-
-def test_each_of_two_processes_places_its_own_parts():
-    port = free_port()
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(port), str(number)], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for number in range(2)
-    ]  # fmt: skip
+def test_each_of_two_processes_places_its_own_parts(program):
+    port = str(free_port())
+    both = [start(program("tests.train.placing", port, str(number), devices=2)) for number in range(2)]
     for process in both:
-        output, errors = process.communicate(timeout=240)
-        assert output.split()[-1:] == ["True"], errors
+        assert "placed" in finish(process).split()

@@ -1,4 +1,4 @@
-"""The optimiser: which parameters learn at another rate."""
+"""The optimizer: which parameters learn at another rate."""
 
 import dataclasses
 

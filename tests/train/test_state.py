@@ -24,7 +24,7 @@ def test_stochastic_rounding_is_right_on_average_and_exact_where_it_can_be():
     drawn = np.asarray(jax.jit(jax.vmap(train_state.stochastic_round, (None, 0)))(x, keys).astype(jnp.float32))
     nearest = np.asarray(x.astype(jnp.bfloat16).astype(jnp.float32))
     np.testing.assert_array_equal(drawn[:, [0, 1, 6, 7]], np.broadcast_to(nearest[[0, 1, 6, 7]], (4096, 4)))
-    for column in (2, 3, 4):  # two neighbours, their mean within four deviations
+    for column in (2, 3, 4):  # two neighbors, their mean within four deviations
         low, high = np.unique(drawn[:, column])
         assert min(abs(low), abs(high)) < abs(x[column]) < max(abs(low), abs(high))
         assert abs(drawn[:, column].mean() - x[column]) < 2 * abs(high - low) / 64

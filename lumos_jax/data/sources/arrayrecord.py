@@ -7,27 +7,44 @@ feature `image/encoded`, `image` or another one with an image's bytes holds them
 
 from __future__ import annotations
 
-import copy
 import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from google.protobuf import empty_pb2, message, unknown_fields
 
 from lumos_jax import fileio
 from lumos_jax.data import storage
-from lumos_jax.data.base import Captions, CorruptRecord, Data, Fetched, HasCaptions, Source, register
+from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, Source, register
 from lumos_jax.data.captions import DETAILED_NAMES, RAW_NAMES, decode_text
 from lumos_jax.data.files import is_image
 from lumos_jax.data.listing import counted, find_shards, shards_digest
-from lumos_jax.data.shards import Shards, count_records
+from lumos_jax.data.shards import InShards, Shards, count_records
 from lumos_jax.data.storage import Entry
 
 _IMAGE_FEATURES = ("image/encoded", "image", "jpg", "jpeg", "png", "webp")
 
 
+class Records(InShards, HasCaptions):
+    """The images and captions in shards."""
+
+    def __init__(self, shards: Shards):
+        self.shards = shards
+
+    def read(self, index: int) -> bytes:
+        record = self.record(index)
+        return record if is_image(record) else image_of_example(record) or record
+
+    def captions(self, index: int) -> Captions:
+        features = byte_features(self.record(index))
+        found = [next((features[n] for n in names if n in features), None) for names in (RAW_NAMES, DETAILED_NAMES)]
+        if found == [None, None]:
+            raise CorruptRecord("no caption: it is no tf.train.Example with a feature caption, text or txt")
+        return tuple(decode_text(text or b"") for text in found)
+
+
 @register("arrayrecord")
-class ArrayRecordSource(Source, HasCaptions):
+class ArrayRecordSource(Records, Source):
     """ArrayRecord shards in a directory, or a glob of them, or one file, on disk or behind a URL; ordered by name.
 
     max_failed: share of the shards that may be truncated or something else, and are left out.
@@ -40,8 +57,12 @@ class ArrayRecordSource(Source, HasCaptions):
     def __init__(self, path: str, max_failed: float = 0.0, kept: pathlib.Path | None = None):
         self._entries = find_shards(path, "ArrayRecord", "*.arrayrecord", "*.array_record*")
         paths, _, _ = zip(*self._entries, strict=True)
-        counts, self._samples = counted(self._entries, "ArrayRecord", _count, max_failed, kept)
-        self._shards = Shards(paths, counts, sizes=[entry.size for entry in self._entries])
+
+        def count(entry: Entry) -> int:
+            return count_records(entry.path, entry.size)
+
+        counts, self._samples = counted(self._entries, "ArrayRecord", count, max_failed, kept)
+        super().__init__(Shards(paths, counts, sizes=[entry.size for entry in self._entries]))
         self.remote = storage.is_remote(paths[0])
         if not len(self):
             raise ValueError(f"config.data.path={path!r}: the {len(paths)} ArrayRecord shards there hold no records")
@@ -50,43 +71,8 @@ class ArrayRecordSource(Source, HasCaptions):
     def open(cls, data: Data) -> ArrayRecordSource:
         return cls(data.path, data.max_failed_shards, fileio.cache_directory("shards"))
 
-    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
-        found = copy.copy(self)
-        found._shards = self._shards.ahead({*images, *captions})
-        return Source.fetch(found, images, captions)
-
-    def __len__(self) -> int:
-        return len(self._shards)
-
-    def read(self, index: int) -> bytes:
-        return image_of(self._shards[index])
-
-    def captions(self, index: int) -> Captions:
-        return captions_of(self._shards[index])
-
-    def describe(self, index: int) -> str:
-        return self._shards.describe(index)
-
     def fingerprint(self) -> str:
-        return shards_digest(self._entries, self._shards.ends, self._samples)
-
-
-def _count(entry: Entry) -> int:
-    return count_records(entry.path, entry.size)
-
-
-def image_of(record: bytes) -> bytes:
-    """The encoded image that a record is, or holds as a tf.train.Example; what is neither is given as it is."""
-    return record if is_image(record) else image_of_example(record) or record
-
-
-def captions_of(record: bytes) -> Captions:
-    """The captions in a tf.train.Example. Raises CorruptRecord: there are none."""
-    features = byte_features(record)
-    found = [next((features[n] for n in names if n in features), None) for names in (RAW_NAMES, DETAILED_NAMES)]
-    if found == [None, None]:
-        raise CorruptRecord("no caption: it is no tf.train.Example with a feature caption, text or txt")
-    return tuple(decode_text(text or b"") for text in found)
+        return shards_digest(self._entries, self.shards.ends, self._samples)
 
 
 def _contents(data: bytes, number: int) -> list[bytes]:

@@ -12,7 +12,6 @@ is whole. A record describes itself (little-endian, no padding):
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import json
@@ -20,7 +19,7 @@ import math
 import os
 import pathlib
 import struct
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -28,8 +27,8 @@ import numpy as np
 
 from lumos_jax import fileio
 from lumos_jax.data import storage
-from lumos_jax.data.base import Data, Fetched, Source, digest, register
-from lumos_jax.data.shards import Shards, count_records, read_all
+from lumos_jax.data.base import Data, Source, digest, register
+from lumos_jax.data.shards import InShards, Shards, count_records, read_all
 from lumos_jax.data.sources.mixture import MixtureSource
 
 FORMAT = 1
@@ -188,7 +187,7 @@ def read_shard(path: pathlib.Path) -> Iterator[Record]:
 
 
 @register("cached")
-class CachedSource(Source):
+class CachedSource(InShards, Source):
     """`count` records of a cache from record `first` on. `read` gives the bytes that `decode_record` takes."""
 
     needs = "path"
@@ -197,8 +196,8 @@ class CachedSource(Source):
     def __init__(self, directory: str, manifest: Manifest, first: int, count: int):
         shards, self.remote = manifest.shards, storage.is_remote(directory)
         names, counts, sizes = zip(*shards, strict=True) if shards else ((), (), ())
-        self._shards = Shards([storage.join(directory, name) for name in names], counts, sizes=sizes)
-        self._first, self._count = first, count
+        self.shards = Shards([storage.join(directory, name) for name in names], counts, sizes=sizes)
+        self.first, self._count = first, count
         self._fingerprint = digest([manifest.made_by, manifest.arrays, shards, first, count])
 
     @classmethod
@@ -226,15 +225,7 @@ class CachedSource(Source):
         return self._count
 
     def read(self, index: int) -> bytes:
-        return self._shards[self._first + index]
-
-    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
-        found = copy.copy(self)
-        found._shards = self._shards.ahead(self._first + index for index in images)
-        return Source.fetch(found, images, captions)
-
-    def describe(self, index: int) -> str:
-        return self._shards.describe(self._first + index)
+        return self.record(index)
 
     def fingerprint(self) -> str:
         return self._fingerprint

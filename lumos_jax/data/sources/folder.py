@@ -23,6 +23,7 @@ from lumos_jax.data.base import (
     HasCaptions,
     HasLabels,
     digest,
+    fetched,
     printable,
     register,
 )
@@ -104,7 +105,7 @@ class FolderSource(files.FilesSource, HasCaptions, HasLabels):
             wanted += itertools.chain.from_iterable(map(self._caption_files, captions))
         found = copy.copy(self)
         found._fetched = dict(zip(wanted, storage.read_many([(path, 0, None) for path in wanted]), strict=True))
-        return files.FilesSource.fetch(found, images, captions)
+        return fetched(found, images, captions)
 
     def _content(self, path: str, optional: bool = False) -> bytes | None:
         """What the file holds. optional: None where there is no file."""
@@ -170,7 +171,7 @@ def _listed(path: str) -> tuple[dict[str, int], list[str], dict[str, int]]:
     except OSError as error:
         raise fileio.failure(error, f"config.data.path={path!r} cannot be listed: {error.strerror}") from error
     sizes = {entry.path[len(path.rstrip("/")) + 1 :]: entry.size for entry in entries}
-    images = {name: size for name, size in sizes.items() if _has_image_ending(name)}
+    images = {name: size for name, size in sizes.items() if files.has_image_ending(name)}
     texts = {name: size for name, size in sizes.items() if name.endswith(".txt")}
     return images, [name for name in sizes if name not in images], texts
 
@@ -181,12 +182,8 @@ def _text_sizes(name: str, texts: Mapping[str, int]) -> tuple[int, int]:
     return texts.get(f"{stem}.txt", -1), texts.get(f"{stem}.detailed.txt", -1)
 
 
-def _has_image_ending(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in files.IMAGE_ENDINGS
-
-
 def _looks_like_image(name: str) -> bool:
-    if _has_image_ending(name):
+    if files.has_image_ending(name):
         return True
     try:
         with files.open_regular(name) as file:

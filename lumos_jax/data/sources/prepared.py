@@ -8,7 +8,7 @@ tombstone keeps its number and has weight 0, so that the order of the others is 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,15 +23,16 @@ from lumos_jax.data.base import (
     HasCaptions,
     Source,
     TombstonedRecord,
+    fetched,
     locate,
     printable,
     register,
-    value_or_error,
 )
 from lumos_jax.data.captions import captions_of_json, decode_text
 from lumos_jax.data.shards import Shards
-from lumos_jax.data.sources.arrayrecord import captions_of, image_of
+from lumos_jax.data.sources.arrayrecord import Records
 
+_TOMBSTONED = "it has a tombstone"
 _NUMBERS = 1 << 32  # of records in an original shard, more than any has
 
 
@@ -47,26 +48,21 @@ class PreparedSource(Source, HasCaptions):
 
     def __init__(self, path: str, captioned: bool = False):
         manifest = manifests.read_manifest(path)
-        lacks = (
-            "holds no records"
-            if not manifest.records
-            else "has no captions, as config.data.sample_type=captioned needs"
-        )
-        if not manifest.records or (captioned and not manifest.captions):
+        lacks = "holds no records" if not manifest.records else ""
+        if captioned and not manifest.captions:
+            lacks = lacks or "has no captions, as config.data.sample_type=captioned needs"
+        if lacks:
             raise ValueError(f"config.data.path={path!r}: this prepared data set {lacks}")
         paths = [one.path if manifest.layout == "index" else storage.join(path, one.path) for one in manifest.shards]
         self.remote = any(map(storage.is_remote, paths))
         self._path, self._records, self._fingerprint = path, manifest.records, manifest.digest()
         if manifest.layout == "index":
-            names = (
-                "offsets",
-                "lengths",
-                *(("caption_offsets", "caption_lengths", "caption_kinds") if captioned else ()),
-            )
+            names = ("offsets", "lengths", *("caption_offsets", "caption_lengths", "caption_kinds") * captioned)
             index = {name: self._array(manifests.INDEX, f"{name}.npy") for name in names}
-            self._content: _Compacted | _Indexed = _Indexed(paths, manifest.shards, index)
+            self._content: Records | _Indexed = _Indexed(paths, manifest.shards, index)
         else:
-            self._content = _Compacted(paths, manifest.shards)
+            counts, sizes = ([getattr(shard, name) for shard in manifest.shards] for name in ("records", "bytes"))
+            self._content = Records(Shards(paths, counts, sizes=sizes))
         self._sizes, self._tombstones = self._array(manifests.SIZES), np.zeros(0, np.uint64)
         if manifest.tombstones.count:
             found = ArrayFile(storage.local_copy(storage.join(path, manifests.TOMBSTONES)))
@@ -95,18 +91,16 @@ class PreparedSource(Source, HasCaptions):
         return self._records
 
     def read(self, index: int) -> bytes:
-        return self._image(self._content, index)
+        return self._of_live(index).read(index)
 
     def captions(self, index: int) -> Captions:
-        return self._captions(self._content, index)
+        return self._of_live(index).captions(index)
 
     def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
-        live = [[index for index in kind if not self._is_tombstoned(index)] for kind in (images, captions)]
-        content = self._content.ahead(*live)
-        return Fetched(
-            {index: value_or_error(lambda i: self._image(content, i), index) for index in images},
-            {index: value_or_error(lambda i: self._captions(content, i), index) for index in captions},
-        )
+        found = self._content.fetch(*([i for i in kind if not self._is_tombstoned(i)] for kind in (images, captions)))
+        for there, kind in zip(found, (images, captions), strict=True):
+            there.update((index, TombstonedRecord(_TOMBSTONED)) for index in kind if index not in there)
+        return found
 
     def sizes(self, records: np.ndarray) -> np.ndarray:
         return self._sizes[records]
@@ -121,37 +115,11 @@ class PreparedSource(Source, HasCaptions):
         at = int(np.searchsorted(self._tombstones, np.uint64(index)))
         return at < len(self._tombstones) and int(self._tombstones[at]) == index
 
-    def _image(self, content: _Compacted | _Indexed, index: int) -> bytes:
+    def _of_live(self, index: int) -> Records | _Indexed:
+        """The content. Raises TombstonedRecord."""
         if self._is_tombstoned(index):
-            raise TombstonedRecord("it has a tombstone")
-        return content.image(index)
-
-    def _captions(self, content: _Compacted | _Indexed, index: int) -> Captions:
-        if self._is_tombstoned(index):
-            raise TombstonedRecord("it has a tombstone")
-        return content.captions(index)
-
-
-class _Compacted:
-    """Shards that hold the records of the data set and no others."""
-
-    def __init__(self, paths: Sequence[str], shards: Sequence[manifests.Shard]):
-        self._shards = Shards(paths, [shard.records for shard in shards], sizes=[shard.bytes for shard in shards])
-
-    def image(self, index: int) -> bytes:
-        return image_of(self._shards[index])
-
-    def captions(self, index: int) -> Captions:
-        return captions_of(self._shards[index])
-
-    def ahead(self, images: Collection[int], captions: Collection[int]) -> _Compacted:
-        """This with records in memory that were fetched at the same time."""
-        found = copy.copy(self)
-        found._shards = self._shards.ahead({*images, *captions})
-        return found
-
-    def describe(self, index: int) -> str:
-        return self._shards.describe(index)
+            raise TombstonedRecord(_TOMBSTONED)
+        return self._content
 
 
 class _Indexed:
@@ -161,21 +129,17 @@ class _Indexed:
         self._paths, self._index = list(paths), index
         self._ends = np.cumsum([shard.records for shard in shards]).tolist()
         self._is_tar = [shard.kind == "tar" for shard in shards]
-        self._numbered = Shards(paths, [_NUMBERS] * len(paths), sizes=[shard.bytes for shard in shards])
+        self._numbered = Records(Shards(paths, [_NUMBERS] * len(paths), sizes=[shard.bytes for shard in shards]))
         self._held: dict[tuple[str, int, int], bytes | OSError] = {}
 
-    def image(self, index: int) -> bytes:
-        shard, _ = locate(self._ends, index)
-        return (
-            storage.read_fetched(self._range(index), self._held)
-            if self._is_tar[shard]
-            else image_of(self._numbered[self._number(index)])
-        )
+    def read(self, index: int) -> bytes:
+        if not self._in_tar(index):
+            return self._numbered.read(self._number(index))
+        return storage.read_fetched(self._range(index), self._held)
 
     def captions(self, index: int) -> Captions:
-        shard, _ = locate(self._ends, index)
-        if not self._is_tar[shard]:
-            return captions_of(self._numbered[self._number(index)])
+        if not self._in_tar(index):
+            return self._numbered.captions(self._number(index))
         kind = manifests.CAPTION_KINDS[self._index["caption_kinds"][index]]
         if not kind:
             raise CorruptRecord("no caption")
@@ -185,23 +149,25 @@ class _Indexed:
             raise CorruptRecord("no caption: its .json has no field caption")
         return texts[0] or "", texts[1] or ""
 
-    def ahead(self, images: Collection[int], captions: Collection[int]) -> _Indexed:
-        """This with records in memory that were fetched at the same time."""
+    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
         of_tar, numbers = [], set()
         for records, prefix in ((images, ""), (captions, "caption_")):
             for index in records:
-                if not self._is_tar[locate(self._ends, index)[0]]:
+                if not self._in_tar(index):
                     numbers.add(self._number(index))
                 elif not prefix or self._index["caption_kinds"][index]:
                     of_tar.append(self._range(index, prefix))
         found = copy.copy(self)
-        found._numbered = self._numbered.ahead(numbers)
+        found._numbered = Records(self._numbered.shards.ahead(numbers))
         found._held = dict(zip(of_tar, storage.read_many(of_tar), strict=True))
-        return found
+        return fetched(found, images, captions)
 
     def describe(self, index: int) -> str:
         shard, within = locate(self._ends, index)
         return f"{printable(self._paths[shard])}#{within}"
+
+    def _in_tar(self, index: int) -> bool:
+        return self._is_tar[locate(self._ends, index)[0]]
 
     def _range(self, index: int, prefix: str = "") -> tuple[str, int, int]:
         path = self._paths[locate(self._ends, index)[0]]

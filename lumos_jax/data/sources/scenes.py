@@ -48,7 +48,8 @@ class ScenesSource(Source, HasCaptions, HasLabels, HasClips, HasViews):
         return scenes.make_scene(index, seed=self.seed)
 
     def read(self, index: int) -> np.ndarray:
-        return render.render(self.scene(index), tuple(map(int, self.sizes(np.array([index]))[0])))
+        size = tuple(map(int, self.sizes(np.array([index]))[0])) if self.ratios else self.size
+        return render.render(self.scene(index), size)
 
     def sizes(self, records: np.ndarray) -> np.ndarray:
         low, high = np.log(self.ratios or (1.0, 1.0))

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from lumos_jax.data import storage
-from lumos_jax.data.base import Captions, CorruptRecord, Data, Fetched, HasCaptions, HasLabels, Source, digest, register
+from lumos_jax.data.base import Captions, CorruptRecord, Data, HasCaptions, HasLabels, Source, digest, register
 from lumos_jax.data.captions import DETAILED_NAMES, RAW_NAMES, decode_text, one_line
-from lumos_jax.data.shards import Shards
+from lumos_jax.data.shards import InShards, Shards
 
 _RAW = (*RAW_NAMES, "captions")  # the last a sequence, as of coco_captions
 
 
 @register("tfds")
-class TfdsSource(Source, HasCaptions, HasLabels):
+class TfdsSource(InShards, Source, HasCaptions, HasLabels):
     """Any image data set of TensorFlow Datasets; images stay encoded.
 
     Nothing is downloaded here: data sets can be large, so preparing one is a command of its own, which the error names.
@@ -31,8 +30,8 @@ class TfdsSource(Source, HasCaptions, HasLabels):
         import tensorflow_datasets as tfds  # seconds to import, and only this source needs it
 
         self.name, self.split, what = name, split, f"config.data.tfds.name={name!r}, split={split!r}"
-        info, self._shards = _open(tfds, name, split, os.path.expanduser(data_dir) or None, what)
-        self.remote = any(map(storage.is_remote, self._shards.paths))
+        info, self.shards = _open(tfds, name, split, os.path.expanduser(data_dir) or None, what)
+        self.remote = any(map(storage.is_remote, self.shards.paths))
         self._full_name, self._features = info.full_name, info.features
         features = info.features
         if not len(self):
@@ -58,11 +57,8 @@ class TfdsSource(Source, HasCaptions, HasLabels):
     def open(cls, data: Data) -> TfdsSource:
         return cls(data.tfds.name, data.tfds.split, data.path, data.sample_type == "captioned")
 
-    def __len__(self) -> int:
-        return len(self._shards)
-
     def _record(self, index: int) -> Mapping[str, Any]:
-        return self._features.deserialize_example_np(self._shards[index], decoders=self._decoders)
+        return self._features.deserialize_example_np(self.record(index), decoders=self._decoders)
 
     def read(self, index: int) -> bytes | np.ndarray:
         return self._record(index)[self._image]
@@ -81,11 +77,6 @@ class TfdsSource(Source, HasCaptions, HasLabels):
 
     def label(self, index: int) -> int:
         return int(self._record(index)[self._label])
-
-    def fetch(self, images: Sequence[int], captions: Sequence[int] = ()) -> Fetched:
-        found = copy.copy(self)
-        found._shards = self._shards.ahead({*images, *captions})
-        return Source.fetch(found, images, captions)
 
     def describe(self, index: int) -> str:
         return f"{self.name}/{self.split}#{index}"

@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from absl import logging
 
-from lumos_jax import fileio, progress
-from lumos_jax.data import storage, tar_index
+from lumos_jax import fileio
+from lumos_jax.data import base, storage, tar_index
 from lumos_jax.data.base import Captions, CorruptRecord, Data, Fetched, HasCaptions, Source, locate, printable, register
 from lumos_jax.data.captions import captions_of_json, decode_text
-from lumos_jax.data.listing import THREADS, check_failed, find_shards, shards_digest
+from lumos_jax.data.listing import find_shards, shards_digest, survey
 from lumos_jax.data.tar_index import DETAILED, IMAGE, JSON, RAW, Table
 
 _Place = tuple[str, int, int]  # path, offset, size
@@ -45,28 +45,18 @@ class TarSource(Source, HasCaptions):
     needs = "path"
 
     def __init__(self, path: str, kept: pathlib.Path | None = None, max_failed: float = 0.0):
-
         self._entries, self._kept = find_shards(path, ".tar", "*.tar"), kept
-        left_out: collections.Counter = collections.Counter()
-        tar_index.make_all(self._entries, kept)
-        failed: list[str] = []
-
-        def count(number: int) -> tuple[int, int, Table | None]:
-            try:
-                table = self._table(number)
-            except ValueError as error:
-                failed.append(str(error))
-                return 0, 0, None
-            left_out.update(table.left_out)
-            return len(table.places), table.sample, table if kept is None else None
-
         self._own: dict[int, Table] = {}  # without a directory for them
-        numbers = range(len(self._entries))
-        found = progress.in_threads(count, numbers, THREADS, "indices of .tar shards", unit="shard")
-        check_failed(failed, len(found), max_failed)
-        counts, self._samples, tables = zip(*found, strict=True)
+        tar_index.make_all(self._entries, kept)
+
+        def look(number: int) -> tuple[int, int, dict[str, int], Table | None]:
+            table = self._table(number)
+            return len(table.places), table.sample, table.left_out, table if kept is None else None
+
+        found = survey(look, range(len(self._entries)), "indices of .tar shards", max_failed)
+        counts, self._samples, left_out, tables = zip(*(one or (0, 0, {}, None) for one in found), strict=True)
         self._own = {number: table for number, table in enumerate(tables) if table is not None}
-        for reason, number in sorted(left_out.items()):
+        for reason, number in sorted(sum(map(collections.Counter, left_out), collections.Counter()).items()):
             logging.warning("%s: %d %s", path, number, reason)
         self._ends = list(itertools.accumulate(counts))
         self.remote = storage.is_remote(self._entries[0].path)
@@ -99,7 +89,7 @@ class TarSource(Source, HasCaptions):
         wanted += itertools.chain.from_iterable(map(self._caption_places, captions))
         found = copy.copy(self)
         found._fetched = dict(zip(wanted, storage.read_many(wanted), strict=True))
-        return Source.fetch(found, images, captions)
+        return base.fetched(found, images, captions)
 
     def describe(self, index: int) -> str:
         path, offset, _ = self._place(index, IMAGE)

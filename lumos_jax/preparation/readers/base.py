@@ -13,14 +13,14 @@ import functools
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, BinaryIO, ClassVar
 
 from lumos_jax.data import storage
-from lumos_jax.data.captions import one_line
+from lumos_jax.data.base import CorruptRecord
+from lumos_jax.data.captions import decode_text, one_line
 from lumos_jax.preparation.scan_rows import NO_CAPTION, SCORES
 from lumos_jax.preparation.settings import Source
 
@@ -172,6 +172,14 @@ def parse_json(data: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def text_of(data: bytes) -> str:
+    """A text on one line, "" for what is none."""
+    try:
+        return decode_text(data)
+    except CorruptRecord:
+        return ""
+
+
 def open_sequential(path: str) -> BinaryIO:
     """A file that is read from its beginning to its end; of a remote one, blocks are fetched ahead. Raises OSError."""
     if storage.is_remote(path):
@@ -179,39 +187,20 @@ def open_sequential(path: str) -> BinaryIO:
     return io.BufferedReader(storage.open_read(path).detach(), 1 << 20)
 
 
-class _Ahead(io.RawIOBase):
+class _Ahead(storage.RemoteFile):
     """A remote file whose next blocks are under way while one is read; seeking forward skips within them."""
 
     def __init__(self, path: str):
-        self._path, self._size = path, storage.stat(path).size
-        self._pool = futures.ThreadPoolExecutor(_BLOCKS_AHEAD)
-        self._place, self._blocks = 0, {}
+        super().__init__(storage.stat(path))
+        self._pool, self._blocks = futures.ThreadPoolExecutor(_BLOCKS_AHEAD), {}
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        number, within = divmod(self._place, _BLOCK)
+    def read_at(self, offset: int, size: int) -> bytes:
+        number, within = divmod(offset, _BLOCK)
         self._blocks = {n: block for n, block in self._blocks.items() if n >= number}
-        for n in range(number, min(number + _BLOCKS_AHEAD, -(-self._size // _BLOCK))):
+        for n in range(number, min(number + _BLOCKS_AHEAD, -(-self.entry.size // _BLOCK))):
             if n not in self._blocks:
-                self._blocks[n] = self._pool.submit(storage.read, self._path, n * _BLOCK, _BLOCK)
-        if self._place >= self._size:
-            return 0
-        data = self._blocks[number].result()[within : within + len(buffer)]
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
+                self._blocks[n] = self._pool.submit(storage.read, self.entry.path, n * _BLOCK, _BLOCK)
+        return self._blocks[number].result()[within : within + size] if size else b""
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

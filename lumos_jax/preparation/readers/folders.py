@@ -9,9 +9,9 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 from lumos_jax.data import storage
-from lumos_jax.data.base import CorruptRecord, digest
-from lumos_jax.data.captions import decode_text, read_jsonl
-from lumos_jax.data.files import IMAGE_ENDINGS
+from lumos_jax.data.base import digest
+from lumos_jax.data.captions import read_jsonl
+from lumos_jax.data.files import has_image_ending
 from lumos_jax.preparation.readers import base, tars
 from lumos_jax.preparation.readers.base import Candidate, DamagedInput, Input
 from lumos_jax.preparation.settings import Source
@@ -31,7 +31,7 @@ class FolderReader(base.Reader):
         found = base.list_entries(source, self.patterns)
         captions = storage.join(source.path, _CAPTIONS)
         captions = captions if any(entry.path == os.path.abspath(captions) for entry in found) else None
-        images = [entry for entry in found if _is_image(entry.path)]
+        images = [entry for entry in found if has_image_ending(entry.path)]
         if not images:
             raise ValueError(f"source {source.label}: no images below {source.path!r}")
         inputs = []
@@ -61,7 +61,9 @@ class FolderReader(base.Reader):
             else:
                 for field, ending in (("caption", ".txt"), ("detailed", ".detailed.txt")):
                     if f"{stem}{ending}" in there:
-                        setattr(candidate, field, _text(storage.join(given.path, f"{stem}{ending}")))
+                        setattr(
+                            candidate, field, base.text_of(storage.read(storage.join(given.path, f"{stem}{ending}")))
+                        )
             yield candidate
 
 
@@ -90,10 +92,6 @@ class ImageNetReader(base.Reader):
         return self._reader(given).images(given, places)
 
 
-def _is_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in IMAGE_ENDINGS
-
-
 def _slices(files: Iterable[storage.Entry], most: int) -> Iterator[list[storage.Entry]]:
     part, size = [], 0
     for entry in files:
@@ -110,7 +108,7 @@ def _files(given: Input) -> tuple[list[storage.Entry], set[str]]:
     first, last = given.part
     entries = storage.list_files(given.path, "*")
     names = [os.path.basename(entry.path) for entry in entries]
-    inside = [entry for entry, name in zip(entries, names, strict=True) if first <= name <= last and _is_image(name)]
+    inside = [e for e, name in zip(entries, names, strict=True) if first <= name <= last and has_image_ending(name)]
     return inside, set(names)
 
 
@@ -124,10 +122,3 @@ def _captions(path: str) -> dict:
         return read_jsonl(pathlib.Path(storage.local_copy(path)))
     except ValueError as error:
         raise DamagedInput(str(error)) from error
-
-
-def _text(path: str) -> str:
-    try:
-        return decode_text(storage.read(path))
-    except CorruptRecord:
-        return ""

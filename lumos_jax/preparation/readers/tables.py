@@ -9,7 +9,6 @@ from typing import Any
 
 from lumos_jax.data import storage
 from lumos_jax.data.base import CorruptRecord
-from lumos_jax.data.captions import decode_text
 from lumos_jax.data.files import is_image
 from lumos_jax.data.shards import read_all
 from lumos_jax.data.sources.arrayrecord import byte_features, image_of_example
@@ -81,7 +80,9 @@ class RecordsReader(base.Reader):
                     continue
                 features = byte_features(record)
                 candidate = Candidate(row, f"{stem}#{row}", image_of_example(record) or record, offset)
-                candidate.add({name: _text(value) for name, value in features.items() if name.lower() in base.COLUMNS})
+                candidate.add(
+                    {name: base.text_of(value) for name, value in features.items() if name.lower() in base.COLUMNS}
+                )
                 yield candidate
         except (CorruptRecord, ValueError) as error:
             raise DamagedInput(str(error)) from error
@@ -98,10 +99,3 @@ def _tfrecord(path: str) -> Iterator[bytes]:
             if len(record) < size or len(file.read(4)) < 4:
                 raise DamagedInput("truncated, or no TFRecord file")
             yield record
-
-
-def _text(value: bytes) -> str:
-    try:
-        return decode_text(value)
-    except CorruptRecord:
-        return ""

@@ -10,12 +10,11 @@ import contextlib
 import dataclasses
 import gzip
 import os
-import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
-from lumos_jax.data import storage
+from lumos_jax.data import storage, tar_headers
 from lumos_jax.data.base import CorruptRecord
 from lumos_jax.data.captions import decode_text
 from lumos_jax.data.files import IMAGE_ENDINGS
@@ -24,11 +23,9 @@ from lumos_jax.preparation.readers.base import Candidate, DamagedInput, Input
 from lumos_jax.preparation.scan_rows import JSON, NO_CAPTION, TEXT
 from lumos_jax.preparation.settings import Source
 
-_BLOCK = tarfile.BLOCKSIZE
 _TEXTS = (".detailed.txt", ".txt", ".json")
 _LONGEST_TEXT = 1 << 20  # bytes; masks of SA-1B are longer, and no captions
 _SPAN, _GAP = 4 << 20, 1 << 19  # bytes of images that are read at once, and of what may lie between two of them
-_SKIPPED = b"\0" * _BLOCK
 
 
 class Member(NamedTuple):
@@ -39,63 +36,16 @@ class Member(NamedTuple):
     size: int
 
 
-def members(file: BinaryIO, end: int | None = None) -> Iterator[Member]:
-    """The regular files of a .tar from the file's place on. The place is behind a member's header when it is yielded.
-
-    tarfile's own loop takes ten times as long. Handles ustar, GNU long names and pax headers.
-    Raises DamagedInput: no .tar, a compressed or a truncated one.
-    """
-    offset, name, size, base_offset = file.tell(), None, None, file.tell()
-    while True:
-        file.seek(offset)
-        header = file.read(_BLOCK)
-        if header == _SKIPPED or (end is not None and offset >= end):
-            return
-        if len(header) < _BLOCK:
-            raise DamagedInput("it ends without an end mark: truncated, or no .tar")
-        _check_header(header, offset - base_offset)
-        length, kind = _number(header[124:136]), header[156:157]
-        begin, offset = offset + _BLOCK, offset + _BLOCK + -(-length // _BLOCK) * _BLOCK
-        if kind in b"xL":  # about the next member
-            text = file.read(length)
-            if kind == b"L":
-                name = text.rstrip(b"\0")
-            else:
-                fields = _pax(text)
-                name, size = fields.get(b"path", name), int(fields[b"size"]) if b"size" in fields else size
-            continue
-        if kind in b"0\0" and size is not None:
-            length, offset = size, begin + -(-size // _BLOCK) * _BLOCK
-        if kind in b"0\0":
-            stem, prefix = header[:100].split(b"\0")[0], header[345:500].split(b"\0")[0]
-            ustar = header[257:263] == b"ustar\0"
-            raw = name or (prefix + b"/" + stem if prefix and ustar else stem)
-            yield Member(os.fsdecode(raw), begin, length)
-        name = size = None
-
-
-def _number(field: bytes) -> int:
-    if field[0] & 0x80:  # GNU: binary, of large files
-        return int.from_bytes(field[1:], "big")
+def members(file: BinaryIO, begin: int = 0, end: int | None = None) -> Iterator[Member]:
+    """The regular files of a .tar, which may lie within another one. The file's place is behind a member's header when it is
+    yielded. Raises DamagedInput: no .tar, a compressed or a truncated one."""
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        for member in tar_headers.walk(lambda offset, size: (file.seek(offset), file.read(size))[1], begin, end):
+            if member[2] >= 0:
+                file.seek(member[1])
+                yield Member(*member)
     except ValueError as error:
-        raise DamagedInput(f"a damaged header ({error})") from error
-
-
-def _check_header(header: bytes, place: int) -> None:
-    stated = _number(header[148:156])
-    if stated != sum(header) - sum(header[148:156]) + 8 * 0x20:
-        raise DamagedInput("no .tar, or a compressed one" if not place else f"a damaged header at byte {place}")
-
-
-def _pax(text: bytes) -> dict[bytes, bytes]:
-    found = {}
-    while text:
-        length = int(text.split(b" ", 1)[0])
-        key, _, value = text[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
-        found[key], text = value, text[length:]
-    return found
+        raise DamagedInput(f"no .tar, or a compressed, damaged or truncated one: {error}") from error
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -205,7 +155,7 @@ class TarReader(base.Reader):
         for member in members(file):
             if self.nested and member.name.endswith(".tar"):
                 inner = os.path.splitext(os.path.basename(member.name))[0]
-                for found in members(file, member.offset + member.size):
+                for found in members(file, member.offset, member.offset + member.size):
                     yield found._replace(name=f"{inner}/{os.path.basename(found.name)}")
             elif self.nested:
                 yield member._replace(name=f"{prefix}/{os.path.basename(member.name)}")

@@ -1,0 +1,1 @@
+"""The paper's comparisons at desk scale: `python -m benchmarks.study --help`."""
