@@ -7,7 +7,8 @@ python -m lumos_jax.convert import --kind=image-encoder --source=dino_vitbase16_
 python -m lumos_jax.convert export --workdir=runs/xl --format=official --out=release
     a run's EMA weights under the names of the official release, with a model card
 python -m lumos_jax.convert export --workdir=runs/dino --format=encoder --out=weights/mine
-    the encoder of a self-distillation run, for config.encoder.weights, with what whitens its features
+    the encoder that a run of dino or moco trained, for config.encoder.weights, with what whitens its features; of a
+    contrastive run both encoders in one directory, for encoder.kind=vit and encoder.kind=clip_text
 
 --source is a file (.safetensors, .npz, .pth, .bin), a directory, or a hub id. Every name is loaded, dropped for a reason, or an
 error. --dry-run prints the report from the shapes alone, and writes nothing; it also takes a .json file that maps names to
@@ -30,7 +31,7 @@ import jax
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
-from lumos_jax import cli, config, data, encoders, fileio, progress
+from lumos_jax import cli, config, data, encoders, fileio, progress, tasks
 from lumos_jax.checkpoints import CheckpointError, Checkpoints, quiet_logs
 from lumos_jax.config import io as config_io
 from lumos_jax.encoders import frozen, whitening
@@ -48,7 +49,7 @@ WHITENING_BATCH = 256  # images
 _LOADING = {
     "official": '`torch.load("lumos_{step}.pth")["state_dict"]`, under the names of the official Lumos release.',
     "safetensors": '`safetensors.torch.load_file("lumos_{step}.safetensors")`, under the names of the official Lumos release.',
-    "encoder": "`--config.encoder.weights=DIRECTORY`, with the image size of the encoder below.",
+    "encoder": "`--config.encoder.weights=DIRECTORY`, with the image size, or the tokenizer, of the settings below.",
     "diffusers": (
         "`transformer/`, under diffusers' names of a PixArt-like transformer. Each block has its own modulation "
         "(`norm1.linear`), for which diffusers ships no class."
@@ -121,15 +122,16 @@ def export(args: argparse.Namespace) -> str:
     params.pop("align", None)  # the projector of alignment is of training alone
     meta = checkpoints.meta(step)
     checkpoints.close()
-    if ("vit" in params) != (args.format == ENCODER):
-        right = ENCODER if "vit" in params else ", ".join(PRIOR_FORMATS)
+    trained = tasks.task_class(settings.task.name).trained_encoders(settings, params)
+    if bool(trained) != (args.format == ENCODER):
+        right = ENCODER if trained else ", ".join(PRIOR_FORMATS)
         raise ValueError(f"--format={args.format} does not suit what {workdir} trained; it can be exported as {right}")
     moved = {"encoder": args.encoder_weights, "autoencoder": args.autoencoder_weights}
     if args.format == ENCODER:
         if any(moved.values()):
             raise ValueError("--encoder-weights and --autoencoder-weights are for runs with frozen networks")
-        encoder = _encoder_of(args, settings, params["vit"])
-        count = sum(value.size for value in encoder.params.values())
+        networks = [_export_of(args, settings, kind, *network) for kind, network in trained.items()]
+        count = sum(value.size for network in networks for value in network.params.values())
     else:
         settings = encoders.with_moved_weights(settings, meta["fingerprints"], **moved)
         state = releases.write(settings, params)
@@ -138,7 +140,7 @@ def export(args: argparse.Namespace) -> str:
 
     def fill(folder: pathlib.Path) -> None:
         if args.format == ENCODER:
-            frozen.save(folder, encoder, f"{args.weights} of step {step} of a lumos_jax run")
+            frozen.save_together(folder, networks, f"{args.weights} of step {step} of a lumos_jax run")
         else:
             _save_prior(folder, args.format, settings, state, step)
         card.save(folder / "README.md")
@@ -154,7 +156,7 @@ def _model_card(workdir: pathlib.Path, settings: Any, meta: Any, step: int, args
         header, *rows = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
         return "\n".join([header, "| --- " * (header.count("|") - 1) + "|", *rows])
 
-    title = "An image encoder" if args.format == ENCODER else "A visual generative prior"
+    title = "Trained encoders" if args.format == ENCODER else "A visual generative prior"
     head = ModelCardData(library_name="lumos_jax", tags=["diffusion", "text-free"]).to_yaml()
     parts = [f"---\n{head}\n---", f"# {title}"]
     parts += [f"Trained with lumos_jax for {step:,} steps; {_WEIGHTS[args.weights]}."]
@@ -207,13 +209,15 @@ def _save_prior(folder: pathlib.Path, layout: str, settings: config.Settings, st
     config_io.save(settings, folder / "config.json")
 
 
-def _encoder_of(args: argparse.Namespace, settings: config.Settings, params: Any) -> frozen.Imported:
-    vit = encoders.vit_of(settings.encoder)
-    if args.whiten:
-        params = params | {"whitening": _whitening(settings, vit, params, args.whiten)}
-        vit = dataclasses.replace(vit, whitened=True)
+def _export_of(
+    args: argparse.Namespace, settings: config.Settings, kind: str, network: Any, params: Any
+) -> frozen.Imported:
+    """A trained encoder; one of images with what whitens its tokens."""
+    if args.whiten and kind == "image-encoder":
+        params = params | {"whitening": _whitening(settings, network, params, args.whiten)}
+        network = dataclasses.replace(network, whitened=True)
     flat = {path: value.astype(args.dtype) for path, value in rules.flatten(params).items()}
-    return frozen.Imported("image-encoder", vit, flat, None)
+    return frozen.Imported(kind, network, flat, None)
 
 
 def _whitening(settings: config.Settings, vit: Any, params: Any, images: int) -> Any:
@@ -246,10 +250,10 @@ def _parser() -> argparse.ArgumentParser:
     add = verbs.add_parser("export", help="a run's weights -> files for others").add_argument
     add("--workdir", required=True, help="the run's directory")
     add("--out", required=True, help="the directory to make")
-    formats = "official .pth (default), the same as safetensors, diffusers; or encoder, of a self-distillation run"
+    formats = "official .pth (default), the same as safetensors, diffusers; or encoder, of a run that trained one"
     add("--format", choices=(*PRIOR_FORMATS, ENCODER), default="official", help=formats)
     add("--dtype", choices=("float32", "float16"), default="float32", help="of format encoder (float32)")
-    white = "of format encoder: images of the run's data that encoder.normalize=white is fitted to (2048); 0: none"
+    white = "of format encoder, of images: images of the run's data that encoder.normalize=white is fitted to (2048); 0: none"
     add("--whiten", type=int, default=2048, metavar="IMAGES", help=white)
     add("--weights", choices=("ema", "params"), default="ema", help="the EMA (default) or the raw parameters")
     add("--encoder-weights", metavar="PATH", help="where the run's frozen encoder is now, if its files have moved")

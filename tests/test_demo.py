@@ -1,30 +1,23 @@
 """The pages of `lumos_jax.demo` in a real browser: samples are those of `lumos_jax.sample`, and mistakes are messages."""
 
 import contextlib
-import dataclasses
 import importlib.util
 import json
-import pathlib
 import re
 import shlex
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import zlib
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import i2i, i2v, nvs, t2i
-from lumos_jax import config, demo
-from lumos_jax.checkpoints import Checkpoints
+from lumos_jax import demo
 from lumos_jax.config import io as config_io
 from lumos_jax.evaluation import intervals, scoring
-from lumos_jax.train.experiment import Experiment
 from tests import running
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -42,16 +35,7 @@ def make_run(workdir, module, steps=2, seed=0):
     made = module.test()
     made.model.size, made.encoder.size = "32x1x2", "32x1x4/8" if module is not t2i else made.encoder.size
     made.eval.steps, made.train.seed = steps, seed
-    settings = config_io.resolve(made)
-    experiment = Experiment.build(settings, jax.devices()[:1])
-    state = experiment.init_state()
-    ema = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(seed), a.shape), state.ema)
-    checkpoints = Checkpoints(workdir, config.Checkpoint())
-    meta = {"settings": config_io.to_dict(settings), "fingerprints": dict(experiment.task.identity), "memory": {}}
-    checkpoints.save(1, vars(dataclasses.replace(state, ema=ema)), meta)
-    checkpoints.close()
-    config_io.save(settings, workdir / "config.json")
-    return workdir
+    return running.untrained(workdir, config_io.resolve(made), seed)
 
 
 def log(run, step, **values):
@@ -73,25 +57,23 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(runs, process_environment, tmp_path_factory):
+def served(runs, program, tmp_path_factory):
     """(address, folder of temporary files) of a page with all runs."""
     folder = tmp_path_factory.mktemp("temporary")
     log(runs["images"], 2)
     arguments = [f"--workdir={run}" for run in runs.values()] + [f"--watch={runs['images']}", "--port=0"]
-    environment = process_environment() | {"TMPDIR": str(folder)}
-    with open(folder.parent / "demo.log", "w+") as output:
-        process = subprocess.Popen([sys.executable, "-m", "lumos_jax.demo", *arguments], env=environment,
-                                   cwd=running.ROOT, stdout=output, stderr=subprocess.STDOUT)  # fmt: skip
-        try:
-            said = pathlib.Path(output.name)
-            running.wait_for(lambda: "the page is at" in said.read_text() or process.poll() is not None, process)
-            yield re.search("the page is at (.*)", said.read_text())[1], folder
-        finally:
-            process.send_signal(signal.SIGTERM)
-            code = process.wait(60)
+    started = program("lumos_jax.demo", *arguments)
+    started["env"]["TMPDIR"] = str(folder)
+    process = running.start(started)
+    try:
+        running.wait_for(lambda: "the page is at" in process.output(), process)
+        yield re.search("the page is at (.*)", process.output())[1], folder
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
     assert code == 143
     assert not list(folder.glob("lumos_jax_demo_*"))  # uploads and samples are deleted
-    assert "Traceback" not in said.read_text()
+    assert "Traceback" not in process.output()
 
 
 @pytest.fixture(scope="module")
@@ -219,14 +201,19 @@ def test_the_path_between_two_images(visit, sampled):
     )
 
 
+def choose_four(page):
+    """Three held-out images beside the first: 16 samples of each in 250 steps are 4,000 steps."""
+    for number in (1, 2, 3):
+        page.panel.locator(".held-out button").nth(number).click()
+        page.panel.locator(".chosen img").nth(number).wait_for()
+
+
 @needs_browser
 def test_steps_are_shown_and_stop_ends_what_samples_or_waits(visit):
     """A visitor's Stop takes that visitor's request out of the queue, and leaves what another one samples."""
     first, second = visit("images"), visit("images")
     before = second.command()
-    for number in (1, 2, 3):
-        first.panel.locator(".held-out button").nth(number).click()
-        first.panel.locator(".chosen img").nth(number).wait_for()
+    choose_four(first)
     first.fill("Steps", 250)
     first.fill("Samples", 16)
     first.panel.get_by_role("button", name="Variations", exact=True).click()

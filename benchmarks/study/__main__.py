@@ -76,13 +76,20 @@ def _print_plan(study: Study, todo: Sequence[jobs.Job], count: int) -> None:
         print(f"{name:<44} {steps:>6} {evaluations:>12} {minutes:>8}  {', '.join(map(str, seeds))}")
     for name, seeds in reused.items():
         print(f"{name:<44} reused  {', '.join(map(str, seeds))}")
-    for name, why in study.results.left_out.items():
-        print(f"{name} is left out, as it is of other settings: {why}")
     known = "by steps measured on this machine, where there are any" if measured else "assumed"
     new = sum(map(len, rows.values()))
     print(
         f"{new} runs to do, {len(todo) - new} reused; about {total / 3600 / count:.1f} hours with {count} at a time ({known})"
     )
+
+
+def _print_left_out(study: Study, declared: dict[str, Figure]) -> None:
+    """Results that are not used, and why."""
+    names = {job.run.name for job in jobs.plan(study, declared.values(), [0])}
+    for name, why in study.results.left_out.items():
+        print(f"left out, as it is of other settings: {name} ({why})")
+    for name in study.results.undeclared(names):
+        print(f"left out, as no figure has such a run: {name}")
 
 
 def _median(measured: Sequence[float], default: float) -> float:
@@ -103,13 +110,13 @@ def _run(args: argparse.Namespace) -> int:
         todo, lanes = jobs.plan(study, chosen.values(), seeds), jobs.lanes(args.jobs)
         _print_plan(study, todo, len(lanes))
         if args.plan:
+            _print_left_out(study, declared)
             return 0
         failed = _train(study, todo, lanes)
     out = pathlib.Path(args.out or (workdir / "study.md" if args.quick else _PAGE))
     for text in report.write(study, chosen, seeds, out if out.exists() and not args.quick else _PAGE, out):
         print(f"\n{text}", end="")
-    for name, why in study.results.left_out.items():
-        print(f"left out, as it is of other settings: {name} ({why})")
+    _print_left_out(study, declared)
     print(out)
     for job in failed:
         print(f"failed: {job.name}; see {workdir / 'logs'}", file=sys.stderr)

@@ -97,10 +97,10 @@ class Pool:
                 try:
                     work(job)
                     job.state = "done"
-                except (OSError, ValueError, RuntimeError) as error:
+                except Exception as error:  # noqa: BLE001 (reported; other jobs go on)
                     job.state = "failed"
                     if not self._stopped:
-                        print(f"FAILED {job.name}: {error}", flush=True)
+                        print(f"FAILED {job.name}: {error or type(error).__name__}", flush=True)
                 with self._changed:
                     self._changed.notify_all()
 

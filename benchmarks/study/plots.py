@@ -64,7 +64,7 @@ def _draw(reader: Any, panel: Panel, columns: list[str], path: pathlib.Path) -> 
         axes[0].legend(fontsize=7)
     canvas.suptitle(f"{panel.title}: mean and 95 % interval over seeds", fontsize=10)
     with fileio.replacing(path) as partial:
-        canvas.savefig(partial, dpi=110, format="png")
+        canvas.savefig(partial, dpi=90, format="png")
 
 
 def _line(ax: Any, x: Iterable[float], values: Iterable[Interval], color: str, label: str) -> None:

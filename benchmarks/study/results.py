@@ -13,7 +13,7 @@ import json
 import math
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from lumos_jax import fileio
@@ -129,6 +129,11 @@ class Results:
 
     def save(self, result: Result) -> None:
         fileio.save_json(result, self.path(result["name"], result["seed"]))
+
+    def undeclared(self, names: Container[str]) -> list[str]:
+        """Files of runs that have none of these names, as of other steps."""
+        paths = sorted(self.folder.glob("*-seed*.json"))
+        return [path.name for path in paths if path.stem.rpartition("-seed")[0] not in names]
 
     def all(self) -> list[Result]:
         """Every result, of whatever settings."""

@@ -4,9 +4,9 @@ python -m lumos_jax.main --config=configs/ablations/encoders.py:VARIANT --config
     dino    what Lumos conditions on
     moco    MoCo-v3's training checkpoint, which is on no hub: --config.encoder.weights=FILE says where it is
     clip    trained with captions
-configs/ablations/encoders.py:desk,VARIANT   on scenes. dino is the shipped ViT; moco and clip have no small weights: they
-    are the networks above at 224 px, which a CPU should run once over the scenes (python -m lumos_jax.prepare cache)
-configs/ablations/encoders.py:test,VARIANT   the same for a dozen steps
+configs/ablations/encoders.py:desk,VARIANT   on scenes, of the small ViTs that come with the package, trained on scenes by
+    configs/dino.py, configs/moco.py and configs/contrastive.py: about ten minutes on 2 CPU cores
+configs/ablations/encoders.py:test,VARIANT   the same in seconds
 """
 
 import sys
@@ -17,12 +17,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # config files are loaded by
 from configs import common, i2i
 
 WEIGHTS = {"dino": "facebook/dino-vitb16", "moco": "moco_v3_vit_b.pth.tar", "clip": "openai/clip-vit-base-patch16"}
+SHIPPED = {"dino": "scenes", "moco": "scenes-moco", "clip": "scenes-clip"}
 
 
 def _set(name):
     def change(config, size):
-        if size and name == "dino":
+        if size:
             common.shipped_encoder(config)
+            config.encoder.weights = SHIPPED[name]
         else:
             config.encoder = common.base().encoder
             config.encoder.weights = WEIGHTS[name]

@@ -3,7 +3,8 @@
 python -m lumos_jax.main --config=configs/ablations/text_encoders.py:VARIANT --config.data.path=DIR --workdir=RUN
     t5          T5 v1.1 XXL, 120 tokens
     clip_text   CLIP ViT-L/14's text encoder, its 77 tokens
-configs/ablations/text_encoders.py:desk,VARIANT   on scenes, both with few and random weights: about ten minutes on 2 CPU cores
+configs/ablations/text_encoders.py:desk,VARIANT   on scenes: a small T5 of random weights, and the text encoder that
+    configs/contrastive.py trained on scenes and their captions, which comes with the package: about ten minutes on 2 CPU cores
 configs/ablations/text_encoders.py:test,VARIANT   the same in seconds
 """
 
@@ -21,9 +22,8 @@ def _t5(config, size):
 
 def _clip_text(config, size):
     config.encoder.kind = "clip_text"
-    if not size:
-        config.encoder.weights = "openai/clip-vit-large-patch14"
-        config.encoder.max_tokens = 77
+    config.encoder.weights = "scenes-clip" if size else "openai/clip-vit-large-patch14"
+    config.encoder.max_tokens = min(config.encoder.max_tokens, 64 if size else 77)
 
 
 def get_config(name=""):

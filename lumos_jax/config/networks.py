@@ -49,7 +49,8 @@ class Encoder:
     weights: Annotated[
         str,
         _WEIGHTS,
-        'directory; .safetensors, .npz, .pth file; hub id; random:<seed>; or "scenes", which comes with the package',
+        "directory; .safetensors, .npz, .pth file; hub id; random:<seed>; or scenes, scenes-clip, scenes-moco, which come with",
+        "the package (docs/encoders.md)",
     ] = "facebook/dino-vitb16"
     output: Annotated[
         Literal["cls", "patch", "all", "pooled"],

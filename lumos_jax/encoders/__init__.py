@@ -12,6 +12,7 @@ from lumos_jax.encoders.image_encoder import (
 )
 from lumos_jax.encoders.text_encoder import (
     TextEncoder,
+    clip_text_of,
     load_tokenizer,
     make_text_encoder,
     make_tokenizer,
@@ -24,6 +25,7 @@ __all__ = [
     "ImageEncoder",
     "Placement",
     "TextEncoder",
+    "clip_text_of",
     "load_tokenizer",
     "make_autoencoder",
     "make_encoder",

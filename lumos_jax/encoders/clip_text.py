@@ -96,11 +96,14 @@ class _Block(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         size, length, width = x.shape
         dtype = x.dtype
+        # Two dims before every matmul with weights: the gradient of a three-dim one is slow on CPUs.
+        x = x.reshape(size * length, width)
         h = nn.LayerNorm(epsilon=self.eps, dtype=dtype, name="norm1")(x)
         heads = (size, length, self.heads, width // self.heads)
         q, k, v = (nn.Dense(width, dtype=dtype, name=name)(h).reshape(heads) for name in "qkv")
-        h = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True).reshape(size, length, width)
+        h = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True).reshape(size * length, width)
         x = x + nn.Dense(width, dtype=dtype, name="o")(h)
         h = nn.LayerNorm(epsilon=self.eps, dtype=dtype, name="norm2")(x)
         h = ACTIVATIONS[self.activation](nn.Dense(self.mlp_width, dtype=dtype, name="fc1")(h))
-        return x + nn.Dense(width, dtype=dtype, name="fc2")(h)
+        x = x + nn.Dense(width, dtype=dtype, name="fc2")(h)
+        return x.reshape(size, length, width)

@@ -4,7 +4,8 @@
     t5             T5 v1.1 and Flan-T5                               clip-text    CLIP's text tower
 
 Each parameter is hashed, cast and placed on devices as it is read, so that the host never holds all of them. Our own form is a
-directory of one safetensors file by parameter path and network.json, which says the network's shape.
+directory of one safetensors file by parameter path and network.json, which says the network's shape; or of such directories,
+named by the kind, of networks that were trained together.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -31,8 +32,9 @@ from lumos_jax.encoders.vit import Vit
 from lumos_jax.weights import files, rules
 
 DESCRIPTION, WEIGHTS = "network.json", "weights.safetensors"
-# The small ViT that comes with us, trained by configs/dino.py:desk on the embedded scenes.
-SHIPPED = pathlib.Path(__file__).parent.parent / "scenes" / "vit"
+# Small encoders that come with us, trained on the embedded scenes by configs/dino.py, contrastive.py and moco.py (:desk).
+_SCENES = pathlib.Path(__file__).parent.parent / "scenes"
+SHIPPED = {"scenes": _SCENES / "vit", "scenes-clip": _SCENES / "clip", "scenes-moco": _SCENES / "vit_moco"}
 
 KINDS: Mapping[str, tuple[type, Callable]] = {  # network, and how its weights are recognized
     "image-encoder": (Vit, architectures.recognize_vit),
@@ -132,7 +134,7 @@ def load(
 
     Args:
       kind: a key of KINDS.
-      weights: directory, file or hub id; "scenes", the small ViT that comes with us; or random:<seed>.
+      weights: directory, file or hub id; a name of SHIPPED; or random:<seed>.
       random: the network that random weights are for.
       heads: for image encoders' files that do not say; 0 takes the usual number.
       dtype: the compute dtype; empty leaves parameters as they are.
@@ -194,7 +196,7 @@ def read(
 
     Args:
       kind, heads: as for `load`.
-      source: directory, file or hub id, or "scenes"; with `shapes_only` a .json file of name -> shape will do.
+      source: directory, file or hub id, or a name of SHIPPED; with `shapes_only` a .json file of name -> shape will do.
       field: the setting that `source` is from, for messages; empty takes the kind's.
       place: (path, array) -> what is kept of it, called as each array is read.
       shapes_only: nothing large is read; the parameters are shapes.
@@ -203,7 +205,8 @@ def read(
       ValueError: as `files.locate`, `files.read`, `rules.convert`; or another architecture.
     """
     group, stem = ("autoencoder", "diffusion_pytorch_model") if kind == "autoencoder" else ("encoder", "model")
-    path = SHIPPED if source == "scenes" else files.locate(source, field or f"config.{group}.weights")
+    path = SHIPPED.get(source) or files.locate(source, field or f"config.{group}.weights")
+    path = path / kind if (path / kind / DESCRIPTION).exists() else path
     if (path / DESCRIPTION).exists():
         return _read_own(path, kind, place)
     if heads and kind != "image-encoder":
@@ -235,3 +238,11 @@ def save(folder: pathlib.Path, imported: Imported, origin: str) -> None:
     files.save_safetensors(imported.params, folder / WEIGHTS, {"format": "np"})
     described = {"kind": imported.kind, "network": dataclasses.asdict(imported.network), "origin": origin}
     (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def save_together(folder: pathlib.Path, networks: Sequence[Imported], origin: str) -> None:
+    """Writes networks that were trained together into an existing folder, from which each is read by its kind."""
+    for imported in networks:
+        inner = folder / imported.kind if len(networks) > 1 else folder
+        inner.mkdir(exist_ok=True)
+        save(inner, imported, origin)

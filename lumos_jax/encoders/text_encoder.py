@@ -23,7 +23,6 @@ from lumos_jax.weights import files
 
 SCENES = "scenes"  # config.encoder.tokenizer: the tokenizer of scene captions that comes with the package
 SCENE_TOKENIZER = pathlib.Path(__file__).parent.parent / "scenes" / "tokenizer"
-SCENE_EOS = 1  # its end of text, and T5's; what random CLIP weights pool at
 
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json")  # any of them will do
 _TOKENIZER_WANTED = (*_TOKENIZER_FILES, "merges.txt", "config.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -85,12 +84,27 @@ def make_text_encoder(
 
 
 def _random_network(encoder: config.Encoder) -> T5Encoder | ClipText:
-    """Its vocabulary is the tokenizer's, rounded up to a multiple of 64."""
-    width, depth, heads = config.custom_size(encoder.size) or SIZES[encoder.size.partition("/")[0]]
-    vocabulary = -(-len(load_tokenizer(encoder.tokenizer, "config.encoder.tokenizer")) // 64) * 64
-    if encoder.kind == "t5":  # the MLP's share of the width is that of T5 v1.1 XXL
-        return T5Encoder(width, depth, heads, width // heads, 5 * width // 2, vocabulary)
-    return ClipText(width, depth, heads, 4 * width, vocabulary, encoder.max_tokens, width, SCENE_EOS)
+    tokenizer = load_tokenizer(encoder.tokenizer, "config.encoder.tokenizer")
+    if encoder.kind == "clip_text":
+        return clip_text_of(encoder.size, tokenizer, encoder.max_tokens)
+    width, depth, heads = _sides(encoder.size)  # the MLP's share of the width is that of T5 v1.1 XXL
+    return T5Encoder(width, depth, heads, width // heads, 5 * width // 2, _vocabulary(tokenizer))
+
+
+def clip_text_of(size: str, tokenizer: Any, max_tokens: int) -> ClipText:
+    """A CLIP text encoder of that size, as config.encoder.size, for the ids of a tokenizer; its projection keeps the width."""
+    width, depth, heads = _sides(size)
+    eos = tokenizer.eos_token_id
+    return ClipText(width, depth, heads, 4 * width, _vocabulary(tokenizer), max_tokens, width, eos)
+
+
+def _sides(size: str) -> tuple[int, int, int]:
+    return config.custom_size(size) or SIZES[size.partition("/")[0]]
+
+
+def _vocabulary(tokenizer: Any) -> int:
+    """Rows of an embedding table: the tokenizer's ids, rounded up to a multiple of 64."""
+    return -(-len(tokenizer) // 64) * 64
 
 
 def make_tokenizer(encoder: config.Encoder, made: TextEncoder) -> Any:

@@ -1,4 +1,5 @@
-"""The k-nearest-neighbor probe of features (Wu et al. 2018; Caron et al. 2021)."""
+"""The k-nearest-neighbor probe of features (Wu et al. 2018; Caron et al. 2021), and retrieval between images and captions
+(Radford et al. 2021)."""
 
 from __future__ import annotations
 
@@ -32,3 +33,12 @@ def neighbor_accuracy(
         winner = np.array([np.bincount(row).argmax() for row in votes])
         scores[name] = float((winner == values[split:]).mean())
     return scores
+
+
+def retrieval_accuracy(images: np.ndarray, texts: np.ndarray, captions: np.ndarray) -> dict[str, float]:
+    """Shares in [0, 1] of images whose nearest text is their caption, `text_retrieval`, and of texts whose nearest image has
+    that caption, `image_retrieval`. images, texts: features (N, P), pair by pair. captions: (N,), some of which may be equal.
+    """
+    captions = np.asarray(captions)
+    found = {"text_retrieval": nearest(texts, images, 1), "image_retrieval": nearest(images, texts, 1)}
+    return {name: float((captions[indices[:, 0]] == captions).mean()) for name, indices in found.items()}

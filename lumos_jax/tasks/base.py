@@ -135,6 +135,14 @@ class Task:
         """Raises ValueError if a prior with parameters of these paths does not fit for a reason that `handoff` cannot express.
         ours, theirs: config.model of both runs."""
 
+    # What others can load.
+
+    @classmethod
+    def trained_encoders(cls, settings: config.Settings, params: Any) -> dict[str, tuple[Any, Any]]:
+        """The encoders that a run with these settings has trained: kind, of encoders.frozen.KINDS -> (network, parameters);
+        empty for a task that trains a prior."""
+        return {}
+
     # Caching what the frozen networks make of records.
 
     @property

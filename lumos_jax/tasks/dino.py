@@ -25,17 +25,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lumos_jax import config, encoders
 from lumos_jax.config.fields import Rule, above, at_least, between, rising
 from lumos_jax.encoders.vit import Vit
 from lumos_jax.models import layers
-from lumos_jax.tasks.base import Batch, Task
+from lumos_jax.tasks import augmentation
+from lumos_jax.tasks.base import Batch
+from lumos_jax.tasks.encoder_training import UNCACHEABLE, EncoderNetwork, EncoderTask, apply_linear, linear, unit
 
 GLOBAL = 2  # crops that the teacher sees
 SINKHORN_ROUNDS = 3
-LUMINANCE = (0.299, 0.587, 0.114)
 STUDENT_TEMPERATURE, CENTER_MOMENTUM = 0.1, 0.9
 
 
@@ -65,20 +65,8 @@ class Settings(config.Task):
     balance: Annotated[Literal["center", "sinkhorn"], "how collapse is prevented: DINO's way or DINOv2's"] = "center"
 
 
-def _linear(key: jax.Array, inner: int, outer: int) -> dict[str, jax.Array]:
-    return {"kernel": jax.random.normal(key, (inner, outer)) * inner**-0.5, "bias": jnp.zeros(outer)}
-
-
-def _apply(layer: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
-    return x @ layer["kernel"] + layer["bias"][None]
-
-
-def _unit(x: jax.Array, axis: int) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=axis, keepdims=True) + 1e-12)
-
-
 @dataclasses.dataclass(frozen=True)
-class SelfDistilled:
+class SelfDistilled(EncoderNetwork):
     """Shapes of the ViT and of the head; hashable.
 
     hidden: width of the head's two hidden layers. bottleneck: features that are compared with the K prototypes. masked: whether
@@ -100,23 +88,19 @@ class SelfDistilled:
             table = params["vit"]["positions"]
             params["vit"]["positions"] = 0.05 * jax.random.normal(keys[1], table.shape)
         sizes = enumerate(itertools.pairwise((width, self.hidden, self.hidden, self.bottleneck)))
-        params["head"] = {f"layer{n}": _linear(jax.random.fold_in(keys[2], n), *sides) for n, sides in sizes}
+        params["head"] = {f"layer{n}": linear(jax.random.fold_in(keys[2], n), *sides) for n, sides in sizes}
         params["head"]["prototypes"] = jax.random.normal(keys[3], (self.bottleneck, self.prototypes))
         if self.masked:
             params["mask"] = 0.02 * jax.random.normal(keys[4], (width,))
             params["patch_centre"] = jnp.zeros(self.prototypes)
         if self.pixels:
-            params["pixels"] = _linear(jax.random.fold_in(keys[4], 1), width, 3 * vit.patch_size**2)
+            params["pixels"] = linear(jax.random.fold_in(keys[4], 1), width, 3 * vit.patch_size**2)
         return params
 
     def trainable(self) -> dict[str, Any]:
         """A tree like the parameters, of bool: False for the centers, which follow the teacher's outputs."""
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         return jax.tree_util.tree_map_with_path(lambda path, _: "centre" not in path[0].key, shapes)
-
-    def logical_axes(self) -> dict[str, Any]:
-        """A tree like the parameters, of tuples without names: the network is small, and replicated."""
-        return jax.tree.map(lambda leaf: (None,) * len(leaf.shape), jax.eval_shape(self.init, jax.random.key(0)))
 
     def tokens(self, params: dict[str, Any], image: jax.Array, masked: jax.Array | None = None) -> jax.Array:
         """The ViT's tokens of images (B, S, S, 3), normalized: (B, 1 + N, D), [CLS] first. masked: (B, N) bool, patches in
@@ -131,14 +115,14 @@ class SelfDistilled:
         """Cosines of the projections of tokens (B, T, D) with the prototypes, (B, T, K)."""
         x, head = tokens.reshape(-1, tokens.shape[-1]), params["head"]
         for name in ("layer0", "layer1"):
-            x = jax.nn.gelu(_apply(head[name], x), approximate=False)
-        x = _unit(_apply(head["layer2"], x), -1) @ _unit(head["prototypes"], 0)
+            x = jax.nn.gelu(apply_linear(head[name], x), approximate=False)
+        x = unit(apply_linear(head["layer2"], x), -1) @ unit(head["prototypes"], 0)
         return x.reshape(*tokens.shape[:2], -1)
 
     def predict_pixels(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
         """Normalized pixels of each patch from its token: (B, 1 + N, D) -> (B, N, p p 3)."""
         size, count, width = tokens[:, 1:].shape
-        return _apply(params["pixels"], tokens[:, 1:].reshape(-1, width)).reshape(size, count, -1)
+        return apply_linear(params["pixels"], tokens[:, 1:].reshape(-1, width)).reshape(size, count, -1)
 
 
 @jax.tree_util.register_dataclass
@@ -154,12 +138,11 @@ class Crops:
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfDistillation(Task):
+class SelfDistillation(EncoderTask):
     """The DINO task; batches hold `image`. side: of the global crops, pixels. settings: config.task."""
 
     name: ClassVar[str] = "dino"
-    evaluator: ClassVar[str] = "neighbors"
-    uncacheable: ClassVar[str] = "config.task.name=dino trains on no frozen features: there is nothing to cache"
+    uncacheable: ClassVar[str] = UNCACHEABLE.format(name)
     network: SelfDistilled
     side: int
     settings_class: ClassVar[type[config.Task]] = Settings
@@ -189,10 +172,8 @@ class SelfDistillation(Task):
         s, image = self.settings, batch["image"]
 
         def crop(number: int, side: int, scale: tuple[float, float]) -> jax.Array:
-            box, flip, color = jax.random.split(jax.random.fold_in(keys["views"], number), 3)
-            crop = random_crop(box, image, side, scale)
-            crop = random_flip(flip, crop) if s.mirror else crop
-            return encoders.normalize(color_jitter(color, crop, s.jitter), encoders.IMAGENET_STATISTICS)
+            key = jax.random.fold_in(keys["views"], number)
+            return augmentation.view(key, image, side, scale, s.mirror, s.jitter)
 
         large = [crop(number, self.side, s.global_scale) for number in range(GLOBAL)]
         local = [crop(GLOBAL + number, self.local_side, s.local_scale) for number in range(s.local_crops)]
@@ -275,11 +256,6 @@ class SelfDistillation(Task):
         centers = {name: m * params[name] + (1 - m) * sums[name] for name in ("centre", "patch_centre") if name in sums}
         return params | centers, {name: value for name, value in sums.items() if name not in centers}
 
-    def features(self, params: Any, image: jax.Array) -> jax.Array:
-        """uint8 (B, H, W, 3) -> [CLS] (B, D) of the uncropped image."""
-        pixels = encoders.preprocess(image, self.side, "bilinear", encoders.IMAGENET_STATISTICS)
-        return self.network.vit.apply(params["vit"], pixels)[:, 0]
-
 
 def _sinkhorn(logits: jax.Array, weight: jax.Array) -> jax.Array:
     """Probabilities (B, G, K) that use every prototype equally over the batch (Sinkhorn-Knopp); rows of weight 0 do not
@@ -290,46 +266,6 @@ def _sinkhorn(logits: jax.Array, weight: jax.Array) -> jax.Array:
         plan = plan / (plan.sum(axis=0, keepdims=True) * prototypes + 1e-12)
         plan = plan / (plan.sum(axis=1, keepdims=True) + 1e-12)
     return plan.reshape(logits.shape)
-
-
-# Augmentations, on the device. What is sampled for a row does not depend on the other rows.
-
-
-def random_crop(key: jax.Array, image: jax.Array, side: int, scale: tuple[float, float]) -> jax.Array:
-    """A random box of each image, resized: (B, H, W, 3) of any dtype -> float32 (B, side, side, 3), in the values of `image`.
-    scale: smallest and largest share of the image's area; width over height lies between 3/4 and 4/3."""
-    size, height, width, _ = image.shape
-    uniform = jax.random.uniform(key, (size, 4))
-    area = scale[0] + (scale[1] - scale[0]) * uniform[:, 0]
-    ratio = jnp.exp((2 * uniform[:, 1] - 1) * float(np.log(4 / 3)))
-    high = jnp.minimum(jnp.sqrt(area / ratio), 1.0) * height
-    wide = jnp.minimum(jnp.sqrt(area * ratio), 1.0) * width
-    top, left = uniform[:, 2] * (height - high), uniform[:, 3] * (width - wide)
-
-    def one(image, top, left, high, wide):
-        factor = jnp.stack([side / high, side / wide])
-        shift = -jnp.stack([top, left]) * factor
-        return jax.image.scale_and_translate(image, (side, side, 3), (0, 1), factor, shift, "linear", antialias=True)
-
-    return jax.vmap(one)(image.astype(jnp.float32), top, left, high, wide)
-
-
-def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Images (B, S, S, 3), half of them mirrored left to right."""
-    mirrored = jax.random.bernoulli(key, 0.5, (image.shape[0], 1, 1, 1))
-    return jnp.where(mirrored, image[:, :, ::-1], image)
-
-
-def color_jitter(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
-    """Images (B, S, S, 3) float32 in [0, 255] with random brightness, contrast, saturation and color balance. Factors lie
-    within 1 - strength and 1 + strength; within half of that for each channel's own."""
-    keys, size = jax.random.split(key), image.shape[0]
-    factors = 1 + strength * jax.random.uniform(keys[0], (size, 3, 1, 1, 1), minval=-1.0)
-    balance = 1 + 0.5 * strength * jax.random.uniform(keys[1], (size, 1, 1, 3), minval=-1.0)
-    mean = image.mean(axis=(1, 2, 3), keepdims=True)
-    image = (image - mean) * factors[:, 0] + mean * factors[:, 1]
-    gray = (image * jnp.asarray(LUMINANCE)[None, None, None]).sum(axis=-1, keepdims=True)
-    return jnp.clip((gray + (image - gray) * factors[:, 2]) * balance, 0.0, 255.0)
 
 
 TASK = SelfDistillation

@@ -1,8 +1,8 @@
 """Evaluation during training, on the same held-out records every time: metrics, a sentence about them, and a sheet of images.
 
-A diffusion task is measured by its held-out loss and by samples; a task that learns features, by the labels of the nearest
-neighbors of its features. A task names its evaluator in `Task.evaluator`. `measure` gives metrics of the EMA weights and a
-sentence for people, `sheet` one image (H, W, 3) uint8.
+A diffusion task is measured by its held-out loss and by samples; a task that learns features of images, by the labels of their
+nearest neighbors; one that learns features of images and captions, by retrieval. A task names its evaluator in
+`Task.evaluator`. `measure` gives metrics of the EMA weights and a sentence for people, `sheet` one image (H, W, 3) uint8.
 """
 
 from __future__ import annotations
@@ -212,5 +212,52 @@ class NeighborEvaluator:
         return media.image_grid(shown)
 
 
-Evaluator = DenoisingEvaluator | NeighborEvaluator
-EVALUATORS = {"denoising": DenoisingEvaluator, "neighbors": NeighborEvaluator}
+class RetrievalEvaluator:
+    """How often the nearest caption of a held-out image is its own, and the nearest image of a caption, among
+    `eval.num_examples` of them.
+
+    Its task has `embed`(params, batch) -> {"image", "text"} (B, P) of length 1.
+    """
+
+    def __init__(self, experiment: Experiment, source: data.Source):
+        self.experiment, settings = experiment, experiment.settings
+        ids = data.holdout_records(settings.data, source)[: settings.eval.num_examples]
+        host = data.read_batch(settings.data, source, ids, experiment.task.host)  # every process has all of them
+        decoded = np.flatnonzero(host["weight"])
+        if not len(decoded):
+            raise _none_readable(settings, len(ids), next(filter(None, map(str, host["problem"])), ""))
+        self.host = {name: array[decoded] for name, array in host.items()}
+        size, arrays = settings.micro_batch, sharding.device_arrays(self.host)
+        rows = np.array(experiment.local_rows(size))
+        self.batches = [
+            sharding.global_batch(
+                experiment.mesh, {name: array[(first + rows) % len(decoded)] for name, array in arrays.items()}, size
+            )
+            for first in range(0, len(decoded), size)
+        ]
+        self.embed = jax.jit(experiment.task.embed, out_shardings=sharding.replicated(experiment.mesh))
+
+    def _features(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
+        """(images, texts), (N, P) each."""
+        params = self.experiment.ema_weights(state)
+        found = [jax.tree.map(np.asarray, self.embed(params, batch)) for batch in self.batches]
+        count = len(self.host["caption"])
+        return tuple(np.concatenate([each[name] for each in found])[:count] for name in ("image", "text"))
+
+    def measure(self, state: TrainState) -> tuple[dict[str, float], str]:
+        images, texts = self._features(state)
+        values = evaluation.retrieval_accuracy(images, texts, self.host["caption"])
+        shares = f"{values['text_retrieval']:.1%} of images, {values['image_retrieval']:.1%} of captions"
+        return values, f"nearest of {len(images)} is the own for {shares}"
+
+    def sheet(self, state: TrainState) -> np.ndarray:
+        """Rows of (held-out image | nearest to its caption | second ...), the caption above."""
+        images, texts = self._features(state)
+        rows, columns = self.experiment.settings.eval.sheet
+        found = evaluation.nearest(images, texts[:rows], columns)
+        shown = np.concatenate([self.host["image"][:rows, None], self.host["image"][found]], axis=1)
+        return media.image_grid(shown, titles=list(self.host["caption"][:rows]))
+
+
+Evaluator = DenoisingEvaluator | NeighborEvaluator | RetrievalEvaluator
+EVALUATORS = {"denoising": DenoisingEvaluator, "neighbors": NeighborEvaluator, "retrieval": RetrievalEvaluator}

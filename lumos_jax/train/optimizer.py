@@ -68,6 +68,7 @@ def _matrices(params: Any) -> Any:
 
     def of_leaf(keys: tuple, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        path = path[max(path.find("/blocks/"), -1) + 1 :]  # from the network's name on, where a task trains several
         if not lora.is_kernel(path) or "/modulation/" in path:
             return None
         cut = lora.first_output(path, leaf.ndim)

@@ -115,6 +115,7 @@ def test_a_result_of_other_settings_is_named_and_left_out(study):
     path.write_text(json.dumps(changed))
     assert study.result(run, 0) is None
     assert study.results.left_out == {path.name: "model.size '64x2x2' then, '32x2x2' now"}
+    assert study.results.undeclared({run.name}) == [study.results.path(t.name, 0).name for t in study.trials(run)]
     path.write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
         study.result(run, 0)

@@ -11,7 +11,7 @@ import pytest
 from configs import dino as dino_config
 from lumos_jax import config, convert, data, encoders
 from lumos_jax.config import io as config_io
-from lumos_jax.tasks import dino, make_task
+from lumos_jax.tasks import augmentation, dino, make_task
 from lumos_jax.tasks.dino import Crops
 from lumos_jax.train import loop, rngs
 from tests.fields import put
@@ -35,7 +35,7 @@ def example():
 
 def test_a_crop_of_everything_is_the_image_and_small_ones_stay_inside():
     ramp = np.broadcast_to(np.linspace(10, 200, 16, dtype=np.float32)[None, :, None, None], (6, 16, 16, 3))
-    key, random_crop = jax.random.key(1), jax.jit(dino.random_crop, static_argnums=(2, 3))
+    key, random_crop = jax.random.key(1), jax.jit(augmentation.random_crop, static_argnums=(2, 3))
     wide = np.asarray(random_crop(key, ramp, 16, (1.0, 1.0)))
     # Ratios other than one cut one side only, so that the columns of a vertical ramp stay constant.
     assert np.abs(wide - wide[:, :, :1]).max() < 1e-3
@@ -45,19 +45,19 @@ def test_a_crop_of_everything_is_the_image_and_small_ones_stay_inside():
     spans = small[:, -1, 0, 0] - small[:, 0, 0, 0]
     assert (spans < 0.75 * 190).all()
     assert np.unique(spans.round(2)).size == 6
-    assert jax.eval_shape(lambda: dino.random_crop(key, ramp[:3], 8, (0.1, 0.3))).shape == (3, 8, 8, 3)
+    assert jax.eval_shape(lambda: augmentation.random_crop(key, ramp[:3], 8, (0.1, 0.3))).shape == (3, 8, 8, 3)
 
 
 def test_half_are_mirrored_and_jitter_of_no_strength_changes_nothing():
     image = np.random.default_rng(0).uniform(0, 255, (8, 6, 6, 3)).astype(np.float32)
-    out = np.asarray(dino.random_flip(jax.random.key(0), image))
+    out = np.asarray(augmentation.random_flip(jax.random.key(0), image))
     same = np.array([np.allclose(a, b, atol=1e-3) for a, b in zip(out, image, strict=True)])
     mirrored = np.array([np.allclose(a, b[:, ::-1], atol=1e-3) for a, b in zip(out, image, strict=True)])
     assert (same ^ mirrored).all()
     assert same.any()
     assert mirrored.any()
-    np.testing.assert_allclose(dino.color_jitter(jax.random.key(0), image, 0.0), image, atol=1e-3)
-    assert np.abs(dino.color_jitter(jax.random.key(0), image, 0.4) - image).max() > 10
+    np.testing.assert_allclose(augmentation.color_jitter(jax.random.key(0), image, 0.0), image, atol=1e-3)
+    assert np.abs(augmentation.color_jitter(jax.random.key(0), image, 0.4) - image).max() > 10
 
 
 def softmax(x):

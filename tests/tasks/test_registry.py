@@ -94,11 +94,15 @@ def test_a_new_task_is_one_file_and_one_config(lab, command, tmp_path, capsys):
 
 def test_tasks_are_the_modules_that_define_one():
     names = tasks.task_names()
-    assert names == ["class_conditional", "dino", "i2i", "i2v", "nvs", "rcg", "t2i", "unconditional"]
+    assert names == [
+        "class_conditional", "contrastive", "dino", "i2i", "i2v", "moco", "nvs", "rcg", "t2i", "unconditional"
+    ]  # fmt: skip
     assert all(tasks.task_class(name).name == name for name in names)
 
 
 @pytest.mark.parametrize("name", ["i2j", "sampling", "lab.nothing", "json.decoder"])
 def test_other_names_are_refused(name):
-    with pytest.raises(ValueError, match=f"config.task.name='{name}' is neither one of class_conditional, dino, i2i,"):
+    with pytest.raises(
+        ValueError, match=f"config.task.name='{name}' is neither one of class_conditional, contrastive, dino,"
+    ):
         tasks.task_class(name)

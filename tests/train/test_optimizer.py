@@ -57,6 +57,7 @@ def test_muon_makes_the_matrices_of_the_blocks_orthogonal_and_leaves_the_rest_to
     grads = {
         "blocks": jax.tree_util.tree_map_with_path(drawn, BLOCKS, **is_shape),
         "final": {"out": {"kernel": drawn("", (6, 4))}},
+        "vit": {"blocks": {"fc1": {"kernel": drawn("vit", (2, 6, 4))}}},
     }
     params = jax.tree.map(np.zeros_like, grads)
 
@@ -69,6 +70,7 @@ def test_muon_makes_the_matrices_of_the_blocks_orthogonal_and_leaves_the_rest_to
         "blocks/attn/qkv_kernel": lambda a: a.transpose(0, 2, 1, 3, 4).reshape(6, 6, 6),
         "blocks/attn/out_kernel": lambda a: a.reshape(2, 6, 6),
         "blocks/mlp/fc1/kernel": lambda a: a,
+        "vit/blocks/fc1/kernel": lambda a: a,
     }
     given = flatten(grads)
     for path, ours in muon.items():
