@@ -158,7 +158,7 @@ class Block(nn.Module):
         if y_RLD is not None:
             # All frames of a clip attend to its tokens: their queries are side by side, (R, F N, D).
             x_RMD = x_BND.reshape(y_RLD.shape[0], -1, width)
-            x_RMD = x_RMD + CrossAttention(self.heads, self.hardware, name="cross")(x_RMD, y_RLD, mask_RL)
+            x_RMD = x_RMD + CrossAttention(self.heads, name="cross")(x_RMD, y_RLD, mask_RL)
             x_BND = x_RMD.reshape(x_BND.shape)
         mlp = Mlp(self.mlp_hidden, self.activation, name="mlp")
         return gated(x_BND, gate_2, mlp(modulated_norm(x_BND, shift_2, scale_2))), None
@@ -243,15 +243,9 @@ class DiT(nn.Module):
             self.align = alignment.Projector(cfg.align_shape[1])
         kept = {"kept": cfg.align_block} if self.aligned else {}
         self.blocks = self._scanned_block()(
-            cfg.heads,
-            cfg.mlp_hidden,
-            cfg.temporal,
-            cfg.activation,
-            bool(self.modulate),
-            self.over_frames,
-            self.hardware,
+            cfg.heads, cfg.mlp_hidden, cfg.temporal, cfg.activation, bool(self.modulate), self.over_frames, self.hardware,
             **kept,
-        )
+        )  # fmt: skip
         self.final = FinalLayer(cfg.patch_size**2 * cfg.out_channels, cfg.final)
 
     def _scanned_block(self) -> type[nn.Module]:
@@ -300,12 +294,9 @@ class DiT(nn.Module):
         if y_RLD is not None:
             y_RLD = self.tokens(y_RLD.astype(dtype))  # (R, L, C) -> (R, L, D)
 
-        inputs = (
-            nn.silu(s_BD).astype(dtype) if modulation is None else modulation,
-            y_RLD,
-            condition.token_mask,
-            frames,
-        )
+        if modulation is None:
+            modulation = nn.silu(s_BD).astype(dtype)
+        inputs = (modulation, y_RLD, condition.token_mask, frames)
         if self.aligned:
             (x_BND, kept_BND, _), _ = self.blocks((x_BND, x_BND, jnp.ones((), jnp.int32)), *inputs)
         else:
