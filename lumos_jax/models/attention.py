@@ -91,7 +91,7 @@ def _input_projection(module: nn.Module, name: str, parts: int, width: int, head
 
 def _output_projection(module: nn.Module, init: Initializer, width: int, heads: int):
     """Kernel (H K, D), stored as (H, K, D), and bias (D,)."""
-    axes, shape = ("heads", "head_dim", "embed"), (heads, width // heads, width)
+    axes, shape = ("heads_in", "head_dim", "embed"), (heads, width // heads, width)
     kernel = parameter(module, "out_kernel", reshaped(init, width, width), axes, shape)
     return kernel.reshape(width, width), parameter(module, "out_bias", zeros, axes[2:], (width,))
 

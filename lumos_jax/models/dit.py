@@ -118,19 +118,21 @@ class Mlp(nn.Module):
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         hidden_BNM = checkpoint_name(Dense(self.hidden, ("embed", "mlp"), name="fc1")(x_BND), MLP_MATMULS[0])
         hidden_BNM = ACTIVATIONS[self.activation](hidden_BNM)
-        return checkpoint_name(Dense(x_BND.shape[-1], ("mlp", "embed"), name="fc2")(hidden_BNM), MLP_MATMULS[1])
+        return checkpoint_name(Dense(x_BND.shape[-1], ("mlp_in", "embed"), name="fc2")(hidden_BNM), MLP_MATMULS[1])
 
 
 class Block(nn.Module):
     """One transformer block, (B, N, D) -> (B, N, D), in the form that nn.scan takes: returns (carry, None).
 
-    temporal: whether it has attention over frames. over_frames, hardware: see `Network.apply`.
+    temporal: whether it has attention over frames. modulated: whether it is given its modulation. over_frames, hardware: see
+    `Network.apply`.
     """
 
     heads: int
     mlp_hidden: int
     temporal: bool = False
     activation: str = "gelu_tanh"
+    modulated: bool = False
     over_frames: Callable | None = None
     hardware: str = ""
 
@@ -138,12 +140,16 @@ class Block(nn.Module):
     def __call__(
         self, x_BND: jax.Array, s_BD: jax.Array, y_RLD: jax.Array | None, mask_RL: jax.Array | None, frames: int
     ) -> tuple[jax.Array, None]:
-        """s: SiLU of the embedded time; y: embedded condition tokens; frames: F, or 0 for images, which skip the temporal
-        layer."""
+        """s: SiLU of the embedded time, or if `modulated` the layer's modulation, (R, 6 D) float32; y: embedded condition
+        tokens; frames: F, or 0 for images, which skip the temporal layer."""
         width = x_BND.shape[-1]
-        modulation = Dense(MODULATIONS * width, ("embed", "mlp"), zeros, out_dtype=jnp.float32, name="modulation")
+        if self.modulated:
+            modulation = jnp.repeat(s_BD, frames, axis=0) if frames else s_BD
+        else:
+            dense = Dense(MODULATIONS * width, (None, "modulation"), zeros, out_dtype=jnp.float32, name="modulation")
+            modulation = dense(s_BD)
         # (B, 6 D) -> six times (B, D), float32.
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation(s_BD), MODULATIONS, axis=-1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, MODULATIONS, axis=-1)
 
         attention = SelfAttention(self.heads, hardware=self.hardware, name="attn")
         x_BND = gated(x_BND, gate_1, attention(modulated_norm(x_BND, shift_1, scale_1)))
@@ -213,11 +219,12 @@ class FinalLayer(nn.Module):
 class DiT(nn.Module):
     """The network. `Network` is its interface for the rest of the code.
 
-    gather, over_frames, hardware: what a sharded forward pass changes inside; see `Network.apply`. aligned: likewise.
+    gather, modulate, over_frames, hardware: what a sharded forward pass changes inside; see `Network.apply`. aligned: likewise.
     """
 
     cfg: DiTConfig
     gather: Callable | None = None
+    modulate: Callable | None = None
     over_frames: Callable | None = None
     hardware: str = ""
     aligned: bool = False
@@ -236,8 +243,9 @@ class DiT(nn.Module):
             self.align = alignment.Projector(cfg.align_shape[1])
         kept = {"kept": cfg.align_block} if self.aligned else {}
         self.blocks = self._scanned_block()(
-            cfg.heads, cfg.mlp_hidden, cfg.temporal, cfg.activation, self.over_frames, self.hardware, **kept
-        )
+            cfg.heads, cfg.mlp_hidden, cfg.temporal, cfg.activation, bool(self.modulate), self.over_frames, self.hardware,
+            **kept,
+        )  # fmt: skip
         self.final = FinalLayer(cfg.patch_size**2 * cfg.out_channels, cfg.final)
 
     def _scanned_block(self) -> type[nn.Module]:
@@ -253,7 +261,7 @@ class DiT(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(0 if self.modulate else nn.broadcast, *[nn.broadcast] * 3),
             length=cfg.depth,
             unroll=cfg.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -280,12 +288,15 @@ class DiT(nn.Module):
             if cfg.vector_kind == "numbers":
                 vector_RV = jnp.concatenate([layers.sinusoid(vector_RV[:, i]) for i in range(cfg.vector_dim)], axis=-1)
             s_BD = s_BD + self.vector(vector_RV)  # (R, D)
+        modulation = self.modulate(nn.silu(s_BD).astype(dtype)) if self.modulate else None
         s_BD = jnp.repeat(s_BD, frames, axis=0) if frames else s_BD  # (R, D) -> (B, D)
         y_RLD = condition.tokens
         if y_RLD is not None:
             y_RLD = self.tokens(y_RLD.astype(dtype))  # (R, L, C) -> (R, L, D)
 
-        inputs = (nn.silu(s_BD).astype(dtype), y_RLD, condition.token_mask, frames)
+        if modulation is None:
+            modulation = nn.silu(s_BD).astype(dtype)
+        inputs = (modulation, y_RLD, condition.token_mask, frames)
         if self.aligned:
             (x_BND, kept_BND, _), _ = self.blocks((x_BND, x_BND, jnp.ones((), jnp.int32)), *inputs)
         else:

@@ -95,6 +95,7 @@ class Network(DiTConfig):
         condition: Condition,
         *,
         gather: Callable[[Any], Any] | None = None,
+        modulate: Callable[[jax.Array], jax.Array] | None = None,
         over_frames: Callable[[Callable, jax.Array], jax.Array] | None = None,
         hardware: str = "",
         aligned: bool = False,
@@ -108,6 +109,8 @@ class Network(DiTConfig):
             vector adds nothing.
           gather: called inside the scanned body on one layer of `params["blocks"]`; returns that block's parameters. It
             gathers shards, adds adapters, or both.
+          modulate: called with SiLU of the embedded time (B, D) in the compute dtype; returns the modulation of all layers,
+            (depth, B, 6 D) float32. `params["blocks"]` then needs no "modulation".
           over_frames: where several devices hold a clip's frames: called with attend and h (B, F, N, D) of the device's own
             frames; returns attend(h) of all of them, of the own frames. `attend` treats each position (N) by itself.
           hardware: which attention kernel may be used; see attention.kernel_for.
@@ -120,7 +123,7 @@ class Network(DiTConfig):
           ValueError: shapes that do not fit the network.
         """
         self._check(x, condition)
-        return DiT(self, gather, over_frames, hardware, aligned).apply({"params": params}, x, t, condition)
+        return DiT(self, gather, modulate, over_frames, hardware, aligned).apply({"params": params}, x, t, condition)
 
     def project_camera(self, params: dict[str, Any], condition: Condition) -> Condition:
         """Projects the camera numbers at the end of the tokens' features into them: tokens (B, L, C), as `apply` takes them.

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from lumos_jax.models import Network
+from lumos_jax.models import Network, fused_attention, layers
 from lumos_jax.train.sharding import AXES, BATCH, param_shardings
 
 ROWS = ("data", "fsdp")
@@ -65,12 +65,14 @@ class ShardedForward(Network):
         specs = {name: jax.tree.map(lambda _: P(), part) for name, part in specs.items()} | {"blocks": kernels}
         # The dim of one layer's array that is split over fsdp; `layers` is the first of the stacked one. -1: none.
         dims = jax.tree.map(lambda spec: spec.index("fsdp") - 1 if "fsdp" in spec else -1, kernels)
+        apart = dims["modulation"]["kernel"] >= 0
 
         def gather(layer):
             layer = jax.tree.map(lambda a: a.astype(self.dtype), layer)
             if single:  # keys have no effect (CrossAttention): zeros take their place
                 layer["cross"]["kv_kernel"] = layer["cross"]["kv_kernel"][:, 1:]
-            layer = jax.tree.map(lambda a, dim: a if dim < 0 else _gather(a, dim), layer, dims)
+            split = {name: dims[name] for name in layer}
+            layer = jax.tree.map(lambda a, dim: a if dim < 0 else _gather(a, dim), layer, split)
             if single:
                 values = layer["cross"]["kv_kernel"]
                 layer["cross"]["kv_kernel"] = jnp.concatenate([jnp.zeros_like(values), values], axis=1)
@@ -81,8 +83,12 @@ class ShardedForward(Network):
             params = jax.tree.map(
                 lambda a, spec: jax.lax.pcast(a, tuple(n for n in ROWS if n not in spec), to="varying"), params, specs
             )
-            fsdp = self.mesh.shape["fsdp"] > 1
-            return apply(params, *inputs, gather=gather if fsdp else None, hardware=self.hardware)
+            inside = {"hardware": self.hardware, "gather": gather if self.mesh.shape["fsdp"] > 1 else None}
+            if apart:
+                blocks = dict(params["blocks"])
+                inside["modulate"] = functools.partial(_modulate, **blocks.pop("modulation"))
+                params |= {"blocks": blocks}
+            return apply(params, *inputs, **inside)
 
         return jax.shard_map(own_rows, mesh=self.mesh, in_specs=(specs, BATCH, BATCH, BATCH), out_specs=BATCH)
 
@@ -128,14 +134,27 @@ class ShardedForward(Network):
         return jax.shard_map(exchange, in_specs=BATCH, out_specs=BATCH, axis_names=set(AXES) - {"context"})(h)
 
 
+def _modulate(s_BD: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """The modulation of all layers, (layers, B, 6 D) float32, from shards of the kernel (layers, D, 6 D / fsdp).
+
+    It depends on the timestep alone, a vector a row. So vectors are exchanged in place of the kernels, which are three tenths
+    of a block's parameters: each device computes its share of the features for the rows of all.
+    """
+    rows = jax.lax.all_gather(s_BD, "fsdp", axis=0, tiled=True)
+    shares = jax.vmap(layers.matmul, (None, 0, None))(rows, kernel, jnp.float32)
+    return jax.lax.all_to_all(shares, "fsdp", 1, 2, tiled=True) + bias[:, None]
+
+
 def _gather(a: jax.Array, dim: int) -> jax.Array:
-    """The whole array of shards along `dim`, the first or the last. The other dims are merged meanwhile, so that they fill a
-    TPU's lanes; the gradient of other shapes would be all-reduced instead of reduce-scattered."""
+    """The whole array of shards along `dim`, the first or the last. Other dims are merged meanwhile, so that they fill a TPU's
+    lanes; the gradient of other shapes would be all-reduced instead of reduce-scattered."""
     assert dim in (0, a.ndim - 1), dim
     if dim:
         flat = jax.lax.all_gather(a.reshape(-1, a.shape[-1]), "fsdp", axis=1, tiled=True)
         return flat.reshape(*a.shape[:-1], -1)
-    flat = jax.lax.all_gather(a.reshape(a.shape[0], -1), "fsdp", axis=0, tiled=True)
+    # The last dim stays where it fills them itself, or few rows would leave sublanes empty.
+    flat = a.reshape(-1, a.shape[-1]) if a.shape[-1] >= fused_attention.LANES else a.reshape(a.shape[0], -1)
+    flat = jax.lax.all_gather(flat, "fsdp", axis=0, tiled=True)
     return flat.reshape(-1, *a.shape[1:])
 
 

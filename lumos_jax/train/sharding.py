@@ -30,7 +30,7 @@ AXES = ("data", "fsdp", "context")
 BATCH = P(("data", "fsdp"))
 
 # Logical axis -> mesh axis. Names that are absent here are replicated.
-RULES: Mapping[str, str] = {"embed": "fsdp"}
+RULES: Mapping[str, str] = {"embed": "fsdp", "heads_in": "fsdp", "mlp_in": "fsdp", "modulation": "fsdp"}
 
 
 def make_mesh(settings: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
