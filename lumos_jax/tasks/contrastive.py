@@ -36,17 +36,12 @@ FIRST_TEMPERATURE, LARGEST_SCALE = 0.07, 100.0
 class Settings(config.Task):
     """Contrastive image-text training (configs/contrastive.py). The ViT is the encoder group's."""
 
-    crop_scale: Annotated[
-        tuple[float, float], rising(1e-6, 1), "area of the random crop, as a share of the image's"
-    ] = (
-        0.9,
-        1.0,
-    )
+    crop_scale: Annotated[tuple[float, float], rising(1e-6, 1), "area of the random crop, as a share"] = (0.9, 1.0)
     text_size: Annotated[str, size_of("Ti", "S", "B", "L"), "of the text encoder"] = "512x12x8"
     max_tokens: Annotated[int, at_least(1), "token ids a caption, padding included"] = 77
-    tokenizer: Annotated[str, 'directory, hub id, or "scenes", which comes with the package'] = (
-        "openai/clip-vit-base-patch16"
-    )
+    tokenizer: Annotated[
+        str, 'directory, hub id, or "scenes", which comes with the package'
+    ] = "openai/clip-vit-base-patch16"  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -248,7 +248,7 @@ class RetrievalEvaluator:
         images, texts = self._features(state)
         values = evaluation.retrieval_accuracy(images, texts, self.host["caption"])
         shares = f"{values['text_retrieval']:.1%} of images, {values['image_retrieval']:.1%} of captions"
-        return values, f"nearest of {len(images)} is the own for {shares}"
+        return values, f"the nearest of {len(images)} is the right one for {shares}"
 
     def sheet(self, state: TrainState) -> np.ndarray:
         """Rows of (held-out image | nearest to its caption | second ...), the caption above."""
