@@ -231,7 +231,7 @@ from lumos_jax import config, data
 from tests.fields import data_settings
 
 def main(argv):
-    settings = data_settings(source="scenes", scenes__num_scenes=1000, image_size=96, workers=1)
+    settings = data_settings(source="scenes", scenes__num_scenes=1000, image_size=96, workers=2)
     batches = data.make_train_iterator(settings, data.make_source(settings), batch_size=4, rows=range(4), start_step=0)
     print("starting", flush=True)
     try:
@@ -253,7 +253,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def program(tmp_path):
-    """A training program with a worker, in a process group of its own."""
+    """A training program with workers, in a process group of its own."""
     (tmp_path / "program.py").write_text(PROGRAM)
     root = pathlib.Path(data.__file__).parents[2]
     process = subprocess.Popen(
@@ -276,14 +276,15 @@ def alive(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_die_with_a_killed_trainer(program):
     assert program.stdout.readline() == "starting\n"
-    worker = int(program.stdout.readline().split()[1])
-    assert alive(worker)
+    workers = [int(word) for word in program.stdout.readline().split()[1:]]
+    assert len(workers) == 2
+    assert all(map(alive, workers))
     program.kill()
     program.wait()
     deadline = time.monotonic() + 10
-    while alive(worker) and time.monotonic() < deadline:
+    while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not alive(worker)
+    assert not any(map(alive, workers))
 
 
 @pytest.mark.parametrize("when", ["starting", "workers"])
