@@ -22,6 +22,21 @@ def shipped_encoder(config):
     config.encoder.image_size = side
 
 
+def shorten(config):
+    """Makes it a run of a dozen steps on 256 scenes at 16 px."""
+    config.data.image_size = 16
+    config.data.scenes.num_scenes = 256
+    config.encoder.image_size = 16
+    config.optimizer.name = "adamw"  # compiles sooner
+    config.optimizer.warmup_steps = 2
+    config.train.batch_size = 16
+    config.train.steps = 12
+    config.checkpoint.every = 4
+    config.log.every = 2
+    config.eval.every = 6
+    config.eval.num_examples = 32
+
+
 def pick(size, builders):
     """The config that `configs/<task>.py:<size>` names.
 

@@ -71,20 +71,10 @@ def desk():
 
 def test():
     config = desk()
-    config.data.image_size = 16
-    config.data.scenes.num_scenes = 256
+    common.shorten(config)
     config.data.holdout = 64
     config.encoder.size = "32x2x2/8"
-    config.encoder.image_size = 16
     config.task.head = (32, 8, 16)
-    config.optimizer.name = "adamw"  # compiles sooner
-    config.optimizer.warmup_steps = 2
-    config.train.batch_size = 16
-    config.train.steps = 12
-    config.checkpoint.every = 4
-    config.log.every = 2
-    config.eval.every = 6
-    config.eval.num_examples = 32
     config.eval.sheet = (2, 3)
     return config
 

@@ -57,6 +57,29 @@ def _none_readable(settings: config.Settings, count: int, problem: str) -> Value
     )
 
 
+def _decoded(experiment: Experiment, source: data.Source, ids: Sequence[int]) -> tuple[dict[str, Any], np.ndarray]:
+    """The host batch of those records that can be decoded, which every process has whole, and their places in `ids`.
+    Raises ValueError if there are none."""
+    settings = experiment.settings
+    host = data.read_batch(settings.data, source, ids, experiment.task.host)
+    decoded = np.flatnonzero(host["weight"])
+    if not len(decoded):
+        raise _none_readable(settings, len(ids), next(filter(None, map(str, host["problem"])), ""))
+    return {name: array[decoded] for name, array in host.items()}, decoded
+
+
+def _repeated_batches(experiment: Experiment, arrays: Mapping[str, np.ndarray]) -> list[Any]:
+    """Rows of arrays, `micro_batch` at a time, on the mesh; the first ones again where the last batch lacks rows."""
+    size, count = experiment.settings.micro_batch, len(next(iter(arrays.values())))
+    rows = np.array(experiment.local_rows(size))
+    return [
+        sharding.global_batch(
+            experiment.mesh, {name: array[(first + rows) % count] for name, array in arrays.items()}, size
+        )
+        for first in range(0, count, size)
+    ]
+
+
 def make_sampler(experiment: Experiment, stream: str, count: int) -> Any:
     """The jitted (params, frozen, batch[, index]) -> `count` samples a row, uint8 (B, count, [F,] H, W, 3), from noise of
     (seed, stream, index)."""
@@ -167,19 +190,11 @@ class NeighborEvaluator:
                 f"config.data.holdout={settings.data.holdout} leaves no record beside config.eval.num_examples="
                 f"{settings.eval.num_examples} to look for neighbors among: raise it"
             )
-        host = data.read_batch(settings.data, source, ids)
-        decoded = np.flatnonzero(host["weight"])
-        if not len(decoded):
-            raise _none_readable(settings, len(ids), next(filter(None, map(str, host["problem"])), ""))
+        host, decoded = _decoded(experiment, source, ids)
         self.bank = int((decoded < bank).sum())
-        self.images = host["image"][decoded]  # every process has all of them, for the sheet
+        self.images = host["image"]  # every process has all of them, for the sheet
         self.labels = {name: labels[decoded] for name, labels in data.truth_of(source, ids).items()}
-        size, count = settings.micro_batch, len(decoded)
-        rows = np.array(experiment.local_rows(size))
-        self.batches = [
-            sharding.global_batch(experiment.mesh, {"image": self.images[(first + rows) % count]}, size)
-            for first in range(0, count, size)
-        ]
+        self.batches = _repeated_batches(experiment, {"image": self.images})
         task = experiment.task
         self.features_of = jax.jit(task.features, out_shardings=sharding.replicated(experiment.mesh))
         untrained = jax.jit(task.network.init)(rngs.key(settings.train.seed, "init"))
@@ -222,19 +237,8 @@ class RetrievalEvaluator:
     def __init__(self, experiment: Experiment, source: data.Source):
         self.experiment, settings = experiment, experiment.settings
         ids = data.holdout_records(settings.data, source)[: settings.eval.num_examples]
-        host = data.read_batch(settings.data, source, ids, experiment.task.host)  # every process has all of them
-        decoded = np.flatnonzero(host["weight"])
-        if not len(decoded):
-            raise _none_readable(settings, len(ids), next(filter(None, map(str, host["problem"])), ""))
-        self.host = {name: array[decoded] for name, array in host.items()}
-        size, arrays = settings.micro_batch, sharding.device_arrays(self.host)
-        rows = np.array(experiment.local_rows(size))
-        self.batches = [
-            sharding.global_batch(
-                experiment.mesh, {name: array[(first + rows) % len(decoded)] for name, array in arrays.items()}, size
-            )
-            for first in range(0, len(decoded), size)
-        ]
+        self.host, _ = _decoded(experiment, source, ids)
+        self.batches = _repeated_batches(experiment, sharding.device_arrays(self.host))
         self.embed = jax.jit(experiment.task.embed, out_shardings=sharding.replicated(experiment.mesh))
 
     def _features(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
