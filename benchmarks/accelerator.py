@@ -81,7 +81,9 @@ class Run:
     def make(cls, settings: config.Settings) -> Run:
         devices = jax.devices()[:1]
         job = make_job(settings, devices, cached=True)
-        experiment = Experiment.build(settings, devices).without_encoders()
+        # Nothing is loaded: random weights of the encoders would take longer than the steps.
+        frozen = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), job.experiment.frozen)
+        experiment = dataclasses.replace(job.experiment, frozen=frozen)
         rng = np.random.default_rng(0)
         batch = {name: jnp.asarray(random_array(rng, a), a.dtype) for name, a in job.batch.items()}
         batch["weight"] = jnp.ones(job.batch["weight"].shape)
@@ -243,7 +245,7 @@ def shapes(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
         return
     for size in args.sizes:
         for pixels, share in ((256, 1), (512, 4)):
-            if size in ("S", "XL") or pixels == 256:
+            if pixels in args.pixels and (size in ("S", "XL") or pixels == 256):
                 yield size, pixels, args.batch or BATCHES[size] // share
 
 
@@ -405,7 +407,8 @@ def torch_step(args: argparse.Namespace) -> bool:
 def child(section: str, args: argparse.Namespace) -> list[str]:
     """The command of a section in a process of its own, so that its memory is free afterwards."""
     command = [sys.executable, "-m", "benchmarks.accelerator", f"--only={section}", "--child", f"--remat={args.remat}"]
-    command += [f"--sizes={','.join(args.sizes)}", f"--steps={args.steps}", f"--batch={args.batch}"]
+    command += [f"--sizes={','.join(args.sizes)}", f"--pixels={','.join(map(str, args.pixels))}"]
+    command += [f"--steps={args.steps}", f"--batch={args.batch}"]
     return [*command, *(["--small"] if args.small else []), *(["--record"] if args.record else [])]
 
 
@@ -423,6 +426,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"sections, of {', '.join(SECTIONS)}")
     parser.add_argument("--sizes", default="S,B,L,XL", help="sizes of the network")
+    parser.add_argument("--pixels", default="256,512", help="image sizes; 512 for S and XL")
     parser.add_argument("--batch", type=int, default=0, help="images a step; 0: a batch that fits 80 GB")
     parser.add_argument("--remat", default="mlp", help="config.model.remat")
     parser.add_argument("--steps", type=int, default=10, help="steps of one of three turns")
@@ -431,6 +435,7 @@ def main() -> int:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.sizes = args.sizes.split(",")
+    args.pixels = [int(pixels) for pixels in args.pixels.split(",")]
     chosen = args.only.split(",")
     if unknown := set(chosen) - set(SECTIONS):
         parser.error(f"--only={args.only}: {', '.join(unknown)} is none of {', '.join(SECTIONS)}")

@@ -103,4 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     quiet_logs()
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Gradio's threads may still compile or sample: the interpreter's shutdown under them can abort the process.
+    os._exit(code)

@@ -54,7 +54,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _print_plan(study: Study, todo: Sequence[jobs.Job], count: int) -> None:
     """What is trained and what is reused, with an estimate in hours."""
-    measured = [result for result in study.results.all() if result["cpu"] == work.cpu()]
+    measured = [result for result in study.results.all() if result["machine"] == work.machine()]
     total, rows, reused = 0.0, {}, {}
     for job in todo:
         if job.idle:
@@ -131,7 +131,7 @@ def _train(study: Study, todo: Sequence[jobs.Job], lanes: Sequence[Sequence[int]
     """Does the jobs; returns those that failed."""
     study.workdir.mkdir(parents=True, exist_ok=True)
     fileio.lock(study.workdir / "lock")
-    # For the programs that are started. Runs of this size are for CPUs: an accelerator would hold one at a time.
+    # For the programs that are started. Runs of this size are for CPUs: by default an accelerator would hold one at a time.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("GLIBC_TUNABLES", TUNABLES)
     # Runs of other seeds compile the same programs again.

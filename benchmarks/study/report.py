@@ -94,7 +94,7 @@ def _state(reader: Reader, figure: Figure) -> str:
     done = [result for run, seed in runs if (result := reader.result(run, seed)) is not None]
     if not done:
         return "Not run yet."
-    made = sorted({result["cpu"] for result in done})
+    made = sorted({result["machine"] for result in done})
     size = (
         "" if reader.study.scale.size == "desk" else f" These runs check the machinery (`:{reader.study.scale.size}`)."
     )

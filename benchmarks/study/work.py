@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime
 import fcntl
+import functools
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -66,7 +69,7 @@ class Worker:
 
         name, title (of Run), seed, size; digest, settings, prior (of Study.identity); steps, rate (learning rate); curve
         (step -> what was measured of held-out records); evaluations (name -> protocol, scores, seconds); step_seconds
-        (median), seconds (of the program), cpu, cores, versions, date.
+        (median), seconds (of the program), machine, cores, versions, date.
         """
         study, directory = self.study, self.study.directory(job.run, job.seed)
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -83,7 +86,7 @@ class Worker:
             "steps": job.run.steps,
             "curve": curve, "evaluations": {}, "step_seconds": round(statistics.median(steps), 4),
             "seconds": round(float(seconds.read_text())) if seconds.exists() else None,
-            "cpu": cpu(), "cores": len(self.pool.lanes[0]), "versions": versions(),
+            "machine": machine(), "cores": len(self.pool.lanes[0]), "versions": versions(),
             "date": datetime.date.today().isoformat(),
         }  # fmt: skip
 
@@ -154,8 +157,13 @@ def _kept(entry: dict[str, Any]) -> dict[str, Any]:
     return {name: entry[name] for name in ("value", "corrected", "low", "high", "num", "categories") if name in entry}
 
 
-def cpu() -> str:
-    """The make of this machine's processor."""
+@functools.cache
+def machine() -> str:
+    """The make of the processor, or the accelerator, that programs compute on."""
+    if os.environ.get("JAX_PLATFORMS", "cpu") != "cpu":
+        # Another process, as one that has seen an accelerator may keep it from others.
+        probe = [sys.executable, "-c", "import jax; print(jax.devices()[0].device_kind)"]
+        return subprocess.check_output(probe, text=True).splitlines()[-1]
     path = pathlib.Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

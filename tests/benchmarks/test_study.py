@@ -42,7 +42,7 @@ def result_of(study, run, seed, loss, scores=None):
         "curve": {str(run.steps): {"held_out_loss": loss}},
         "evaluations": {},
         "step_seconds": 0.1,
-        "cpu": "a chip",
+        "machine": "a chip",
     }
     if scores:
         (evaluation,) = study.evaluations(run, None)
