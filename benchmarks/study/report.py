@@ -98,8 +98,8 @@ def _state(reader: Reader, figure: Figure) -> str:
     size = (
         "" if reader.study.scale.size == "desk" else f" These runs check the machinery (`:{reader.study.scale.size}`)."
     )
-    missing = f"; {len(runs) - len(done)} of {len(runs)} runs are missing" if len(done) < len(runs) else ""
-    return f"{len(done)} runs, {len(reader.seeds)} seeds, on {', '.join(made)}{missing}.{size}"
+    count = f"{len(done)} runs" if len(done) == len(runs) else f"{len(done)} of {len(runs)} runs are done"
+    return f"{count}, {len(reader.seeds)} seeds each, on {', '.join(made)}.{size}"
 
 
 def _table(reader: Reader, panel: Panel, columns: Sequence[str]) -> list[str]:
