@@ -81,6 +81,36 @@ def _attend_backward(residuals, grad):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
+def attend_fused(
+    q_BHKN: jax.Array,
+    y_BLD: jax.Array,
+    mask_BL: jax.Array | None,
+    kernel: jax.Array,
+    bias: jax.Array,
+    interpret: bool = False,
+) -> jax.Array:
+    """Cross-attention by the TPU kernel, (B, H, K, N).
+
+    Args:
+      q_BHKN: queries, tokens last.
+      y_BLD, mask_BL: condition tokens, and which of them are seen; None: all.
+      kernel, bias: (D, 2, H, K) and (2, H, K), which project y to keys and values.
+      interpret: as of fused_attention.attend.
+    """
+    batch, length, width = y_BLD.shape
+    mask_BL = jnp.ones((batch, length), bool) if mask_BL is None else mask_BL
+    seen_B1 = mask_BL.any(axis=1, keepdims=True)
+    padding = ((0, 0), (0, -length % fused_attention.LANES))
+    mask_BL = jnp.pad(mask_BL | ~seen_B1, padding)
+    y_BLD = jnp.pad(y_BLD, (*padding, (0, 0)))
+    kv = fused_attention.project(y_BLD, kernel.reshape(width, -1), bias.reshape(-1))
+    kv = kv.reshape(batch, *kernel.shape[1:], -1)  # (B, 2, H, K, L)
+    # Rows that see nothing average all their tokens: with keys of zeros all logits are equal.
+    kv = jnp.where(seen_B1[..., None, None, None] | (jnp.arange(2)[None, :, None, None, None] == 1), kv, 0)
+    logit_bias = jnp.where(mask_BL, 0.0, MASKED)[..., None]
+    return fused_attention.attend_masked(q_BHKN, kv, logit_bias, interpret)
+
+
 def _input_projection(module: nn.Module, name: str, parts: int, width: int, heads: int):
     """Kernel (D, parts, H, K) and bias (parts, H, K): heads are a dim of their own, so that a mesh can split them."""
     axes = ("embed", None, "heads", "head_dim")
@@ -137,10 +167,11 @@ class CrossAttention(nn.Module):
     """x (B, N, D), y (B, L, D), mask (B, L) -> (B, N, D); for a single token (B, 1, D), to be broadcast.
 
     With one condition token the softmax is the constant 1 whatever the query, and whatever the mask, as rows whose tokens are
-    all masked average them. So the layer is two matmuls on that token.
+    all masked average them. So the layer is two matmuls on that token. hardware: "tpu" allows fused_attention's kernel.
     """
 
     heads: int
+    hardware: str = ""
 
     @nn.compact
     def __call__(self, x_BND: jax.Array, y_BLD: jax.Array, mask_BL: jax.Array | None = None) -> jax.Array:
@@ -151,6 +182,10 @@ class CrossAttention(nn.Module):
         if y_BLD.shape[1] == 1:
             v_B1D = dense(y_BLD, kv_kernel[:, 1].reshape(width, width), kv_bias[1].reshape(width))
             return dense(v_B1D, *output)
+        if self.hardware == "tpu" and fused_attention.fits_masked(x_BND.shape[1], width // self.heads, y_BLD.shape[1]):
+            q_BHKN = fused_attention.project(x_BND, q_kernel.reshape(width, -1), q_bias.reshape(-1))
+            q_BHKN = q_BHKN.reshape(-1, *q_kernel.shape[2:], x_BND.shape[1])
+            return fused_attention.merge(attend_fused(q_BHKN, y_BLD, mask_BL, kv_kernel, kv_bias), *output)
         (q_BNHK,) = _split_heads(x_BND, q_kernel, q_bias)
         k_BLHK, v_BLHK = _split_heads(y_BLD, kv_kernel, kv_bias)
         return dense(attend(q_BNHK, k_BLHK, v_BLHK, mask_BL).reshape(x_BND.shape), *output)

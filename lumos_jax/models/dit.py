@@ -158,7 +158,7 @@ class Block(nn.Module):
         if y_RLD is not None:
             # All frames of a clip attend to its tokens: their queries are side by side, (R, F N, D).
             x_RMD = x_BND.reshape(y_RLD.shape[0], -1, width)
-            x_RMD = x_RMD + CrossAttention(self.heads, name="cross")(x_RMD, y_RLD, mask_RL)
+            x_RMD = x_RMD + CrossAttention(self.heads, self.hardware, name="cross")(x_RMD, y_RLD, mask_RL)
             x_BND = x_RMD.reshape(x_BND.shape)
         mlp = Mlp(self.mlp_hidden, self.activation, name="mlp")
         return gated(x_BND, gate_2, mlp(modulated_norm(x_BND, shift_2, scale_2))), None

@@ -1,8 +1,11 @@
-"""Self-attention as one TPU kernel in Pallas, forward and backward: logits and softmax never leave the chip's vector memory.
+"""Attention as one TPU kernel in Pallas, forward and backward: logits and softmax never leave the chip's vector memory.
 
-Queries, keys and values are one array (B, 3, H, K, N) with tokens along the lanes, written in that layout by their projection,
-so that heads of any multiple of 8 are sliced without a copy. Per head and block of queries, with transposed logits so that the
-softmax runs down the sublanes (Dao et al. 2022; maximum and sum are exact, as all keys of a head fit):
+Queries, keys and values of self-attention are one array (B, 3, H, K, N) with tokens along the lanes, written in that layout by
+their projection, so that heads of any multiple of 8 are sliced without a copy. Cross-attention has queries (B, H, K, N), keys
+and values (B, 2, H, K, L), and a bias of the logits for masked keys.
+
+Per head and block of queries, with transposed logits so that the softmax runs down the sublanes (Dao et al. 2022; maximum and
+sum are exact, as all keys of a head fit):
 
     s = k^T q,  e = exp(scale (s - max s)),  o = v e / sum e,  z = scale max s + log sum e                          (forward)
     p = exp(scale s - z),  dv = do p^T,  ds = scale p (v^T do - <do, o>),  dq = k ds,  dk = q ds^T                 (backward)
@@ -25,11 +28,24 @@ SUBLANES = 8
 MAX_TOKENS = 4096  # more keys, and the logits of a block of queries exceed vector memory
 MAX_QUERIES = 256  # per block
 MAX_BLOCKS = 8  # unrolled in one program
+CROSS_QUERIES = 512  # at most per block of cross-attention, which has few keys
+CROSS_TOKENS = 512  # keys at most
 
 
 def fits(tokens: int, head_dim: int) -> bool:
     """Whether the kernel supports heads of that shape."""
     return tokens % LANES == 0 and tokens <= MAX_TOKENS and head_dim % SUBLANES == 0
+
+
+def fits_masked(tokens: int, head_dim: int, keys: int) -> bool:
+    """Whether `attend_masked` supports heads of that shape, with keys padded to LANES."""
+    whole = tokens % LANES == 0 and tokens <= MAX_BLOCKS * _cross_queries(tokens)
+    return whole and head_dim % SUBLANES == 0 and keys <= CROSS_TOKENS
+
+
+def _cross_queries(tokens: int) -> int:
+    """Queries per block of cross-attention."""
+    return next((size for size in (CROSS_QUERIES, CROSS_QUERIES // 2) if tokens % size == 0), LANES)
 
 
 def _queries(tokens: int) -> int:
@@ -50,55 +66,88 @@ def _dot(a, b, a_dim, b_dim):
     return jax.lax.dot_general(a, b, dims, precision, preferred_element_type=jnp.float32)
 
 
+def _softmax(q_Kn, k_KL, v_KL, bias_L1=None):
+    """A block of queries: outputs (K, n) and z (1, n), float32."""
+    scale, s_Ln = q_Kn.shape[0] ** -0.5, _dot(k_KL, q_Kn, 0, 0)
+    s_Ln = s_Ln if bias_L1 is None else s_Ln + bias_L1
+    max_1n = s_Ln.max(axis=0, keepdims=True)
+    e_Ln = jnp.exp(scale * (s_Ln - max_1n))
+    sum_1n = e_Ln.sum(axis=0, keepdims=True)
+    return _dot(v_KL, e_Ln.astype(v_KL.dtype), 1, 0) / sum_1n, scale * max_1n + jnp.log(sum_1n)
+
+
+def _softmax_gradient(q_Kn, k_KL, v_KL, out_Kn, z_1n, do_Kn, bias_L1=None):
+    """Of a block of queries: dq (K, n), and its part of dk and dv (K, L), float32."""
+    scale, s_Ln = q_Kn.shape[0] ** -0.5, _dot(k_KL, q_Kn, 0, 0)
+    s_Ln = s_Ln if bias_L1 is None else s_Ln + bias_L1
+    inner_1n = (do_Kn.astype(jnp.float32) * out_Kn.astype(jnp.float32)).sum(axis=0, keepdims=True)
+    p_Ln = jnp.exp(scale * s_Ln - z_1n)
+    ds_Ln = (scale * p_Ln * (_dot(v_KL, do_Kn, 0, 0) - inner_1n)).astype(q_Kn.dtype)
+    return _dot(k_KL, ds_Ln, 1, 0), _dot(q_Kn, ds_Ln, 1, 1), _dot(do_Kn, p_Ln.astype(do_Kn.dtype), 1, 1)
+
+
+def _blocks(tokens, size):
+    return [pl.ds(begin, size) for begin in range(0, tokens, size)]
+
+
 def _forward_kernel(qkv, out, z):
-    _, _, heads, head_dim, tokens = qkv.shape
-    block, scale = _queries(tokens), head_dim**-0.5
-    for h in range(heads):
-        k_KL, v_KL = qkv[0, 1, h], qkv[0, 2, h]
-        for begin in range(0, tokens, block):
-            queries = pl.ds(begin, block)
-            s_Ln = _dot(k_KL, qkv[0, 0, h, :, queries], 0, 0)
-            max_1n = s_Ln.max(axis=0, keepdims=True)
-            e_Ln = jnp.exp(scale * (s_Ln - max_1n))
-            sum_1n = e_Ln.sum(axis=0, keepdims=True)
-            out[0, h, :, queries] = (_dot(v_KL, e_Ln.astype(v_KL.dtype), 1, 0) / sum_1n).astype(out.dtype)  # (K, n)
-            z[0, h, :, queries] = scale * max_1n + jnp.log(sum_1n)
+    tokens = qkv.shape[-1]
+    for h in range(qkv.shape[2]):
+        for queries in _blocks(tokens, _queries(tokens)):
+            o_Kn, z[0, h, :, queries] = _softmax(qkv[0, 0, h, :, queries], qkv[0, 1, h], qkv[0, 2, h])
+            out[0, h, :, queries] = o_Kn.astype(out.dtype)
 
 
 def _backward_kernel(qkv, out, z, grad, grad_qkv):
-    _, _, heads, head_dim, tokens = qkv.shape
-    block, scale = _queries(tokens), head_dim**-0.5
-    for h in range(heads):
-        k_KL, v_KL = qkv[0, 1, h], qkv[0, 2, h]
+    tokens = qkv.shape[-1]
+    for h in range(qkv.shape[2]):
         dk_KL = dv_KL = 0.0
-        for begin in range(0, tokens, block):
-            queries = pl.ds(begin, block)
-            q_Kn, do_Kn = qkv[0, 0, h, :, queries], grad[0, h, :, queries]
-            products_Kn = do_Kn.astype(jnp.float32) * out[0, h, :, queries].astype(jnp.float32)
-            inner_1n = products_Kn.sum(axis=0, keepdims=True)
-            p_Ln = jnp.exp(scale * _dot(k_KL, q_Kn, 0, 0) - z[0, h, :, queries])
-            ds_Ln = (scale * p_Ln * (_dot(v_KL, do_Kn, 0, 0) - inner_1n)).astype(q_Kn.dtype)
-            dv_KL += _dot(do_Kn, p_Ln.astype(do_Kn.dtype), 1, 1)
-            dk_KL += _dot(q_Kn, ds_Ln, 1, 1)
-            grad_qkv[0, 0, h, :, queries] = _dot(k_KL, ds_Ln, 1, 0).astype(grad_qkv.dtype)  # (K, n)
+        for queries in _blocks(tokens, _queries(tokens)):
+            block = (a[0, h, :, queries] for a in (out, z, grad))
+            q_Kn, k_KL, v_KL = qkv[0, 0, h, :, queries], qkv[0, 1, h], qkv[0, 2, h]
+            dq_Kn, dk, dv = _softmax_gradient(q_Kn, k_KL, v_KL, *block)
+            grad_qkv[0, 0, h, :, queries] = dq_Kn.astype(grad_qkv.dtype)
+            dk_KL, dv_KL = dk_KL + dk, dv_KL + dv
         grad_qkv[0, 1, h] = dk_KL.astype(grad_qkv.dtype)
         grad_qkv[0, 2, h] = dv_KL.astype(grad_qkv.dtype)
 
 
-def _run(kernel, name, operands, results, matmuls, interpret):
-    """Runs `kernel` for every row and group of heads. matmuls: how many of N x N x K it has, for the compiler's cost model."""
-    batch, _, heads, head_dim, tokens = operands[0].shape
-    group = _heads(heads, tokens)
+def _masked_forward_kernel(q, kv, bias, out, z):
+    for h in range(q.shape[1]):
+        for queries in _blocks(q.shape[-1], _cross_queries(q.shape[-1])):
+            o_Kn, z[0, h, :, queries] = _softmax(q[0, h, :, queries], kv[0, 0, h], kv[0, 1, h], bias[0])
+            out[0, h, :, queries] = o_Kn.astype(out.dtype)
+
+
+def _masked_backward_kernel(q, kv, bias, out, z, grad, grad_q, grad_kv):
+    for h in range(q.shape[1]):
+        dk_KL = dv_KL = 0.0
+        for queries in _blocks(q.shape[-1], _cross_queries(q.shape[-1])):
+            block = (a[0, h, :, queries] for a in (out, z, grad))
+            dq_Kn, dk, dv = _softmax_gradient(q[0, h, :, queries], kv[0, 0, h], kv[0, 1, h], *block, bias[0])
+            grad_q[0, h, :, queries] = dq_Kn.astype(grad_q.dtype)
+            dk_KL, dv_KL = dk_KL + dk, dv_KL + dv
+        grad_kv[0, 0, h] = dk_KL.astype(grad_kv.dtype)
+        grad_kv[0, 1, h] = dv_KL.astype(grad_kv.dtype)
+
+
+def _run(kernel, name, operands, results, group, keys, matmuls, interpret):
+    """Runs `kernel` for every row and group of heads. Arrays are (B, parts, H, K, tokens), (B, H, K, tokens), or (B, L, 1).
+
+    keys: L. matmuls: how many of N x L x K it has, for the compiler's cost model.
+    """
+    batch, heads, head_dim, tokens = next(r.shape for r in (*results, *operands) if len(r.shape) == 4)
 
     def spec(a):
         def index(row, head):
-            return (row, 0, head, 0, 0) if len(a.shape) == 5 else (row, head, 0, 0)
+            return {3: (row, 0, 0), 4: (row, head, 0, 0), 5: (row, 0, head, 0, 0)}[len(a.shape)]
 
-        return pl.BlockSpec((1, *a.shape[1:-3], group, *a.shape[-2:]), index)
+        inner = a.shape[1:] if len(a.shape) == 3 else (*a.shape[1:-3], group, *a.shape[-2:])
+        return pl.BlockSpec((1, *inner), index)
 
     varies = jax.typeof(operands[0]).manual_axis_type  # inside shard_map: the mesh axes over which the operands differ
     results = [jax.ShapeDtypeStruct(r.shape, r.dtype, manual_axis_type=varies) for r in results]
-    pairs = batch * heads * tokens**2
+    pairs = batch * heads * tokens * keys
     cost = pl.CostEstimate(
         flops=2 * matmuls * pairs * head_dim,
         transcendentals=pairs,
@@ -132,16 +181,42 @@ def _attend_forward(qkv, interpret):
     batch, _, *rest, tokens = qkv.shape
     out = jax.ShapeDtypeStruct((batch, *rest, tokens), qkv.dtype)
     z = jax.ShapeDtypeStruct((batch, rest[0], 1, tokens), jnp.float32)
-    out, z = _run(_forward_kernel, "attention", [qkv], [out, z], 2, interpret)
+    group = _heads(rest[0], tokens)
+    out, z = _run(_forward_kernel, "attention", [qkv], [out, z], group, tokens, 2, interpret)
     return out, (qkv, out, z)
 
 
 def _attend_backward(interpret, residuals, grad):
-    operands = [*residuals, grad]
-    return tuple(_run(_backward_kernel, "attention_gradient", operands, [residuals[0]], 5, interpret))
+    operands, tokens = [*residuals, grad], grad.shape[-1]
+    group = _heads(grad.shape[1], tokens)
+    return tuple(_run(_backward_kernel, "attention_gradient", operands, [residuals[0]], group, tokens, 5, interpret))
 
 
 attend.defvjp(_attend_forward, _attend_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def attend_masked(q: jax.Array, kv: jax.Array, bias: jax.Array, interpret: bool = False) -> jax.Array:
+    """Cross-attention: queries (B, H, K, N), keys and values (B, 2, H, K, L) -> (B, H, K, N), in the dtype of `q`.
+
+    bias: (B, L, 1) float32, added to the logits before they are scaled; no gradient. interpret: as of `attend`.
+    """
+    return _masked_forward(q, kv, bias, interpret)[0]
+
+
+def _masked_forward(q, kv, bias, interpret):
+    z = jax.ShapeDtypeStruct((*q.shape[:2], 1, q.shape[-1]), jnp.float32)
+    out, z = _run(_masked_forward_kernel, "cross_attention", [q, kv, bias], [q, z], 1, kv.shape[-1], 2, interpret)
+    return out, (q, kv, bias, out, z)
+
+
+def _masked_backward(interpret, residuals, grad):
+    q, kv, bias, *_ = residuals
+    operands, name = [*residuals, grad], "cross_attention_gradient"
+    return *_run(_masked_backward_kernel, name, operands, [q, kv], 1, kv.shape[-1], 5, interpret), jnp.zeros_like(bias)
+
+
+attend_masked.defvjp(_masked_forward, _masked_backward)
 
 
 @jax.custom_vjp

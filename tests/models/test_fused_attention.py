@@ -36,10 +36,38 @@ def test_it_attends_as_the_plain_one_forward_and_backward(monkeypatch):
         np.testing.assert_allclose(got, wanted, atol=1e-5 * float(np.abs(wanted).max()) + 1e-5)
 
 
+def test_cross_attention_sees_what_the_plain_one_does():
+    rows, tokens, length, heads = 3, 3 * 128, 12, 2  # three blocks of queries
+    keys = jax.random.split(jax.random.key(1), 5)
+    q, weights = (jax.random.normal(key, (rows, tokens, heads, 8)) for key in keys[:2])
+    y = jax.random.normal(keys[2], (rows, length, 16))
+    kernel, bias = 0.5 * jax.random.normal(keys[3], (16, 2, heads, 8)), jax.random.normal(keys[4], (2, heads, 8))
+    mask = jnp.arange(length)[None] < jnp.array([[12], [5], [0]])  # all, some, none
+
+    def plain(q, y, kernel, bias):
+        return attention.attend(q, *attention._split_heads(y, kernel, bias), mask)
+
+    def fused(q, y, kernel, bias):
+        heads_BHKN = attention.attend_fused(q.transpose(0, 2, 3, 1), y, mask, kernel, bias, True)
+        return heads_BHKN.transpose(0, 3, 1, 2)
+
+    inputs = (q, y, kernel, bias)
+    np.testing.assert_allclose(fused(*inputs), plain(*inputs), atol=1e-5)
+    # A row that sees nothing depends on its values alone; nothing trains on such rows.
+    weights = weights * mask.any(axis=1)[:, None, None, None]
+    for wanted, got in zip(*(jax.vjp(layer, *inputs)[1](weights) for layer in (plain, fused)), strict=True):
+        assert np.abs(wanted).max() > 0.1
+        np.testing.assert_allclose(got, wanted, atol=1e-5 * float(np.abs(wanted).max()))
+
+
 def test_which_heads_it_takes():
     assert [fused_attention.fits(*head) for head in ((256, 72), (4096, 64))] == [True, True]
     # Lanes and sublanes that stay empty, and logits that are too many.
     assert [fused_attention.fits(*head) for head in ((64, 72), (256, 12), (8192, 64))] == [False, False, False]
+    assert [fused_attention.fits_masked(*head) for head in ((4096, 72, 120), (384, 72, 197))] == [True, True]
+    assert [fused_attention.fits_masked(*head) for head in ((64, 72, 120), (31 * 128, 72, 120), (256, 72, 600))] == [
+        False
+    ] * 3
     assert [fused_attention._heads(16, n) for n in (256, 1024, 4096)] == [4, 2, 1]
 
 
