@@ -52,7 +52,9 @@ class Interval:
     def __str__(self) -> str:
         if self.seeds < 2:
             return f"{self.mean:.4g}"
-        return f"{self.mean:.4g} ± {self.high - self.mean:.2g}"
+        reach = self.high - self.mean
+        places = min(4, max(0, 1 - math.floor(math.log10(reach)))) if reach else 4  # two digits of the reach
+        return f"{self.mean:.{places}f} ± {reach:.{places}f}"
 
 
 def interval(values: Sequence[float]) -> Interval:

@@ -151,7 +151,11 @@ def test_intervals_are_students():
         2.0, pytest.approx(-0.4841, abs=1e-4), pytest.approx(4.4841, abs=1e-4), 3
     )
     assert interval([5.0]).mean == 5.0
-    assert str(interval([5.0])) == "5"
+    assert [str(interval(values)) for values in ([5.0], [1.0, 2.0, 3.0], [100.0, 300.0])] == [
+        "5",
+        "2.0 ± 2.5",
+        "200 ± 1271",
+    ]
     gain = difference({0: 1.0, 1: 5.0, 2: 9.0, 7: 0.0}, {0: 0.9, 1: 4.8, 2: 8.9})
     assert gain.mean == pytest.approx(0.4 / 3)
     assert gain.seeds == 3
@@ -178,10 +182,12 @@ def test_the_page_is_written_from_results_alone(study, tmp_path):
     out.parent.mkdir()
     report.write(study, DECLARED, range(3), page, out)
     text = out.read_text()
-    assert "| I2I prior | 18 ± 0.62 | 0.3 ± 0 |" in text
-    assert "| I2I prior | 2 ± 0 | 0 ± 0 | 0 ± 0 |" in text  # minus scratch, paired
-    assert "| views from the I2I prior are better than from scratch | PSNR, dB | 2 ± 0 | holds |" in text
-    assert "| views from the I2I prior are better than from the T2I prior | LPIPS | 0 ± 0 | undecided |" in text
+    assert "| I2I prior | 18.00 ± 0.62 | 0.3000 ± 0.0000 |" in text
+    assert "| I2I prior | 2.0000 ± 0.0000 | 0.0000 ± 0.0000 | 0.0000 ± 0.0000 |" in text  # minus scratch, paired
+    assert "| views from the I2I prior are better than from scratch | PSNR, dB | 2.0000 ± 0.0000 | holds |" in text
+    assert (
+        "| views from the I2I prior are better than from the T2I prior | LPIPS | 0.0000 ± 0.0000 | undecided |" in text
+    )
     assert "nvs from scratch 0.001: 0.3000, 0.002: 0.2000 (taken: 0.002)" in text
     assert text.count("Not run yet.") == len(DECLARED) - 1
     again = tmp_path / "page" / "again.md"
