@@ -34,7 +34,7 @@ def kernel_for(hardware: str, tokens: int, head_dim: int, dtype: jnp.dtype) -> s
         attention; "" otherwise. The sharded forward pass sets it.
       tokens, head_dim, dtype: of the queries.
     """
-    if hardware == "tpu" and fused_attention.fits(tokens, head_dim):
+    if hardware == "tpu" and fused_attention.fits(tokens, head_dim, dtype):
         return "pallas"
     if hardware == "cuda" and tokens >= CUDNN_TOKENS and head_dim in CUDNN_HEAD_DIMS and dtype == jnp.bfloat16:
         return "cudnn"
@@ -182,7 +182,8 @@ class CrossAttention(nn.Module):
         if y_BLD.shape[1] == 1:
             v_B1D = dense(y_BLD, kv_kernel[:, 1].reshape(width, width), kv_bias[1].reshape(width))
             return dense(v_B1D, *output)
-        if self.hardware == "tpu" and fused_attention.fits_masked(x_BND.shape[1], width // self.heads, y_BLD.shape[1]):
+        shape = (x_BND.shape[1], width // self.heads, y_BLD.shape[1])
+        if self.hardware == "tpu" and fused_attention.fits_masked(*shape, x_BND.dtype):
             q_BHKN = fused_attention.project(x_BND, q_kernel.reshape(width, -1), q_bias.reshape(-1))
             q_BHKN = q_BHKN.reshape(-1, *q_kernel.shape[2:], x_BND.shape[1])
             return fused_attention.merge(attend_fused(q_BHKN, y_BLD, mask_BL, kv_kernel, kv_bias), *output)

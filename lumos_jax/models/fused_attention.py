@@ -29,18 +29,26 @@ MAX_TOKENS = 4096  # more keys, and the logits of a block of queries exceed vect
 MAX_QUERIES = 256  # per block
 MAX_BLOCKS = 8  # unrolled in one program
 CROSS_QUERIES = 512  # at most per block of cross-attention, which has few keys
-CROSS_TOKENS = 512  # keys at most
+# What the gradient's arrays may add up to, by the sums in `fits` and `fits_masked`. The compiler shares memory among some and
+# spills others: with more, programs were refused for v5e or v5p, which have 16 MiB of vector memory for one.
+SELF_BYTES, CROSS_BYTES = 20 * 2**20, 10 * 2**20
 
 
-def fits(tokens: int, head_dim: int) -> bool:
-    """Whether the kernel supports heads of that shape."""
-    return tokens % LANES == 0 and tokens <= MAX_TOKENS and head_dim % SUBLANES == 0
+def fits(tokens: int, head_dim: int, dtype: jnp.dtype) -> bool:
+    """Whether `attend` supports heads of that shape."""
+    whole = tokens % LANES == 0 and tokens <= MAX_TOKENS and head_dim % SUBLANES == 0
+    # q, k, v, o and their gradients, each twice, as one is copied meanwhile; s, e, p, dp, ds in float32.
+    arrays = 2 * 8 * _most_heads(tokens) * tokens * head_dim * jnp.dtype(dtype).itemsize
+    return whole and arrays + 5 * 4 * _queries(tokens) * tokens <= SELF_BYTES
 
 
-def fits_masked(tokens: int, head_dim: int, keys: int) -> bool:
+def fits_masked(tokens: int, head_dim: int, keys: int, dtype: jnp.dtype) -> bool:
     """Whether `attend_masked` supports heads of that shape, with keys padded to LANES."""
-    whole = tokens % LANES == 0 and tokens <= MAX_BLOCKS * _cross_queries(tokens)
-    return whole and head_dim % SUBLANES == 0 and keys <= CROSS_TOKENS
+    queries = _cross_queries(tokens)
+    arrays = 2 * 4 * tokens * head_dim * jnp.dtype(dtype).itemsize  # q, o and their gradients
+    logits = 5 * 4 * queries * (keys + -keys % LANES)
+    whole = tokens % LANES == 0 and tokens <= MAX_BLOCKS * queries
+    return whole and head_dim % SUBLANES == 0 and arrays + logits <= CROSS_BYTES
 
 
 def _cross_queries(tokens: int) -> int:
@@ -55,8 +63,11 @@ def _queries(tokens: int) -> int:
 
 def _heads(heads: int, tokens: int) -> int:
     """Heads per program."""
-    most = max(1, MAX_BLOCKS * _queries(tokens) // tokens)
-    return next(n for n in (4, 3, 2, 1) if heads % n == 0 and n <= most)
+    return next(n for n in (4, 3, 2, 1) if heads % n == 0 and n <= _most_heads(tokens))
+
+
+def _most_heads(tokens: int) -> int:
+    return min(4, max(1, MAX_BLOCKS * _queries(tokens) // tokens))
 
 
 def _dot(a, b, a_dim, b_dim):

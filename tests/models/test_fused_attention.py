@@ -61,13 +61,17 @@ def test_cross_attention_sees_what_the_plain_one_does():
 
 
 def test_which_heads_it_takes():
-    assert [fused_attention.fits(*head) for head in ((256, 72), (4096, 64))] == [True, True]
-    # Lanes and sublanes that stay empty, and logits that are too many.
-    assert [fused_attention.fits(*head) for head in ((64, 72), (256, 12), (8192, 64))] == [False, False, False]
-    assert [fused_attention.fits_masked(*head) for head in ((4096, 72, 120), (384, 72, 197))] == [True, True]
-    assert [fused_attention.fits_masked(*head) for head in ((64, 72, 120), (31 * 128, 72, 120), (256, 72, 600))] == [
-        False
-    ] * 3
+    half, full = jnp.dtype("bfloat16"), jnp.dtype("float32")
+    for head in ((256, 72, half), (4096, 72, half), (1024, 72, full)):
+        assert fused_attention.fits(*head)
+    # Lanes and sublanes that stay empty, logits that are too many, and arrays that exceed vector memory.
+    for head in ((64, 72, half), (256, 12, half), (8192, 64, half), (4096, 72, full), (4096, 128, half)):
+        assert not fused_attention.fits(*head)
+    for head in ((4096, 72, 120, half), (4096, 72, 512, half), (384, 72, 197, full)):
+        assert fused_attention.fits_masked(*head)
+    # The last ones exceed vector memory.
+    for head in ((64, 72, 120, half), (31 * 128, 72, 120, half), (4096, 72, 700, half), (4096, 72, 512, full)):
+        assert not fused_attention.fits_masked(*head)
     assert [fused_attention._heads(16, n) for n in (256, 1024, 4096)] == [4, 2, 1]
 
 
