@@ -23,6 +23,7 @@ from benchmarks.study.spec import Cell, Claim, Figure, Panel, Run
 from lumos_jax import fileio
 
 Values = Mapping[int, float]  # by seed
+LOSS = "held_out_loss"  # in a result's curve
 
 
 class Reader:
@@ -49,19 +50,26 @@ class Reader:
                     made[seed] = scores[score]
         return made
 
-    def curve(self, cell: Cell, score: str) -> dict[int, Interval]:
-        """Over training steps."""
-        points: dict[int, list[float]] = {}
+    def points(self, cell: Cell, score: str) -> dict[int, Values]:
+        """Training step -> what was measured of held-out records, by seed."""
+        points: dict[int, dict[int, float]] = {}
         for seed in self.seeds:
             result = self.result(cell.run, seed)
             for step, measured in result["curve"].items() if result else ():
                 if score in measured:
-                    points.setdefault(int(step), []).append(measured[score])
-        return {step: interval(values) for step, values in sorted(points.items())}
+                    points.setdefault(int(step), {})[seed] = measured[score]
+        return dict(sorted(points.items()))
+
+    def curve(self, cell: Cell, score: str) -> dict[int, Interval]:
+        """Over training steps."""
+        return {step: interval(list(values.values())) for step, values in self.points(cell, score).items()}
 
     def columns(self, panel: Panel) -> list[str]:
-        """Scores that any cell has; `scenes` with its categories."""
-        found = [scores_of(entry) for cell in panel.cells for entry in self._entries(cell)]
+        """Scores that any cell has, `scenes` with its categories; none while there is one cell, which compares nothing."""
+        entries = [made for cell in panel.cells if (made := self._entries(cell))]
+        if len(entries) < 2:
+            return []
+        found = [scores_of(entry) for made in entries for entry in made]
         named = dict.fromkeys(name for scores in found for name in scores)
         return [name for score in panel.scores for name in named if name.partition("/")[0] == score]
 
@@ -83,6 +91,8 @@ def section(reader: Reader, figure: Figure, pictures: Mapping[str, str]) -> str:
             lines += _differences(reader, panel, columns)
         if panel.claims:
             lines += _claims(reader, panel)
+        if panel.claims and LOSS in panel.curve:
+            lines += _losses(reader, panel)
         if panel.title in pictures:
             lines += ["", f"![{panel.title}]({pictures[panel.title]})"]
         lines += _rates(reader, panel)
@@ -99,7 +109,7 @@ def _state(reader: Reader, figure: Figure) -> str:
         "" if reader.study.scale.size == "desk" else f" These runs check the machinery (`:{reader.study.scale.size}`)."
     )
     count = f"{len(done)} runs" if len(done) == len(runs) else f"{len(done)} of {len(runs)} runs are done"
-    return f"{count}, {len(reader.seeds)} seeds each, on {', '.join(made)}.{size}"
+    return f"{count}, {len(reader.seeds)} seeds of each, on {', '.join(made)}.{size}"
 
 
 def _table(reader: Reader, panel: Panel, columns: Sequence[str]) -> list[str]:
@@ -131,6 +141,20 @@ def _claims(reader: Reader, panel: Panel) -> list[str]:
     rows = [[claim.text, title_of(score), *judge(reader, panel, claim, score)]
             for claim in panel.claims for score in claim.scores]  # fmt: skip
     return ["", *_markdown(["claim", "score", "difference", ""], rows)]
+
+
+def _losses(reader: Reader, panel: Panel) -> list[str]:
+    """The same claims by the loss of held-out records, after each of the evaluations on the way."""
+    pairs = [[reader.points(panel.cell(place), LOSS) for place in (claim.better, claim.than)] for claim in panel.claims]
+    last = max((step for pair in pairs for points in pair for step in points), default=0)
+    near = range(last - last // 100, last)  # where rounding puts one more evaluation just before the end
+    steps = sorted({step for better, than in pairs for step in better.keys() & than.keys()} - {0, *near})
+    rows = []
+    for claim, (better, than) in zip(panel.claims, pairs, strict=True):
+        gains = [difference(better.get(step, {}), than.get(step, {})) for step in steps]
+        rows.append([claim.text, *("-" if gain is None else f"{gain}: {verdict(LOSS, gain)}" for gain in gains)])
+    head = ["held-out loss", *(f"after {step} steps" for step in steps)]
+    return ["", *_markdown(head, rows)] if steps else []
 
 
 def judge(reader: Reader, panel: Panel, claim: Claim, score: str) -> tuple[str, str]:
