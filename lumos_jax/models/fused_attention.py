@@ -29,17 +29,20 @@ MAX_TOKENS = 4096  # more keys, and the logits of a block of queries exceed vect
 MAX_QUERIES = 256  # per block
 MAX_BLOCKS = 8  # unrolled in one program
 CROSS_QUERIES = 512  # at most per block of cross-attention, which has few keys
-# What the gradient's arrays may add up to, by the sums in `fits` and `fits_masked`. The compiler shares memory among some and
-# spills others: with more, programs were refused for v5e or v5p, which have 16 MiB of vector memory for one.
-SELF_BYTES, CROSS_BYTES = 20 * 2**20, 10 * 2**20
+# What the gradient's arrays may add up to, by the sums in `fits` and `fits_masked`. SELF_BYTES is by itemsize: matmuls in full
+# precision split float32 operands, which takes memory too. With more, programs were refused for v5e or v5p, which have 16 MiB
+# of vector memory for one; the compiler shares some of it among arrays.
+SELF_BYTES = {2: 20 * 2**20, 4: 12 * 2**20}
+CROSS_BYTES = 10 * 2**20
 
 
 def fits(tokens: int, head_dim: int, dtype: jnp.dtype) -> bool:
     """Whether `attend` supports heads of that shape."""
     whole = tokens % LANES == 0 and tokens <= MAX_TOKENS and head_dim % SUBLANES == 0
     # q, k, v, o and their gradients, each twice, as one is copied meanwhile; s, e, p, dp, ds in float32.
-    arrays = 2 * 8 * _most_heads(tokens) * tokens * head_dim * jnp.dtype(dtype).itemsize
-    return whole and arrays + 5 * 4 * _queries(tokens) * tokens <= SELF_BYTES
+    itemsize = jnp.dtype(dtype).itemsize
+    arrays = 2 * 8 * _most_heads(tokens) * tokens * head_dim * itemsize
+    return whole and arrays + 5 * 4 * _queries(tokens) * tokens <= SELF_BYTES[itemsize]
 
 
 def fits_masked(tokens: int, head_dim: int, keys: int, dtype: jnp.dtype) -> bool:
