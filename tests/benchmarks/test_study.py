@@ -177,7 +177,8 @@ def test_the_page_is_written_from_results_alone(study, tmp_path):
         tune(study, cell.run)
         for seed, noise in enumerate((0.0, 0.25, -0.25)):
             psnr = worth[cell.line] + noise
-            result_of(study, cell.run, seed, 0.1, {"psnr": psnr, "ssim": 0.3, "lpips": 0.3 if seed else 0.2})
+            loss = 1 / worth[cell.line]
+            result_of(study, cell.run, seed, loss, {"psnr": psnr, "ssim": 0.3, "lpips": 0.3 if seed else 0.2})
     page, out = pathlib.Path(program._PAGE), tmp_path / "page" / "study.md"
     out.parent.mkdir()
     report.write(study, DECLARED, range(3), page, out)
@@ -188,6 +189,8 @@ def test_the_page_is_written_from_results_alone(study, tmp_path):
     assert (
         "| views from the I2I prior are better than from the T2I prior | LPIPS | 0.0000 ± 0.0000 | undecided |" in text
     )
+    assert "| held-out loss | after 4 steps |" in text
+    assert "| views from the I2I prior are better than from scratch | -0.0069 ± 0.0000: holds |" in text
     assert "nvs from scratch 0.001: 0.3000, 0.002: 0.2000 (taken: 0.002)" in text
     assert text.count("Not run yet.") == len(DECLARED) - 1
     again = tmp_path / "page" / "again.md"
