@@ -201,19 +201,14 @@ def test_the_path_between_two_images(visit, sampled):
     )
 
 
-def choose_four(page):
-    """Three held-out images beside the first: 16 samples of each in 250 steps are 4,000 steps."""
-    for number in (1, 2, 3):
-        page.panel.locator(".held-out button").nth(number).click()
-        page.panel.locator(".chosen img").nth(number).wait_for()
-
-
 @needs_browser
 def test_steps_are_shown_and_stop_ends_what_samples_or_waits(visit):
     """A visitor's Stop takes that visitor's request out of the queue, and leaves what another one samples."""
     first, second = visit("images"), visit("images")
     before = second.command()
-    choose_four(first)
+    for number in (1, 2, 3):  # beside the first: 16 samples of each in 250 steps are 4,000 steps
+        first.panel.locator(".held-out button").nth(number).click()
+        first.panel.locator(".chosen img").nth(number).wait_for()
     first.fill("Steps", 250)
     first.fill("Samples", 16)
     first.panel.get_by_role("button", name="Variations", exact=True).click()

@@ -97,14 +97,12 @@ def attend_fused(
       kernel, bias: (D, 2, H, K) and (2, H, K), which project y to keys and values.
       interpret: as of fused_attention.attend.
     """
-    batch, length, width = y_BLD.shape
+    batch, length, _ = y_BLD.shape
     mask_BL = jnp.ones((batch, length), bool) if mask_BL is None else mask_BL
     seen_B1 = mask_BL.any(axis=1, keepdims=True)
     padding = ((0, 0), (0, -length % fused_attention.LANES))
     mask_BL = jnp.pad(mask_BL | ~seen_B1, padding)
-    y_BLD = jnp.pad(y_BLD, (*padding, (0, 0)))
-    kv = fused_attention.project(y_BLD, kernel.reshape(width, -1), bias.reshape(-1))
-    kv = kv.reshape(batch, *kernel.shape[1:], -1)  # (B, 2, H, K, L)
+    kv = _project_heads(jnp.pad(y_BLD, (*padding, (0, 0))), kernel, bias)  # (B, 2, H, K, L)
     # Rows that see nothing average all their tokens: with keys of zeros all logits are equal.
     kv = jnp.where(seen_B1[..., None, None, None] | (jnp.arange(2)[None, :, None, None, None] == 1), kv, 0)
     logit_bias = jnp.where(mask_BL, 0.0, MASKED)[..., None]
@@ -132,6 +130,12 @@ def _split_heads(x_BND: jax.Array, kernel: jax.Array, bias: jax.Array) -> list[j
     x = dense(x_BND, kernel.reshape(width, -1), bias.reshape(-1)).reshape(*x_BND.shape[:2], parts, heads, head_dim)
     # The gradient of split is one concatenation; that of indexing is a sum of padded arrays.
     return [part.squeeze(2) for part in jnp.split(x, parts, axis=2)]
+
+
+def _project_heads(x_BND: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Projects x for a TPU kernel: (B, parts, H, K, N)."""
+    flat = fused_attention.project(x_BND, kernel.reshape(kernel.shape[0], -1), bias.reshape(-1))
+    return flat.reshape(x_BND.shape[0], *kernel.shape[1:], x_BND.shape[1])
 
 
 class SelfAttention(nn.Module):
@@ -184,8 +188,7 @@ class CrossAttention(nn.Module):
             return dense(v_B1D, *output)
         shape = (x_BND.shape[1], width // self.heads, y_BLD.shape[1])
         if self.hardware == "tpu" and fused_attention.fits_masked(*shape, x_BND.dtype):
-            q_BHKN = fused_attention.project(x_BND, q_kernel.reshape(width, -1), q_bias.reshape(-1))
-            q_BHKN = q_BHKN.reshape(-1, *q_kernel.shape[2:], x_BND.shape[1])
+            q_BHKN = _project_heads(x_BND, q_kernel, q_bias).squeeze(1)
             return fused_attention.merge(attend_fused(q_BHKN, y_BLD, mask_BL, kv_kernel, kv_bias), *output)
         (q_BNHK,) = _split_heads(x_BND, q_kernel, q_bias)
         k_BLHK, v_BLHK = _split_heads(y_BLD, kv_kernel, kv_bias)
