@@ -91,26 +91,26 @@ class Worker:
         }  # fmt: skip
 
     def _score(self, job: Job, result: Result, missing: list[Evaluation]) -> None:
-        """Adds these evaluations to the result, and saves it."""
+        """Adds these evaluations to the result, and saves it. One process makes them all: it starts and compiles once."""
         study, directory = self.study, self.study.directory(job.run, job.seed)
         data = config_io.load(directory / "config.json").data
-        for evaluation in missing:
-            out = directory / "evaluations" / key_of(evaluation).replace(", ", "-").replace(" ", "-")
+        outs = {one: directory / "evaluations" / key_of(one).replace(", ", "-").replace(" ", "-") for one in missing}
+        commands = []
+        for evaluation, out in outs.items():
             shutil.rmtree(out, ignore_errors=True)  # of another protocol, or incomplete
-            score = self._metrics(evaluation, out, data)  # makes the references, which is not counted
-            began = time.monotonic()
-            self.pool.call(
-                f"{job.run.name}-seed{job.seed}",
-                [sys.executable, "-m", "benchmarks.study.scoring",
-                 json.dumps([self._sample(directory, evaluation, out), score])],
-            )  # fmt: skip
+            commands += [self._sample(directory, evaluation, out), self._metrics(evaluation, out, data)]
+        began = time.monotonic()
+        scoring = [sys.executable, "-m", "benchmarks.study.scoring", json.dumps(commands)]
+        self.pool.call(f"{job.run.name}-seed{job.seed}", scoring)
+        seconds = (time.monotonic() - began) / len(missing)
+        for evaluation, out in outs.items():
             found = json.loads((out / "scores.json").read_text(encoding="utf-8"))["scores"]
             result["evaluations"][key_of(evaluation)] = {
                 "protocol": study.protocol(evaluation),
                 "scores": {entry["metric"]: _kept(entry) for entry in found.values()},
-                "seconds": round(time.monotonic() - began),
+                "seconds": round(seconds),
             }
-            study.results.save(result)
+        study.results.save(result)
 
     def _sample(self, directory: pathlib.Path, evaluation: Evaluation, out: pathlib.Path) -> list[str]:
         chosen = evaluation.items if evaluation.num else str(self.study.prompts(evaluation))
