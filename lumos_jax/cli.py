@@ -10,7 +10,9 @@ import argparse
 import contextlib
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -50,10 +52,29 @@ def errors(*failures: type[Exception]) -> Iterator[None]:
 def call(action: Callable[[], int | None], *failures: type[Exception]) -> int:
     """The exit code of `action`: what it returns, or that of `errors`."""
     try:
-        with errors(*failures):
+        with _interrupts(), errors(*failures):
             return action() or 0
     except SystemExit as stop:
         return stop.code
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Sends Ctrl-C again where its exception was lost: what is raised in a finalizer or in a callback of the garbage collector,
+    as JAX has one, Python reports and ignores, and the program would go on."""
+    before = sys.unraisablehook
+
+    def hook(lost) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()  # when this hook is left
+        else:
+            before(lost)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _stop(error: BaseException | str, code: int) -> NoReturn:
@@ -110,7 +131,8 @@ def run(
     logging.set_verbosity(logging.WARNING)
     code = FAILED
     try:
-        code = main(*words) or 0
+        with _interrupts():
+            code = main(*words) or 0
     except SystemExit as stop:
         code = stop.code or 0
     except KeyboardInterrupt:  # a second one, while the first is waiting for a step

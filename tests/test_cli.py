@@ -1,6 +1,7 @@
 """Mistakes on the command line: one line on stderr and exit code 2, whatever the program."""
 
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -80,6 +81,31 @@ def test_errors_of_a_program_are_one_line(run, error, code):
 
     got, lines = run(main, *GOOD)
     assert (got, len(lines)) == (code, 1)
+
+
+# Ctrl-C in a callback of the garbage collector, where Python ignores what is raised. JAX has such a callback.
+_LOST = """
+import gc, signal, sys, time
+from lumos_jax import cli
+
+def callback(phase, info):
+    gc.callbacks.remove(callback)
+    signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+
+def work():
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(60)
+
+sys.exit(cli.call(work))
+"""
+
+
+def test_an_interrupt_in_a_callback_is_not_lost():
+    ended = subprocess.run([sys.executable, "-c", _LOST], capture_output=True, text=True, timeout=50)
+    assert (ended.returncode, ended.stderr) == (130, "error: interrupted\n")
 
 
 def test_faults_keep_their_traceback_and_codes_pass(run):
