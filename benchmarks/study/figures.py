@@ -102,7 +102,7 @@ def declare(scale: Scale) -> dict[str, Figure]:
     tokens = {
         "[CLS]": Run("i2i cls", "i2i", "configs/ablations/tokens.py", first, "cls", rate_of=i2i),
         "patches": Run("i2i patch", "i2i", "configs/ablations/tokens.py", first, "patch", rate_of=i2i),
-        "all": i2i,
+        "all tokens": i2i,
     }
     encoders = {"self-distilled": i2i} | {
         title: Run(f"i2i {variant}", "i2i", "configs/ablations/encoders.py", first, variant, None, _ALL_TOKENS, i2i)
@@ -182,8 +182,9 @@ def declare(scale: Scale) -> dict[str, Figure]:
                 claims=(
                     Claim(f"captions of which {most:.0%} are wrong hurt training from scratch",
                           ("scratch", 0.0), ("scratch", most), ("fd_vgg16", "caption_all")),
-                    Claim(f"with {most:.0%} wrong captions, images from the I2I prior are better than from scratch",
-                          ("I2I prior", most), ("scratch", most), ("fd_vgg16", "caption_all")),
+                    *(Claim(f"with {noise:.0%} wrong captions, images from the I2I prior are better than from scratch",
+                            ("I2I prior", noise), ("scratch", noise), ("fd_vgg16", "caption_all"))
+                      for noise in scale.noises),
                 ),
             ),
         ),
@@ -193,7 +194,14 @@ def declare(scale: Scale) -> dict[str, Figure]:
         "Tokens of the encoder",
         (
             Panel("Image to image", _lines(tokens), _I2I, "[CLS]", _I2I_CURVE),
-            Panel("Text to image after it", _lines(t2i_after(tokens)), _T2I, "[CLS]", _T2I_CURVE),
+            Panel(
+                "Text to image after it",
+                _lines(t2i_after(tokens)),
+                _T2I,
+                "[CLS]",
+                _T2I_CURVE,
+                claims=_wins("images", "[CLS]", ("fd_vgg16", "caption_all"), "patches", "all tokens"),
+            ),
         ),
     )
     figure_2c = Figure(
@@ -201,7 +209,14 @@ def declare(scale: Scale) -> dict[str, Figure]:
         "Encoders of the I2I prior",
         (
             Panel("Image to image", _lines(encoders), _I2I, "self-distilled", _I2I_CURVE),
-            Panel("Text to image after it", _lines(t2i_after(encoders)), _T2I, "self-distilled", _T2I_CURVE),
+            Panel(
+                "Text to image after it",
+                _lines(t2i_after(encoders)),
+                _T2I,
+                "self-distilled",
+                _T2I_CURVE,
+                claims=_wins("images", "self-distilled", ("fd_vgg16", "caption_all"), *list(encoders)[1:]),
+            ),
         ),
     )
     clip_text = dataclasses.replace(
@@ -282,6 +297,8 @@ def _prior(start: str) -> str:
 
 def _wins(what: str, better: str, scores: tuple[str, ...], *others: str) -> tuple[Claim, ...]:
     return tuple(
-        Claim(f"{what} from the {better} are better than from {_prior(other)}", (better, None), (other, None), scores)
+        Claim(
+            f"{what} from {_prior(better)} are better than from {_prior(other)}", (better, None), (other, None), scores
+        )
         for other in others
     )

@@ -43,7 +43,7 @@ def _draw(reader: Any, panel: Panel, columns: list[str], path: pathlib.Path) -> 
         for cell in panel.cells:
             points = reader.curve(cell, name)
             _line(ax, points.keys(), points.values(), colors[cell.line], cell.line)
-        ax.set(xlabel="training steps", title=f"{title_of(name)}, held-out records")
+        ax.set(xlabel="training steps", title=f"{title_of(name).removeprefix('held-out ')}, held-out records")
     for name, ax in zip(columns, axes[len(curves) :], strict=False):
         for line in lines:
             cells = [(cell, list(reader.values(cell, name).values())) for cell in panel.cells if cell.line == line]

@@ -90,9 +90,7 @@ def section(reader: Reader, figure: Figure, pictures: Mapping[str, str]) -> str:
         if panel.base:
             lines += _differences(reader, panel, columns)
         if panel.claims:
-            lines += _claims(reader, panel)
-        if panel.claims and LOSS in panel.curve:
-            lines += _losses(reader, panel)
+            lines += _claims(reader, panel) + _losses(reader, panel)
         if panel.title in pictures:
             lines += ["", f"![{panel.title}]({pictures[panel.title]})"]
         lines += _rates(reader, panel)
