@@ -29,7 +29,8 @@ TITLES = {
     "held_out_loss": "held-out loss", "fd_scene_vit": "FD, shipped ViT", "fd_vgg16": "FD, VGG16", "fvd": "FVD",
     "psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "flow_error": "flow error, px", "caption_count": "count",
     "caption_colour": "color", "caption_shape": "shape", "caption_all": "all of it", "scenes": "prompts",
-    "score_psnr": "PSNR, dB", "score_ssim": "SSIM", "score_flow_error": "flow error, px", "score_count": "count", "score_colour": "color",
+    "score_psnr": "PSNR, dB", "score_ssim": "SSIM",
+    "score_flow_error": "flow error, px", "score_count": "count", "score_colour": "color",
     "score_shape": "shape", "score_all": "all of it",
 }  # fmt: skip
 
