@@ -106,8 +106,13 @@ def _state(reader: Reader, figure: Figure) -> str:
     size = (
         "" if reader.study.scale.size == "desk" else f" These runs check the machinery (`:{reader.study.scale.size}`)."
     )
-    count = f"{len(done)} runs" if len(done) == len(runs) else f"{len(done)} of {len(runs)} runs are done"
-    return f"{count}, {len(reader.seeds)} seeds of each, on {', '.join(made)}.{size}"
+    seeds = f"{len(reader.seeds)} seeds of each"
+    count = (
+        f"{len(done)} runs, {seeds}"
+        if len(done) == len(runs)
+        else f"{len(done)} of {len(runs)} runs ({seeds}) are done"
+    )
+    return f"{count}, on {', '.join(made)}.{size}"
 
 
 def _table(reader: Reader, panel: Panel, columns: Sequence[str]) -> list[str]:
