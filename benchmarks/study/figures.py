@@ -24,6 +24,7 @@ _CLIPS = ("fvd", "psnr", "ssim", "flow_error")
 _PROMPTS = ("scenes",)  # GenEval's six categories, and their mean
 _I2I, _I2I_SWEEP, _T2I_SWEEP = (*_FD, *_TRUTH), (*_FD, "psnr"), (*_FD, *_CAPTIONS)
 _T2I = (*_T2I_SWEEP, *_PROMPTS)
+_CLAIMED = ("fd_vgg16", "caption_all")  # what claims on text to image are judged by
 _I2I_CURVE = ("held_out_loss", "score_psnr", "score_ssim")
 _T2I_CURVE = ("held_out_loss", "score_count", "score_colour", "score_shape")
 _ALL_TOKENS = (("encoder.output", "all"),)
@@ -164,7 +165,7 @@ def declare(scale: Scale) -> dict[str, Figure]:
         (
             Panel(
                 "Text to image", _lines(t2i_starts), _T2I, "scratch", _T2I_CURVE,
-                claims=_wins("images", "I2I prior", ("fd_vgg16", "caption_all"), *list(t2i_starts)[:-1]),
+                claims=_wins("images", "I2I prior", _CLAIMED, *list(t2i_starts)[:-1]),
             ),
         ),
     )  # fmt: skip
@@ -181,9 +182,9 @@ def declare(scale: Scale) -> dict[str, Figure]:
                 "Text to image from noisy captions", _sweep(noisy), _T2I, "scratch", axis="share of wrong captions",
                 claims=(
                     Claim(f"captions of which {most:.0%} are wrong hurt training from scratch",
-                          ("scratch", 0.0), ("scratch", most), ("fd_vgg16", "caption_all")),
+                          ("scratch", 0.0), ("scratch", most), _CLAIMED),
                     *(Claim(f"with {noise:.0%} wrong captions, images from the I2I prior are better than from scratch",
-                            ("I2I prior", noise), ("scratch", noise), ("fd_vgg16", "caption_all"))
+                            ("I2I prior", noise), ("scratch", noise), _CLAIMED)
                       for noise in scale.noises),
                 ),
             ),
@@ -200,7 +201,7 @@ def declare(scale: Scale) -> dict[str, Figure]:
                 _T2I,
                 "[CLS]",
                 _T2I_CURVE,
-                claims=_wins("images", "[CLS]", ("fd_vgg16", "caption_all"), "patches", "all tokens"),
+                claims=_wins("images", "[CLS]", _CLAIMED, "patches", "all tokens"),
             ),
         ),
     )
@@ -215,7 +216,7 @@ def declare(scale: Scale) -> dict[str, Figure]:
                 _T2I,
                 "self-distilled",
                 _T2I_CURVE,
-                claims=_wins("images", "self-distilled", ("fd_vgg16", "caption_all"), *list(encoders)[1:]),
+                claims=_wins("images", "self-distilled", _CLAIMED, *list(encoders)[1:]),
             ),
         ),
     )
@@ -260,7 +261,7 @@ def declare(scale: Scale) -> dict[str, Figure]:
                 "Text to image after it", _sweep({"I2I prior": t2i_after(shares)}), _T2I, "", axis="scenes", log=True,
                 claims=(
                     Claim(f"images are better after a prior of {ALL_SCENES:,} scenes than of {least:,}",
-                          ("I2I prior", ALL_SCENES), ("I2I prior", least), ("fd_vgg16", "caption_all")),
+                          ("I2I prior", ALL_SCENES), ("I2I prior", least), _CLAIMED),
                 ),
             ),
         ),
