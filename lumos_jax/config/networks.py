@@ -153,8 +153,8 @@ class Model:
     dtype: Annotated[Dtype, "compute dtype, of the frozen networks too; parameters that train are float32"] = "bfloat16"
     remat: Annotated[
         Literal["none", "dots", "qkv", "mlp", "full"],
-        "what the backward pass recomputes: nothing; dots: all but matmuls; qkv: all but the MLPs' matmuls, queries, keys and",
-        "values; mlp: all but the MLPs' matmuls; everything",
+        "what the backward pass recomputes: nothing; dots: all but matmuls and cuDNN's attention; qkv: all but the MLPs'",
+        "matmuls, queries, keys and values; mlp: all but the MLPs' matmuls; everything",
     ] = "none"
 
 

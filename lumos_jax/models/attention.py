@@ -124,9 +124,12 @@ def _output_projection(module: nn.Module, init: Initializer, width: int, heads: 
     return kernel.reshape(width, width), parameter(module, "out_bias", zeros, axes[2:], (width,))
 
 
-def _split_heads(x_BND: jax.Array, kernel: jax.Array, bias: jax.Array) -> list[jax.Array]:
-    """Projects x: a list of `parts` arrays (B, N, H, K)."""
+def _split_heads(x_BND: jax.Array, kernel: jax.Array, bias: jax.Array, apart: bool = False) -> list[jax.Array]:
+    """Projects x: a list of `parts` arrays (B, N, H, K). apart: by a matmul each, for kernels that read whole arrays."""
     width, parts, heads, head_dim = kernel.shape
+    if apart:  # splitting one result, and joining its gradient again, would copy both
+        pairs = [(kernel[:, part].reshape(width, -1), bias[part].reshape(-1)) for part in range(parts)]
+        return [dense(x_BND, *pair).reshape(*x_BND.shape[:2], heads, head_dim) for pair in pairs]
     x = dense(x_BND, kernel.reshape(width, -1), bias.reshape(-1)).reshape(*x_BND.shape[:2], parts, heads, head_dim)
     # The gradient of split is one concatenation; that of indexing is a sum of padded arrays.
     return [part.squeeze(2) for part in jnp.split(x, parts, axis=2)]
@@ -159,7 +162,8 @@ class SelfAttention(nn.Module):
             qkv = checkpoint_name(qkv, QKV)
             heads_BHKN = fused_attention.attend(qkv.reshape(batch, *kernel.shape[1:], tokens))
             return fused_attention.merge(heads_BHKN, *output)
-        q_BNHK, k_BNHK, v_BNHK = checkpoint_name(_split_heads(x_BND, kernel, bias), QKV)
+        heads = _split_heads(x_BND, kernel, bias, apart=chosen == "cudnn")
+        q_BNHK, k_BNHK, v_BNHK = checkpoint_name(heads, QKV)
         if chosen == "cudnn":
             heads_BNHK = jax.nn.dot_product_attention(q_BNHK, k_BNHK, v_BNHK, implementation="cudnn")
         else:

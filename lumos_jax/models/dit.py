@@ -11,10 +11,10 @@
 Networks for clips add to each block, after (3), attention over the frames at each position (STDiT, SVD):
 x += temporal(LN(x) + sinusoid of the frame), whose output starts at zero, so that it leaves an image prior unchanged.
 
-Layers are scanned with stacked parameters. In bfloat16 (the default compute dtype) matmuls take bfloat16 and accumulate in
-float32; norms, modulation, gates, softmax, the timestep embedding and the output are float32; the residual stream is stored in
-bfloat16. Axis letters: B images (each frame of a clip is one), R rows of the batch, F frames, N tokens, D width, L condition
-tokens, C their features, V features of the vector, h w c latent, P = p p c values of a patch.
+Layers are scanned with stacked parameters; CPUs and GPUs unroll the scan. In bfloat16 (the default compute dtype) matmuls take
+bfloat16 and accumulate in float32; norms, modulation, gates, softmax, GELU, the timestep embedding and the output are float32;
+the residual stream is stored in bfloat16. Axis letters: B images (each frame of a clip is one), R rows of the batch, F frames,
+N tokens, D width, L condition tokens, C their features, V features of the vector, h w c latent, P = p p c values of a patch.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from lumos_jax.models import alignment, conditioning, layers
 from lumos_jax.models.attention import QKV, CrossAttention, SelfAttention
@@ -44,15 +45,22 @@ _WEIGHT_OPS = (
 
 
 _save = jax.checkpoint_policies.save_only_these_names
-# Results of a block that are saved for backward: all but gathered weights ("none"); matmuls with weights, as attention's are
-# cheap to recompute and of N x N numbers a head ("dots"); the two matmuls of the MLP, whose stores TPUs hide behind the matmuls
-# themselves, as they do not attention's ("mlp"); these and queries, keys and values ("qkv"); nothing ("full"). All but "full"
-# save the statistics of layer norms, two numbers a token.
+
+
+def _dots(primitive, *inputs, **params) -> bool:
+    """A remat policy that saves matmuls with weights, and cuDNN's attention."""
+    if primitive.name.startswith("dot_product_attention_fwd"):
+        return True
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *inputs, **params)
+
+
+# Results of a block that are saved for backward: all but gathered weights ("none"); matmuls with weights and cuDNN's attention,
+# not plain attention's matmuls, which are cheap to recompute and of N x N numbers a head ("dots"); the two matmuls of the MLP,
+# whose stores TPUs hide behind the matmuls themselves, as they do not attention's ("mlp"); these and queries, keys and values
+# ("qkv"); nothing ("full"). All but "full" save the statistics of layer norms, two numbers a token.
 REMAT_POLICIES = {
     "none": lambda primitive, *_, **__: primitive.name not in _WEIGHT_OPS,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _save(layers.NORM_STATISTICS)
-    ),
+    "dots": jax.checkpoint_policies.save_from_both_policies(_dots, _save(layers.NORM_STATISTICS)),
     "qkv": _save(*MLP_MATMULS, layers.NORM_STATISTICS, QKV),
     "mlp": _save(*MLP_MATMULS, layers.NORM_STATISTICS),
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -143,6 +151,9 @@ class Block(nn.Module):
         """s: SiLU of the embedded time, or if `modulated` the layer's modulation, (R, 6 D) float32; y: embedded condition
         tokens; frames: F, or 0 for images, which skip the temporal layer."""
         width = x_BND.shape[-1]
+        if self.hardware == "cuda":
+            # Left to itself XLA keeps x with tokens last in some layers, and transposes it for each matmul.
+            x_BND = with_layout_constraint(x_BND, Layout((0, 1, 2)))
         if self.modulated:
             modulation = jnp.repeat(s_BD, frames, axis=0) if frames else s_BD
         else:
@@ -158,8 +169,8 @@ class Block(nn.Module):
         if y_RLD is not None:
             # All frames of a clip attend to its tokens: their queries are side by side, (R, F N, D).
             x_RMD = x_BND.reshape(y_RLD.shape[0], -1, width)
-            x_RMD = x_RMD + CrossAttention(self.heads, self.hardware, name="cross")(x_RMD, y_RLD, mask_RL)
-            x_BND = x_RMD.reshape(x_BND.shape)
+            cross_RMD = CrossAttention(self.heads, self.hardware, name="cross")(x_RMD, y_RLD, mask_RL)
+            x_BND = layers.broadcast_add(x_RMD, cross_RMD).reshape(x_BND.shape)
         mlp = Mlp(self.mlp_hidden, self.activation, name="mlp")
         return gated(x_BND, gate_2, mlp(modulated_norm(x_BND, shift_2, scale_2))), None
 

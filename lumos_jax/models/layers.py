@@ -67,22 +67,48 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """tanh-GELU, whose backward pass keeps the input alone and computes the tanh again."""
-    return nn.gelu(x, approximate=True)
+    """tanh-GELU in float32, returned in the dtype of x. The backward pass keeps the input alone and computes the tanh again."""
+    return nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
 def _gelu_backward(x, grad):
-    _, pull = jax.vjp(functools.partial(nn.gelu, approximate=True), x)
-    return pull(grad)
+    # Factored otherwise than in the forward pass: XLA would find the same tanh there, and keep it in float32 until here.
+    slope, cubic, v = math.sqrt(2 / math.pi), 0.044715, x.astype(jnp.float32)
+    square = v * v
+    tanh = jnp.tanh(slope * v * (1 + cubic * square))
+    derivative = 0.5 * (1 + tanh) + 0.5 * slope * v * (1 - tanh * tanh) * (1 + 3 * cubic * square)
+    return ((grad.astype(jnp.float32) * derivative).astype(x.dtype),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
+@jax.custom_vjp
+def broadcast_add(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x + y, where y has as many dims as x, some of them of length 1. CPUs sum the gradient of y in float32: in bfloat16 they
+    round after every row."""
+    return x + y
+
+
+def _broadcast_add_backward(y, grad):
+    dims = tuple(dim for dim in range(grad.ndim) if grad.shape[dim] != y.shape[dim])
+
+    def total(grad):
+        return jax.lax.reduce(grad, np.zeros((), grad.dtype), jax.lax.add, dims).reshape(y.shape)
+
+    def on_cpu(grad):
+        return total(grad.astype(jnp.float32)).astype(grad.dtype)
+
+    return grad, jax.lax.platform_dependent(grad, cpu=on_cpu, default=total)
+
+
+broadcast_add.defvjp(lambda x, y: (x + y, y), _broadcast_add_backward)
+
+
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array, out_dtype: Any = None) -> jax.Array:
     """x @ kernel + bias, as `matmul`; `out_dtype` defaults to the dtype of x."""
     out_dtype = out_dtype or x.dtype
-    return matmul(x, kernel, out_dtype) + jnp.expand_dims(bias.astype(out_dtype), range(x.ndim - 1))
+    return broadcast_add(matmul(x, kernel, out_dtype), jnp.expand_dims(bias.astype(out_dtype), range(x.ndim - 1)))
 
 
 def reshaped(initializer: Initializer, fan_in: int, fan_out: int) -> Initializer:

@@ -69,7 +69,8 @@ class Network(DiTConfig):
             inputs["vector"] = (jnp.zeros((1, waves * self._vector_features)),)
             if self.vector_kind == "linear":
                 null["vector"] = conditioning.null_table(key_of("null vector"), (self.vector_dim,))
-        model = DiT(self).bind({})
+        # Values do not depend on it, and random numbers of unrolled layers take a minute to compile on a GPU.
+        model = DiT(dataclasses.replace(self, unroll=1)).bind({})
         modules = {name: getattr(model, name).unbind()[0] for name in inputs}
         params = {name: module.init(key_of(name), *inputs[name])["params"] for name, module in modules.items()}
         return params | ({"null": null} if null else {})

@@ -186,10 +186,10 @@ class _Reader:
 
     def _collective(self, kind: str, one: _Instruction, within: str, times: int, owner: str, costed: bool) -> None:
         """within: the computation that it stands in; costed: whether that is a fusion, which computes meanwhile."""
-        # TPUs split a collective into pieces inside several fusions, which share its channel.
+        # TPUs split a collective into pieces inside several fusions, which share its channel. On GPUs whole ones may share it.
         channel = re.search(r"channel_id=(\d+)", one.line)
         chain = re.search(r'chain_id="(\d+)"', one.line)  # distinguishes those that `shard_map` gave one channel
-        pieces = channel and (costed or one.opcode != kind)
+        pieces = channel and (costed or (chain and one.opcode != kind))
         key = (owner, kind, channel[1], chain and chain[1]) if pieces else (owner, kind, one.name)
         if key in self._seen:
             return

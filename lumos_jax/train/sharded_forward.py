@@ -172,7 +172,9 @@ def shard(task: Any, mesh: jax.sharding.Mesh) -> Any:
     if not isinstance(task.network, Network):
         return task
     if first.platform != "cpu":  # the network is as the default backend has it, which need not be the mesh's
-        task = dataclasses.replace(task, network=dataclasses.replace(task.network, unroll=1))
+        # GPUs copy what each scanned layer saves into arrays of all layers, and out of them, at memory speed.
+        unroll = 1 if first.platform == "tpu" else task.network.depth
+        task = dataclasses.replace(task, network=dataclasses.replace(task.network, unroll=unroll))
     if mesh.size == 1 and not hardware_of(first):
         return task
     return dataclasses.replace(task, network=ShardedForward(**vars(task.network), mesh=mesh))

@@ -66,6 +66,8 @@ def make_train_step(settings: config.Settings, task, plan: finetune.Plan, optimi
             shapes = jax.eval_shape(differentiate, trained, rest, ema, example, total_weight)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (grads, sums), _ = jax.lax.scan(accumulate, zeros, _split(example, parts))
+        # Stacked before the update, which XLA would otherwise split by layers on GPUs, and copy the state for it.
+        grads = jax.lax.optimization_barrier(grads)
         updates, opt_state = optimizer.update(grads, to_float32(state.opt_state), trained)
         moved, metrics = task.post_update(optax.apply_updates(trained, updates), sums)
         norm = optax.tree.norm(grads)

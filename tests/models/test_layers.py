@@ -41,6 +41,18 @@ def test_matmul_gradient_of_the_kernel_is_float32_for_bfloat16_inputs():
     np.testing.assert_allclose(grad, exact, rtol=1e-5, atol=1e-4)
 
 
+def test_gradients_of_what_is_broadcast_are_summed_in_float32_for_bfloat16_inputs():
+    grad = (normal(0, 16, 256, 8) + 0.1).astype(jnp.bfloat16)
+
+    def pulled(y):
+        return jax.jit(lambda y: jax.vjp(layers.broadcast_add, grad, y)[1](grad)[1])(jnp.zeros(y, jnp.bfloat16))
+
+    for shape, dims in (((1, 1, 8), (0, 1)), ((16, 1, 8), (1,)), (grad.shape, ())):
+        exact = np.asarray(grad, np.float64).sum(dims, keepdims=True)
+        # Half a unit in the last place of bfloat16. Summed in bfloat16, the first is off by 2 %.
+        np.testing.assert_allclose(np.asarray(pulled(shape), np.float64), exact, rtol=2**-8, atol=1e-3)
+
+
 def test_gelu():
     check_gradients(layers.gelu, lambda x: nn.gelu(x, approximate=True), normal(0, 4, 9) * 3)
 

@@ -127,6 +127,21 @@ ENTRY %main (a: bf16[64]) -> bf16[256] {
     assert read.kernels == (program.Kernel(1, 30, 70),)
 
 
+def test_asynchronous_collectives_that_share_a_channel_count_each():
+    """As those of unrolled layers on GPUs do, where `shard_map` gives all of them one."""
+    one = "all-gather-start(%a), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}"
+    text = f"""HloModule m
+
+ENTRY %main (a: bf16[64]) -> bf16[256] {{
+  %g.1 = (bf16[64]{{0}}, bf16[256]{{0}}) {one}
+  %d.1 = bf16[256]{{0}} all-gather-done(%g.1)
+  %g.2 = (bf16[64]{{0}}, bf16[256]{{0}}) {one}
+  ROOT %d.2 = bf16[256]{{0}} all-gather-done(%g.2)
+}}
+"""
+    assert read_program(text, 4).collectives["all-gather"] == program.Collective(2, 2 * 0.75 * 512, 0)
+
+
 def test_other_texts_are_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         read_program("module @jit_step {}", 4)

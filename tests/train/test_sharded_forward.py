@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lumos_jax import config
-from lumos_jax.models import Condition, attention, make_dit
+from lumos_jax.models import Condition, Network, attention, make_dit
 from lumos_jax.planning import ahead, parse_target, read_program
 from lumos_jax.train import sharded_forward, sharding
 
@@ -34,6 +34,20 @@ ROWS = 4
 )
 def test_which_hardware_has_kernels(device, hardware):
     assert sharded_forward.hardware_of(types.SimpleNamespace(**device)) == hardware
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    network: Network
+
+
+@pytest.mark.parametrize(("platform", "unroll"), [("tpu", 1), ("gpu", 3), ("cpu", 2)])
+def test_gpus_unroll_the_layers(platform, unroll):
+    dit = make_dit(config.Model(size="32x3x2", patch_size=2), latent_shape=(8, 8, 4), out_channels=4, token_shape=None)
+    device = types.SimpleNamespace(platform=platform)
+    mesh = types.SimpleNamespace(devices=np.array([device]), size=1)
+    task = sharded_forward.shard(Task(dataclasses.replace(dit, unroll=2)), mesh)
+    assert task.network.unroll == unroll
 
 
 def test_which_form_of_attention_is_taken():
