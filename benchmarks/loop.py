@@ -27,7 +27,7 @@ from lumos_jax.config import io as config_io
 from lumos_jax.train import loop
 
 
-class InMemory:
+class InMemory(data.Source):
     """The first records of another source, decoded beforehand."""
 
     def __init__(self, source, count: int):

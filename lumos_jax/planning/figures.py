@@ -18,7 +18,7 @@ class Times(NamedTuple):
 
     kernels: float  # lower bound for our own kernels, by the chip's peak and memory bandwidth
     computing: float  # kernels included, collectives not
-    total: float  # computing, and collectives beside which nothing runs; at least the lower bound for the links
+    total: float  # computing, and what it does not hide of collectives; at least the lower bound for the links
 
 
 def times_of(program: Program | None, chip: Chip) -> Times | None:
@@ -27,7 +27,9 @@ def times_of(program: Program | None, chip: Chip) -> Times | None:
         return None
     kernels = sum(k.count * max(k.flops / chip.peak, k.bytes / chip.bandwidth) for k in program.kernels)
     computing = program.cycles / chip.clock + kernels
-    return Times(kernels, computing, max(computing + program.exposed / chip.links, program.received / chip.links))
+    overlapped = ((one.count, one.received / chip.links - one.cycles / chip.clock) for one in program.overlapped)
+    exposed = program.exposed / chip.links + sum(count * max(0.0, seconds) for count, seconds in overlapped)
+    return Times(kernels, computing, max(computing + exposed, program.received / chip.links))
 
 
 @dataclasses.dataclass(frozen=True)

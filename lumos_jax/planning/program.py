@@ -26,6 +26,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\(")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _COST = re.compile(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"')
+_OPERAND = re.compile(r"-done\([^%]*%([\w.\-]+)")  # the first
 _CALLED = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
 _BRANCH = re.compile(r"(?:branch_computations=\{|true_computation=|false_computation=)%?([\w.\-]+)")
 
@@ -35,7 +36,15 @@ class Collective(NamedTuple):
 
     count: int
     received: float  # bytes that a chip receives at least
-    exposed: float  # those of collectives that are not asynchronous, beside which nothing is computed
+    exposed: float  # those of collectives that are not asynchronous, beside which nothing is computed; see Overlapped
+
+
+class Overlapped(NamedTuple):
+    """An asynchronous collective, which something else runs beside."""
+
+    count: int
+    received: float  # bytes that a chip receives in one run at least
+    cycles: float  # that the compiler estimates between its start and its end, without kernels
 
 
 class Kernel(NamedTuple):
@@ -56,6 +65,7 @@ class Program:
         str, int | None
     ]  # of each loop's body, by its name; None if the text does not say, which counts as once
     kernels: Sequence[Kernel] = ()  # in the order of the text
+    overlapped: Sequence[Overlapped] = ()  # likewise
 
     @property
     def received(self) -> float:
@@ -151,45 +161,62 @@ class _Reader:
         self.cycles = 0
         self.trips: dict[str, int | None] = {}
         self._kernels: list[Kernel] = []
+        self._overlapped: list[Overlapped] = []
         self._moved: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0])
         self._seen: set[tuple] = set()
 
     def run(self) -> Program:
         self._visit(self._entry, 1, owner=self._entry, costed=False)
         collectives = {kind: Collective(*sums) for kind, sums in sorted(self._moved.items())}
-        return Program(self.cycles, collectives, self.trips, tuple(self._kernels))
+        return Program(self.cycles, collectives, self.trips, tuple(self._kernels), tuple(self._overlapped))
 
-    def _visit(self, name: str, times: int, owner: str, costed: bool) -> None:
-        """owner: the entry or the loop body that this runs in; costed: the caller's estimate covers it."""
+    def _visit(self, name: str, times: int, owner: str, costed: bool, asynchronous: bool = False) -> None:
+        """owner: the entry or the loop body that this runs in; costed: the caller's estimate covers it; asynchronous: it runs
+        beside what follows, as on a TPU's SparseCore."""
+        started: dict[str, tuple[float, float]] = {}  # bytes of those that run, and the cycles before them
         for one in self._computations.get(name, []):
             if not costed and (found := _CYCLES.search(one.line)):
                 self.cycles += int(found[1]) * times
             if "tpu_custom_call" in one.line and (said := _COST.search(one.line)):
                 self._kernels.append(Kernel(times, float(said[1]), float(said[2])))
-            kind = one.opcode.removesuffix("-start")
+            kind, before = one.opcode.removesuffix("-start"), (self._received, self.cycles)
             if one.opcode == "while":
                 body, condition = (re.search(rf"{role}=%?([\w.\-]+)", one.line)[1] for role in ("body", "condition"))
                 self.trips[body] = _trip_count(one, self._computations.get(condition, []))
                 self._visit(body, times * (self.trips[body] or 1), owner=f"{owner}/{one.name}", costed=costed)
             elif kind in _KINDS:
-                self._collective(kind, one, name, times, owner, costed)
+                self._collective(kind, one, name, times, owner, costed, asynchronous or one.opcode != kind)
             else:
+                beside = one.opcode in ("async-start", "call-start")
                 for called in self._called(one):
-                    self._visit(called, times, owner, costed or one.opcode == "fusion")
+                    self._visit(
+                        called, times, owner, costed or beside or one.opcode == "fusion", asynchronous or beside
+                    )
+            if one.opcode.endswith("-start") and self._received > before[0]:
+                started[one.name] = ((self._received - before[0]) / times, before[1])
+            elif one.opcode.endswith("-done") and (first := _OPERAND.search(one.line)) and first[1] in started:
+                received, cycles = started.pop(first[1])
+                self._overlapped.append(Overlapped(times, received, (self.cycles - cycles) / times))
+
+    @property
+    def _received(self) -> float:
+        return sum(received for _, received, _ in self._moved.values())
 
     @staticmethod
     def _called(one: _Instruction) -> Iterator[str]:
         if one.opcode == "conditional":  # one of them runs; the first is taken
             yield from _BRANCH.findall(one.line)[:1]
-        elif one.opcode in ("fusion", "call", "async-start", "custom-call"):
+        elif one.opcode in ("fusion", "call", "async-start", "call-start", "custom-call"):
             yield from _CALLED.findall(one.line)
 
-    def _collective(self, kind: str, one: _Instruction, within: str, times: int, owner: str, costed: bool) -> None:
+    def _collective(
+        self, kind: str, one: _Instruction, within: str, times: int, owner: str, costed: bool, asynchronous: bool
+    ) -> None:
         """within: the computation that it stands in; costed: whether that is a fusion, which computes meanwhile."""
         # TPUs split a collective into pieces inside several fusions, which share its channel. On GPUs whole ones may share it.
         channel = re.search(r"channel_id=(\d+)", one.line)
         chain = re.search(r'chain_id="(\d+)"', one.line)  # distinguishes those that `shard_map` gave one channel
-        pieces = channel and (costed or (chain and one.opcode != kind))
+        pieces = channel and ((costed and not asynchronous) or (chain and one.opcode != kind))
         key = (owner, kind, channel[1], chain and chain[1]) if pieces else (owner, kind, one.name)
         if key in self._seen:
             return
@@ -205,7 +232,7 @@ class _Reader:
         share = 1.0 if kind == "collective-permute" else (n - 1) / n * (2 if kind == "all-reduce" else 1)
         received = share * whole * times
         # A reduce-scatter is a fusion of an all-reduce and its slice, which computes nothing else.
-        beside = one.opcode.endswith("-start") or (costed and not within.startswith("all-reduce-scatter"))
+        beside = asynchronous or (costed and not within.startswith("all-reduce-scatter"))
         sums = zip(self._moved[kind], (times, received, 0.0 if beside else received), strict=True)
         self._moved[kind] = [before + more for before, more in sums]
 

@@ -20,7 +20,12 @@ from lumos_jax.train.state import TrainState, move_ema, to_float32, to_state_dty
 # By device kind. 32 MiB of vector memory for one fusion, twice the default, from which large matmuls take larger tiles.
 # Earlier TPUs have no more than that in all.
 _WIDE = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
-COMPILER_OPTIONS = {"TPU v5 lite": _WIDE, "TPU v5": _WIDE, "TPU v6 lite": _WIDE}
+# v5p and v6e gather and reduce on their SparseCores, while the TensorCore computes. Reductions are not combined, so that each
+# begins as soon as its gradient is there.
+_OFFLOADED = ("all_gather", "2d_all_gather", "3d_all_gather", "all_reduce")
+_SPARSE_CORES = _WIDE | {f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true" for kind in _OFFLOADED}
+_SPARSE_CORES["xla_jf_crs_combiner_threshold_in_bytes"] = "0"
+COMPILER_OPTIONS = {"TPU v5 lite": _WIDE, "TPU v5": _SPARSE_CORES, "TPU v6 lite": _SPARSE_CORES}
 
 
 def update_ema(ema: Any, params: Any, decay: float) -> Any:

@@ -12,7 +12,7 @@ from lumos_jax.planning.ahead import Compiled, Memory
 from lumos_jax.planning.chips import Chip, Target
 from lumos_jax.planning.figures import compile_sampler, estimate
 from lumos_jax.planning.job import make_job
-from lumos_jax.planning.program import Kernel, Program
+from lumos_jax.planning.program import Kernel, Overlapped, Program
 
 MACHINE = Target(Chip("here", "cpu", 2**30, 1e12, 1e11, 1e10, 1, 1e9), (8,))
 
@@ -55,6 +55,12 @@ def test_figures_follow_from_cycles(planned):
     )
     assert with_kernels.times.computing - f.times.computing == pytest.approx(3e-3 + 8e-3)
     assert with_kernels.seconds - f.seconds == pytest.approx(11e-3)
+    # 2 ms for the bytes of an asynchronous collective, at 10 GB/s, of which 1.5 ms are hidden at 1 GHz; another is hidden.
+    overlapped = (Overlapped(4, 2e7, 1_500_000), Overlapped(1, 1e6, 200_000))
+    beside = dataclasses.replace(
+        f, step=dataclasses.replace(f.step, program=dataclasses.replace(program, overlapped=overlapped))
+    )
+    assert beside.seconds - f.seconds == pytest.approx(4 * 0.5e-3)
     rows = dict(report.rows(f))
     assert "16 images" not in rows["sampler"]
     assert "4 images, 4 steps" in rows["sampler"]

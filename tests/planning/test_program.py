@@ -142,6 +142,34 @@ ENTRY %main (a: bf16[64]) -> bf16[256] {{
     assert read_program(text, 4).collectives["all-gather"] == program.Collective(2, 2 * 0.75 * 512, 0)
 
 
+def test_what_runs_beside_a_collective_of_another_core():
+    """As the SparseCores of v5p and v6e run them: in a computation of their own, all on one channel."""
+    gather = "all-gather(%p), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}"
+    start = 'call-start(%a), async_execution_thread="sparsecore"'
+    text = f"""HloModule m
+
+%called.1 (p: bf16[64]) -> bf16[256] {{
+  ROOT %g.1 = bf16[256]{{0}} {gather}
+}}, execution_thread="sparsecore"
+
+%called.2 (p: bf16[64]) -> bf16[256] {{
+  ROOT %g.2 = bf16[256]{{0}} {gather}
+}}, execution_thread="sparsecore"
+
+ENTRY %main (a: bf16[64]) -> bf16[256] {{
+  %s.1 = ((bf16[64]{{0}}), bf16[256]{{0}}) {start}, to_apply=%called.1
+  %x = bf16[64]{{0}} add(%a, %a), backend_config={{"estimated_cycles":"70"}}
+  %d.1 = bf16[256]{{0}} call-done(%s.1)
+  %s.2 = ((bf16[64]{{0}}), bf16[256]{{0}}) {start}, to_apply=%called.2
+  ROOT %d.2 = bf16[256]{{0}} call-done(%s.2)
+}}
+"""
+    read = read_program(text, 4)
+    assert read.cycles == 70
+    assert read.collectives["all-gather"] == program.Collective(2, 2 * 0.75 * 512, 0)
+    assert read.overlapped == (program.Overlapped(1, 0.75 * 512, 70), program.Overlapped(1, 0.75 * 512, 0))
+
+
 def test_other_texts_are_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         read_program("module @jit_step {}", 4)
