@@ -1,9 +1,16 @@
-"""benchmarks.accelerator on an image that has jax, flax, optax, numpy and what these bring, and nothing else."""
+"""benchmarks.accelerator on an image that has jax, flax, optax, numpy and what these bring, and nothing else; and what
+benchmarks.loop trains on."""
 
 import importlib.metadata
 import re
 import subprocess
 
+import numpy as np
+
+from benchmarks import loop
+from configs import i2i
+from lumos_jax import data
+from lumos_jax.config import io as config_io
 from tests.running import ROOT
 
 BROUGHT = {"jax", "flax", "optax", "numpy", "orbax-checkpoint", "absl-py", "scipy", "fsspec", "importlib-resources"}
@@ -35,3 +42,11 @@ def test_accelerator_needs_few_packages(program):
     done = subprocess.run(**process, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\| test \| 16 \| 16 \|.*\| \d\.\d{4} \|$", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_the_loops_records_in_memory_are_those_of_their_source():
+    settings = config_io.resolve(i2i.test()).data
+    source, records = data.make_source(settings), range(4)
+    theirs = data.read_batch(settings, source, records)
+    ours = data.read_batch(settings, loop.InMemory(source, 4), records)
+    np.testing.assert_array_equal(ours["image"], theirs["image"])
