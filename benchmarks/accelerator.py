@@ -428,7 +428,7 @@ def main() -> int:
     parser.add_argument("--sizes", default="S,B,L,XL", help="sizes of the network")
     parser.add_argument("--pixels", default="256,512", help="image sizes; 512 for S and XL")
     parser.add_argument("--batch", type=int, default=0, help="images a step; 0: a batch that fits 80 GB")
-    parser.add_argument("--remat", default="mlp", help="config.model.remat")
+    parser.add_argument("--remat", default="none", help="config.model.remat; none is the fastest on GPUs")
     parser.add_argument("--steps", type=int, default=10, help="steps of one of three turns")
     parser.add_argument("--small", action="store_true", help="the test configuration, as on a CPU")
     parser.add_argument("--record", action="store_true", help="add the steps to lumos_jax/planning/measured.json")

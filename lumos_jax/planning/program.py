@@ -40,11 +40,11 @@ class Collective(NamedTuple):
 
 
 class Overlapped(NamedTuple):
-    """An asynchronous collective, which something else runs beside."""
+    """A collective that something else runs beside."""
 
     count: int
     received: float  # bytes that a chip receives in one run at least
-    cycles: float  # that the compiler estimates between its start and its end, without kernels
+    cycles: float  # that the compiler estimates between its start and its end, or for the fusions that it is part of
 
 
 class Kernel(NamedTuple):
@@ -161,46 +161,46 @@ class _Reader:
         self.cycles = 0
         self.trips: dict[str, int | None] = {}
         self._kernels: list[Kernel] = []
-        self._overlapped: list[Overlapped] = []
+        self._overlapped: dict[tuple, list[float]] = {}
         self._moved: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0])
         self._seen: set[tuple] = set()
 
     def run(self) -> Program:
-        self._visit(self._entry, 1, owner=self._entry, costed=False)
+        self._visit(self._entry, 1, owner=self._entry)
         collectives = {kind: Collective(*sums) for kind, sums in sorted(self._moved.items())}
-        return Program(self.cycles, collectives, self.trips, tuple(self._kernels), tuple(self._overlapped))
+        overlapped = tuple(Overlapped(*one) for one in self._overlapped.values())
+        return Program(self.cycles, collectives, self.trips, tuple(self._kernels), overlapped)
 
-    def _visit(self, name: str, times: int, owner: str, costed: bool, asynchronous: bool = False) -> None:
-        """owner: the entry or the loop body that this runs in; costed: the caller's estimate covers it; asynchronous: it runs
-        beside what follows, as on a TPU's SparseCore."""
-        started: dict[str, tuple[float, float]] = {}  # bytes of those that run, and the cycles before them
+    def _visit(
+        self, name: str, times: int, owner: str, costed: int | None = None, asynchronous: bool = False
+    ) -> None:  # fmt: skip
+        """owner: the entry or the loop body that this runs in; costed: cycles of the fusion that it is a part of, whose
+        estimate covers it; asynchronous: it runs beside what follows, as on a TPU's SparseCore."""
+        started: dict[str, tuple[list[tuple], int]] = {}  # collectives that run, and the cycles before them
         for one in self._computations.get(name, []):
-            if not costed and (found := _CYCLES.search(one.line)):
-                self.cycles += int(found[1]) * times
+            cycles = int(found[1]) if (found := _CYCLES.search(one.line)) else 0
+            if costed is None:
+                self.cycles += cycles * times
             if "tpu_custom_call" in one.line and (said := _COST.search(one.line)):
                 self._kernels.append(Kernel(times, float(said[1]), float(said[2])))
-            kind, before = one.opcode.removesuffix("-start"), (self._received, self.cycles)
+            kind, known = one.opcode.removesuffix("-start"), len(self._overlapped)
             if one.opcode == "while":
                 body, condition = (re.search(rf"{role}=%?([\w.\-]+)", one.line)[1] for role in ("body", "condition"))
                 self.trips[body] = _trip_count(one, self._computations.get(condition, []))
-                self._visit(body, times * (self.trips[body] or 1), owner=f"{owner}/{one.name}", costed=costed)
+                self._visit(body, times * (self.trips[body] or 1), f"{owner}/{one.name}", costed)
             elif kind in _KINDS:
                 self._collective(kind, one, name, times, owner, costed, asynchronous or one.opcode != kind)
             else:
                 beside = one.opcode in ("async-start", "call-start")
+                inside = cycles if costed is None and (beside or one.opcode == "fusion") else costed
                 for called in self._called(one):
-                    self._visit(
-                        called, times, owner, costed or beside or one.opcode == "fusion", asynchronous or beside
-                    )
-            if one.opcode.endswith("-start") and self._received > before[0]:
-                started[one.name] = ((self._received - before[0]) / times, before[1])
-            elif one.opcode.endswith("-done") and (first := _OPERAND.search(one.line)) and first[1] in started:
-                received, cycles = started.pop(first[1])
-                self._overlapped.append(Overlapped(times, received, (self.cycles - cycles) / times))
-
-    @property
-    def _received(self) -> float:
-        return sum(received for _, received, _ in self._moved.values())
+                    self._visit(called, times, owner, inside, asynchronous or beside)
+            if one.opcode.endswith("-start"):
+                started[one.name] = (list(self._overlapped)[known:], self.cycles)
+            elif one.opcode.endswith("-done") and (first := _OPERAND.search(one.line)):
+                keys, before = started.pop(first[1], ([], 0))
+                for key in keys:
+                    self._overlapped[key][2] += (self.cycles - before) / times
 
     @staticmethod
     def _called(one: _Instruction) -> Iterator[str]:
@@ -210,15 +210,19 @@ class _Reader:
             yield from _CALLED.findall(one.line)
 
     def _collective(
-        self, kind: str, one: _Instruction, within: str, times: int, owner: str, costed: bool, asynchronous: bool
+        self, kind: str, one: _Instruction, within: str, times: int, owner: str, costed: int | None, asynchronous: bool
     ) -> None:
-        """within: the computation that it stands in; costed: whether that is a fusion, which computes meanwhile."""
+        """within: the computation that it stands in; costed: cycles of the fusion that this is, which computes meanwhile."""
+        # A reduce-scatter is a fusion of an all-reduce and its slice, which computes nothing else.
+        fused = costed is not None and not asynchronous and not within.startswith("all-reduce-scatter")
         # TPUs split a collective into pieces inside several fusions, which share its channel. On GPUs whole ones may share it.
         channel = re.search(r"channel_id=(\d+)", one.line)
         chain = re.search(r'chain_id="(\d+)"', one.line)  # distinguishes those that `shard_map` gave one channel
-        pieces = channel and ((costed and not asynchronous) or (chain and one.opcode != kind))
+        pieces = channel and ((costed is not None and not asynchronous) or (chain and one.opcode != kind))
         key = (owner, kind, channel[1], chain and chain[1]) if pieces else (owner, kind, one.name)
         if key in self._seen:
+            if fused:
+                self._overlapped[key][2] += costed
             return
         self._seen.add(key)
         n = group_size(one.line, self._chips)
@@ -231,9 +235,9 @@ class _Reader:
             kind = "reduce-scatter"
         share = 1.0 if kind == "collective-permute" else (n - 1) / n * (2 if kind == "all-reduce" else 1)
         received = share * whole * times
-        # A reduce-scatter is a fusion of an all-reduce and its slice, which computes nothing else.
-        beside = asynchronous or (costed and not within.startswith("all-reduce-scatter"))
-        sums = zip(self._moved[kind], (times, received, 0.0 if beside else received), strict=True)
+        if asynchronous or fused:
+            self._overlapped[key] = [times, share * whole, costed if fused else 0]
+        sums = zip(self._moved[kind], (times, received, 0.0 if asynchronous or fused else received), strict=True)
         self._moved[kind] = [before + more for before, more in sums]
 
     @staticmethod
