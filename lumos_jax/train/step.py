@@ -17,15 +17,18 @@ from lumos_jax import config
 from lumos_jax.train import finetune, rngs, sharding
 from lumos_jax.train.state import TrainState, move_ema, to_float32, to_state_dtype
 
-# By device kind. 32 MiB of vector memory for one fusion, twice the default, from which large matmuls take larger tiles.
-# Earlier TPUs have no more than that in all.
-_WIDE = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
-# v5p and v6e gather and reduce on their SparseCores, while the TensorCore computes. Reductions are not combined, so that each
-# begins as soon as its gradient is there.
+# By device kind. 32 MiB of vector memory for one fusion, twice the default, from which large matmuls take larger tiles; earlier
+# TPUs have no more than that in all. Gradients are reduced while others are computed, and are not combined, so that each
+# reduction begins as soon as its gradient is there: on v5e in the fusions of matmuls, on v5p and v6e by their SparseCores.
+_COMMON = {"xla_tpu_scoped_vmem_limit_kib": "32768", "xla_jf_crs_combiner_threshold_in_bytes": "0"}
+_V5E = {"xla_enable_async_all_reduce": "true", "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true"}
 _OFFLOADED = ("all_gather", "2d_all_gather", "3d_all_gather", "all_reduce")
-_SPARSE_CORES = _WIDE | {f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true" for kind in _OFFLOADED}
-_SPARSE_CORES["xla_jf_crs_combiner_threshold_in_bytes"] = "0"
-COMPILER_OPTIONS = {"TPU v5 lite": _WIDE, "TPU v5": _SPARSE_CORES, "TPU v6 lite": _SPARSE_CORES}
+_SPARSE_CORES = {f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true" for kind in _OFFLOADED}
+COMPILER_OPTIONS = {
+    "TPU v5 lite": _COMMON | _V5E,
+    "TPU v5": _COMMON | _SPARSE_CORES,
+    "TPU v6 lite": _COMMON | _SPARSE_CORES,
+}
 
 
 def update_ema(ema: Any, params: Any, decay: float) -> Any:
