@@ -26,7 +26,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\(")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _COST = re.compile(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"')
-_OPERAND = re.compile(r"-done\([^%]*%([\w.\-]+)")  # the first
+_OPERAND = re.compile(r" [a-z\-]+-(?:update|done)\([^%]*%([\w.\-]+)")  # the first, of what follows a start
 _CALLED = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
 _BRANCH = re.compile(r"(?:branch_computations=\{|true_computation=|false_computation=)%?([\w.\-]+)")
 
@@ -197,10 +197,13 @@ class _Reader:
                     self._visit(called, times, owner, inside, asynchronous or beside)
             if one.opcode.endswith("-start"):
                 started[one.name] = (list(self._overlapped)[known:], self.cycles)
-            elif one.opcode.endswith("-done") and (first := _OPERAND.search(one.line)):
+            elif first := _OPERAND.search(one.line):
                 keys, before = started.pop(first[1], ([], 0))
-                for key in keys:
-                    self._overlapped[key][2] += (self.cycles - before) / times
+                if one.opcode.endswith("-update"):  # brings the operands, before which nothing was sent
+                    started[one.name] = (keys, self.cycles)
+                else:
+                    for key in keys:
+                        self._overlapped[key][2] += (self.cycles - before) / times
 
     @staticmethod
     def _called(one: _Instruction) -> Iterator[str]:

@@ -160,14 +160,18 @@ ENTRY %main (a: bf16[64]) -> bf16[256] {{
   %s.1 = ((bf16[64]{{0}}), bf16[256]{{0}}) {start}, to_apply=%called.1
   %x = bf16[64]{{0}} add(%a, %a), backend_config={{"estimated_cycles":"70"}}
   %d.1 = bf16[256]{{0}} call-done(%s.1)
-  %s.2 = ((bf16[64]{{0}}), bf16[256]{{0}}) {start}, to_apply=%called.2
-  ROOT %d.2 = bf16[256]{{0}} call-done(%s.2)
+  %s.2 = ((), (), (s32[1]{{0}})) call-start(), async_execution_thread="sparsecore", to_apply=%called.2
+  %y = bf16[64]{{0}} add(%x, %x), backend_config={{"estimated_cycles":"10"}}
+  %u.2 = ((bf16[64]{{0}}), bf16[256]{{0}}) call-update(%s.2, %y)
+  %z = bf16[64]{{0}} add(%x, %y), backend_config={{"estimated_cycles":"20"}}
+  ROOT %d.2 = bf16[256]{{0}} call-done(%u.2)
 }}
 """
     read = read_program(text, 4)
-    assert read.cycles == 70
+    assert read.cycles == 100
     assert read.collectives["all-gather"] == program.Collective(2, 2 * 0.75 * 512, 0)
-    assert read.overlapped == (program.Overlapped(1, 0.75 * 512, 70), program.Overlapped(1, 0.75 * 512, 0))
+    # The second gets its operand, which libtpu 0.0.50 writes so, after the start.
+    assert read.overlapped == (program.Overlapped(1, 0.75 * 512, 70), program.Overlapped(1, 0.75 * 512, 20))
 
 
 def test_other_texts_are_refused():
