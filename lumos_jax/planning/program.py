@@ -171,9 +171,7 @@ class _Reader:
         overlapped = tuple(Overlapped(*one) for one in self._overlapped.values())
         return Program(self.cycles, collectives, self.trips, tuple(self._kernels), overlapped)
 
-    def _visit(
-        self, name: str, times: int, owner: str, costed: int | None = None, asynchronous: bool = False
-    ) -> None:  # fmt: skip
+    def _visit(self, name: str, times: int, owner: str, costed: int | None = None, asynchronous: bool = False) -> None:
         """owner: the entry or the loop body that this runs in; costed: cycles of the fusion that it is a part of, whose
         estimate covers it; asynchronous: it runs beside what follows, as on a TPU's SparseCore."""
         started: dict[str, tuple[list[tuple], int]] = {}  # collectives that run, and the cycles before them
@@ -217,14 +215,15 @@ class _Reader:
     ) -> None:
         """within: the computation that it stands in; costed: cycles of the fusion that this is, which computes meanwhile."""
         # A reduce-scatter is a fusion of an all-reduce and its slice, which computes nothing else.
-        fused = costed is not None and not asynchronous and not within.startswith("all-reduce-scatter")
+        inside = costed is not None and not asynchronous
+        fused = inside and not within.startswith("all-reduce-scatter")
         # TPUs split a collective into pieces inside several fusions, which share its channel. On GPUs whole ones may share it.
         channel = re.search(r"channel_id=(\d+)", one.line)
         chain = re.search(r'chain_id="(\d+)"', one.line)  # distinguishes those that `shard_map` gave one channel
-        pieces = channel and ((costed is not None and not asynchronous) or (chain and one.opcode != kind))
+        pieces = channel and (inside or (chain and one.opcode != kind))
         key = (owner, kind, channel[1], chain and chain[1]) if pieces else (owner, kind, one.name)
         if key in self._seen:
-            if fused:
+            if fused and key in self._overlapped:  # not if its first piece was a reduce-scatter
                 self._overlapped[key][2] += costed
             return
         self._seen.add(key)

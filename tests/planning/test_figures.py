@@ -43,23 +43,22 @@ def test_the_step_that_trains_is_what_is_compiled(planned):
 
 
 def test_figures_follow_from_cycles(planned):
+    def figures_of(program):
+        return dataclasses.replace(planned, step=dataclasses.replace(planned.step, program=program))
+
     program = Program(2_000_000, planned.step.program.collectives, {})
-    f = dataclasses.replace(planned, step=dataclasses.replace(planned.step, program=program))
+    f = figures_of(program)
     assert f.times.computing == 2e-3
     assert f.seconds == pytest.approx(2e-3 + program.exposed / 1e10)
     assert f.mfu == pytest.approx(f.model_flops / (f.seconds * 8e12))
     # Kernels are costed at the least: here by computing, at 1 TFLOP/s, and by memory, at 100 GB/s.
     kernels = (Kernel(3, 1e9, 1e7), Kernel(2, 1e9, 4e8))
-    with_kernels = dataclasses.replace(
-        f, step=dataclasses.replace(f.step, program=dataclasses.replace(program, kernels=kernels))
-    )
+    with_kernels = figures_of(dataclasses.replace(program, kernels=kernels))
     assert with_kernels.times.computing - f.times.computing == pytest.approx(3e-3 + 8e-3)
     assert with_kernels.seconds - f.seconds == pytest.approx(11e-3)
     # 2 ms for the bytes of an asynchronous collective, at 10 GB/s, of which 1.5 ms are hidden at 1 GHz; another is hidden.
     overlapped = (Overlapped(4, 2e7, 1_500_000), Overlapped(1, 1e6, 200_000))
-    beside = dataclasses.replace(
-        f, step=dataclasses.replace(f.step, program=dataclasses.replace(program, overlapped=overlapped))
-    )
+    beside = figures_of(dataclasses.replace(program, overlapped=overlapped))
     assert beside.seconds - f.seconds == pytest.approx(4 * 0.5e-3)
     rows = dict(report.rows(f))
     assert "16 images" not in rows["sampler"]

@@ -127,6 +127,27 @@ ENTRY %main (a: bf16[64]) -> bf16[256] {
     assert read.kernels == (program.Kernel(1, 30, 70),)
 
 
+def test_a_piece_of_a_reduce_scatter_in_another_fusion_counts_once():
+    text = """HloModule m
+
+%all-reduce-scatter.1 (p: bf16[256]) -> bf16[256] {
+  ROOT %r.1 = bf16[256]{0} all-reduce(%p), channel_id=3, replica_groups=[1,4]<=[4], to_apply=%add
+}
+
+%piece.2 (p: bf16[256]) -> bf16[256] {
+  ROOT %r.2 = bf16[256]{0} all-reduce(%p), channel_id=3, replica_groups=[1,4]<=[4], to_apply=%add
+}
+
+ENTRY %main (a: bf16[256]) -> bf16[256] {
+  %f.1 = bf16[256]{0} fusion(%a), kind=kOutput, calls=%all-reduce-scatter.1
+  ROOT %f.2 = bf16[256]{0} fusion(%f.1), kind=kOutput, calls=%piece.2, backend_config={"estimated_cycles":"9"}
+}
+"""
+    read = read_program(text, 4)
+    assert read.collectives["all-reduce"] == program.Collective(1, 2 * 0.75 * 512, 2 * 0.75 * 512)
+    assert read.overlapped == ()
+
+
 def test_asynchronous_collectives_that_share_a_channel_count_each():
     """As those of unrolled layers on GPUs do, where `shard_map` gives all of them one."""
     one = "all-gather-start(%a), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}"
