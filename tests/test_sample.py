@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from configs import i2i
-from lumos_jax import sample
+from lumos_jax import checkpoints, sample
 from lumos_jax.config import io as config_io
 from lumos_jax.train import loop, sampler
 from lumos_jax.train.sharded_forward import ShardedForward
@@ -116,6 +117,8 @@ def test_a_mistake_is_one_line_before_anything_is_sampled(run, arguments, messag
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_text("")
     (tmp_path / "FOLDER.png").mkdir()
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    checkpoints.quiet_logs()  # as the program does; a test before it may have given absl a handler of its own
     assert sample.main([f"--workdir={run}", *arguments]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("WARNING")]
     assert len(errors) == 1
